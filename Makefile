@@ -1,0 +1,126 @@
+# xctl: `make help` lists the tasks.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules
+
+ifeq ($(V),1)
+  Q :=
+  say := @:
+else
+  Q := @
+  say := @printf '  %-8s %s\n'
+endif
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CLANG ?= clang
+LLVM_STRIP ?= llvm-strip
+CARGO ?= cargo
+BTF ?= /sys/kernel/btf/vmlinux
+KERNELS ?= 5.10 6.1 6.12 newest
+
+# The target, as Rust names the machine and as libbpf's bpf_tracing.h does.
+ARCH ?= $(shell uname -m)
+TRIPLE := $(ARCH)-unknown-linux-gnu
+BPF_ARCH := $(patsubst x86_64,x86,$(patsubst aarch64,arm64,$(ARCH)))
+
+BUILD := target/$(TRIPLE)/release
+BIN := $(BUILD)/xctl
+BPF_OBJECT ?= target/bpf/$(ARCH)/xctl.bpf.o
+RUST_SOURCES := $(shell find loader -name '*.rs') $(wildcard Cargo.* loader/Cargo.toml .cargo/config.toml)
+BPF_SOURCES := $(wildcard bpf-src/*.c bpf-src/*.h) vmlinux/vmlinux.h
+
+.PHONY: all
+all: $(BIN) ## Build target/<machine>/release/xctl, one static binary (default)
+
+$(BIN): $(RUST_SOURCES) $(BPF_SOURCES) Makefile
+	$(say) CARGO $@
+	$(Q)./scripts/need $(CARGO) $(CLANG) $(LLVM_STRIP) libbpf-headers autotools
+	$(Q)$(CARGO) build --release  $(if $(Q),--quiet) --target $(TRIPLE)
+	$(Q)touch $@
+
+.PHONY: bpf
+bpf: $(BPF_OBJECT) ## Build the BPF object alone
+
+# The one recipe for the object; loader/build.rs calls it too. -g for BTF; what else DWARF says is stripped. mcpu=v2
+# lacks nothing we use and is the oldest that 5.2 kernels' verifier tracks well.
+BPF_CFLAGS := -target bpf -mcpu=v2 -O2 -g -D__TARGET_ARCH_$(BPF_ARCH) -Ivmlinux -Ibpf-src \
+	-Wall -Wextra -Werror -Wno-unused-parameter -fdebug-prefix-map=$(CURDIR)=. $(EXTRA_BPF_CFLAGS)
+
+$(BPF_OBJECT): $(BPF_SOURCES) Makefile
+	$(say) CLANG $@
+	$(Q)./scripts/need $(CLANG) $(LLVM_STRIP) libbpf-headers
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CLANG) $(BPF_CFLAGS) -c bpf-src/xctl.bpf.c -o $@
+	$(Q)$(LLVM_STRIP) -g $@
+
+.PHONY: vmlinux
+vmlinux: $(BIN) ## Write vmlinux/vmlinux.h from kernel BTF (BTF=FILE: not this kernel's)
+	$(say) BTF vmlinux/vmlinux.h
+	$(Q)$(BIN) btf --btf $(BTF) --list vmlinux/types.list > target/vmlinux.h
+	$(Q)cmp -s target/vmlinux.h vmlinux/vmlinux.h || cp target/vmlinux.h vmlinux/vmlinux.h
+
+.PHONY: setup setup-test
+setup: ## Install what building needs (apt-get or dnf; does nothing if all is there)
+	$(Q)./scripts/setup build
+
+setup-test: setup ## ... and what testing needs
+	$(Q)./scripts/setup test
+
+.PHONY: run
+run: setup ## Set up, build, and trace this host (ARGS='--json ...')
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)exec $(BIN) trace $(ARGS)
+
+.PHONY: install
+install: $(BIN) ## Install the binary (PREFIX, DESTDIR)
+	$(say) INSTALL $(DESTDIR)$(PREFIX)/bin/xctl
+	$(Q)install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/xctl
+
+.PHONY: test test-unit test-native test-vm
+test: setup-test ## Set up, build, and run every test
+	$(Q)$(MAKE) --no-print-directory test-unit
+	$(Q)$(MAKE) --no-print-directory test-native
+	$(Q)$(MAKE) --no-print-directory test-vm
+
+CARGO_TEST = $(CARGO) test --release  --target $(TRIPLE)
+
+test-unit: ## Tests that need neither privilege nor a kernel of their own
+	$(say) TEST unit
+	$(Q)$(CARGO_TEST) --lib --bins --test cli
+
+# The same executable natively and in the virtual machines; cargo alone knows its name.
+kernel_test = $$($(CARGO_TEST) --no-run --test kernel 2>&1 | tee /dev/stderr | sed -n 's/.*Executable.*(\(.*\))$$/\1/p')
+
+test-native: $(BIN) ## Tests on this machine's kernel
+	$(say) TEST native
+	$(Q)XCTL=$(CURDIR)/$(BIN) $(kernel_test) $(CASES)
+
+test-vm: $(BIN) ## Tests on real Debian kernels in virtual machines (KERNELS='6.1 6.12')
+	$(say) TEST vm
+	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(kernel_test) KERNELS='$(KERNELS)' ./tests/vm/run -- $(CASES)
+
+.PHONY: check fmt ci
+check: ## Formatting and lints, warnings as errors
+	$(say) CHECK fmt
+	$(Q)$(CARGO) fmt --check
+	$(say) CHECK clippy
+	$(Q)$(CARGO) clippy --release  --quiet --all-targets --target $(TRIPLE) -- -D warnings
+
+fmt: ## Format the Rust code
+	$(Q)$(CARGO) fmt
+
+ci: setup-test ## What continuous integration runs
+	$(Q)$(MAKE) --no-print-directory check
+	$(Q)$(MAKE) --no-print-directory test
+
+.PHONY: clean
+clean: ## Remove what was built
+	$(Q)rm -rf target
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

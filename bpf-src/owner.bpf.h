@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * Who owns a socket: SOCKET_TO_PID, and the cache in front of it.
+ *
+ * remember_*() run in process context, where the current task is the owner. owner_of() runs wherever TCP retransmits,
+ * mostly softirq, where the current task is whoever was interrupted.
+ */
+#ifndef XCTL_OWNER_BPF_H
+#define XCTL_OWNER_BPF_H
+
+#define PF_KTHREAD 0x00200000	/* include/linux/sched.h */
+#define IPPROTO_TCP 6
+
+/*
+ * Four-tuple -> owner. A socket without a four-tuple of its own is kept under its address instead, the rest of the key
+ * zero: a listener, since SO_REUSEPORT lets several share local address and port; and, where only
+ * inet_sock_set_state shows connect(), a socket whose local port is not chosen yet.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct flow);
+	__type(value, struct owner);
+} SOCKET_TO_PID SEC(".maps");
+
+/*
+ * Socket address -> pid_tgid of the last sender. It answers the common send, same socket and same process, with one
+ * lookup, and a change of thread with one store. An entry says "SOCKET_TO_PID names this process as the sender on this
+ * socket", and is dropped together with what it vouches for; when it is evicted, the next send does the work again.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, __u64);
+} SK_CACHE SEC(".maps");
+
+static __always_inline struct flow flow_by_address(const struct sock *sk)
+{
+	struct flow flow = {};
+
+	flow.sk = (__u64)sk;
+	return flow;
+}
+
+static __always_inline bool current_is_kthread(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	return BPF_CORE_READ(task, flags) & PF_KTHREAD;
+}
+
+/* start_boottime was real_start_time before 5.5; the same clock. */
+struct task_struct___before_5_5 {
+	__u64 real_start_time;
+} __attribute__((preserve_access_index));
+
+static __always_inline __u64 born(struct task_struct *leader)
+{
+	struct task_struct___before_5_5 *old = (void *)leader;
+
+	if (bpf_core_field_exists(leader->start_boottime))
+		return BPF_CORE_READ(leader, start_boottime);
+	return BPF_CORE_READ(old, real_start_time);
+}
+
+static __always_inline void describe_current(struct owner *owner, const struct sock *sk, enum how how)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+
+	__builtin_memset(owner, 0, sizeof(*owner));
+	owner->sk = (__u64)sk;
+	owner->born = born(leader);
+	owner->cgroup = bpf_get_current_cgroup_id();
+	owner->tgid = pid_tgid >> 32;
+	owner->tid = (__u32)pid_tgid;
+	owner->uid = (__u32)bpf_get_current_uid_gid();
+	owner->how = how;
+	if (settings.cgroup)
+		owner->in_cgroup = bpf_get_current_ancestor_cgroup_id(settings.cgroup_level) == settings.cgroup;
+	bpf_core_read(owner->comm, sizeof(owner->comm), &leader->comm);
+}
+
+/* Make the current process the owner of the socket behind this key. */
+static __always_inline void remember(const struct sock *sk, const struct flow *key, enum how how)
+{
+	__u64 address = (__u64)sk, pid_tgid = bpf_get_current_pid_tgid();
+	bool vouch = how == HOW_SEND;
+	struct owner owner;
+
+	describe_current(&owner, sk, how);
+	if (bpf_map_update_elem(&SOCKET_TO_PID, key, &owner, BPF_ANY)) {
+		count_lost(LOST_MAP_FULL);
+		vouch = false;
+	}
+	if (vouch)
+		bpf_map_update_elem(&SK_CACHE, &address, &pid_tgid, BPF_ANY);
+	else
+		bpf_map_delete_elem(&SK_CACHE, &address);
+}
+
+/*
+ * The current task sends on a connection, which may have changed hands since (fork, SCM_RIGHTS, pre-forked workers).
+ * This is the path of every send on the host, so it looks first and writes only on change.
+ *
+ * False if this is not a TCP socket.
+ */
+static __always_inline bool remember_sender(const struct sock *sk)
+{
+	__u64 address = (__u64)sk, pid_tgid = bpf_get_current_pid_tgid(), *cached;
+	struct flow flow;
+
+	cached = bpf_map_lookup_elem(&SK_CACHE, &address);
+	if (cached && *cached >> 32 == pid_tgid >> 32) {
+		if (*cached != pid_tgid)
+			*cached = pid_tgid;
+		return true;
+	}
+	if (!flow_of(&sk->__sk_common, &flow) || BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP)
+		return false;
+	if (!current_is_kthread())	/* a kworker sends for a process (kTLS, sockmap) or for the kernel */
+		remember(sk, &flow, HOW_SEND);
+	return true;
+}
+
+/* connect() and accept(): the four-tuple is complete, and nothing older about this address or tuple can be true. */
+static __always_inline void remember_connection(const struct sock *sk, enum how how)
+{
+	struct flow flow;
+
+	if (!current_is_kthread() && flow_of(&sk->__sk_common, &flow))
+		remember(sk, &flow, how);
+}
+
+static __always_inline void remember_by_address(const struct sock *sk, enum how how)
+{
+	struct flow key = flow_by_address(sk);
+
+	if (!current_is_kthread())
+		remember(sk, &key, how);
+}
+
+/* The socket's own entry, or one that is not tied to a socket; never another socket's under the same tuple. */
+static __always_inline struct owner *own_entry(const struct sock *sk, const struct flow *key)
+{
+	struct owner *owner = bpf_map_lookup_elem(&SOCKET_TO_PID, key);
+
+	return owner && (owner->sk == (__u64)sk || !owner->sk) ? owner : NULL;
+}
+
+/*
+ * FIN goes out from close() or shutdown(), in the process's context. For a socket that was accepted unseen and never
+ * sent on, this is the last moment to learn its owner, and FIN is all that it can retransmit.
+ */
+static __always_inline void remember_closer(const struct sock *sk)
+{
+	struct flow flow;
+
+	if (!current_is_kthread() && flow_of(&sk->__sk_common, &flow) && !own_entry(sk, &flow))
+		remember(sk, &flow, HOW_CLOSE);
+}
+
+/* connect() has got its port: move the entry from the socket's address to its four-tuple. */
+static __always_inline void promote(const struct sock *sk)
+{
+	struct flow key = flow_by_address(sk), flow;
+	struct owner *owner = bpf_map_lookup_elem(&SOCKET_TO_PID, &key);
+	struct owner copy;
+
+	if (!owner || !flow_of(&sk->__sk_common, &flow))
+		return;
+	copy = *owner;
+	bpf_map_delete_elem(&SOCKET_TO_PID, &key);
+	if (bpf_map_update_elem(&SOCKET_TO_PID, &flow, &copy, BPF_ANY))
+		count_lost(LOST_MAP_FULL);
+}
+
+/*
+ * The socket's end, which is not close(): FIN and data are retransmitted long after that. Only the socket's own entry
+ * goes: a connect() whose four-tuple is in use puts its own socket into TCP_CLOSE with the tuple of the live one.
+ */
+static __always_inline void forget(const struct sock *sk)
+{
+	struct flow key = flow_by_address(sk), flow;
+	__u64 address = (__u64)sk;
+
+	bpf_map_delete_elem(&SK_CACHE, &address);
+	bpf_map_delete_elem(&SOCKET_TO_PID, &key);
+	if (flow_of_closing(sk, &flow) && own_entry(sk, &flow))
+		bpf_map_delete_elem(&SOCKET_TO_PID, &flow);
+}
+
+static __always_inline void state_changed(const struct sock *sk, int state)
+{
+	switch (state) {
+	case TCP_SYN_SENT:
+		if (settings.births_by_state)
+			remember_by_address(sk, HOW_CONNECT);
+		break;
+	case TCP_LISTEN:
+		if (settings.births_by_state)
+			remember_by_address(sk, HOW_LISTEN);
+		break;
+	case TCP_ESTABLISHED:
+		if (settings.births_by_state)
+			promote(sk);
+		break;
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK:
+		remember_closer(sk);
+		break;
+	case TCP_CLOSE:
+		forget(sk);
+		break;
+	}
+}
+
+/* Who owns the socket of this flow; if nobody is known, say whether it is the kernel's own. Never a guess. */
+static __always_inline void owner_of(const struct sock *sk, const struct flow *flow, struct owner *to)
+{
+	struct owner *owner = own_entry(sk, flow);
+	__u64 address = (__u64)sk, *cached;
+
+	if (!owner) {
+		struct flow key = flow_by_address(sk);
+
+		owner = bpf_map_lookup_elem(&SOCKET_TO_PID, &key);
+	}
+	if (!owner) {
+		if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
+			to->how = HOW_KERNEL;
+		return;
+	}
+	*to = *owner;
+	cached = bpf_map_lookup_elem(&SK_CACHE, &address);
+	if (cached && *cached >> 32 == to->tgid)
+		to->tid = (__u32)*cached;
+}
+
+#endif

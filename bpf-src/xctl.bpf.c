@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+/*
+ * Every program, one short entry a hook, grouped by hook set. No logic here: programs of different sets for the same
+ * purpose call the same function. loader/src/hooks.rs says which of them are loaded, and for what.
+ */
+#include "vmlinux.h"
+#include "regs.bpf.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_tracing.h>
+#include "events.h"
+
+#define ENOSPC 28
+
+const volatile struct settings settings = {};
+
+#include "lost.bpf.h"
+#include "flow.bpf.h"
+#include "owner.bpf.h"
+#include "retransmit.bpf.h"
+#include "in_flight.bpf.h"
+
+/* Puts the layouts of the perf records, which no map mentions, into this object's BTF for the loader to check. */
+const struct retransmit_event *retransmit_event_layout __attribute__((unused));
+const struct send_event *send_event_layout __attribute__((unused));
+
+/* ---- raw tracepoints: exact, never skipped ---- */
+
+SEC("raw_tp/tcp_retransmit_skb")
+int BPF_PROG(tp_retransmit, struct sock *sk, struct sk_buff *skb)
+{
+	retransmitted(ctx, sk, skb, 0);
+	return 0;
+}
+
+/* Linux 6.17, and some 6.14: the tracepoint has a third argument, and fires for attempts that failed too. */
+SEC("raw_tp/tcp_retransmit_skb")
+int BPF_PROG(tp_retransmit_err, struct sock *sk, struct sk_buff *skb, int err)
+{
+	retransmitted(ctx, sk, skb, err);
+	return 0;
+}
+
+SEC("raw_tp/tcp_retransmit_synack")
+int BPF_PROG(tp_synack, struct sock *sk, struct request_sock *req)
+{
+	synack_retransmitted(ctx, sk, req);
+	return 0;
+}
+
+SEC("raw_tp/inet_sock_set_state")
+int BPF_PROG(tp_state, struct sock *sk, int oldstate, int newstate)
+{
+	state_changed(sk, newstate);
+	return 0;
+}
+
+/* Before the bytes leave, unlike sock_send_length; once for each skb that the call fills. */
+SEC("raw_tp/tcp_sendmsg_locked")
+int BPF_PROG(tp_sendmsg, struct sock *sk)
+{
+	remember_sender(sk);
+	return 0;
+}
+
+/* When the call returns: once for each call, for sockets of every protocol. */
+SEC("raw_tp/sock_send_length")
+int BPF_PROG(tp_send_length, struct sock *sk, int ret)
+{
+	if (remember_sender(sk) && settings.sends && ret >= 0)
+		sent(ctx, sk, ret);
+	return 0;
+}
+
+/* ---- kprobes and kretprobes ---- */
+
+SEC("kprobe/tcp_sendmsg")
+int BPF_KPROBE(kp_sendmsg, struct sock *sk, const void *msg, __u64 size)
+{
+	if (remember_sender(sk) && settings.sends)
+		sent(ctx, sk, size);
+	return 0;
+}
+
+SEC("kprobe/tcp_connect")
+int BPF_KPROBE(kp_connect, struct sock *sk)
+{
+	remember_connection(sk, HOW_CONNECT);
+	return 0;
+}
+
+SEC("kprobe/inet_csk_listen_start")
+int BPF_KPROBE(kp_listen, struct sock *sk)
+{
+	remember_by_address(sk, HOW_LISTEN);
+	return 0;
+}
+
+SEC("kretprobe/inet_csk_accept")
+int BPF_KRETPROBE(kp_accept_return, struct sock *sk)
+{
+	if (sk)
+		remember_connection(sk, HOW_ACCEPT);
+	return 0;
+}
+
+SEC("kprobe/tcp_set_state")
+int BPF_KPROBE(kp_state, struct sock *sk, int state)
+{
+	state_changed(sk, state);
+	return 0;
+}
+
+SEC("kprobe/__tcp_retransmit_skb")
+int BPF_KPROBE(kp_retransmit, struct sock *sk, struct sk_buff *skb)
+{
+	attempt_begins(ATTEMPT_SEGMENT, sk, skb);
+	return 0;
+}
+
+SEC("kretprobe/__tcp_retransmit_skb")
+int BPF_KRETPROBE(kp_retransmit_return, int err)
+{
+	struct attempt_args args;
+
+	if (attempt_ends(ATTEMPT_SEGMENT, &args))
+		retransmitted(ctx, args.sk, args.arg, err);
+	return 0;
+}
+
+SEC("kprobe/tcp_rtx_synack")
+int BPF_KPROBE(kp_synack, struct sock *sk, struct request_sock *req)
+{
+	attempt_begins(ATTEMPT_SYNACK, sk, req);
+	return 0;
+}
+
+SEC("kretprobe/tcp_rtx_synack")
+int BPF_KRETPROBE(kp_synack_return, int err)
+{
+	struct attempt_args args;
+
+	if (attempt_ends(ATTEMPT_SYNACK, &args) && !err)
+		synack_retransmitted(ctx, args.sk, args.arg);
+	return 0;
+}
+
+/* The helpers that read kernel memory are open to GPL-compatible programs only. */
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

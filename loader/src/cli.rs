@@ -1,0 +1,308 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
+
+use crate::commands;
+use crate::events::{COMM_LEN, Kind};
+use crate::fault::Exit;
+use crate::hooks::Attach;
+use crate::kernel::host;
+
+/// A command with its options.
+#[derive(Debug)]
+pub enum Command {
+    /// `xctl trace`
+    Trace(TraceOptions),
+    /// `xctl btf`
+    Btf(commands::btf::Args),
+}
+
+/// Which events to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Events {
+    /// `retransmit`
+    Retransmit,
+    /// `send`
+    Send,
+    /// `all`
+    All,
+}
+
+/// Keep to these; none: all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filters {
+    /// Owning process.
+    pub pid: Option<u32>,
+    /// Its name, at most 15 bytes.
+    pub comm: Option<String>,
+    /// Local or remote port.
+    pub port: Option<u16>,
+    /// Inode number of a network namespace.
+    pub netns: Option<u32>,
+    /// Id and depth of a cgroup v2 directory; what is below it counts too.
+    pub cgroup: Option<(u64, u32)>,
+    /// 4 or 6.
+    pub family: Option<u8>,
+    /// Kinds of retransmission.
+    pub kinds: Vec<Kind>,
+}
+
+/// Options of `xctl trace`.
+#[derive(Debug)]
+pub struct TraceOptions {
+    /// JSON lines instead of text.
+    pub json: bool,
+    /// Text: also show whom a naive tool would have blamed.
+    pub current: bool,
+    /// Which hooks.
+    pub attach: Attach,
+    /// Which events.
+    pub events: Events,
+    /// End after this time.
+    pub duration: Option<Duration>,
+    /// End after so many events.
+    pub count: Option<u64>,
+    /// What to keep to.
+    pub filters: Filters,
+    /// Capacity of SOCKET_TO_PID.
+    pub max_sockets: u32,
+    /// Data pages of a CPU's ring, a power of two.
+    pub perf_pages: usize,
+    /// Another object than the one inside the binary.
+    pub object: Option<PathBuf>,
+    /// Another BTF than the kernel's own.
+    pub btf: Option<PathBuf>,
+    /// Show libbpf's messages and the verifier's log whole.
+    pub verbose: bool,
+}
+
+fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).help(help)
+}
+
+fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+fn trace_options() -> Vec<Arg> {
+    let kinds = PossibleValuesParser::new(Kind::ALL.map(Kind::name))
+        .map(|name| Kind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(Kind::Other));
+    vec![
+        flag("json", "Print one JSON object a line"),
+        flag("current", "Text: show whom softirq interrupted, the process that other tools blame"),
+        option("attach", "SET", "Hooks to use: auto takes the best that this kernel has")
+            .value_parser(["auto", "kprobe", "tracepoint"])
+            .default_value("auto"),
+        option("events", "WHICH", "Events to print")
+            .value_parser(["retransmit", "send", "all"])
+            .default_value("retransmit"),
+        option("duration", "SECONDS", "End after this time").value_parser(seconds),
+        option("count", "N", "End after so many events").value_parser(value_parser!(u64).range(1..)),
+        option("pid", "PID", "Only this process").value_parser(value_parser!(u32).range(1..)),
+        option("comm", "NAME", "Only processes of this name").value_parser(comm),
+        option("port", "PORT", "Only this port, local or remote").value_parser(value_parser!(u16).range(1..)),
+        option("netns", "INUM|PATH", "Only this network namespace: its inode number, or a file that stands for it"),
+        option("cgroup", "PATH", "Only sockets of processes in this cgroup (v2) or below")
+            .value_parser(value_parser!(PathBuf)),
+        Arg::new("4").short('4').action(ArgAction::SetTrue).help("Only IPv4").conflicts_with("6"),
+        Arg::new("6").short('6').action(ArgAction::SetTrue).help("Only IPv6"),
+        option("kind", "KIND,...", "Only these kinds of retransmission").value_delimiter(',').value_parser(kinds),
+        option("max-sockets", "N", "How many sockets to remember")
+            .value_parser(value_parser!(u32).range(1..=1 << 24))
+            .default_value("8192"),
+        option("perf-pages", "N", "Size of each CPU's ring in pages, a power of two")
+            .value_parser(power_of_two)
+            .default_value("64"),
+        option("object", "FILE", "Load this BPF object instead of the one inside the binary")
+            .value_parser(value_parser!(PathBuf)),
+        option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
+            .value_parser(value_parser!(PathBuf)),
+        Arg::new("verbose")
+            .short('v')
+            .long("verbose")
+            .action(ArgAction::SetTrue)
+            .help("Show what libbpf says, and the verifier's log whole"),
+    ]
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let duration = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    // Ten years: a deadline that no clock overflows on.
+    duration
+        .filter(|time| !time.is_zero() && time.as_secs() < 315_360_000)
+        .ok_or_else(|| "not a number of seconds greater than 0".into())
+}
+
+fn comm(text: &str) -> Result<String, String> {
+    match text.len() {
+        0 => Err("a name has at least one byte".into()),
+        length if length < COMM_LEN => Ok(text.into()),
+        length => Err(format!("the kernel keeps {} bytes of a name, and this one has {length}", COMM_LEN - 1)),
+    }
+}
+
+fn power_of_two(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(pages) if pages.is_power_of_two() && pages <= 1 << 16 => Ok(pages),
+        _ => Err("not a power of two from 1 to 65536".into()),
+    }
+}
+
+/// The command line as clap knows it.
+#[must_use]
+pub fn clap() -> Clap {
+    let trace = Clap::new("trace")
+        .about("Print retransmits as they happen, with the process behind each (the default command)")
+        .args(trace_options());
+    let btf = Clap::new("btf").about("Print C definitions of kernel types, from BTF").args([
+        Arg::new("types")
+            .value_name("TYPE")
+            .num_args(0..)
+            .help("A type, such as 'struct sock', or some of its members: 'struct sock: sk_protocol'"),
+        option("list", "FILE", "Read the types from this file").value_parser(value_parser!(PathBuf)),
+        option("btf", "FILE", "Take this BTF instead of the kernel's own").value_parser(value_parser!(PathBuf)),
+    ]);
+    Clap::new("xctl")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Which process is really behind TCP retransmissions")
+        .args_conflicts_with_subcommands(true)
+        .args(trace_options())
+        .subcommands([trace, btf])
+        .after_help(
+            "Exit codes: 0 done; 1 a failure while running; 2 wrong usage; 3 this host cannot run it; 4 the object file \
+             was refused",
+        )
+}
+
+/// Parse this process's arguments. Wrong usage, `--help` and `--version` end the process.
+///
+/// # Errors
+/// [`Exit::Usage`] if an option names something that is not there.
+pub fn parse() -> Result<Command> {
+    command(clap().get_matches())
+}
+
+/// Parse these arguments, the program's name first.
+///
+/// # Errors
+/// As [`parse`], and wrong usage too.
+pub fn parse_from<T: Into<OsString> + Clone>(arguments: impl IntoIterator<Item = T>) -> Result<Command> {
+    command(clap().try_get_matches_from(arguments).map_err(|error| anyhow!(error).context(Exit::Usage))?)
+}
+
+fn command(mut matches: ArgMatches) -> Result<Command> {
+    match matches.remove_subcommand() {
+        None => trace(matches).map(Command::Trace),
+        Some((name, mut matches)) if name == "btf" => Ok(Command::Btf(commands::btf::Args {
+            types: matches.remove_many("types").into_iter().flatten().collect(),
+            list: matches.remove_one("list"),
+            btf: matches.remove_one("btf"),
+        })),
+        Some((_, matches)) => trace(matches).map(Command::Trace),
+    }
+}
+
+fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
+    let usage = |error: anyhow::Error| error.context(Exit::Usage);
+    let text = |matches: &mut ArgMatches, name| matches.remove_one::<String>(name).unwrap_or_default();
+    let filters = Filters {
+        pid: matches.remove_one("pid"),
+        comm: matches.remove_one("comm"),
+        port: matches.remove_one("port"),
+        netns: matches.remove_one::<String>("netns").map(|name| host::netns_inode(&name)).transpose().map_err(usage)?,
+        cgroup: matches
+            .remove_one::<PathBuf>("cgroup")
+            .map(|path| host::cgroup_id(&path))
+            .transpose()
+            .map_err(usage)?,
+        family: match (matches.get_flag("4"), matches.get_flag("6")) {
+            (true, _) => Some(4),
+            (_, true) => Some(6),
+            _ => None,
+        },
+        kinds: matches.remove_many("kind").into_iter().flatten().collect(),
+    };
+    Ok(TraceOptions {
+        json: matches.get_flag("json"),
+        current: matches.get_flag("current"),
+        attach: match text(&mut matches, "attach").as_str() {
+            "kprobe" => Attach::Kprobe,
+            "tracepoint" => Attach::Tracepoint,
+            _ => Attach::Auto,
+        },
+        events: match text(&mut matches, "events").as_str() {
+            "send" => Events::Send,
+            "all" => Events::All,
+            _ => Events::Retransmit,
+        },
+        duration: matches.remove_one("duration"),
+        count: matches.remove_one("count"),
+        filters,
+        max_sockets: matches.remove_one("max-sockets").unwrap_or(8192),
+        perf_pages: matches.remove_one("perf-pages").unwrap_or(64),
+        object: matches.remove_one("object"),
+        btf: matches.remove_one("btf"),
+        verbose: matches.get_flag("verbose"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn trace(arguments: &[&str]) -> TraceOptions {
+        match parse_from(["xctl"].iter().chain(arguments)).unwrap() {
+            Command::Trace(options) => options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn clap_is_content() {
+        clap().debug_assert();
+    }
+
+    #[test]
+    fn trace_is_the_default_command() {
+        assert!(trace(&["--json"]).json);
+        assert!(trace(&["trace", "--json"]).json);
+        assert_eq!(trace(&[]).max_sockets, 8192);
+    }
+
+    #[test]
+    fn values_are_checked() {
+        for wrong in [
+            &["--perf-pages", "3"][..],
+            &["--count", "0"],
+            &["--duration", "0"],
+            &["--duration", "-1"],
+            &["--duration", "inf"],
+            &["--kind", "fast,slow"],
+            &["--comm", "sixteen-bytes-xx"],
+            &["-4", "-6"],
+            &["--port", "65536"],
+            &["--attach", "guess"],
+            &["--no-such-option"],
+            &["--netns", "/nonexistent"],
+            &["--cgroup", "/proc"],
+        ] {
+            let error = parse_from(["xctl"].iter().chain(wrong)).unwrap_err();
+            assert_eq!(Exit::code_of(&error), 2, "{wrong:?}: {error:#}");
+        }
+    }
+
+    #[test]
+    fn filters_add_up() {
+        let filters = trace(&["-6", "--kind", "rto,syn", "--port", "443", "--netns", "17"]).filters;
+        assert_eq!(filters.family, Some(6));
+        assert_eq!(filters.kinds, [Kind::Rto, Kind::Syn]);
+        assert_eq!((filters.port, filters.netns), (Some(443), Some(17)));
+    }
+}

@@ -1,0 +1,60 @@
+//! The bpf(2) calls that attach and read, made directly.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use libbpf_sys as sys;
+
+/// bpf(2).
+///
+/// # Safety
+/// The attributes hold what `command` asks for; what they point to outlives the call.
+unsafe fn bpf(command: sys::bpf_cmd, attributes: &mut sys::bpf_attr) -> io::Result<i64> {
+    // SAFETY: the size is that of the attributes; the caller answers for their content.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<sys::bpf_attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn zeroed() -> sys::bpf_attr {
+    // The kernel refuses attributes with anything but zero in what a command does not use.
+    sys::bpf_attr::default()
+}
+
+/// Attach a program to a raw tracepoint. It stays attached until the descriptor is closed.
+///
+/// # Errors
+/// `ENOENT`: this kernel has no such tracepoint. `EINVAL`: it has fewer arguments than the program reads.
+pub fn attach_raw_tracepoint(name: &std::ffi::CStr, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attributes = zeroed();
+    attributes.raw_tracepoint.name = name.as_ptr() as u64;
+    attributes.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
+    // SAFETY: the name is NUL-terminated and outlives the call, and the descriptor is that of a program.
+    let fd = unsafe { bpf(sys::BPF_RAW_TRACEPOINT_OPEN, &mut attributes) }?;
+    // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Put `value` under `key`.
+///
+/// # Safety
+/// `key` and `value` point to as many bytes as the map's key and value have.
+unsafe fn update_raw(map: BorrowedFd<'_>, key: *const u8, value: *const u8, flags: u32) -> io::Result<()> {
+    let mut attributes = zeroed();
+    attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attributes.__bindgen_anon_2.key = key as u64;
+    attributes.__bindgen_anon_2.__bindgen_anon_1.value = value as u64;
+    attributes.__bindgen_anon_2.flags = flags.into();
+    // SAFETY: as the caller promises.
+    unsafe { bpf(sys::BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+}
+
+/// Let bpf_perf_event_output() on `cpu` write into `ring`. The index of a perf event array is the CPU's id.
+///
+/// # Errors
+/// With the kernel's errno.
+pub fn set_ring(events: BorrowedFd<'_>, cpu: u32, ring: BorrowedFd<'_>) -> io::Result<()> {
+    let value = ring.as_raw_fd() as u32;
+    // SAFETY: the keys and values of a perf event array are 32-bit numbers.
+    unsafe { update_raw(events, std::ptr::from_ref(&cpu).cast(), std::ptr::from_ref(&value).cast(), sys::BPF_ANY) }
+}

@@ -1,0 +1,189 @@
+//! What this host is, as its files tell: CPUs, the kprobe PMU, capabilities, namespaces, processes. Safe code.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+/// Where the kernel offers its BTF.
+pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe";
+
+fn read(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Parse a CPU list such as `0-3,8,10-11`: there can be gaps.
+fn parse_cpu_list(list: &str) -> Option<Vec<u32>> {
+    let mut cpus = Vec::new();
+    for range in list.trim().split(',').filter(|range| !range.is_empty()) {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        if last > 1 << 16 {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
+/// Ids of the online CPUs, ascending; at least one.
+///
+/// # Errors
+/// If sysfs does not tell.
+pub fn online_cpus() -> Result<Vec<u32>> {
+    const ONLINE: &str = "/sys/devices/system/cpu/online";
+    let list = read(ONLINE)?;
+    parse_cpu_list(&list)
+        .filter(|cpus| !cpus.is_empty())
+        .ok_or_else(|| anyhow!("{ONLINE} holds {list:?}, which is not a list of CPUs"))
+}
+
+/// How to ask perf for a kprobe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KprobePmu {
+    /// perf_event_attr.type
+    pub pmu: u32,
+    /// The bit of perf_event_attr.config that makes it a return probe.
+    pub return_bit: u32,
+}
+
+/// The kernel's kprobe PMU, or none if it was built without.
+///
+/// # Errors
+/// If its files hold something else than they should.
+pub fn kprobe_pmu() -> Result<Option<KprobePmu>> {
+    let pmu = Path::new(KPROBE_PMU);
+    if !pmu.exists() {
+        return Ok(None);
+    }
+    let number = |text: &str| text.trim().parse().ok();
+    let kind = read(pmu.join("type"))?;
+    let format = read(pmu.join("format/retprobe"))?;
+    let pmu = number(&kind).ok_or_else(|| anyhow!("{KPROBE_PMU}/type holds {kind:?}"))?;
+    let return_bit = format
+        .trim()
+        .strip_prefix("config:")
+        .and_then(number)
+        .filter(|&bit| bit < 64)
+        .ok_or_else(|| anyhow!("{KPROBE_PMU}/format/retprobe holds {format:?}"))?;
+    Ok(Some(KprobePmu { pmu, return_bit }))
+}
+
+/// A Linux capability (include/uapi/linux/capability.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// Its bit.
+    pub bit: u32,
+    /// Its name, as setcap and systemd write it.
+    pub name: &'static str,
+}
+
+const CAP_SYS_ADMIN: Capability = Capability { bit: 21, name: "CAP_SYS_ADMIN" };
+const CAP_PERFMON: Capability = Capability { bit: 38, name: "CAP_PERFMON" };
+const CAP_BPF: Capability = Capability { bit: 39, name: "CAP_BPF" };
+
+/// The capabilities that loading and attaching need and this process lacks. CAP_SYS_ADMIN stands for both others, and is
+/// the only one on a kernel that does not know them.
+///
+/// # Errors
+/// If /proc does not tell.
+pub fn missing_capabilities() -> Result<Vec<Capability>> {
+    const STATUS: &str = "/proc/self/status";
+    let status = read(STATUS)?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .ok_or_else(|| anyhow!("{STATUS} has no CapEff"))?;
+    let last: u32 = read("/proc/sys/kernel/cap_last_cap")?.trim().parse().context("cap_last_cap is not a number")?;
+    let held = |capability: Capability| effective & (1 << capability.bit) != 0;
+    if held(CAP_SYS_ADMIN) {
+        return Ok(Vec::new());
+    }
+    let needed: &[_] = if last >= CAP_BPF.bit { &[CAP_BPF, CAP_PERFMON] } else { &[CAP_SYS_ADMIN] };
+    Ok(needed.iter().copied().filter(|&capability| !held(capability)).collect())
+}
+
+/// The inode number that names a network namespace, from itself or from a file that stands for it
+/// (`/proc/PID/ns/net`, `/run/netns/NAME`).
+///
+/// # Errors
+/// If it is neither.
+pub fn netns_inode(text: &str) -> Result<u32> {
+    if let Ok(inode) = text.parse() {
+        return Ok(inode);
+    }
+    let inode = fs::metadata(text).with_context(|| format!("cannot find network namespace {text}"))?.ino();
+    u32::try_from(inode).with_context(|| format!("{text} is not a network namespace"))
+}
+
+/// A cgroup v2 directory's id and its depth (the root is 0).
+///
+/// # Errors
+/// If the path is not such a directory.
+pub fn cgroup_id(path: &Path) -> Result<(u64, u32)> {
+    let full = path.canonicalize().with_context(|| format!("cannot find cgroup {}", path.display()))?;
+    let mut depth = 0;
+    let mut root = full.as_path();
+    // Only directories of a cgroup2 file system hold cgroup.controllers; its root is the topmost.
+    if !root.join("cgroup.controllers").exists() {
+        bail!("{} is not a cgroup v2 directory", full.display());
+    }
+    while let Some(parent) = root.parent().filter(|parent| parent.join("cgroup.controllers").exists()) {
+        root = parent;
+        depth += 1;
+    }
+    Ok((fs::metadata(&full)?.ino(), depth))
+}
+
+/// Whether the process that started at `born` (ns of CLOCK_BOOTTIME) still exists under this PID. A PID that was reused
+/// since belongs to a process that started later.
+#[must_use]
+pub fn is_alive(tgid: u32, born: u64) -> bool {
+    // /proc/PID/stat: field 22 is the start time in clock ticks of 1/100 s (USER_HZ); the name, field 2, may hold
+    // anything but ends with the last parenthesis.
+    let stat = match fs::read_to_string(format!("/proc/{tgid}/stat")) {
+        Ok(stat) => stat,
+        Err(error) => return error.kind() != io::ErrorKind::NotFound,
+    };
+    let start =
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19)).and_then(|t| t.parse::<u64>().ok());
+    start.is_none_or(|ticks| ticks == born / 10_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn cpu_lists_may_have_gaps() {
+        assert_eq!(parse_cpu_list("0-2,5,7-8\n"), Some(vec![0, 1, 2, 5, 7, 8]));
+        assert_eq!(parse_cpu_list("3\n"), Some(vec![3]));
+        assert_eq!(parse_cpu_list("0-x"), None);
+        assert_eq!(parse_cpu_list("0-99999999"), None);
+    }
+
+    #[test]
+    fn this_process_is_alive_and_its_pid_was_not_always_its_own() {
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        let ticks: u64 = stat.rsplit_once(") ").unwrap().1.split(' ').nth(19).unwrap().parse().unwrap();
+        let born = ticks * 10_000_000;
+        assert!(is_alive(std::process::id(), born));
+        assert!(!is_alive(std::process::id(), born + 10_000_000));
+        assert!(!is_alive(u32::MAX, born));
+    }
+
+    #[test]
+    fn a_namespace_is_named_by_number_or_file() {
+        let inode = fs::metadata("/proc/self/ns/net").unwrap().ino();
+        assert_eq!(u64::from(netns_inode("/proc/self/ns/net").unwrap()), inode);
+        assert_eq!(netns_inode("4026531840").unwrap(), 4_026_531_840);
+        assert!(netns_inode("/nonexistent").is_err());
+    }
+}

@@ -1,0 +1,238 @@
+//! libbpf, wrapped once: it opens, sizes, relocates and loads the object. Attaching and reading are not its business.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::path::Path;
+use std::ptr::{self, NonNull};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result, anyhow, bail};
+use libbpf_sys as sys;
+
+use crate::fault::Exit;
+
+/// What libbpf says while it works, verifier logs included.
+static MESSAGES: Mutex<Messages> = Mutex::new(Messages { text: Vec::new(), debug: false });
+
+struct Messages {
+    text: Vec<u8>,
+    debug: bool,
+}
+
+fn messages() -> MutexGuard<'static, Messages> {
+    MESSAGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+unsafe extern "C" {
+    /// The `va_list` is passed on untouched. On x86_64 it is an array, on aarch64 a structure too large for registers:
+    /// either way the caller hands over a pointer, so a pointer is what this declaration says.
+    fn vasprintf(to: *mut *mut c_char, format: *const c_char, args: *mut sys::__va_list_tag) -> c_int;
+}
+
+unsafe extern "C" fn collect(
+    level: sys::libbpf_print_level,
+    format: *const c_char,
+    args: *mut sys::__va_list_tag,
+) -> c_int {
+    // libbpf reads errno after it has logged.
+    let errno = nix::errno::Errno::last_raw();
+    let mut messages = messages();
+    if level != sys::LIBBPF_DEBUG || messages.debug {
+        let mut line: *mut c_char = ptr::null_mut();
+        // SAFETY: libbpf passes a printf format and its arguments; vasprintf stores an allocated string on success only.
+        if unsafe { vasprintf(&mut line, format, args) } >= 0 {
+            // SAFETY: vasprintf succeeded: `line` is a NUL-terminated string that is ours to free.
+            unsafe {
+                messages.text.extend_from_slice(CStr::from_ptr(line).to_bytes());
+                libc::free(line.cast());
+            }
+        }
+    }
+    nix::errno::Errno::set_raw(errno);
+    0
+}
+
+/// Collect libbpf's messages instead of letting it print. With `debug` also those that describe normal work.
+pub fn collect_messages(debug: bool) {
+    messages().debug = debug;
+    // SAFETY: `collect` has the type that libbpf asks for and lives as long as the program.
+    unsafe { sys::libbpf_set_print(Some(collect)) };
+}
+
+/// The messages so far, in libbpf's own words; the collection starts anew. Verifier logs may hold bytes that are not
+/// UTF-8: they are replaced.
+pub fn take_messages() -> String {
+    String::from_utf8_lossy(&std::mem::take(&mut messages().text)).into_owned()
+}
+
+/// An object that libbpf has opened and not yet loaded.
+pub struct Open {
+    object: NonNull<sys::bpf_object>,
+}
+
+/// An object in the kernel. Dropping it unloads what nothing else holds.
+pub struct Loaded {
+    object: NonNull<sys::bpf_object>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from bpf_object__open_mem and is closed once: `load` forgets `self`.
+        unsafe { sys::bpf_object__close(self.object.as_ptr()) };
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from an `Open`, which gave up its own.
+        unsafe { sys::bpf_object__close(self.object.as_ptr()) };
+    }
+}
+
+/// libbpf returns a negative errno.
+fn check(result: c_int, what: impl FnOnce() -> String) -> Result<()> {
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result)).with_context(what);
+    }
+    Ok(())
+}
+
+fn c_string(text: &str) -> Result<CString> {
+    CString::new(text).with_context(|| format!("{text:?} holds a NUL byte"))
+}
+
+impl Open {
+    /// Open an object from memory, to be relocated against the BTF in the file `btf` (raw BTF, or an ELF file with a
+    /// .BTF section). libbpf copies what it needs.
+    ///
+    /// # Errors
+    /// If libbpf refuses the object; its messages say why.
+    pub fn from_bytes(object: &[u8], btf: &Path) -> Result<Self> {
+        let btf = c_string(btf.to_str().ok_or_else(|| anyhow!("{} is not UTF-8", btf.display()))?)?;
+        let options = sys::bpf_object_open_opts {
+            sz: size_of::<sys::bpf_object_open_opts>() as _,
+            object_name: c"xctl".as_ptr(),
+            btf_custom_path: btf.as_ptr(),
+            ..Default::default()
+        };
+        // SAFETY: the buffer and the options, with the strings they point to, outlive the call; libbpf keeps copies.
+        let object = unsafe { sys::bpf_object__open_mem(object.as_ptr().cast(), object.len() as _, &options) };
+        match NonNull::new(object) {
+            Some(object) => Ok(Self { object }),
+            None => Err(io::Error::last_os_error()).context("libbpf cannot open the object"),
+        }
+    }
+
+    /// Load only the programs that `wanted` names. Maps that none of them uses are created all the same.
+    pub fn select_programs(&mut self, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let mut program = ptr::null_mut();
+        loop {
+            // SAFETY: the object is open; a null program asks for the first.
+            program = unsafe { sys::bpf_object__next_program(self.object.as_ptr(), program) };
+            if program.is_null() {
+                return Ok(());
+            }
+            // SAFETY: libbpf's program names are NUL-terminated and live as long as the object.
+            let name = unsafe { CStr::from_ptr(sys::bpf_program__name(program)) }.to_string_lossy();
+            // SAFETY: the program belongs to this object, which is not loaded yet.
+            let result = unsafe { sys::bpf_program__set_autoload(program, wanted(&name)) };
+            check(result, || format!("cannot select program {name}"))?;
+        }
+    }
+
+    fn map(&self, name: &str) -> Result<NonNull<sys::bpf_map>> {
+        let c_name = c_string(name)?;
+        // SAFETY: the object is open and the name is NUL-terminated.
+        let map = unsafe { sys::bpf_object__find_map_by_name(self.object.as_ptr(), c_name.as_ptr()) };
+        NonNull::new(map).ok_or_else(|| anyhow!("the object has no map {name}").context(Exit::Object))
+    }
+
+    /// Give a map another capacity, in entries.
+    pub fn set_max_entries(&mut self, map: &str, entries: u32) -> Result<()> {
+        let found = self.map(map)?;
+        // SAFETY: the map belongs to this object, which is not loaded yet.
+        let result = unsafe { sys::bpf_map__set_max_entries(found.as_ptr(), entries) };
+        check(result, || format!("cannot give map {map} {entries} entries"))
+    }
+
+    /// Write `bytes` at `offset` into the initial value of a map of globals, such as `.rodata`.
+    pub fn set_global(&mut self, map: &str, offset: usize, bytes: &[u8]) -> Result<()> {
+        let found = self.map(map)?;
+        let mut size: sys::size_t = 0;
+        // SAFETY: the map belongs to this object; `size` receives the length of the memory that the result points to.
+        let value = unsafe { sys::bpf_map__initial_value(found.as_ptr(), &mut size) };
+        let end = offset.checked_add(bytes.len());
+        if value.is_null() || end.is_none_or(|end| end > size as usize) {
+            return Err(anyhow!("map {map} has no {} bytes at offset {offset}", bytes.len()).context(Exit::Object));
+        }
+        // SAFETY: `value` points to `size` bytes that libbpf owns until the object is closed; the range was checked, and
+        // Rust memory does not overlap it.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), value.cast::<u8>().add(offset), bytes.len()) };
+        Ok(())
+    }
+
+    /// Create the maps, relocate and load the selected programs.
+    ///
+    /// # Errors
+    /// With the kernel's errno; [`take_messages`] then holds the verifier log.
+    pub fn load(self) -> Result<Loaded, io::Error> {
+        // SAFETY: the object is open and was not loaded before.
+        let result = unsafe { sys::bpf_object__load(self.object.as_ptr()) };
+        if result < 0 {
+            return Err(io::Error::from_raw_os_error(-result));
+        }
+        let loaded = Loaded { object: self.object };
+        std::mem::forget(self);
+        Ok(loaded)
+    }
+}
+
+impl Loaded {
+    fn borrow(&self, fd: RawFd, what: impl FnOnce() -> String) -> Result<BorrowedFd<'_>> {
+        if fd < 0 {
+            bail!("{} is not in the kernel", what());
+        }
+        // SAFETY: libbpf keeps this descriptor open until the object is closed, which `self` outlives.
+        Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// The descriptor of a loaded program.
+    pub fn program(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        let c_name = c_string(name)?;
+        // SAFETY: the object is loaded and the name is NUL-terminated; a program that is not found is null.
+        let fd = unsafe {
+            let program = sys::bpf_object__find_program_by_name(self.object.as_ptr(), c_name.as_ptr());
+            if program.is_null() { -1 } else { sys::bpf_program__fd(program) }
+        };
+        self.borrow(fd, || format!("program {name}"))
+    }
+
+    /// The descriptor of a map.
+    pub fn map(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        let c_name = c_string(name)?;
+        // SAFETY: the object is loaded and the name is NUL-terminated.
+        let fd = unsafe { sys::bpf_object__find_map_fd_by_name(self.object.as_ptr(), c_name.as_ptr()) };
+        self.borrow(fd, || format!("map {name}"))
+    }
+}
+
+/// CPUs that the kernel can ever have: the number of values in an element of a per-CPU map.
+pub fn possible_cpus() -> Result<usize> {
+    // SAFETY: no arguments; reads a file in sysfs.
+    let count = unsafe { sys::libbpf_num_possible_cpus() };
+    usize::try_from(count).map_err(|_| io::Error::from_raw_os_error(-count)).context("cannot count possible CPUs")
+}
+
+/// Read the value of `key` into `value`, which has the map's value size (times [`possible_cpus`] for a per-CPU map, each
+/// value padded to 8 bytes).
+///
+/// # Errors
+/// With the kernel's errno; `NotFound` if there is no such key.
+pub fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the caller's buffers have the map's key and value sizes, as the layout check of the object has shown.
+    let result =
+        unsafe { sys::bpf_map_lookup_elem(map.as_raw_fd(), key.as_ptr().cast(), value.as_mut_ptr().cast::<c_void>()) };
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+}

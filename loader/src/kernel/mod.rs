@@ -1,0 +1,11 @@
+//! Everything that talks to the kernel. All `unsafe` code of xctl is in this folder, behind safe functions; nothing here
+//! prints. What can be asked of the kernel through a file is asked that way, in [`host`].
+
+#![allow(unsafe_code)] // the one place
+
+pub mod bpf;
+pub mod host;
+pub mod libbpf;
+pub mod mmap;
+pub mod perf;
+pub mod wait;

@@ -1,0 +1,145 @@
+//! Waiting: for records, for SIGINT and SIGTERM, for the reader of our output to go away, and for a time to pass. Safe
+//! code over nix.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::time::{ClockId, clock_gettime};
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// There are records to read.
+    Records,
+    /// The time has passed.
+    Timeout,
+    /// SIGINT or SIGTERM asked to end.
+    Signal,
+    /// Nobody reads our standard output any more.
+    OutputClosed,
+}
+
+const RECORDS: u64 = 0;
+const SIGNAL: u64 = 1;
+const OUTPUT: u64 = 2;
+
+/// Everything that can end a wait. SIGINT and SIGTERM are blocked from its creation on, and read from here instead.
+pub struct Waiter {
+    all: Epoll,
+    /// The same without the rings, for a pause that records do not cut short.
+    pause: Epoll,
+    _signals: SignalFd,
+}
+
+impl Waiter {
+    /// Block the two signals and begin to watch.
+    ///
+    /// # Errors
+    /// If the kernel has no descriptor left for us.
+    pub fn new() -> Result<Self> {
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGINT);
+        signals.add(Signal::SIGTERM);
+        signals.thread_block().context("cannot block SIGINT and SIGTERM")?;
+        let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .context("cannot open a signalfd")?;
+        let epoll = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot open an epoll instance");
+        let waiter = Self { all: epoll()?, pause: epoll()?, _signals: signals };
+        for set in [&waiter.all, &waiter.pause] {
+            set.add(&waiter._signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNAL)).context("cannot watch signals")?;
+            match set.add(io::stdout().as_fd(), EpollEvent::new(EpollFlags::empty(), OUTPUT)) {
+                // A regular file cannot be watched, and has no reader that could go away; nor has a closed stdout.
+                Ok(()) | Err(Errno::EPERM | Errno::EBADF) => {}
+                Err(error) => return Err(error).context("cannot watch standard output"),
+            }
+        }
+        Ok(waiter)
+    }
+
+    /// Let records in this ring end a wait.
+    ///
+    /// # Errors
+    /// If the kernel refuses to watch it.
+    pub fn add_ring(&self, ring: BorrowedFd<'_>) -> Result<()> {
+        self.all.add(ring, EpollEvent::new(EpollFlags::EPOLLIN, RECORDS)).context("cannot watch a perf ring")
+    }
+
+    /// Wait until something happens, or until `deadline`.
+    ///
+    /// # Errors
+    /// If the kernel cannot wait.
+    pub fn wait(&self, deadline: Option<Instant>) -> Result<Woken> {
+        until(&self.all, deadline)
+    }
+
+    /// Wait for `time`, whatever records come meanwhile.
+    ///
+    /// # Errors
+    /// If the kernel cannot wait.
+    pub fn pause(&self, time: Duration) -> Result<Woken> {
+        until(&self.pause, Some(Instant::now() + time))
+    }
+}
+
+fn until(epoll: &Epoll, deadline: Option<Instant>) -> Result<Woken> {
+    let mut events = [EpollEvent::empty(); 8];
+    loop {
+        let timeout = match deadline {
+            None => EpollTimeout::NONE,
+            // Rounded up: waking a fraction of a millisecond early would make this loop spin.
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let ms = left.as_nanos().div_ceil(1_000_000);
+                EpollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::MAX)
+            }
+        };
+        let count = match epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            // A stop and continue (SIGSTOP, SIGCONT) may interrupt the call.
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error).context("cannot wait for events"),
+        };
+        let woken = |what| events[..count].iter().any(|event| event.data() == what);
+        if woken(SIGNAL) {
+            return Ok(Woken::Signal);
+        }
+        if woken(OUTPUT) {
+            return Ok(Woken::OutputClosed);
+        }
+        if count > 0 {
+            return Ok(Woken::Records);
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Ok(Woken::Timeout);
+        }
+    }
+}
+
+/// A clock, in nanoseconds.
+fn now(clock: ClockId) -> Result<u64> {
+    let time = clock_gettime(clock).context("cannot read a clock")?;
+    let ns = i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec());
+    u64::try_from(ns).context("a clock before its epoch")
+}
+
+/// CLOCK_MONOTONIC, in nanoseconds: the clock of `bpf_ktime_get_ns()`.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn monotonic_ns() -> Result<u64> {
+    now(ClockId::CLOCK_MONOTONIC)
+}
+
+/// CLOCK_REALTIME, in nanoseconds since 1970, UTC.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn realtime_ns() -> Result<u64> {
+    now(ClockId::CLOCK_REALTIME)
+}

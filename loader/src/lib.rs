@@ -1,0 +1,17 @@
+//! xctl: which process is really behind TCP retransmissions.
+//!
+//! The stages, each knowing the one before it only by the value that it was handed:
+//! object bytes -> [`object`] -> [`hooks`] -> [`kernel`] (load, attach, ring memory) -> [`ring`] -> [`events`] ->
+//! [`output`]. The [`commands`] put them together.
+
+pub mod cli;
+pub mod commands;
+pub mod embedded;
+pub mod events;
+pub mod fault;
+pub mod hooks;
+pub mod kernel;
+pub mod object;
+pub mod output;
+pub mod ring;
+pub mod tracer;

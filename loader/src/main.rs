@@ -1,0 +1,22 @@
+//! The `xctl` program: arguments to a command to an exit code.
+
+use std::process::ExitCode;
+
+use xctl::cli::{self, Command};
+use xctl::commands;
+use xctl::fault::Exit;
+
+fn main() -> ExitCode {
+    let result = cli::parse().and_then(|command| match command {
+        Command::Trace(options) => commands::trace::run(&options),
+        Command::Btf(options) => commands::btf::run(&options, &mut std::io::stdout().lock()),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if commands::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xctl: {error:#}");
+            ExitCode::from(Exit::code_of(&error))
+        }
+    }
+}

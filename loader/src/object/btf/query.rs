@@ -1,0 +1,154 @@
+//! Questions that take more than one type to answer. Each is bounded, whatever the types look like.
+
+use std::collections::HashSet;
+
+use super::{Btf, Kind, MAX_DEPTH, Member, TypeId};
+
+/// Bytes of a pointer. Kernels and objects of 64 bits are what xctl reads.
+const POINTER_SIZE: u64 = 8;
+
+/// Where a member lies, seen from the outermost struct.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Bits from the beginning of the outermost struct.
+    pub bit_offset: u64,
+    /// Width in bits if it is a bitfield, else 0.
+    pub bitfield_size: u32,
+    /// Size of its type in bytes (for a bitfield, of the type it is declared with).
+    pub size: u64,
+    /// Its type.
+    pub ty: TypeId,
+}
+
+impl Field {
+    /// Bytes from the beginning of the outermost struct, when it begins at a whole byte and is no bitfield.
+    pub fn byte_offset(&self) -> Option<u64> {
+        (self.bitfield_size == 0 && self.bit_offset % 8 == 0).then_some(self.bit_offset / 8)
+    }
+}
+
+impl Btf {
+    /// The first type of that kind and name. Looks at every type: under a millisecond for a whole kernel.
+    pub fn find(&self, kind: Kind, name: &str) -> Option<TypeId> {
+        if name.is_empty() {
+            return None;
+        }
+        self.ids().find(|id| {
+            self.head(*id).is_some_and(|head| {
+                Kind::from_number(head.kind_number()) == Some(kind) && self.is_named(head.name, name)
+            })
+        })
+    }
+
+    fn is_named(&self, offset: u32, name: &str) -> bool {
+        let (start, len) = self.strings;
+        let strings = self.data.get(start..start.saturating_add(len)).unwrap_or_default();
+        let begin = offset as usize;
+        let Some(end) = begin.checked_add(name.len()) else { return false };
+        strings.get(begin..end) == Some(name.as_bytes()) && strings.get(end) == Some(&0)
+    }
+
+    /// The type behind typedefs, `const`, `volatile`, `restrict` and type tags.
+    ///
+    /// [`TypeId::VOID`] if they go round in a circle.
+    pub fn resolve(&self, id: TypeId) -> TypeId {
+        let mut id = id;
+        for _ in 0..MAX_DEPTH {
+            if !self.kind(id).is_modifier() {
+                return id;
+            }
+            id = self.target(id);
+        }
+        TypeId::VOID
+    }
+
+    /// A type's size in bytes, as `sizeof` in the program that the BTF describes.
+    ///
+    /// `None` for what has no size (void, functions, forward declarations, tags), for sizes beyond 64 bits, and for types
+    /// that contain themselves.
+    pub fn size_of(&self, id: TypeId) -> Option<u64> {
+        let mut id = id;
+        let mut times: u64 = 1;
+        for _ in 0..MAX_DEPTH {
+            match self.kind(id) {
+                Kind::Int | Kind::Struct | Kind::Union | Kind::Enum | Kind::Enum64 | Kind::Float | Kind::Datasec => {
+                    return times.checked_mul(u64::from(self.head(id)?.arg));
+                }
+                Kind::Ptr => return times.checked_mul(POINTER_SIZE),
+                Kind::Typedef | Kind::Volatile | Kind::Const | Kind::Restrict | Kind::TypeTag | Kind::Var => {
+                    id = self.target(id);
+                }
+                Kind::Array => {
+                    let array = self.array(id)?;
+                    times = times.checked_mul(u64::from(array.nelems))?;
+                    id = array.elem;
+                }
+                Kind::Void | Kind::Fwd | Kind::Func | Kind::FuncProto | Kind::DeclTag | Kind::Unknown => return None,
+            }
+        }
+        None
+    }
+
+    /// A member by name, also inside anonymous members (as C finds it), and its offset in bits from the beginning of
+    /// `id`. The offset in the [`Member`] itself is that in the innermost struct.
+    pub fn find_member(&self, id: TypeId, name: &str) -> Option<(u64, Member<'_>)> {
+        if name.is_empty() {
+            return None;
+        }
+        let mut seen = HashSet::new();
+        let mut todo = vec![(self.resolve(id), 0u64)];
+        while let Some((composite, base)) = todo.pop() {
+            // A hostile file can nest one anonymous type in itself, or use it in so many places that looking into each
+            // would never end.
+            if !seen.insert(composite) {
+                continue;
+            }
+            for member in self.members(composite) {
+                let offset = base.saturating_add(u64::from(member.bit_offset));
+                if member.name == name {
+                    return Some((offset, member));
+                }
+                if member.name.is_empty() {
+                    todo.push((self.resolve(member.ty), offset));
+                }
+            }
+        }
+        None
+    }
+
+    /// Where `path` (`a`, or `a.b.c`) lies in the struct, union or typedef called `struct_name`.
+    ///
+    /// `None` if there is no such type or member, or the member has no size.
+    pub fn field(&self, struct_name: &str, path: &str) -> Option<Field> {
+        let id = [Kind::Struct, Kind::Union, Kind::Typedef].iter().find_map(|kind| self.find(*kind, struct_name))?;
+        self.field_in(id, path)
+    }
+
+    /// As [`Btf::field`], in a type that is known already.
+    pub fn field_in(&self, id: TypeId, path: &str) -> Option<Field> {
+        let mut ty = id;
+        let mut bit_offset = 0u64;
+        let mut bitfield_size = 0;
+        for name in path.split('.') {
+            let (offset, member) = self.find_member(ty, name)?;
+            bit_offset = bit_offset.checked_add(offset)?;
+            bitfield_size = member.bitfield_size;
+            ty = member.ty;
+        }
+        Some(Field { bit_offset, bitfield_size, size: self.size_of(ty)?, ty })
+    }
+
+    /// How many arguments the raw tracepoint `name` passes to a BPF program, or `None` if this BTF has no such tracepoint.
+    ///
+    /// The kernel describes each by `typedef void (*btf_trace_NAME)(void *__data, ...)`, whose first parameter is not
+    /// for BPF (include/trace/bpf_probe.h, `__DEFINE_EVENT`).
+    pub fn tracepoint_args(&self, name: &str) -> Option<usize> {
+        let typedef = self.find(Kind::Typedef, &format!("btf_trace_{name}"))?;
+        let pointer = self.resolve(typedef);
+        let proto = self.resolve(self.target(pointer));
+        if self.kind(pointer) != Kind::Ptr || self.kind(proto) != Kind::FuncProto {
+            return None;
+        }
+        self.proto_params(proto).count().checked_sub(1)
+    }
+}

@@ -1,0 +1,268 @@
+//! The ELF header and the section table.
+
+use object::elf::{self, FileHeader64};
+use object::read::elf::{FileHeader, SectionHeader};
+use object::{Endian, Endianness, Pod};
+
+use super::{EM_BPF, Refused};
+
+/// The longest name of a section or symbol, in bytes. Many symbols may share the end of one name; a limit keeps a
+/// hostile file from costing the square of its size.
+const MAX_NAME: usize = 1024;
+
+/// A section of an ELF file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Where its bytes begin in the file.
+    pub offset: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// `sh_type`: `SHT_PROGBITS` is 1, `SHT_SYMTAB` 2, `SHT_STRTAB` 3, `SHT_NOBITS` 8, `SHT_REL` 9.
+    pub section_type: u32,
+    /// `sh_flags`: `SHF_WRITE` is 1, `SHF_ALLOC` 2, `SHF_EXECINSTR` 4.
+    pub flags: u64,
+    /// `sh_link`: the symbols' strings, the relocations' symbols.
+    pub link: u32,
+    /// `sh_info`: the section that relocations apply to.
+    pub info: u32,
+    /// `sh_entsize`: bytes of an entry in a table.
+    pub entry_size: u64,
+}
+
+impl Section<'_> {
+    /// True if the section takes room in memory but has no bytes in the file, like `.bss`.
+    pub fn is_nobits(&self) -> bool {
+        self.section_type == elf::SHT_NOBITS.0
+    }
+
+    /// True if the section holds instructions.
+    pub fn is_executable(&self) -> bool {
+        self.section_type == elf::SHT_PROGBITS.0 && self.flags & u64::from(elf::SHF_EXECINSTR.0) != 0
+    }
+
+    /// The section's bytes; none for [`Section::is_nobits`].
+    pub(super) fn bytes<'b>(&self, file: &'b [u8]) -> &'b [u8] {
+        if self.is_nobits() {
+            return &[];
+        }
+        // Checked when the section was read.
+        let range = usize::try_from(self.offset).ok().zip(usize::try_from(self.offset.saturating_add(self.size)).ok());
+        range.and_then(|(start, end)| file.get(start..end)).unwrap_or_default()
+    }
+}
+
+/// A header that was checked to be one of 64-bit ELF.
+pub(super) struct Header<'a> {
+    raw: &'a FileHeader64<Endianness>,
+    pub(super) endian: Endianness,
+}
+
+impl Header<'_> {
+    pub(super) fn is_little_endian(&self) -> bool {
+        self.endian.is_little_endian()
+    }
+
+    pub(super) fn check_is_bpf_object(&self) -> Result<(), Refused> {
+        let machine = self.raw.e_machine(self.endian).0;
+        if machine != EM_BPF {
+            let name = machine_name(machine);
+            return Err(Refused::at(18, format!("an ELF file for {name}, not for BPF (clang -target bpf)")));
+        }
+        let file_type = self.raw.e_type(self.endian);
+        if file_type != elf::ET_REL {
+            let what = match file_type {
+                elf::ET_EXEC => "an executable".to_owned(),
+                elf::ET_DYN => "a shared object".to_owned(),
+                elf::ET_CORE => "a core dump".to_owned(),
+                other => format!("of ELF type {}", other.0),
+            };
+            return Err(Refused::at(16, format!("{what}, not a relocatable object (clang -c)")));
+        }
+        // Segments are for files that run on their own. Nobody looks at them here, so nobody may bring some.
+        if self.raw.e_phnum(self.endian) != 0 {
+            return Err(Refused::at(56, "a BPF object has no program headers, this file does"));
+        }
+        Ok(())
+    }
+}
+
+fn machine_name(machine: u16) -> String {
+    match machine {
+        0 => "no machine",
+        3 => "x86",
+        8 => "MIPS",
+        20 => "PowerPC",
+        21 => "ppc64",
+        22 => "s390",
+        40 => "arm",
+        62 => "x86-64",
+        183 => "aarch64",
+        243 => "RISC-V",
+        258 => "LoongArch",
+        other => return format!("machine {other}"),
+    }
+    .to_owned()
+}
+
+/// What a file that is not ELF looks like.
+fn looks_like(bytes: &[u8]) -> String {
+    let known: &[(&[u8], &str)] = &[
+        (b"#!", "a script"),
+        (b"\x1f\x8b", "gzip data"),
+        (b"\xfd7zXZ\0", "xz data"),
+        (b"\x28\xb5\x2f\xfd", "zstd data"),
+        (b"!<arch>\n", "an archive"),
+        (b"BC\xc0\xde", "LLVM bitcode (compile without -flto and -emit-llvm)"),
+        (b"\x9f\xeb", "BTF data"),
+        (b"\xeb\x9f", "BTF data"),
+        (b"MZ", "a Windows program"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"\0asm", "WebAssembly"),
+    ];
+    if bytes.is_empty() {
+        return "the file is empty".to_owned();
+    }
+    if let Some((_, name)) = known.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+        return format!("it looks like {name}");
+    }
+    let sample = bytes.get(..512).unwrap_or(bytes);
+    if sample.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) {
+        return "it looks like text".to_owned();
+    }
+    if sample.iter().all(|b| *b == 0) {
+        return "it begins with zeros".to_owned();
+    }
+    let hex: Vec<String> = bytes.iter().take(4).map(|b| format!("{b:02x}")).collect();
+    format!("it begins with {}", hex.join(" "))
+}
+
+/// `count` entries of a table that lies within the file.
+pub(super) fn table<'a, T: Pod>(bytes: &'a [u8], offset: u64, count: usize, what: &str) -> Result<&'a [T], Refused> {
+    let start = usize::try_from(offset).ok();
+    let tail = start.and_then(|start| bytes.get(start..)).unwrap_or_default();
+    match object::pod::slice_from_bytes::<T>(tail, count) {
+        Ok((entries, _)) => Ok(entries),
+        Err(()) => {
+            let size = count as u64 * size_of::<T>() as u64;
+            let end = offset.saturating_add(size);
+            if end <= bytes.len() as u64 {
+                // Only without the crate's `unaligned` feature.
+                return Err(Refused::at(offset, format!("{what} is not aligned in memory")));
+            }
+            Err(Refused::at(offset, format!("truncated: {what} ends at byte {end}, the file at byte {}", bytes.len())))
+        }
+    }
+}
+
+/// The NUL-terminated name at `offset` of a string table.
+pub(super) fn name_at<'a>(strings: &'a [u8], offset: u32) -> Result<&'a str, String> {
+    let Some(rest) = strings.get(offset as usize..).filter(|rest| !rest.is_empty()) else {
+        // Files without names at all have an empty table.
+        if offset == 0 {
+            return Ok("");
+        }
+        return Err(format!("its name is at byte {offset} of a string table of {} bytes", strings.len()));
+    };
+    let window = rest.get(..=MAX_NAME).unwrap_or(rest);
+    let Some(end) = window.iter().position(|b| *b == 0) else {
+        return Err(format!("its name, at byte {offset} of the string table, has no end within {MAX_NAME} bytes"));
+    };
+    std::str::from_utf8(&window[..end])
+        .map_err(|_| format!("its name, at byte {offset} of the string table, is not UTF-8"))
+}
+
+/// Reads the header and the section table of any 64-bit ELF file.
+pub(super) fn read(bytes: &[u8]) -> Result<(Header<'_>, Vec<Section<'_>>), Refused> {
+    let magic = elf::ELFMAG.as_slice();
+    if !bytes.starts_with(magic) {
+        if !bytes.is_empty() && magic.starts_with(bytes) {
+            return Err(Refused::new(format!("truncated: an ELF file of {} bytes", bytes.len())));
+        }
+        return Err(Refused::new(format!("not an ELF file: {}", looks_like(bytes))));
+    }
+    match bytes.get(4) {
+        Some(2) => {}
+        Some(1) => return Err(Refused::at(4, "a 32-bit ELF file, BPF objects have 64 bits")),
+        Some(other) => return Err(Refused::at(4, format!("an ELF file of unknown class {other}"))),
+        None => return Err(Refused::new("truncated: an ELF file of 4 bytes")),
+    }
+    let raw: &FileHeader64<Endianness> = match table(bytes, 0, 1, "the ELF header")?.first() {
+        Some(raw) => raw,
+        None => return Err(Refused::new("truncated: no ELF header")),
+    };
+    let endian = raw.endian().map_err(|_| Refused::at(5, "an ELF file of unknown byte order"))?;
+    if !raw.is_supported() {
+        return Err(Refused::at(6, "an ELF file of an unknown version"));
+    }
+    let header = Header { raw, endian };
+    let entry = usize::from(raw.e_shentsize(endian));
+    let count = usize::from(raw.e_shnum(endian));
+    let offset: u64 = raw.e_shoff(endian);
+    if count == 0 {
+        return Err(Refused::at(60, "the ELF file has no sections"));
+    }
+    if entry != size_of::<elf::SectionHeader64<Endianness>>() {
+        return Err(Refused::at(58, format!("section headers of {entry} bytes, ELF has 64")));
+    }
+    let headers: &[elf::SectionHeader64<Endianness>] = table(bytes, offset, count, "the section header table")?;
+    let sections = named(bytes, &header, headers, offset)?;
+    Ok((header, sections))
+}
+
+fn named<'a>(
+    bytes: &'a [u8],
+    header: &Header<'_>,
+    headers: &[elf::SectionHeader64<Endianness>],
+    table_offset: u64,
+) -> Result<Vec<Section<'a>>, Refused> {
+    let endian = header.endian;
+    let names_index = usize::from(header.raw.e_shstrndx(endian).0);
+    let read = |raw: &elf::SectionHeader64<Endianness>| Section {
+        name: "",
+        offset: raw.sh_offset(endian),
+        size: raw.sh_size(endian),
+        section_type: raw.sh_type(endian).0,
+        flags: raw.sh_flags(endian).0.into(),
+        link: raw.sh_link(endian),
+        info: raw.sh_info(endian),
+        entry_size: raw.sh_entsize(endian),
+    };
+    let end_of = |section: &Section<'_>| section.offset.saturating_add(section.size);
+    let fits = |section: &Section<'_>| section.is_nobits() || end_of(section) <= bytes.len() as u64;
+    let names = headers.get(names_index).map(read).filter(|s| names_index != 0 && s.section_type == elf::SHT_STRTAB.0);
+    let Some(names) = names else {
+        let what = format!("section {names_index}, said to hold the section names, is no string table");
+        return Err(Refused::at(62, what));
+    };
+    let names = names.bytes(bytes);
+    let mut sections = Vec::with_capacity(headers.len());
+    for (index, raw) in headers.iter().enumerate() {
+        let mut section = read(raw);
+        // Where this section's own header is.
+        let at = table_offset + index as u64 * 64;
+        let name = name_at(names, raw.sh_name(endian));
+        if !fits(&section) {
+            let shown = match &name {
+                Ok(name) if !name.is_empty() => format!("section {name}"),
+                _ => format!("section {index}"),
+            };
+            let (start, end, len) = (section.offset, end_of(&section), bytes.len());
+            let what = format!("truncated: {shown} spans bytes {start} to {end}, the file ends at byte {len}");
+            return Err(Refused::at(at, what));
+        }
+        section.name = name.map_err(|what| Refused::at(at, format!("section {index}: {what}")))?;
+        sections.push(section);
+    }
+    Ok(sections)
+}
+
+/// The bytes of the section called `name`, of a 64-bit ELF file for any machine; `None` if it has no such section.
+///
+/// # Errors
+/// The file is not ELF, or damaged.
+pub fn section<'a>(bytes: &'a [u8], name: &str) -> Result<Option<&'a [u8]>, Refused> {
+    let (_, sections) = read(bytes)?;
+    Ok(sections.iter().find(|s| s.name == name).map(|s| s.bytes(bytes)))
+}

@@ -1,0 +1,22 @@
+//! Files as data: the BPF object (ELF) and BTF, the kernel's and the object's own description of their types.
+//!
+//! Nothing here needs privilege, asks the kernel or contains unsafe code. Every input is untrusted: a damaged or hostile
+//! file gives an error that says what is wrong and where, never a panic, an endless loop or memory beyond a small
+//! multiple of the file's size.
+//!
+//! - [`elf`]: the object file, by the `object` crate; [`second_opinion`]: the same bytes by `goblin`, compared.
+//! - [`btf`]: types, members, sizes.
+//! - [`cdef`]: C definitions of kernel types, made from BTF.
+//! - [`source`]: reads BTF from a file, raw or inside an ELF file.
+
+pub mod btf;
+pub mod cdef;
+pub mod elf;
+pub mod nearest;
+pub mod second_opinion;
+pub mod source;
+
+pub use btf::{Btf, BtfError, Field, Kind, Member, TypeId};
+pub use elf::{ObjectFile, Program, Refused};
+pub use second_opinion::second_opinion;
+pub use source::{KERNEL_BTF, read_btf};

@@ -1,0 +1,89 @@
+//! "Did you mean": the names closest to one that was not found.
+
+/// Longer names are not compared: nobody mistypes them, and the comparison takes the product of both lengths.
+const LONGEST: usize = 64;
+
+/// How many edits (insert, remove, replace a byte) turn `a` into `b`.
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (y, cell) in b.iter().zip(row.iter_mut().skip(1)) {
+            let here = (diagonal + usize::from(x != y)).min(left + 1).min(*cell + 1);
+            diagonal = *cell;
+            *cell = here;
+            left = here;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or(a.len())
+}
+
+/// Up to three of `names` that look like `wanted`, the closest first; equally close ones by alphabet.
+pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut best: Vec<(usize, &str)> = Vec::new();
+    let limit = (wanted.len() / 3).clamp(1, 4);
+    if wanted.is_empty() || wanted.len() > LONGEST {
+        return Vec::new();
+    }
+    for name in names {
+        if name.is_empty() || name.len() > LONGEST || name == wanted {
+            continue;
+        }
+        let contains = wanted.len() >= 3 && name.len() >= 3 && (name.contains(wanted) || wanted.contains(name));
+        let gap = name.len().abs_diff(wanted.len());
+        if gap > limit && !contains {
+            continue;
+        }
+        let far = distance(wanted.as_bytes(), name.as_bytes());
+        if far > limit && !contains {
+            continue;
+        }
+        let entry = (far, name);
+        if best.contains(&entry) {
+            continue;
+        }
+        let place = best.partition_point(|other| *other < entry);
+        if place < 3 {
+            best.insert(place, entry);
+            best.truncate(3);
+        }
+    }
+    best.into_iter().map(|(_, name)| name).collect()
+}
+
+/// The end of a sentence for [`nearest`] names: `"; did you mean a, b?"`, or nothing.
+pub fn hint(candidates: &[&str]) -> String {
+    if candidates.is_empty() { String::new() } else { format!("; did you mean {}?", candidates.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_edits() {
+        assert_eq!(distance(b"kitten", b"sitting"), 3);
+        assert_eq!(distance(b"", b"abc"), 3);
+        assert_eq!(distance(b"abc", b""), 3);
+        assert_eq!(distance(b"same", b"same"), 0);
+    }
+
+    #[test]
+    fn closest_first_and_at_most_three() {
+        let names = ["skc_daddr", "skc_dport", "skc_num", "skc_rcv_saddr", "sock", "skc_daddr"];
+        assert_eq!(nearest("skc_dadr", names.into_iter()), ["skc_daddr"]);
+        assert_eq!(nearest("skc_", names.into_iter()), ["skc_num", "skc_daddr", "skc_dport"]);
+        assert!(nearest("unrelated", names.into_iter()).is_empty());
+    }
+
+    #[test]
+    fn long_names_cost_nothing() {
+        let long = "x".repeat(1 << 20);
+        assert!(nearest(&long, [long.as_str()].into_iter()).is_empty());
+        assert!(nearest("x", [long.as_str()].into_iter()).is_empty());
+    }
+}

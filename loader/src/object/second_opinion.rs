@@ -1,0 +1,79 @@
+//! The same bytes, parsed by `goblin` and compared with what the `object` crate made of them.
+//!
+//! A file that two independent parsers read differently is one that was made to be read differently, or shows a bug in
+//! one of them. Neither may decide what goes into the kernel.
+
+use goblin::elf::{Elf, Reloc, SectionHeader, Sym};
+
+use super::elf::{ObjectFile, Refused, Relocation, Section, Symbol};
+
+/// Parses `bytes` with goblin and compares sections (name, type, flags, offset, size), symbols (name, value, size,
+/// section, bind, type) and relocations (table, place, symbol, type, addend) with `first`, which came from the same
+/// bytes.
+///
+/// # Errors
+/// The first difference, or why goblin does not read at all what the other parser did.
+pub fn second_opinion(bytes: &[u8], first: &ObjectFile<'_>) -> Result<(), Refused> {
+    let second =
+        Elf::parse(bytes).map_err(|error| Refused::new(format!("the second parser refuses the file: {error}")))?;
+    differ("byte order", "", &first.is_little_endian, &second.little_endian)?;
+    differ("number of sections", "", &first.sections.len(), &second.section_headers.len())?;
+    for (index, (one, two)) in first.sections.iter().zip(&second.section_headers).enumerate() {
+        section(index, one, two, &second)?;
+    }
+    differ("number of symbols", "", &first.symbols.len(), &second.syms.len())?;
+    for (index, (one, two)) in first.symbols.iter().zip(second.syms.iter()).enumerate() {
+        symbol(index, one, &two, &second)?;
+    }
+    let relocations = second.shdr_relocs.iter().map(|(_, table)| table.len()).sum();
+    differ("number of relocations", "", &first.relocations.len(), &relocations)?;
+    let all = second.shdr_relocs.iter().flat_map(|(table, entries)| entries.iter().map(move |entry| (*table, entry)));
+    for (index, (one, (table, two))) in first.relocations.iter().zip(all).enumerate() {
+        relocation(index, one, table, &two, &second)?;
+    }
+    Ok(())
+}
+
+/// An error if the parsers see different values for `field` of `whose`.
+fn differ<T: PartialEq + std::fmt::Debug>(field: &str, whose: &str, one: &T, two: &T) -> Result<(), Refused> {
+    if one == two {
+        return Ok(());
+    }
+    let of = if whose.is_empty() { "" } else { " of " };
+    let what = format!("two parsers disagree about the {field}{of}{whose}: {one:?} and {two:?}");
+    Err(Refused::new(what))
+}
+
+fn section(index: usize, one: &Section<'_>, two: &SectionHeader, second: &Elf<'_>) -> Result<(), Refused> {
+    let whose = format!("section {index} ({})", one.name);
+    let differ_at = |field: &str, a: u64, b: u64| differ(field, &whose, &a, &b);
+    differ("name", &whose, &one.name, &second.shdr_strtab.get_at(two.sh_name).unwrap_or_default())?;
+    differ_at("type", one.section_type.into(), two.sh_type.into())?;
+    differ_at("flags", one.flags, two.sh_flags)?;
+    differ_at("offset", one.offset, two.sh_offset)?;
+    differ_at("size", one.size, two.sh_size)?;
+    differ_at("link", one.link.into(), two.sh_link.into())?;
+    differ_at("info", one.info.into(), two.sh_info.into())
+}
+
+fn symbol(index: usize, one: &Symbol<'_>, two: &Sym, second: &Elf<'_>) -> Result<(), Refused> {
+    let whose = format!("symbol {index} ({})", one.name);
+    let differ_at = |field: &str, a: u64, b: u64| differ(field, &whose, &a, &b);
+    differ("name", &whose, &one.name, &second.strtab.get_at(two.st_name).unwrap_or_default())?;
+    differ_at("value", one.value, two.st_value)?;
+    differ_at("size", one.size, two.st_size)?;
+    differ("section", &whose, &usize::from(one.section), &two.st_shndx)?;
+    differ_at("bind", one.bind.into(), two.st_bind().into())?;
+    differ_at("type", one.symbol_type.into(), two.st_type().into())
+}
+
+fn relocation(index: usize, one: &Relocation, table: usize, two: &Reloc, second: &Elf<'_>) -> Result<(), Refused> {
+    let whose = format!("relocation {index}");
+    let target = second.section_headers.get(table).map_or(0, |header| header.sh_info as usize);
+    differ("table", &whose, &one.table, &table)?;
+    differ("section", &whose, &one.section, &target)?;
+    differ("offset", &whose, &one.offset, &two.r_offset)?;
+    differ("symbol", &whose, &(one.symbol as usize), &two.r_sym)?;
+    differ("type", &whose, &one.relocation_type, &two.r_type)?;
+    differ("addend", &whose, &one.addend, &two.r_addend.unwrap_or(0))
+}

@@ -1,0 +1,173 @@
+//! Text for people: aligned columns, and a table of the worst processes at the end.
+
+use std::io::{self, Write};
+
+use super::summary::Summary;
+use super::{Moment, Output, Ready, rfc3339};
+use crate::events::{Flow, How, Kind, Owner, Retransmit, Send, address, comm, state_name};
+
+/// How many processes the summary shows.
+const WORST: usize = 20;
+
+/// Prints text.
+pub struct Text<W> {
+    out: W,
+    current: bool,
+}
+
+impl<W: Write> Text<W> {
+    /// To this writer; with `current`, a column for whom softirq interrupted.
+    pub fn new(out: W, current: bool) -> Self {
+        Self { out, current }
+    }
+}
+
+/// A name as one word that cannot play tricks on a terminal.
+fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() || c == '\u{fffd}' { '?' } else { c }).collect()
+}
+
+fn pid(owner: &Owner) -> String {
+    match owner.how() {
+        How::Unknown => "?".into(),
+        How::Kernel => "-".into(),
+        _ => owner.tgid.to_string(),
+    }
+}
+
+fn name(owner: &Owner, exited: bool) -> String {
+    match owner.how() {
+        How::Unknown => "unknown".into(),
+        How::Kernel => "kernel".into(),
+        _ if exited => format!("{} (exited)", printable(&comm(&owner.comm))),
+        _ => printable(&comm(&owner.comm)),
+    }
+}
+
+fn addresses(flow: &Flow) -> String {
+    let end = |bytes, port| std::net::SocketAddr::new(address(bytes), port);
+    format!("{} -> {}", end(flow.saddr, flow.sport), end(flow.daddr, flow.dport))
+}
+
+/// The time of day, to the microsecond.
+fn time_of_day(realtime_ns: u64) -> String {
+    rfc3339(realtime_ns).get(11..26).unwrap_or_default().to_string()
+}
+
+impl<W: Write> Output for Text<W> {
+    fn ready(&mut self, ready: &Ready<'_>) -> io::Result<()> {
+        eprintln!(
+            "xctl: tracing TCP retransmits with {} hooks ({}); Ctrl-C ends",
+            ready.plan.hooks.len(),
+            ready.plan.name
+        );
+        write!(self.out, "{:<15} {:<10} {:>4} {:>7} {:<24} ", "TIME (UTC)", "KIND", "SEGS", "PID", "COMM")?;
+        if self.current {
+            write!(self.out, "{:<26} ", "CURRENT (not the owner)")?;
+        }
+        writeln!(self.out, "{:<12} LOCAL -> REMOTE", "STATE")?;
+        self.out.flush()
+    }
+
+    fn retransmit(&mut self, event: &Retransmit, moment: Moment) -> io::Result<()> {
+        write!(
+            self.out,
+            "{:<15} {:<10} {:>4} {:>7} {:<24} ",
+            time_of_day(moment.realtime_ns),
+            event.kind().name(),
+            event.segs,
+            pid(&event.owner),
+            name(&event.owner, moment.exited),
+        )?;
+        if self.current {
+            // The mark says: blaming this one would have been wrong.
+            let wrong = event.owner.is_process() && event.current_tgid != event.owner.tgid;
+            let current = format!("{} {}", event.current_tgid, printable(&comm(&event.current_comm)));
+            write!(self.out, "{:<26} ", format!("{}{current}", if wrong { "!" } else { " " }))?;
+        }
+        write!(self.out, "{:<12} {}", state_name(event.state), addresses(&event.flow))?;
+        if event.err != 0 {
+            write!(self.out, "  not sent: {}", io::Error::from_raw_os_error(-event.err))?;
+        }
+        writeln!(self.out)
+    }
+
+    fn send(&mut self, event: &Send, moment: Moment) -> io::Result<()> {
+        write!(
+            self.out,
+            "{:<15} {:<10} {:>4} {:>7} {:<24} ",
+            time_of_day(moment.realtime_ns),
+            "send",
+            "",
+            pid(&event.owner),
+            name(&event.owner, moment.exited),
+        )?;
+        if self.current {
+            write!(self.out, "{:<26} ", "")?;
+        }
+        writeln!(self.out, "{:<12} {}", format!("{} bytes", event.bytes), addresses(&event.flow))
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        let out = &mut self.out;
+        writeln!(out, "\n{} segments sent again in {} retransmits", summary.segs, summary.retransmits)?;
+        let kinds: Vec<_> = Kind::ALL
+            .iter()
+            .zip(summary.kinds)
+            .filter(|(_, segs)| *segs > 0)
+            .map(|(kind, segs)| format!("{} {segs}", kind.name()))
+            .collect();
+        if !kinds.is_empty() {
+            writeln!(out, "segments by kind: {}", kinds.join(", "))?;
+        }
+        let processes = summary.processes();
+        if !processes.is_empty() {
+            writeln!(out, "\n{:>8} {:>12} {:>11} {:>7}  COMM", "SEGS", "BYTES", "RETRANSMITS", "PID")?;
+        }
+        for process in processes.iter().take(WORST) {
+            let pid = process.pid.map_or_else(|| "?".into(), |pid| pid.to_string());
+            let comm = process.comm.as_deref().map_or_else(|| "unknown".into(), printable);
+            writeln!(out, "{:>8} {:>12} {:>11} {:>7}  {comm}", process.segs, process.bytes, process.retransmits, pid)?;
+        }
+        if processes.len() > WORST {
+            writeln!(out, "and {} more processes", processes.len() - WORST)?;
+        }
+        let lost: Vec<_> = summary
+            .lost
+            .entries()
+            .into_iter()
+            .filter(|(_, count)| *count != Some(0))
+            .map(|(name, count)| count.map_or_else(|| format!("{name} not known"), |count| format!("{name} {count}")))
+            .collect();
+        if lost.is_empty() { writeln!(out, "nothing lost") } else { writeln!(out, "lost: {}", lost.join(", ")) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_play_tricks_on_a_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\u{fffd}"), "a?[2Jb?");
+    }
+
+    #[test]
+    fn a_wrong_current_is_marked_and_a_right_one_is_not() {
+        let mut text = Text::new(Vec::new(), true);
+        let mut event = Retransmit::default();
+        (event.owner.tgid, event.owner.how, event.current_tgid) = (7, How::Send as u8, 0);
+        let moment = Moment { realtime_ns: 0, exited: false };
+        text.retransmit(&event, moment).unwrap();
+        event.current_tgid = 7;
+        text.retransmit(&event, moment).unwrap();
+        let lines = String::from_utf8(text.out).unwrap();
+        let marked: Vec<_> = lines.lines().map(|line| line.contains('!')).collect();
+        assert_eq!(marked, [true, false]);
+    }
+}

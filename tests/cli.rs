@@ -1,0 +1,135 @@
+//! The command line as a user meets it, without privilege: what is refused, with which message and exit code.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use xctl::embedded;
+
+/// Exit codes of the contract.
+const DONE: i32 = 0;
+const USAGE: i32 = 2;
+const OBJECT: i32 = 4;
+
+fn xctl(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_xctl")).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+/// A file that is gone with the test.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(name: &str, bytes: &[u8]) -> Self {
+        let path = std::env::temp_dir().join(format!("xctl-cli-{}-{name}", std::process::id()));
+        fs::File::create(&path).unwrap().write_all(bytes).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// xctl refuses this object with exit code 4 and one message that holds all of `words`.
+fn refused(name: &str, bytes: &[u8], words: &[&str]) {
+    let file = Temporary::new(name, bytes);
+    let path = file.0.to_str().unwrap();
+    let output = xctl(&["trace", "--object", path]);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(OBJECT), "{name}: {message}");
+    assert_eq!(output.stdout, b"", "{name}");
+    assert_eq!(message.lines().count(), 1, "{name}: {message}");
+    assert!(message.contains(path), "{name}: {message}");
+    for word in words {
+        assert!(message.contains(word), "{name}: no {word:?} in {message}");
+    }
+}
+
+#[test]
+fn an_object_that_is_none_is_refused_with_one_message() {
+    refused("text", b"This is no object.\n", &["not an ELF file"]);
+    refused("empty", b"", &["not an ELF file"]);
+    refused("x86", &fs::read(env!("CARGO_BIN_EXE_xctl")).unwrap(), &["x86-64"]);
+}
+
+#[test]
+fn a_truncated_object_is_refused_wherever_it_ends() {
+    let object = embedded::object();
+    refused("truncated", &object[..object.len() / 2], &["truncated: the section header table"]);
+    for length in (0..object.len()).step_by(object.len() / 40) {
+        let file = Temporary::new(&format!("truncated-{length}"), &object[..length]);
+        let output = xctl(&["trace", "--object", file.0.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(OBJECT), "{length}: {output:?}");
+    }
+}
+
+#[test]
+fn an_object_of_another_program_is_refused() {
+    // The same object with one field of an event struct renamed, so that layouts differ.
+    let mut object = embedded::object().to_vec();
+    let at = object.windows(8).position(|window| window == b"\0srtt_us").unwrap();
+    object[at + 1] = b'x';
+    refused("other", &object, &["retransmit_event", "xrtt_us"]);
+}
+
+#[test]
+fn a_missing_object_is_named() {
+    let output = xctl(&["trace", "--object", "/nonexistent/object.o"]);
+    assert_eq!(output.status.code(), Some(OBJECT));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent/object.o"));
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    for arguments in [
+        &["--no-such-option"][..],
+        &["no-such-command"],
+        &["trace", "--count", "-1"],
+        &["trace", "--attach", "guess"],
+        &["trace", "--netns", "/nonexistent"],
+    ] {
+        let output = xctl(arguments);
+        assert_eq!(output.status.code(), Some(USAGE), "{arguments:?}");
+        assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for arguments in [&["--help"][..], &["trace", "--help"], &["btf", "--help"], &["--version"]] {
+        let output = xctl(arguments);
+        assert_eq!(output.status.code(), Some(DONE), "{arguments:?}");
+        assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn every_option_of_the_contract_is_there() {
+    let help = String::from_utf8(xctl(&["trace", "--help"]).stdout).unwrap();
+    for option in [
+        "--json",
+        "--attach",
+        "--events",
+        "--duration",
+        "--count",
+        "--pid",
+        "--comm",
+        "--port",
+        "--netns",
+        "--cgroup",
+        "-4",
+        "-6",
+        "--kind",
+        "--max-sockets",
+        "--perf-pages",
+        "--object",
+        "--btf",
+    ] {
+        assert!(help.contains(option), "{option}");
+    }
+}

@@ -1,0 +1,111 @@
+//! How xctl ends: by signals, by its own limits, by a reader that went away. Nothing stays behind in the kernel.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+use crate::host::{Set, tool};
+use crate::link::Link;
+use crate::process::poll;
+use crate::workers::{Plan, Receiver, Sender, send_all};
+use crate::xctl::Xctl;
+use crate::{Family, Outcome, Verdict};
+
+pub fn signals(set: Set, _family: Family) -> Outcome {
+    let mut objects = 0;
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
+        let before = bpf_objects()?;
+        let mut xctl = Xctl::start(set, &[])?;
+        let during: Vec<_> = bpf_objects()?.difference(&before).cloned().collect();
+        ensure!(!during.is_empty(), "bpftool shows nothing of a running xctl");
+        objects = objects.max(during.len());
+        if signal == Signal::SIGKILL {
+            xctl.process.signal(signal)?;
+            xctl.process.wait()?;
+        } else {
+            xctl.stop(signal).with_context(|| format!("after {signal}"))?;
+        }
+        // the kernel frees asynchronously; what another process holds is that one's
+        let left = || -> Result<BTreeSet<_>> {
+            let others = held()?;
+            Ok(bpf_objects()?
+                .into_iter()
+                .filter(|object| during.contains(object) && !others.contains(object))
+                .collect())
+        };
+        ensure!(poll(Duration::from_secs(3), || Ok(left()?.is_empty()))?, "left behind after {signal}: {:?}", left()?);
+    }
+    Ok(Verdict::Passed(format!("{objects} programs and maps, none left")))
+}
+
+/// Programs and maps in the kernel, as `prog_id 17`.
+fn bpf_objects() -> Result<BTreeSet<String>> {
+    let mut objects = BTreeSet::new();
+    for kind in ["prog", "map"] {
+        let output = tool("bpftool").args(["-j", kind, "show"]).output().context("starting bpftool")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let list: Vec<serde_json::Value> =
+            serde_json::from_str(&said).with_context(|| format!("bpftool said {said}"))?;
+        objects.extend(list.iter().map(|object| format!("{kind}_id {}", object["id"])));
+    }
+    Ok(objects)
+}
+
+/// The programs and maps that living processes hold by a file descriptor.
+fn held() -> Result<BTreeSet<String>> {
+    let mut held = BTreeSet::new();
+    for process in std::fs::read_dir("/proc").context("listing /proc")?.flatten() {
+        let fdinfo: PathBuf = process.path().join("fdinfo");
+        for fd in std::fs::read_dir(fdinfo).into_iter().flatten().flatten() {
+            let text = std::fs::read_to_string(fd.path()).unwrap_or_default();
+            let ids = text.lines().filter(|line| line.starts_with("prog_id:") || line.starts_with("map_id:"));
+            held.extend(ids.map(|line| line.replace(":\t", " ")));
+        }
+    }
+    Ok(held)
+}
+
+pub fn closed_pipe(set: Set, family: Family) -> Outcome {
+    let (link, receiver, sender) = one_sender(family)?;
+    let mut xctl = Xctl::start(set, &["--netns", &link.a.path().display().to_string()])?;
+    xctl.process.close_output();
+    send_all(vec![sender])?;
+    let began = Instant::now();
+    let status = xctl.process.wait()?;
+    let took = began.elapsed();
+    let said = xctl.process.errors();
+    ensure!(status.code() == Some(0), "it ended with {status} and said {said:?}");
+    ensure!(!said.contains("panicked"), "it panicked: {said:?}");
+    ensure!(took < Duration::from_secs(5), "it noticed only after {took:?}");
+    drop(receiver);
+    Ok(Verdict::Passed("ended by itself".into()))
+}
+
+pub fn count(set: Set, family: Family) -> Outcome {
+    let (link, receiver, sender) = one_sender(family)?;
+    let xctl = Xctl::start(set, &["--count", "3", "--netns", &link.a.path().display().to_string()])?;
+    send_all(vec![sender])?;
+    let trace = xctl.finish()?;
+    ensure!(trace.retransmits.len() == 3, "printed {} retransmits", trace.retransmits.len());
+    drop(receiver);
+    Ok(Verdict::Passed("3 retransmits, then the summary".into()))
+}
+
+pub fn duration(set: Set, _family: Family) -> Outcome {
+    let xctl = Xctl::start(set, &["--duration", "1"])?;
+    let began = Instant::now();
+    xctl.finish()?;
+    let took = began.elapsed();
+    ensure!(took > Duration::from_millis(500) && took < Duration::from_secs(10), "it took {took:?}");
+    Ok(Verdict::Passed(format!("{:.1} s", took.as_secs_f64())))
+}
+
+fn one_sender(family: Family) -> Result<(Link, Receiver, Sender)> {
+    let link = Link::lossy()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let sender = Sender::new(&link.a, Plan { sizes: vec![700], burst: 4, ..Plan::new("sender", receiver.at) })?;
+    Ok((link, receiver, sender))
+}

@@ -1,0 +1,40 @@
+//! A process writes and is gone; its kernel socket goes on retransmitting, and is still its own.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
+use nix::time::{ClockId, clock_gettime};
+
+use crate::host::Set;
+use crate::link::Link;
+use crate::workers::{Leaver, Receiver};
+use crate::xctl::Xctl;
+use crate::{Family, Outcome, Verdict};
+
+pub fn run(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let leaver = Leaver::new(&link.a, "leaver", receiver.at)?;
+    let truth = leaver.truth.clone();
+    let xctl = Xctl::start(set, &[])?;
+    link.lose(100)?;
+    leaver.leave()?;
+    let gone = clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?;
+    let gone_ns = u64::try_from(gone.tv_sec())? * 1_000_000_000 + u64::try_from(gone.tv_nsec())?;
+    // retransmits after about 0.2, 0.4, 0.8 and 1.6 s more each
+    thread::sleep(Duration::from_millis(2500));
+    link.lose(0)?;
+    link.quiet()?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+
+    trace.all_of(link.a.inode, &truth.who, truth.flow()?)?;
+    for record in trace.of(link.a.inode) {
+        ensure!(record.exited || record.mono_ns < gone_ns, "it had exited: {record:?}");
+    }
+    let after = trace.of(link.a.inode).filter(|record| record.exited).count();
+    ensure!(after >= 2, "only {after} retransmits after the process had exited");
+    trace.nothing_lost()?;
+    Ok(Verdict::Passed(format!("{after} retransmits after its end")))
+}

@@ -1,0 +1,124 @@
+//! The mission itself: on a lossy link with busy CPUs, every retransmit names its process, and none is missing.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+use crate::counters::Counters;
+use crate::host::Set;
+use crate::link::{Link, Netns};
+use crate::missed::Witness;
+use crate::workers::{Plan, Receiver, Sender, Truth, keep_cpus_busy, send_all};
+use crate::xctl::{Kind, Owner, Trace, Xctl};
+use crate::{Family, Outcome, Verdict};
+
+/// The most segments in one skb: 64 KiB of GSO payload by the smallest segment size here (IPv6 with timestamps).
+const MAX_SEGS: u64 = 65536 / 1428 + 1;
+
+pub fn run(set: Set, family: Family) -> Outcome {
+    let link = Link::lossy()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let busy = keep_cpus_busy(&link.a)?;
+    let senders = plans(&receiver).into_iter().map(|plan| Sender::new(&link.a, plan)).collect::<Result<Vec<_>>>()?;
+    let xctl = Xctl::start(set, &[])?;
+    let witness = if set == Set::Kprobe { Some(Witness::of(&xctl.ready.hooks)?) } else { None };
+
+    let before = (Counters::of(&link.a)?, Counters::of(&link.b)?);
+    let truths = send_all(senders)?;
+    link.quiet()?;
+    let after = (Counters::of(&link.a)?, Counters::of(&link.b)?);
+    let missed = witness.as_ref().map_or(Ok(0), Witness::missed)?;
+    drop(busy);
+    let trace = xctl.stop(Signal::SIGINT)?;
+
+    let of_senders = trace.of(link.a.inode).count();
+    let total = of_senders + trace.of(link.b.inode).count();
+    ensure!(total >= 20, "only {total} retransmits: the link was not lossy enough to tell anything");
+    senders_are_named(&trace, &link.a, &truths, missed)?;
+    receiver_is_named(&trace, &link.b, &receiver, &truths, missed)?;
+    nothing_is_missing(&trace, &link.a, &before.0, &after.0, missed).context("namespace a")?;
+    nothing_is_missing(&trace, &link.b, &before.1, &after.1, missed).context("namespace b")?;
+    if missed == 0 {
+        trace.nothing_lost()?;
+    }
+
+    let wrong = trace.of(link.a.inode).filter(|record| Some(record.current.pid) != record.at.pid).count();
+    let skipped = if missed > 0 { format!(", {missed} probe runs missed") } else { String::new() };
+    Ok(Verdict::Passed(format!("{total} retransmits, current wrong in {wrong} of {of_senders}{skipped}")))
+}
+
+/// Six ways to send, so that every kind of retransmit has its chance.
+fn plans(receiver: &Receiver) -> Vec<Plan> {
+    let plan = |number: usize| Plan::new(&format!("send-{number}"), receiver.at);
+    let ms = Duration::from_millis;
+    vec![
+        plan(0),
+        Plan { sizes: vec![1448, 3000, 10, 700], pause: ms(5), ..plan(1) },
+        Plan { sizes: vec![1 << 16], pause: ms(10), burst: 8, sends: 128, ..plan(2) },
+        Plan { sizes: vec![500], second_thread: true, ..plan(3) },
+        Plan { sizes: vec![2000], sends_a_connection: 3, pause: ms(1), ..plan(4) },
+        Plan { sizes: vec![1000], burst: 20, pause: ms(40), ..plan(5) },
+    ]
+}
+
+fn senders_are_named(trace: &Trace, a: &Netns, truths: &[Truth], missed: u64) -> Result<()> {
+    let mut unknown = 0;
+    for record in trace.of(a.inode) {
+        let flow = record.at.flow();
+        let truth = truths.iter().find(|truth| truth.flows().any(|own| own == flow));
+        let truth = truth.with_context(|| format!("nobody made the flow of {record:?}"))?;
+        if record.at.owner == Owner::Unknown {
+            unknown += 1;
+            ensure!(unknown <= missed, "owner unknown: {record:?}");
+            continue;
+        }
+        record.at.is_of(&truth.who, flow)?;
+        ensure!(matches!(record.at.owner, Owner::Send | Owner::Connect), "a sender known by other means: {record:?}");
+    }
+    Ok(())
+}
+
+/// The receiver never sends data: what it retransmits are SYN-ACKs, as listener, and FINs, as the one who accepted.
+fn receiver_is_named(trace: &Trace, b: &Netns, receiver: &Receiver, truths: &[Truth], missed: u64) -> Result<()> {
+    let mut unknown = 0;
+    for record in trace.of(b.inode) {
+        let flow = record.at.flow();
+        let known = truths.iter().flat_map(Truth::flows).any(|made| made.reversed() == flow);
+        ensure!(known, "nobody made the flow of {record:?}");
+        let owner = record.at.owner;
+        if owner == Owner::Unknown {
+            unknown += 1;
+            ensure!(unknown <= missed, "owner unknown: {record:?}");
+            continue;
+        }
+        record.at.is_of(&receiver.who, flow)?;
+        ensure!(record.kind != Kind::Synack || owner == Owner::Listen, "a SYN-ACK is the listener's: {record:?}");
+        let accepted = if trace.sees_accept() { Owner::Accept } else { Owner::Close };
+        ensure!(owner == Owner::Listen || owner == accepted, "the receiver known by other means: {record:?}");
+    }
+    Ok(())
+}
+
+/// The kernel's counters and xctl agree to the segment, but for what skipped kprobes may have kept from xctl.
+fn nothing_is_missing(trace: &Trace, ns: &Netns, before: &Counters, after: &Counters, missed: u64) -> Result<()> {
+    let grew = |name| after.since(before, name);
+    let seen = |kinds: &[Kind]| {
+        trace.segs(|record| record.at.netns == ns.inode && (kinds.is_empty() || kinds.contains(&record.kind)))
+    };
+    for (what, seen, kernel) in [
+        ("RetransSegs - TCPRetransFail", seen(&[]), grew("RetransSegs")? - grew("TCPRetransFail")?),
+        ("TCPFastRetrans", seen(&[Kind::Fast]), grew("TCPFastRetrans")?),
+        ("TCPSlowStartRetrans", seen(&[Kind::SlowStart]), grew("TCPSlowStartRetrans")?),
+        ("TCPSynRetrans", seen(&[Kind::Syn, Kind::Synack]), grew("TCPSynRetrans")?),
+    ] {
+        let short = kernel - i64::try_from(seen)?;
+        ensure!(
+            (0..=i64::try_from(missed * MAX_SEGS)?).contains(&short),
+            "{what}: the kernel counted {kernel}, xctl {seen} ({missed} probe runs missed)"
+        );
+    }
+    let (tlp, probes) = (seen(&[Kind::Tlp]), grew("TCPLossProbes")?);
+    ensure!(i64::try_from(tlp)? <= probes, "{tlp} tail loss probes, the kernel counted only {probes}");
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! Where xctl cannot run it says so, with what is missing and the remedy, and exit code 3.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::thread;
+
+use anyhow::{Context, anyhow, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::host::{KPROBE_PMU, Set};
+use crate::process::Process;
+use crate::xctl::{command, refusal};
+use crate::{Family, Outcome, Verdict};
+
+const CANNOT_RUN_HERE: i32 = 3;
+
+pub fn no_privilege(_set: Set, _family: Family) -> Outcome {
+    let mut nobody = command(&["trace", "--json"])?;
+    // a root process that becomes another user loses every capability
+    nobody.uid(65534).gid(65534);
+    let said = refusal(Process::start("xctl without privilege", nobody)?, CANNOT_RUN_HERE)?;
+    for capability in ["cap_bpf", "cap_perfmon"] {
+        ensure!(said.to_lowercase().contains(capability), "it does not name {capability}: {said:?}");
+    }
+    Ok(Verdict::Passed("names the capabilities".into()))
+}
+
+pub fn no_btf(_set: Set, _family: Family) -> Outcome {
+    const BTF: &str = "/sys/kernel/btf";
+    let hidden = || {
+        unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
+        let (nothing, no_text) = (None::<&str>, None::<&str>);
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, no_text)
+            .context("making mounts private")?;
+        mount(Some("none"), BTF, Some("tmpfs"), MsFlags::empty(), no_text).with_context(|| format!("hiding {BTF}"))?;
+        Process::start("xctl without BTF", command(&["trace", "--json"])?)
+    };
+    // a thread of its own: only it, and what it starts, sees the changed mounts
+    let process = thread::spawn(hidden).join().map_err(|_| anyhow!("the thread panicked"))??;
+    let said = refusal(process, CANNOT_RUN_HERE)?;
+    ensure!(said.contains("--btf"), "it does not mention --btf: {said:?}");
+    Ok(Verdict::Passed("names --btf".into()))
+}
+
+pub fn no_kprobes(_set: Set, _family: Family) -> Outcome {
+    if Path::new(KPROBE_PMU).exists() {
+        return Ok(Verdict::Skipped("this kernel has kprobes".into()));
+    }
+    let process = Process::start("xctl without kprobes", command(&["trace", "--json", "--attach", "kprobe"])?)?;
+    let said = refusal(process, CANNOT_RUN_HERE)?;
+    ensure!(said.to_lowercase().contains("kprobe"), "it does not say what is missing: {said:?}");
+    Ok(Verdict::Passed("names what is missing".into()))
+}

@@ -1,0 +1,73 @@
+//! Four-tuples that mislead: the same one twice, and IPv4 in IPv6's clothes.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use anyhow::{Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use crate::host::Set;
+use crate::link::Link;
+use crate::workers::{Plan, Receiver, Sender, Truth, send_all};
+use crate::xctl::{Trace, Xctl};
+use crate::{Family, Outcome, Verdict};
+
+/// Two connections with the very same addresses and ports, in two network namespaces, at the same time.
+pub fn same_tuple_two_netns(set: Set, family: Family) -> Outcome {
+    const LOCAL: u16 = 40000;
+    const REMOTE: u16 = 5000;
+    let links = [Link::lossy()?, Link::lossy()?];
+    let mut receivers = vec![];
+    let mut senders = vec![];
+    for (link, comm) in links.iter().zip(["twin-0", "twin-1"]) {
+        let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), REMOTE)?;
+        let from = SocketAddr::new(link.address(&link.a, family), LOCAL);
+        senders.push(Sender::new(&link.a, Plan { from: Some(from), ..busy_plan(comm, receiver.at) })?);
+        receivers.push(receiver);
+    }
+    let xctl = Xctl::start(set, &[])?;
+    let truths = send_all(senders)?;
+    links.iter().try_for_each(Link::quiet)?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+
+    ensure!(truths[0].flow()? == truths[1].flow()?, "the test did not make twins: {truths:?}");
+    let mut counts = vec![];
+    for ((link, truth), receiver) in links.iter().zip(&truths).zip(&receivers) {
+        counts.push(all_named(&trace, link, truth, receiver)?);
+    }
+    trace.nothing_lost()?;
+    Ok(Verdict::Passed(format!("{} and {} retransmits", counts[0], counts[1])))
+}
+
+/// `AF_INET6` sockets on both sides that speak IPv4.
+pub fn v4_mapped(set: Set, _family: Family) -> Outcome {
+    let link = Link::lossy()?;
+    let receiver = Receiver::new(&link.b, "receiver", Ipv6Addr::UNSPECIFIED.into(), 0)?;
+    let IpAddr::V4(address) = link.address(&link.b, Family::V4) else { bail!("not an IPv4 address") };
+    let to = SocketAddr::new(address.to_ipv6_mapped().into(), receiver.at.port());
+    let sender = Sender::new(&link.a, busy_plan("mapped", to))?;
+    let xctl = Xctl::start(set, &[])?;
+    let truths = send_all(vec![sender])?;
+    link.quiet()?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+
+    let count = all_named(&trace, &link, &truths[0], &receiver)?;
+    for record in trace.of(link.a.inode).chain(trace.of(link.b.inode)) {
+        ensure!(record.at.family == "ipv4", "not told as IPv4: {record:?}");
+    }
+    trace.nothing_lost()?;
+    Ok(Verdict::Passed(format!("{count} retransmits")))
+}
+
+/// One connection that is nearly always waiting for something lost.
+fn busy_plan(comm: &str, to: SocketAddr) -> Plan {
+    Plan { sizes: vec![700], burst: 4, ..Plan::new(comm, to) }
+}
+
+/// Every record of the link is of its one connection and names the process of its end. How many of the sender's.
+fn all_named(trace: &Trace, link: &Link, sender: &Truth, receiver: &Receiver) -> Result<usize> {
+    let flow = sender.flow()?;
+    let count = trace.all_of(link.a.inode, &sender.who, flow)?;
+    trace.all_of(link.b.inode, &receiver.who, flow.reversed())?;
+    ensure!(count > 0, "no retransmits: the link was not lossy enough to tell anything");
+    Ok(count)
+}

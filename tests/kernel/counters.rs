@@ -1,0 +1,51 @@
+//! The kernel's own account of a network namespace: its TCP counters and its sockets.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result};
+
+use crate::link::Netns;
+
+/// `/proc/self/net` shows the namespace of the main thread; this one shows the reading thread's.
+const NET: &str = "/proc/thread-self/net";
+
+/// TCP counters since the namespace was made.
+pub struct Counters(HashMap<String, i64>);
+
+impl Counters {
+    pub fn of(ns: &Netns) -> Result<Counters> {
+        let text = ns.enter(|| Ok(read("snmp")? + &read("netstat")?))?;
+        let mut values = HashMap::new();
+        let mut lines = text.lines();
+        // each group is two lines, "Tcp: RtoAlgorithm ..." and "Tcp: 1 ..."
+        while let (Some(names), Some(numbers)) = (lines.next(), lines.next()) {
+            let pairs = names.split_whitespace().zip(numbers.split_whitespace()).skip(1);
+            if names.starts_with("Tcp") {
+                values.extend(pairs.filter_map(|(name, number)| Some((name.to_owned(), number.parse().ok()?))));
+            }
+        }
+        Ok(Counters(values))
+    }
+
+    /// How much the counter grew since `earlier`.
+    pub fn since(&self, earlier: &Counters, name: &str) -> Result<i64> {
+        let value = |counters: &Counters| {
+            counters.0.get(name).copied().with_context(|| format!("this kernel has no counter {name}"))
+        };
+        Ok(value(self)? - value(earlier)?)
+    }
+}
+
+/// The sockets that may still send: neither listening nor in TIME_WAIT, as lines of /proc/net/tcp.
+pub fn connections(ns: &Netns) -> Result<Vec<String>> {
+    const TIME_WAIT: &str = "06";
+    const LISTEN: &str = "0A";
+    let text = ns.enter(|| Ok(read("tcp")? + &read("tcp6")?))?;
+    let open =
+        |line: &&str| line.split_whitespace().nth(3).is_some_and(|state| ![TIME_WAIT, LISTEN, "st"].contains(&state));
+    Ok(text.lines().filter(open).map(|line| line.trim().chars().take(100).collect()).collect())
+}
+
+fn read(file: &str) -> Result<String> {
+    std::fs::read_to_string(format!("{NET}/{file}")).with_context(|| format!("reading {NET}/{file}"))
+}

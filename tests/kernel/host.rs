@@ -1,0 +1,73 @@
+//! What this kernel offers, asked from the kernel, so that a case knows whether it can run here.
+
+use std::fmt;
+use std::path::Path;
+use std::process::Command;
+
+/// Where perf's dynamic kprobe PMU shows itself.
+pub const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe";
+
+/// A hook set: a value of `xctl --attach`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Set {
+    Auto,
+    Kprobe,
+    Tracepoint,
+    Fentry,
+}
+
+impl Set {
+    /// Every set, the mission's own first.
+    pub const ALL: &'static [Set] = &[Set::Kprobe, Set::Auto, Set::Tracepoint, Set::Fentry];
+
+    /// Why this kernel has not got the set; none if it has.
+    pub fn absent(self) -> Option<String> {
+        match self {
+            Set::Kprobe => {
+                (!Path::new(KPROBE_PMU).exists()).then(|| format!("this kernel has no kprobe PMU ({KPROBE_PMU})"))
+            }
+            // the two tracepoints that see a sender in its own context; BTF has a typedef for each tracepoint
+            Set::Tracepoint => {
+                (!has_tracepoint("sock_send_length") && !has_tracepoint("tcp_sendmsg_locked")).then(|| {
+                    "this kernel has no tracepoint that sees senders (sock_send_length, tcp_sendmsg_locked)".into()
+                })
+            }
+            // register_fentry() in kernel/bpf/trampoline.c answers ENOTSUPP without it
+            Set::Fentry => (!has_symbol("register_ftrace_direct"))
+                .then(|| "this kernel has no ftrace direct calls, which fentry needs (register_ftrace_direct)".into()),
+            Set::Auto => None,
+        }
+    }
+}
+
+impl fmt::Display for Set {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Set::Auto => "auto",
+            Set::Kprobe => "kprobe",
+            Set::Tracepoint => "tracepoint",
+            Set::Fentry => "fentry",
+        })
+    }
+}
+
+fn has_tracepoint(name: &str) -> bool {
+    let typedef = format!("\0btf_trace_{name}\0");
+    // the string section alone would do, but a plain search of 5 MB is quick and needs no parser
+    std::fs::read("/sys/kernel/btf/vmlinux")
+        .is_ok_and(|btf| btf.windows(typedef.len()).any(|bytes| bytes == typedef.as_bytes()))
+}
+
+fn has_symbol(name: &str) -> bool {
+    std::fs::read_to_string("/proc/kallsyms")
+        .is_ok_and(|symbols| symbols.lines().any(|line| line.split_whitespace().nth(2) == Some(name)))
+}
+
+/// A system tool by its full path: in a guest, busybox may have an applet of the same name earlier on the PATH.
+pub fn tool(name: &str) -> Command {
+    let path = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(|directory| Path::new(directory).join(name));
+    match path.iter().find(|path| path.exists()) {
+        Some(path) => Command::new(path),
+        None => Command::new(name),
+    }
+}

@@ -1,0 +1,137 @@
+//! xctl on a real kernel: real processes, real loss, and the kernel's own counters as the judge.
+//!
+//! One executable, so that it runs the same on the developer's machine and as the only program of a virtual machine.
+//! It needs root, iproute2, and a way to lose packets (netem or nft). Arguments: a part of a case's name, or `--list`.
+
+#![forbid(unsafe_code)]
+
+mod cases;
+mod counters;
+mod host;
+mod link;
+mod missed;
+mod process;
+mod workers;
+mod xctl;
+
+use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use host::Set;
+
+/// Which IP a case runs over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Family::V4 => "ipv4",
+            Family::V6 => "ipv6",
+        })
+    }
+}
+
+/// How a case ended, when it did not fail.
+pub enum Verdict {
+    /// What was seen, for the reader of the log.
+    Passed(String),
+    /// Why this host cannot run it.
+    Skipped(String),
+}
+
+/// An error is the case's failure, with the chain of what was being done.
+pub type Outcome = anyhow::Result<Verdict>;
+
+/// A case, to be run once for each hook set and each family.
+pub struct Case {
+    name: &'static str,
+    sets: &'static [Set],
+    families: &'static [Family],
+    run: fn(Set, Family) -> Outcome,
+}
+
+impl Case {
+    /// The name of one run of it: what there is a choice of is part of it.
+    fn name_with(&self, set: Set, family: Family) -> String {
+        let mut name = self.name.to_owned();
+        if self.sets.len() > 1 {
+            name += &format!(" {set}");
+        }
+        if self.families.len() > 1 {
+            name += &format!(" {family}");
+        }
+        name
+    }
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [first, job] = args.as_slice()
+        && first == workers::ARGUMENT
+    {
+        return workers::main(job);
+    }
+    let list = args.iter().any(|arg| arg == "--list");
+    // cargo passes libtest's flags on (--nocapture, --test-threads=1): none means anything here
+    let filter = args.iter().find(|arg| !arg.starts_with('-'));
+
+    if !list {
+        link::sweep();
+    }
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for case in cases::ALL {
+        for (set, family) in case.sets.iter().flat_map(|set| case.families.iter().map(move |family| (*set, *family))) {
+            let name = case.name_with(set, family);
+            if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
+                continue;
+            }
+            if list {
+                println!("{name}");
+                continue;
+            }
+            let began = Instant::now();
+            let outcome = attempt(case, set, family);
+            let took = began.elapsed().as_secs_f64();
+            match outcome {
+                Ok(Verdict::Passed(note)) => {
+                    passed += 1;
+                    println!("ok    {name:<36} {took:5.1} s  ({note})");
+                }
+                Ok(Verdict::Skipped(why)) => {
+                    skipped += 1;
+                    println!("skip  {name}: {why}");
+                }
+                Err(error) => {
+                    failed += 1;
+                    println!("FAIL  {name}: {error:#}");
+                }
+            }
+        }
+    }
+    if !list {
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+    }
+    if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Runs one case; a panic in it is its failure, not the end of the run.
+fn attempt(case: &Case, set: Set, family: Family) -> Outcome {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(Verdict::Skipped("needs root: it makes network namespaces and loads BPF".into()));
+    }
+    if let Some(why) = set.absent() {
+        return Ok(Verdict::Skipped(why));
+    }
+    panic::catch_unwind(AssertUnwindSafe(|| (case.run)(set, family))).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(anyhow::anyhow!("panicked: {}", said.unwrap_or("(no message)")))
+    })
+}

@@ -1,0 +1,130 @@
+//! A child process that speaks in lines, with a time limit on every wait and no way to outlive its handle.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Long enough for anything that a busy emulated machine may be asked to do; never reached when all is well.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+pub struct Process {
+    what: String,
+    child: Child,
+    input: Option<ChildStdin>,
+    lines: Receiver<String>,
+    errors: Option<JoinHandle<String>>,
+}
+
+impl Process {
+    /// Starts `command` in the network namespace of the calling thread.
+    pub fn start(what: &str, mut command: Command) -> Result<Process> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("starting {what} ({command:?})"))?;
+        let output = child.stdout.take().context("no pipe for its output")?;
+        let mut stderr = child.stderr.take().context("no pipe for its errors")?;
+        let (line, lines) = mpsc::channel();
+        // ends, and so closes the pipe, at the first line after nobody listens any more
+        thread::spawn(move || {
+            BufReader::new(output).lines().map_while(Result::ok).try_for_each(|text| line.send(text))
+        });
+        let errors = thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        let input = child.stdin.take();
+        Ok(Process { what: what.into(), child, input, lines, errors: Some(errors) })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line of its output; an error when it ended, with what it said on standard error.
+    pub fn line(&mut self) -> Result<String> {
+        match self.lines.recv_timeout(PATIENCE) {
+            Ok(line) => Ok(line),
+            Err(RecvTimeoutError::Timeout) => bail!("{} printed nothing for {PATIENCE:?}", self.what),
+            Err(RecvTimeoutError::Disconnected) => {
+                let (status, said) = (self.wait()?, self.errors());
+                bail!("{} ended ({status}) and said: {}", self.what, said.trim())
+            }
+        }
+    }
+
+    /// All lines up to the end of its output.
+    pub fn rest(&mut self) -> Result<Vec<String>> {
+        let end = Instant::now() + PATIENCE;
+        let mut lines = Vec::new();
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => lines.push(line),
+                Err(RecvTimeoutError::Disconnected) => return Ok(lines),
+                Err(RecvTimeoutError::Timeout) => bail!("{} did not end within {PATIENCE:?}", self.what),
+            }
+        }
+    }
+
+    /// Stops reading its output: from the next line on it writes into a closed pipe.
+    pub fn close_output(&mut self) {
+        let (_, nobody) = mpsc::channel();
+        self.lines = nobody;
+    }
+
+    /// Gives it a line to read.
+    pub fn tell(&mut self, text: &str) -> Result<()> {
+        let input = self.input.as_mut().context("its input is closed")?;
+        writeln!(input, "{text}").with_context(|| format!("writing to {}", self.what))
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.child.id().try_into()?), signal)
+            .with_context(|| format!("sending {signal} to {}", self.what))
+    }
+
+    /// Waits for its end, and reaps it.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().with_context(|| format!("waiting for {}", self.what))? {
+                return Ok(status);
+            }
+            if Instant::now() > end {
+                bail!("{} still runs after {PATIENCE:?}", self.what);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What it wrote to standard error; only after its end.
+    pub fn errors(&mut self) -> String {
+        self.errors.take().and_then(|reader| reader.join().ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Asks `done` again and again until it says yes; false if it does not within `limit`.
+pub fn poll(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let end = Instant::now() + limit;
+    loop {
+        if done()? {
+            return Ok(true);
+        }
+        if Instant::now() > end {
+            return Ok(false);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}

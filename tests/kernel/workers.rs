@@ -1,0 +1,374 @@
+//! The processes that make traffic: this executable once more, each with its own PID and name.
+//!
+//! A worker is given its job as JSON, and says as JSON what it knows about itself; that is the truth that xctl's
+//! records are held against.
+
+use std::ffi::CString;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::process::{Command, ExitCode};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::prctl;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::link::Netns;
+use crate::process::Process;
+
+/// The hidden first argument that makes a worker of this executable.
+pub const ARGUMENT: &str = "worker";
+
+/// A connection as its local process sees it; v4-mapped IPv6 addresses are written as IPv4.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Flow {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+}
+
+impl Flow {
+    /// The same connection, as its other end sees it.
+    pub fn reversed(self) -> Flow {
+        Flow { local: self.remote, remote: self.local }
+    }
+}
+
+/// A process, by what xctl must call it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Who {
+    pub pid: u32,
+    pub comm: String,
+}
+
+/// What a worker says about itself.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Truth {
+    pub who: Who,
+    pub sent: Vec<Sent>,
+}
+
+impl Truth {
+    pub fn flows(&self) -> impl Iterator<Item = Flow> {
+        self.sent.iter().map(|sent| sent.flow)
+    }
+
+    /// The flow of a worker that made just one.
+    pub fn flow(&self) -> Result<Flow> {
+        let [one] = self.sent.as_slice() else { bail!("one connection expected: {self:?}") };
+        Ok(one.flow)
+    }
+}
+
+/// What went over one of its connections: calls of send and their bytes.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Sent {
+    pub flow: Flow,
+    pub sends: u64,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+enum Job {
+    Send(Plan),
+    Receive { comm: String, on: SocketAddr },
+    Connect { comm: String, to: SocketAddr, hold: Duration },
+    Leave { comm: String, to: SocketAddr },
+    Spin { comm: String, cpu: usize },
+}
+
+/// What a sender does: connections one after the other until `sends` or `time` is used up.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Plan {
+    pub comm: String,
+    pub to: SocketAddr,
+    /// The local address and port; the kernel's choice if none.
+    pub from: Option<SocketAddr>,
+    /// Bytes of each send, in turn.
+    pub sizes: Vec<usize>,
+    /// Sends between pauses.
+    pub burst: u64,
+    pub pause: Duration,
+    pub sends: u64,
+    pub time: Duration,
+    /// Sends after which a connection is closed and a new one made.
+    pub sends_a_connection: u64,
+    /// Send from a thread with another name than the process's.
+    pub second_thread: bool,
+}
+
+impl Plan {
+    pub fn new(comm: &str, to: SocketAddr) -> Plan {
+        Plan {
+            comm: comm.into(),
+            to,
+            from: None,
+            sizes: vec![100],
+            burst: 1,
+            pause: Duration::from_millis(2),
+            sends: u64::MAX,
+            time: Duration::from_millis(2500),
+            sends_a_connection: u64::MAX,
+            second_thread: false,
+        }
+    }
+}
+
+/// A process that sends by a plan: started, it waits for [`Sender::go`].
+pub struct Sender {
+    process: Process,
+    pub who: Who,
+}
+
+impl Sender {
+    pub fn new(ns: &Netns, plan: Plan) -> Result<Sender> {
+        let (process, truth) = start(ns, &plan.comm.clone(), &Job::Send(plan))?;
+        Ok(Sender { process, who: truth.who })
+    }
+
+    pub fn go(&mut self) -> Result<()> {
+        self.process.tell("go")
+    }
+
+    /// Waits until it has sent all, the peer has read all, and it is gone.
+    pub fn finish(mut self) -> Result<Truth> {
+        let line = self.process.line()?;
+        self.process.wait()?;
+        serde_json::from_str(&line).with_context(|| format!("a worker said {line}"))
+    }
+}
+
+/// Lets all send at the same time, and waits for all.
+pub fn send_all(mut senders: Vec<Sender>) -> Result<Vec<Truth>> {
+    senders.iter_mut().try_for_each(Sender::go)?;
+    senders.into_iter().map(Sender::finish).collect()
+}
+
+/// A process that listens, accepts, and reads to the end, without ever sending. Ends when dropped.
+pub struct Receiver {
+    _process: Process,
+    pub who: Who,
+    /// Where it listens.
+    pub at: SocketAddr,
+}
+
+impl Receiver {
+    /// Port 0 leaves the choice to the kernel.
+    pub fn new(ns: &Netns, comm: &str, address: IpAddr, port: u16) -> Result<Receiver> {
+        let job = Job::Receive { comm: comm.into(), on: (address, port).into() };
+        let (process, truth) = start(ns, comm, &job)?;
+        let at = truth.flow()?.local;
+        Ok(Receiver { _process: process, who: truth.who, at })
+    }
+}
+
+/// A process that asks for a connection with someone who never answers, and gives up after `hold`.
+pub fn connect_in_vain(ns: &Netns, comm: &str, to: SocketAddr, hold: Duration) -> Result<Truth> {
+    let (mut process, truth) = start(ns, comm, &Job::Connect { comm: comm.into(), to, hold })?;
+    process.wait()?;
+    Ok(truth)
+}
+
+/// A process that has connected; told to go, it sends once and exits at once.
+pub struct Leaver {
+    process: Process,
+    pub truth: Truth,
+}
+
+impl Leaver {
+    pub fn new(ns: &Netns, comm: &str, to: SocketAddr) -> Result<Leaver> {
+        let (process, truth) = start(ns, comm, &Job::Leave { comm: comm.into(), to })?;
+        Ok(Leaver { process, truth })
+    }
+
+    /// Returns when it is gone and reaped.
+    pub fn leave(mut self) -> Result<()> {
+        self.process.tell("go")?;
+        self.process.wait().map(drop)
+    }
+}
+
+/// One busy process pinned to each CPU, so that "the current process" of a softirq is a plausible wrong one.
+pub fn keep_cpus_busy(ns: &Netns) -> Result<Vec<Process>> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("asking which CPUs there are")?;
+    (0..CpuSet::count())
+        .filter(|cpu| allowed.is_set(*cpu).unwrap_or(false))
+        .map(|cpu| {
+            let comm = format!("busy-{cpu}");
+            start(ns, &comm, &Job::Spin { comm: comm.clone(), cpu }).map(|(process, _)| process)
+        })
+        .collect()
+}
+
+/// Starts a worker in `ns` and reads the first thing that it says.
+fn start(ns: &Netns, comm: &str, job: &Job) -> Result<(Process, Truth)> {
+    let mut command = Command::new(std::env::current_exe().context("finding this executable")?);
+    command.arg(ARGUMENT).arg(serde_json::to_string(job)?);
+    let mut process = ns.enter(|| Process::start(comm, command))?;
+    let line = process.line()?;
+    let truth = serde_json::from_str(&line).with_context(|| format!("{comm} said {line}"))?;
+    Ok((process, truth))
+}
+
+// ---- from here on: inside the worker ----
+
+pub fn main(job: &str) -> ExitCode {
+    match serde_json::from_str(job).context("reading the job").and_then(work) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn work(job: Job) -> Result<()> {
+    match job {
+        Job::Send(plan) => {
+            take_name(&plan.comm)?;
+            say(&plan.comm, vec![])?;
+            wait_for_go()?;
+            let comm = plan.comm.clone();
+            let sent = if plan.second_thread {
+                let thread = thread::Builder::new().name("not-the-owner".into()).spawn(move || send(&plan))?;
+                thread.join().map_err(|_| anyhow!("the sending thread panicked"))??
+            } else {
+                send(&plan)?
+            };
+            say(&comm, sent)
+        }
+        Job::Receive { comm, on } => receive(&comm, on),
+        Job::Connect { comm, to, hold } => {
+            take_name(&comm)?;
+            let (socket, refused) = open(None, to, SockFlag::SOCK_NONBLOCK)?;
+            say(&comm, vec![Sent { flow: Flow { local: local(&socket)?, remote: to }, sends: 0, bytes: 0 }])?;
+            thread::sleep(hold);
+            ensure!(refused == Some(Errno::EINPROGRESS), "connect() said {refused:?}");
+            Ok(())
+        }
+        Job::Leave { comm, to } => {
+            take_name(&comm)?;
+            let (mut socket, _) = open(None, to, SockFlag::empty())?;
+            say(&comm, vec![Sent { flow: Flow { local: local(&socket)?, remote: to }, sends: 1, bytes: 1000 }])?;
+            wait_for_go()?;
+            socket.write_all(&[b'x'; 1000])?;
+            Ok(())
+        }
+        Job::Spin { comm, cpu } => {
+            let mut only = CpuSet::new();
+            only.set(cpu)?;
+            sched_setaffinity(Pid::from_raw(0), &only).with_context(|| format!("moving to CPU {cpu}"))?;
+            take_name(&comm)?;
+            say(&comm, vec![])?;
+            end_with_parent();
+            loop {
+                std::hint::spin_loop();
+            }
+        }
+    }
+}
+
+/// Names the process: to be called on its main thread, and before anything that xctl may see.
+fn take_name(comm: &str) -> Result<()> {
+    prctl::set_name(&CString::new(comm)?).context("setting the name of the process")
+}
+
+/// Tells the test who it is and what it has done so far.
+fn say(comm: &str, sent: Vec<Sent>) -> Result<()> {
+    let truth = Truth { who: Who { pid: std::process::id(), comm: comm.into() }, sent };
+    println!("{}", serde_json::to_string(&truth)?);
+    Ok(())
+}
+
+fn wait_for_go() -> Result<()> {
+    let mut line = String::new();
+    ensure!(std::io::stdin().read_line(&mut line)? > 0, "the test ended before it said go");
+    Ok(())
+}
+
+/// A killed test cannot stop its workers: they notice that the pipe from it is closed.
+fn end_with_parent() {
+    thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(0);
+    });
+}
+
+fn send(plan: &Plan) -> Result<Vec<Sent>> {
+    let end = Instant::now() + plan.time;
+    let data = vec![b'x'; plan.sizes.iter().copied().max().unwrap_or(0)];
+    let mut sizes = plan.sizes.iter().cycle();
+    let mut done = vec![];
+    let mut total = 0;
+    let more = |total: u64| total < plan.sends && Instant::now() < end;
+    while more(total) {
+        let (mut socket, _) = open(plan.from, plan.to, SockFlag::empty())?;
+        let flow = Flow { local: local(&socket)?, remote: canonical(plan.to) };
+        let mut sent = Sent { flow, sends: 0, bytes: 0 };
+        while more(total) && sent.sends < plan.sends_a_connection {
+            let size = *sizes.next().context("a plan without sizes")?;
+            // one call is one tcp_sendmsg: a blocking socket takes all
+            let taken = socket.write(&data[..size])?;
+            ensure!(taken == size, "a send of {size} took {taken}");
+            sent.sends += 1;
+            sent.bytes += taken as u64;
+            total += 1;
+            if total % plan.burst == 0 {
+                thread::sleep(plan.pause);
+            }
+        }
+        // closing is part of the conversation: it ends when the peer has read everything
+        socket.shutdown(Shutdown::Write)?;
+        socket.read_to_end(&mut Vec::new())?;
+        done.push(sent);
+    }
+    Ok(done)
+}
+
+fn receive(comm: &str, on: SocketAddr) -> Result<()> {
+    take_name(comm)?;
+    let listener = TcpListener::bind(on).with_context(|| format!("listening on {on}"))?;
+    let at = listener.local_addr()?;
+    say(comm, vec![Sent { flow: Flow { local: at, remote: at }, sends: 0, bytes: 0 }])?;
+    end_with_parent();
+    for connection in listener.incoming() {
+        let mut connection = connection?;
+        thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 16];
+            while connection.read(&mut buffer).is_ok_and(|read| read > 0) {}
+        });
+    }
+    Ok(())
+}
+
+/// A socket that has called connect(), and what that said: nothing, or in progress.
+fn open(from: Option<SocketAddr>, to: SocketAddr, flags: SockFlag) -> Result<(TcpStream, Option<Errno>)> {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Stream, flags | SockFlag::SOCK_CLOEXEC, None).context("making a socket")?;
+    if let Some(from) = from {
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(from)).with_context(|| format!("binding to {from}"))?;
+    }
+    let refused = match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
+        Ok(()) => None,
+        Err(Errno::EINPROGRESS) => Some(Errno::EINPROGRESS),
+        Err(error) => return Err(error).with_context(|| format!("connecting to {to}")),
+    };
+    Ok((TcpStream::from(socket), refused))
+}
+
+fn local(socket: &TcpStream) -> Result<SocketAddr> {
+    socket.local_addr().map(canonical).context("asking for the local address")
+}
+
+/// `::ffff:a.b.c.d` as `a.b.c.d`.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    (address.ip().to_canonical(), address.port()).into()
+}

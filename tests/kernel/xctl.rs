@@ -1,0 +1,371 @@
+//! Runs xctl and reads what it prints, strictly: an unknown record, a missing field or a sum that does not add up
+//! is an error in every case.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Deserializer};
+
+use crate::host::Set;
+use crate::process::Process;
+use crate::workers::{Flow, Who};
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Record {
+    Ready(Ready),
+    Retransmit(Retransmit),
+    Send(Send),
+    Summary(Summary),
+}
+
+#[derive(Deserialize)]
+pub struct Ready {
+    pub schema: u32,
+    pub attach: String,
+    pub hooks: Vec<Hook>,
+    pub version: String,
+    pub btf: String,
+    pub object_sha256: String,
+    pub max_sockets: u64,
+    pub seeded: u64,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+pub struct Hook {
+    pub hook: String,
+    pub target: String,
+    pub program: String,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Rto,
+    Fast,
+    SlowStart,
+    Tlp,
+    Syn,
+    Synack,
+    Other,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum Owner {
+    Send,
+    Connect,
+    Accept,
+    Listen,
+    /// Accepted unseen, never sent: known since it closed. Only where no hook sees accept().
+    Close,
+    Seed,
+    Kernel,
+    Unknown,
+}
+
+/// The owner fields of a record.
+#[derive(Deserialize, Clone, PartialEq, Debug)]
+pub struct Address {
+    pub family: String,
+    pub saddr: IpAddr,
+    pub sport: u16,
+    pub daddr: IpAddr,
+    pub dport: u16,
+    pub netns: u64,
+    #[serde(deserialize_with = "nullable")]
+    pub pid: Option<u32>,
+    #[serde(deserialize_with = "nullable")]
+    pub comm: Option<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub tid: Option<u32>,
+    #[serde(deserialize_with = "nullable")]
+    pub uid: Option<u32>,
+    #[serde(deserialize_with = "nullable")]
+    pub cgroup: Option<u64>,
+    pub owner: Owner,
+}
+
+impl Address {
+    pub fn flow(&self) -> Flow {
+        Flow { local: SocketAddr::new(self.saddr, self.sport), remote: SocketAddr::new(self.daddr, self.dport) }
+    }
+
+    /// An error unless the record names that process and that connection.
+    pub fn is_of(&self, who: &Who, flow: Flow) -> Result<()> {
+        let right = self.pid == Some(who.pid) && self.comm.as_ref() == Some(&who.comm) && self.flow() == flow;
+        ensure!(right, "this is of {who:?} on {flow:?}: {self:?}");
+        Ok(())
+    }
+}
+
+#[derive(Deserialize, Clone, PartialEq, Debug)]
+pub struct Retransmit {
+    pub time: String,
+    pub mono_ns: u64,
+    pub kind: Kind,
+    pub segs: u64,
+    pub bytes: u64,
+    pub err: i64,
+    pub fin: bool,
+    pub state: String,
+    #[serde(flatten)]
+    pub at: Address,
+    pub exited: bool,
+    pub current: Current,
+    #[serde(deserialize_with = "nullable")]
+    pub srtt_us: Option<u64>,
+    #[serde(deserialize_with = "nullable")]
+    pub cwnd: Option<u64>,
+    #[serde(deserialize_with = "nullable")]
+    pub ssthresh: Option<u64>,
+    #[serde(deserialize_with = "nullable")]
+    pub mss: Option<u64>,
+    pub cpu: u32,
+    pub sk_retrans: u64,
+}
+
+impl Retransmit {
+    /// Segments that really went out.
+    pub fn went_out(&self) -> u64 {
+        if self.err == 0 { self.segs } else { 0 }
+    }
+}
+
+#[derive(Deserialize, Clone, PartialEq, Debug)]
+pub struct Current {
+    pub pid: u32,
+    pub comm: String,
+}
+
+#[derive(Deserialize, Debug)]
+pub struct Send {
+    pub time: String,
+    pub mono_ns: u64,
+    pub bytes: u64,
+    #[serde(flatten)]
+    pub at: Address,
+}
+
+#[derive(Deserialize)]
+pub struct Summary {
+    pub retransmits: u64,
+    pub segs: u64,
+    pub kinds: BTreeMap<Kind, u64>,
+    pub lost: Lost,
+    pub processes: Vec<OfProcess>,
+}
+
+#[derive(Deserialize, Debug)]
+pub struct Lost {
+    pub perf: u64,
+    pub output: u64,
+    pub map_full: u64,
+    pub unknown: u64,
+    #[serde(deserialize_with = "nullable")]
+    pub missed: Option<u64>,
+}
+
+#[derive(Deserialize, Debug)]
+pub struct OfProcess {
+    #[serde(deserialize_with = "nullable")]
+    pub pid: Option<u32>,
+    #[serde(deserialize_with = "nullable")]
+    pub comm: Option<String>,
+    pub segs: u64,
+    pub bytes: u64,
+    pub retransmits: u64,
+}
+
+/// An Option that may be null but not absent.
+fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    Option::deserialize(from)
+}
+
+/// The xctl under test, with these arguments.
+pub fn command(args: &[&str]) -> Result<Command> {
+    let path = std::env::var("XCTL").ok().or(option_env!("CARGO_BIN_EXE_xctl").map(Into::into));
+    let mut command = Command::new(path.context("which xctl? set XCTL to its path")?);
+    command.args(args);
+    Ok(command)
+}
+
+/// Runs xctl where it must refuse, and gives back what it said on standard error.
+pub fn refusal(mut process: Process, code: i32) -> Result<String> {
+    let printed = process.rest()?;
+    let status = process.wait()?;
+    let said = process.errors();
+    ensure!(status.code() == Some(code), "expected exit code {code}, but: {status}, and it said {said:?}");
+    ensure!(printed.is_empty(), "it refused, and yet printed {printed:?}");
+    Ok(said)
+}
+
+/// An xctl that runs and has said that it is ready.
+pub struct Xctl {
+    pub process: Process,
+    pub ready: Ready,
+}
+
+/// All that an xctl has said, once it has ended with exit code 0.
+pub struct Trace {
+    pub retransmits: Vec<Retransmit>,
+    pub sends: Vec<Send>,
+    pub summary: Summary,
+    hooks: Vec<Hook>,
+}
+
+impl Xctl {
+    /// Starts `xctl trace --json --attach SET` and waits until it is attached.
+    pub fn start(set: Set, args: &[&str]) -> Result<Xctl> {
+        let attach = set.to_string();
+        let args = [&["trace", "--json", "--attach", &attach], args].concat();
+        let mut process = Process::start("xctl", command(&args)?)?;
+        let line = process.line()?;
+        let Record::Ready(ready) = parse(&line)? else { bail!("the first record is not `ready`: {line}") };
+        ensure!(ready.schema == 1, "schema {} instead of 1", ready.schema);
+        ensure!(set == Set::Auto || ready.attach == attach, "asked for {attach}, took {}", ready.attach);
+        ensure!(!ready.hooks.is_empty(), "ready without hooks");
+        ensure!(ready.object_sha256.len() == 64, "object_sha256 is {:?}", ready.object_sha256);
+        let named = ready.hooks.iter().all(|hook| !hook.target.is_empty() && !hook.program.is_empty());
+        ensure!(named && !ready.version.is_empty() && !ready.btf.is_empty(), "something is not named: {line}");
+        ensure!(ready.seeded <= ready.max_sockets, "more sockets seeded than there is room for: {line}");
+        Ok(Xctl { process, ready })
+    }
+
+    /// Ends it by a signal, and reads all.
+    pub fn stop(self, signal: Signal) -> Result<Trace> {
+        self.process.signal(signal)?;
+        self.finish()
+    }
+
+    /// Waits for its own end, and reads all.
+    pub fn finish(mut self) -> Result<Trace> {
+        let lines = self.process.rest()?;
+        let status = self.process.wait()?;
+        let said = self.process.errors();
+        ensure!(status.code() == Some(0), "xctl ended with {status} and said {said:?}");
+        ensure!(!said.contains("panicked"), "xctl panicked: {said:?}");
+        Trace::read(&lines, self.ready.hooks).with_context(|| format!("in xctl's output; it said {said:?}"))
+    }
+}
+
+fn parse(line: &str) -> Result<Record> {
+    serde_json::from_str(line).with_context(|| format!("not a record of the contract: {line}"))
+}
+
+impl Trace {
+    fn read(lines: &[String], hooks: Vec<Hook>) -> Result<Trace> {
+        let (mut retransmits, mut sends, mut last) = (vec![], vec![], None);
+        let mut clock = 0;
+        for line in lines {
+            ensure!(last.is_none(), "a record after the summary: {line}");
+            let (time, mono_ns, at) = match parse(line)? {
+                Record::Ready(_) => bail!("a second `ready`: {line}"),
+                Record::Summary(summary) => {
+                    last = Some(summary);
+                    continue;
+                }
+                Record::Retransmit(record) => {
+                    let common = (record.time.clone(), record.mono_ns, record.at.clone());
+                    ensure!((record.kind == Kind::Synack) == record.mss.is_none(), "mss and kind disagree: {line}");
+                    retransmits.push(record);
+                    common
+                }
+                Record::Send(record) => {
+                    let common = (record.time.clone(), record.mono_ns, record.at.clone());
+                    sends.push(record);
+                    common
+                }
+            };
+            ensure!(mono_ns >= clock, "earlier than the record before it: {line}");
+            clock = mono_ns;
+            ensure!(time.len() == "2026-01-01T00:00:00.000000000Z".len() && time.ends_with('Z'), "odd time: {line}");
+            let family = if at.saddr.is_ipv4() { "ipv4" } else { "ipv6" };
+            ensure!(
+                at.family == family && at.saddr.is_ipv4() == at.daddr.is_ipv4(),
+                "family and addresses disagree: {line}"
+            );
+            ensure!(at.pid.is_some() == at.comm.is_some(), "pid without comm, or comm without pid: {line}");
+            ensure!(at.owner != Owner::Unknown || at.pid.is_none(), "unknown, and yet a pid: {line}");
+        }
+        let summary = last.context("no summary at the end")?;
+        let trace = Trace { retransmits, sends, summary, hooks };
+        trace.adds_up()?;
+        Ok(trace)
+    }
+
+    /// The summary is nothing but the sum of the records.
+    fn adds_up(&self) -> Result<()> {
+        let Summary { retransmits, segs, kinds, processes, lost } = &self.summary;
+        ensure!(
+            *retransmits == self.retransmits.len() as u64,
+            "summary: {retransmits} retransmits, printed: {}",
+            self.retransmits.len()
+        );
+        let printed: u64 = self.retransmits.iter().map(Retransmit::went_out).sum();
+        ensure!(*segs == printed, "summary: {segs} segments, printed: {printed}");
+        for kind in
+            self.retransmits.iter().map(|record| record.kind).chain(kinds.keys().copied()).collect::<BTreeSet<_>>()
+        {
+            let printed = self.segs(|record| record.kind == kind);
+            let told = kinds.get(&kind).copied().unwrap_or(0);
+            ensure!(told == printed, "summary: {told} segments of kind {kind:?}, printed: {printed}");
+        }
+        let mut owners = BTreeMap::new();
+        for record in &self.retransmits {
+            let (segs, bytes, count) = owners.entry(record.at.pid).or_insert((0, 0, 0));
+            *segs += record.went_out();
+            *bytes += if record.err == 0 { record.bytes } else { 0 };
+            *count += 1;
+        }
+        let mut told = BTreeMap::new();
+        for process in processes {
+            ensure!(
+                process.pid.is_some() == process.comm.is_some(),
+                "pid without comm, or comm without pid: {process:?}"
+            );
+            let (segs, bytes, count) = told.entry(process.pid).or_insert((0, 0, 0));
+            *segs += process.segs;
+            *bytes += process.bytes;
+            *count += process.retransmits;
+        }
+        ensure!(owners == told, "(segments, bytes, retransmits) by pid; summary: {told:?}, printed: {owners:?}");
+        let unknown = self.retransmits.iter().filter(|record| record.at.owner == Owner::Unknown).count() as u64
+            + self.sends.iter().filter(|record| record.at.owner == Owner::Unknown).count() as u64;
+        ensure!(lost.unknown == unknown, "summary: {} of unknown owner, printed: {unknown}", lost.unknown);
+        Ok(())
+    }
+
+    /// Segments that went out in the records that `which` picks.
+    pub fn segs(&self, which: impl Fn(&Retransmit) -> bool) -> u64 {
+        self.retransmits.iter().filter(|record| which(record)).map(Retransmit::went_out).sum()
+    }
+
+    /// The records of one network namespace.
+    pub fn of(&self, netns: u64) -> impl Iterator<Item = &Retransmit> {
+        self.retransmits.iter().filter(move |record| record.at.netns == netns)
+    }
+
+    /// Whether a hook sees accept(), so that nobody needs to be known by closing.
+    pub fn sees_accept(&self) -> bool {
+        self.hooks.iter().any(|hook| hook.target == "inet_csk_accept")
+    }
+
+    /// How many retransmits the namespace had; an error unless every one names that process and that connection.
+    pub fn all_of(&self, netns: u64, who: &Who, flow: Flow) -> Result<usize> {
+        self.of(netns).try_for_each(|record| record.at.is_of(who, flow))?;
+        Ok(self.of(netns).count())
+    }
+
+    /// Nothing got lost on the way. How many runs a kprobe missed is a thing that the kernel may not tell.
+    pub fn nothing_lost(&self) -> Result<()> {
+        let lost = &self.summary.lost;
+        ensure!(lost.perf == 0 && lost.output == 0 && lost.map_full == 0, "lost: {lost:?}");
+        let uses_kprobes = self.hooks.iter().any(|hook| hook.hook.contains("probe"));
+        ensure!(lost.missed == Some(0) || (lost.missed.is_none() && uses_kprobes), "lost: {lost:?}");
+        Ok(())
+    }
+}
