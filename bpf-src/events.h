@@ -31,9 +31,8 @@ enum how {
 	HOW_UNKNOWN = 0,
 	HOW_SEND,	/* it sent on this socket */
 	HOW_CONNECT,	/* it called connect() */
-	HOW_ACCEPT,	/* accept() gave it the socket */
+	HOW_ACCEPT,	/* accept() gave it the socket: seen there, or when it closes it */
 	HOW_LISTEN,	/* it called listen(); the connection is not accepted yet */
-	HOW_CLOSE,	/* it closed or shut down the socket, and did nothing else with it that a hook shows */
 	HOW_SEED,	/* it held the socket before we came */
 	HOW_KERNEL,	/* no process: a socket of the kernel's own */
 };
@@ -101,6 +100,24 @@ struct send_event {
 	__u64 bytes;
 };
 
+/* Whose totals: the key of PROCESS_TOTALS. */
+struct process_key {
+	__u64 born;	/* owner.born: a PID may be used twice in a run */
+	__u32 tgid;
+	__u32 nobody;	/* where there is no process: enum how + 1; else 0 */
+};
+
+#define KINDS 8		/* enum kind, and one to spare for alignment's sake */
+
+/* Counted in the kernel, so that they hold whatever happens to the events. Failed attempts are only in failed. */
+struct totals {
+	__u64 segs[KINDS];
+	__u64 bytes;
+	__u64 retransmits;
+	__u64 failed;
+	char comm[COMM_LEN];	/* of a process; else empty */
+};
+
 /* Index into the LOST map. */
 enum lost {
 	LOST_PERF = 0,		/* the ring was full */
@@ -108,6 +125,8 @@ enum lost {
 	LOST_MAP_FULL,		/* SOCKET_TO_PID had no room for a socket */
 	LOST_IN_FLIGHT,		/* kprobe set: a return without its entry, or no room to remember an entry */
 	LOST_READ,		/* a read of kernel memory failed: nothing was emitted */
+	LOST_UNKNOWN,		/* an event without an owner: emitted, but incomplete */
+	LOST_TOTALS,		/* a process or namespace that no totals had room for */
 	LOST_KINDS,
 };
 

@@ -10,6 +10,7 @@
 
 #define PF_KTHREAD 0x00200000	/* include/linux/sched.h */
 #define IPPROTO_TCP 6
+#define IPPROTO_MPTCP 262
 
 /*
  * Four-tuple -> owner. A socket without a four-tuple of its own is kept under its address instead, the rest of the key
@@ -64,22 +65,61 @@ static __always_inline __u64 born(struct task_struct *leader)
 	return BPF_CORE_READ(old, real_start_time);
 }
 
-static __always_inline void describe_current(struct owner *owner, const struct sock *sk, enum how how)
+/* Before 5.5 the id was one way to see a union. */
+struct kernfs_node___before_5_5 {
+	struct {
+		__u64 id;
+	} id;
+} __attribute__((preserve_access_index));
+
+static __always_inline __u64 cgroup_id(const struct kernfs_node *kn)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
+	if (bpf_core_field_exists(kn->id))
+		return BPF_CORE_READ(kn, id);
+	return BPF_CORE_READ((const struct kernfs_node___before_5_5 *)kn, id.id);
+}
+
+/* cgroup->ancestor_ids[] became ancestors[] in 6.0. */
+struct cgroup___before_6_0 {
+	__u64 ancestor_ids[1];
+} __attribute__((preserve_access_index));
+
+/* Whether a task is in the cgroup that the user asked for, or below it. */
+static __always_inline bool in_wanted_cgroup(struct task_struct *task)
+{
+	const void *cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
+	struct cgroup *ancestor = NULL;
+	__u64 id = 0;
+
+	if (BPF_CORE_READ((struct cgroup *)cgroup, level) < (int)settings.cgroup_level)
+		return false;
+	if (bpf_core_field_exists(struct cgroup, ancestors)) {
+		bpf_probe_read_kernel(&ancestor, sizeof(ancestor),
+				      cgroup + bpf_core_field_offset(struct cgroup, ancestors) +
+				      settings.cgroup_level * sizeof(ancestor));
+		id = cgroup_id(BPF_CORE_READ(ancestor, kn));
+	} else {
+		bpf_probe_read_kernel(&id, sizeof(id),
+				      cgroup + bpf_core_field_offset(struct cgroup___before_6_0, ancestor_ids) +
+				      settings.cgroup_level * sizeof(id));
+	}
+	return id == settings.cgroup;
+}
+
+/* The process of this task, as the owner of this socket. */
+static __always_inline void describe(struct owner *owner, struct task_struct *task, const struct sock *sk, enum how how)
+{
 	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
-	__u64 pid_tgid = bpf_get_current_pid_tgid();
 
 	__builtin_memset(owner, 0, sizeof(*owner));
 	owner->sk = (__u64)sk;
 	owner->born = born(leader);
-	owner->cgroup = bpf_get_current_cgroup_id();
-	owner->tgid = pid_tgid >> 32;
-	owner->tid = (__u32)pid_tgid;
-	owner->uid = (__u32)bpf_get_current_uid_gid();
+	owner->cgroup = cgroup_id(BPF_CORE_READ(task, cgroups, dfl_cgrp, kn));
+	owner->tgid = BPF_CORE_READ(task, tgid);
+	owner->tid = BPF_CORE_READ(task, pid);
+	owner->uid = BPF_CORE_READ(task, cred, uid.val);
 	owner->how = how;
-	if (settings.cgroup)
-		owner->in_cgroup = bpf_get_current_ancestor_cgroup_id(settings.cgroup_level) == settings.cgroup;
+	owner->in_cgroup = settings.cgroup && in_wanted_cgroup(task);
 	bpf_core_read(owner->comm, sizeof(owner->comm), &leader->comm);
 }
 
@@ -90,7 +130,7 @@ static __always_inline void remember(const struct sock *sk, const struct flow *k
 	bool vouch = how == HOW_SEND;
 	struct owner owner;
 
-	describe_current(&owner, sk, how);
+	describe(&owner, (void *)bpf_get_current_task(), sk, how);
 	if (bpf_map_update_elem(&SOCKET_TO_PID, key, &owner, BPF_ANY)) {
 		count_lost(LOST_MAP_FULL);
 		vouch = false;
@@ -123,6 +163,25 @@ static __always_inline bool remember_sender(const struct sock *sk)
 	if (!current_is_kthread())	/* a kworker sends for a process (kTLS, sockmap) or for the kernel */
 		remember(sk, &flow, HOW_SEND);
 	return true;
+}
+
+/*
+ * MPTCP: the process acts on the parent socket, which has no segments of its own; its subflows find it by their struct
+ * socket (owner_of). As in remember_sender(), look first.
+ */
+static __always_inline void remember_mptcp_sender(const struct sock *msk)
+{
+	__u64 address = (__u64)msk, pid_tgid = bpf_get_current_pid_tgid(), *cached;
+	struct flow key = flow_by_address(msk);
+
+	cached = bpf_map_lookup_elem(&SK_CACHE, &address);
+	if (cached && *cached >> 32 == pid_tgid >> 32) {
+		if (*cached != pid_tgid)
+			*cached = pid_tgid;
+		return;
+	}
+	if (!current_is_kthread())
+		remember(msk, &key, HOW_SEND);
 }
 
 /* connect() and accept(): the four-tuple is complete, and nothing older about this address or tuple can be true. */
@@ -159,7 +218,7 @@ static __always_inline void remember_closer(const struct sock *sk)
 	struct flow flow;
 
 	if (!current_is_kthread() && flow_of(&sk->__sk_common, &flow) && !own_entry(sk, &flow))
-		remember(sk, &flow, HOW_CLOSE);
+		remember(sk, &flow, HOW_ACCEPT);
 }
 
 /* connect() has got its port: move the entry from the socket's address to its four-tuple. */
@@ -217,16 +276,29 @@ static __always_inline void state_changed(const struct sock *sk, int state)
 	}
 }
 
+static __always_inline struct owner *entry_by_address(const struct sock *sk)
+{
+	struct flow key = flow_by_address(sk);
+
+	return bpf_map_lookup_elem(&SOCKET_TO_PID, &key);
+}
+
 /* Who owns the socket of this flow; if nobody is known, say whether it is the kernel's own. Never a guess. */
 static __always_inline void owner_of(const struct sock *sk, const struct flow *flow, struct owner *to)
 {
 	struct owner *owner = own_entry(sk, flow);
 	__u64 address = (__u64)sk, *cached;
 
+	if (!owner)
+		owner = entry_by_address(sk);
 	if (!owner) {
-		struct flow key = flow_by_address(sk);
+		/* A subflow of MPTCP shares its parent's struct socket. */
+		const struct sock *parent = BPF_CORE_READ(sk, sk_socket, sk);
 
-		owner = bpf_map_lookup_elem(&SOCKET_TO_PID, &key);
+		if (parent && parent != sk) {
+			owner = entry_by_address(parent);
+			address = (__u64)parent;
+		}
 	}
 	if (!owner) {
 		if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))

@@ -46,7 +46,9 @@ static __always_inline bool wanted(const struct flow *flow, const struct owner *
 	if (settings.cgroup && !owner->in_cgroup)
 		return false;
 	if (settings.comm[0]) {
-		const __u64 *want = (const __u64 *)settings.comm, *have = (const __u64 *)owner->comm;
+		/* volatile: the value is not the initial one that the compiler sees */
+		const volatile __u64 *want = (const volatile __u64 *)settings.comm;
+		const __u64 *have = (const __u64 *)owner->comm;
 
 		if (want[0] != have[0] || want[1] != have[1])
 			return false;
@@ -83,8 +85,12 @@ static __always_inline enum kind kind_of(const struct sock *sk, __u8 tcp_flags)
 
 static __always_inline void emit_retransmit(void *ctx, struct retransmit_event *event)
 {
-	if (!wanted_kind(event->kind) || !wanted(&event->flow, &event->owner))
+	count_for_netns(event);
+	if (!settings.retransmits || !wanted_kind(event->kind) || !wanted(&event->flow, &event->owner))
 		return;
+	count_for_process(event);
+	if (event->owner.how == HOW_UNKNOWN)
+		count_lost(LOST_UNKNOWN);
 	fill_header(&event->header, EVENT_RETRANSMIT);
 	event->current_tgid = bpf_get_current_pid_tgid() >> 32;
 	bpf_get_current_comm(event->current_comm, sizeof(event->current_comm));
@@ -103,7 +109,7 @@ static __always_inline void retransmitted(void *ctx, const struct sock *sk, cons
 	struct retransmit_event event = {};
 	__u8 tcp_flags;
 
-	if (!settings.retransmits || !flow_of(&sk->__sk_common, &event.flow))
+	if (!flow_of(&sk->__sk_common, &event.flow))
 		return;
 	tcp_flags = BPF_CORE_READ_BITFIELD_PROBED(tcb, tcp_flags);	/* 8 bits; 16 since AccECN */
 	owner_of(sk, &event.flow, &event.owner);
@@ -130,7 +136,7 @@ static __always_inline void synack_retransmitted(void *ctx, const struct sock *s
 	const struct sock *listener = BPF_CORE_READ(req, __req_common.skc_listener);
 	struct retransmit_event event = {};
 
-	if (!settings.retransmits || !flow_of(&req->__req_common, &event.flow))
+	if (!flow_of(&req->__req_common, &event.flow))
 		return;
 	owner_of(listener ?: sk, &event.flow, &event.owner);
 	event.segs = 1;
@@ -150,6 +156,8 @@ static __always_inline void sent(void *ctx, const struct sock *sk, __u64 bytes)
 	owner_of(sk, &event.flow, &event.owner);
 	if (!wanted(&event.flow, &event.owner))
 		return;
+	if (event.owner.how == HOW_UNKNOWN)
+		count_lost(LOST_UNKNOWN);
 	event.bytes = bytes;
 	fill_header(&event.header, EVENT_SEND);
 	emit(ctx, &event, sizeof(event));

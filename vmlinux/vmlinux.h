@@ -10,8 +10,17 @@
 
 #pragma clang attribute push (__attribute__((preserve_access_index)), apply_to = record)
 
+struct bpf_iter_meta;
+struct cgroup;
+struct cred;
+struct css_set;
+struct file;
+struct inode;
+struct kernfs_node;
 struct net;
+struct seq_file;
 struct sock;
+struct socket;
 struct task_struct;
 
 typedef unsigned char __u8;
@@ -112,9 +121,15 @@ struct net {
 
 struct sock {
 	struct sock_common __sk_common;
+	struct socket *sk_socket;
 	u16 sk_protocol;
 	u16 sk_type;
 	u8 sk_kern_sock:1;
+};
+
+struct socket {
+	struct file *file;
+	struct sock *sk;
 };
 
 struct inet_sock {
@@ -163,12 +178,70 @@ struct task_struct {
 	pid_t tgid;
 	struct task_struct *group_leader;
 	u64 start_boottime;
+	const struct cred *cred;
 	char comm[16];
+	struct css_set *cgroups;
+};
+
+typedef unsigned int __kernel_uid32_t;
+typedef __kernel_uid32_t uid_t;
+
+typedef struct {
+	uid_t val;
+} kuid_t;
+
+struct cred {
+	kuid_t uid;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
+struct cgroup {
+	int level;
+	struct kernfs_node *kn;
+	struct cgroup *ancestors[0];
+};
+
+struct kernfs_node {
+	u64 id;
+};
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	struct file *file;
+};
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct file {
+	void *private_data;
+	struct inode *f_inode;
+};
+
+typedef short unsigned int umode_t;
+
+struct inode {
+	umode_t i_mode;
 };
 
 enum {
 	false = 0,
 	true = 1,
+};
+
+enum {
+	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
+	BPF_EXIST = 2,
+};
+
+enum {
+	BPF_F_CURRENT_CPU = 4294967295,
 };
 
 enum {
@@ -184,16 +257,6 @@ enum {
 	TCP_LISTEN = 10,
 	TCP_CLOSING = 11,
 	TCP_NEW_SYN_RECV = 12,
-};
-
-enum {
-	BPF_F_CURRENT_CPU = 4294967295,
-};
-
-enum {
-	BPF_ANY = 0,
-	BPF_NOEXIST = 1,
-	BPF_EXIST = 2,
 };
 
 #pragma clang attribute pop

@@ -14,6 +14,11 @@ use crate::fault::Exit;
 use crate::hooks::Attach;
 use crate::kernel::host;
 
+/// The default capacity of SOCKET_TO_PID is at least this.
+pub const LEAST_SOCKETS: u32 = 8192;
+/// Its capacity is never more.
+pub const MOST_SOCKETS: u32 = 1 << 24;
+
 /// A command with its options.
 #[derive(Debug)]
 pub enum Command {
@@ -70,8 +75,8 @@ pub struct TraceOptions {
     pub count: Option<u64>,
     /// What to keep to.
     pub filters: Filters,
-    /// Capacity of SOCKET_TO_PID.
-    pub max_sockets: u32,
+    /// Capacity of SOCKET_TO_PID; none: as the host needs it.
+    pub max_sockets: Option<u32>,
     /// Data pages of a CPU's ring, a power of two.
     pub perf_pages: usize,
     /// Another object than the one inside the binary.
@@ -97,7 +102,7 @@ fn trace_options() -> Vec<Arg> {
         flag("json", "Print one JSON object a line"),
         flag("current", "Text: show whom softirq interrupted, the process that other tools blame"),
         option("attach", "SET", "Hooks to use: auto takes the best that this kernel has")
-            .value_parser(["auto", "kprobe", "tracepoint"])
+            .value_parser(["auto", "kprobe", "tracepoint", "fentry"])
             .default_value("auto"),
         option("events", "WHICH", "Events to print")
             .value_parser(["retransmit", "send", "all"])
@@ -113,9 +118,12 @@ fn trace_options() -> Vec<Arg> {
         Arg::new("4").short('4').action(ArgAction::SetTrue).help("Only IPv4").conflicts_with("6"),
         Arg::new("6").short('6').action(ArgAction::SetTrue).help("Only IPv6"),
         option("kind", "KIND,...", "Only these kinds of retransmission").value_delimiter(',').value_parser(kinds),
-        option("max-sockets", "N", "How many sockets to remember")
-            .value_parser(value_parser!(u32).range(1..=1 << 24))
-            .default_value("8192"),
+        option(
+            "max-sockets",
+            "N",
+            "How many sockets to remember [default: 8192, or four times what exists if that is more]",
+        )
+        .value_parser(value_parser!(u32).range(1..=i64::from(MOST_SOCKETS))),
         option("perf-pages", "N", "Size of each CPU's ring in pages, a power of two")
             .value_parser(power_of_two)
             .default_value("64"),
@@ -234,6 +242,7 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
         attach: match text(&mut matches, "attach").as_str() {
             "kprobe" => Attach::Kprobe,
             "tracepoint" => Attach::Tracepoint,
+            "fentry" => Attach::Fentry,
             _ => Attach::Auto,
         },
         events: match text(&mut matches, "events").as_str() {
@@ -244,7 +253,7 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
         duration: matches.remove_one("duration"),
         count: matches.remove_one("count"),
         filters,
-        max_sockets: matches.remove_one("max-sockets").unwrap_or(8192),
+        max_sockets: matches.remove_one("max-sockets"),
         perf_pages: matches.remove_one("perf-pages").unwrap_or(64),
         object: matches.remove_one("object"),
         btf: matches.remove_one("btf"),
@@ -273,7 +282,7 @@ mod tests {
     fn trace_is_the_default_command() {
         assert!(trace(&["--json"]).json);
         assert!(trace(&["trace", "--json"]).json);
-        assert_eq!(trace(&[]).max_sockets, 8192);
+        assert_eq!(trace(&["--max-sockets", "9"]).max_sockets, Some(9));
     }
 
     #[test]

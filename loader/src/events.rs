@@ -12,6 +12,9 @@ use crate::object::Btf;
 /// Length of a task's name, with its NUL (TASK_COMM_LEN).
 pub const COMM_LEN: usize = 16;
 
+/// Length of a table by [`Kind`].
+pub const KINDS: usize = 8;
+
 /// A value as it lies in memory, in this machine's byte order.
 pub trait Plain: Sized {
     /// Read it from exactly its size.
@@ -34,14 +37,18 @@ macro_rules! plain_numbers {
 }
 plain_numbers!(u8 u16 u32 u64 i32);
 
-impl<const N: usize> Plain for [u8; N] {
+impl<T: Plain + Copy + Default, const N: usize> Plain for [T; N] {
     fn get(bytes: &[u8]) -> Self {
-        let mut all = [0; N];
-        all.copy_from_slice(bytes);
+        let mut all = [T::default(); N];
+        for (value, bytes) in all.iter_mut().zip(bytes.chunks_exact(size_of::<T>())) {
+            *value = T::get(bytes);
+        }
         all
     }
     fn put(&self, to: &mut [u8]) {
-        to.copy_from_slice(self);
+        for (value, bytes) in self.iter().zip(to.chunks_exact_mut(size_of::<T>())) {
+            value.put(bytes);
+        }
     }
 }
 
@@ -61,7 +68,7 @@ macro_rules! mirror {
     ($(#[$meta:meta])* $c_name:literal $name:ident { $($(#[$field_meta:meta])* $field:ident: $ty:ty,)* }) => {
         $(#[$meta])*
         #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
         pub struct $name { $($(#[$field_meta])* pub $field: $ty,)* }
 
         impl Plain for $name {
@@ -198,6 +205,34 @@ mirror! {
 }
 
 mirror! {
+    /// Whose totals.
+    "process_key" ProcessKey {
+        /// When the process started, ns of CLOCK_BOOTTIME.
+        born: u64,
+        /// The process.
+        tgid: u32,
+        /// Where there is no process: `enum how`, plus 1.
+        nobody: u32,
+    }
+}
+
+mirror! {
+    /// What the kernel side counted.
+    "totals" Totals {
+        /// Segments by [`Kind`].
+        segs: [u64; KINDS],
+        /// Payload bytes.
+        bytes: u64,
+        /// Retransmissions that went out.
+        retransmits: u64,
+        /// Attempts that did not.
+        failed: u64,
+        /// The process's name.
+        comm: [u8; COMM_LEN],
+    }
+}
+
+mirror! {
     /// What the programs are told before they are loaded.
     "settings" Settings {
         /// cgroup v2 id to keep to; 0: any.
@@ -277,21 +312,19 @@ pub enum How {
     Send = 1,
     /// It called connect().
     Connect = 2,
-    /// accept() gave it the socket.
+    /// accept() gave it the socket: seen there, or when it closes it.
     Accept = 3,
     /// It called listen().
     Listen = 4,
-    /// It closed the socket.
-    Close = 5,
     /// It held the socket before xctl came.
-    Seed = 6,
+    Seed = 5,
     /// The socket is the kernel's own.
-    Kernel = 7,
+    Kernel = 6,
 }
 
 impl How {
-    const ALL: [Self; 8] =
-        [Self::Unknown, Self::Send, Self::Connect, Self::Accept, Self::Listen, Self::Close, Self::Seed, Self::Kernel];
+    const ALL: [Self; 7] =
+        [Self::Unknown, Self::Send, Self::Connect, Self::Accept, Self::Listen, Self::Seed, Self::Kernel];
 
     /// Its name in the output.
     #[must_use]
@@ -302,7 +335,6 @@ impl How {
             Self::Connect => "connect",
             Self::Accept => "accept",
             Self::Listen => "listen",
-            Self::Close => "close",
             Self::Seed => "seed",
             Self::Kernel => "kernel",
         }
@@ -416,6 +448,8 @@ pub fn check(object: &Btf) -> Result<()> {
     check_one::<Header>(object)?;
     check_one::<Retransmit>(object)?;
     check_one::<Send>(object)?;
+    check_one::<ProcessKey>(object)?;
+    check_one::<Totals>(object)?;
     check_one::<Settings>(object)
 }
 
@@ -499,6 +533,8 @@ mod tests {
         gapless::<Header>();
         gapless::<Retransmit>();
         gapless::<Send>();
+        gapless::<ProcessKey>();
+        gapless::<Totals>();
         gapless::<Settings>();
     }
 

@@ -16,8 +16,21 @@ pub enum Kind {
     Kprobe,
     /// At its return.
     Kretprobe,
+    /// At the entry of a kernel function, through a trampoline.
+    Fentry,
+    /// At its return, likewise.
+    Fexit,
     /// At a raw tracepoint.
     RawTracepoint,
+}
+
+/// What a hook is for. Attached in this order: who asks for owners comes when they are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To learn who owns a socket, and when that ends.
+    Owner,
+    /// To see what goes out again.
+    Retransmit,
 }
 
 /// One program and the place where it runs.
@@ -29,6 +42,8 @@ pub struct Hook {
     pub target: &'static CStr,
     /// The program's name in the object.
     pub program: &'static str,
+    /// What it is for.
+    pub purpose: Purpose,
 }
 
 impl Hook {
@@ -37,47 +52,63 @@ impl Hook {
     pub fn target_name(&self) -> &'static str {
         self.target.to_str().unwrap_or_default()
     }
+
+    const fn owner(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
+        Self { kind, target, program, purpose: Purpose::Owner }
+    }
+
+    const fn retransmit(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
+        Self { kind, target, program, purpose: Purpose::Retransmit }
+    }
 }
 
-const fn kprobe(target: &'static CStr, program: &'static str) -> Hook {
-    Hook { kind: Kind::Kprobe, target, program }
-}
-
-const fn kretprobe(target: &'static CStr, program: &'static str) -> Hook {
-    Hook { kind: Kind::Kretprobe, target, program }
-}
-
-const fn tracepoint(target: &'static CStr, program: &'static str) -> Hook {
-    Hook { kind: Kind::RawTracepoint, target, program }
-}
+use Kind::{Fentry, Fexit, Kprobe, Kretprobe, RawTracepoint};
 
 /// Who owns a socket: by sending, connect(), listen(), accept(). In process context.
 const OWNERS_BY_KPROBE: [Hook; 4] = [
-    kprobe(c"tcp_sendmsg", "kp_sendmsg"),
-    kprobe(c"tcp_connect", "kp_connect"),
-    kprobe(c"inet_csk_listen_start", "kp_listen"),
-    kretprobe(c"inet_csk_accept", "kp_accept_return"),
+    Hook::owner(Kprobe, c"tcp_sendmsg", "kp_sendmsg"),
+    Hook::owner(Kprobe, c"tcp_connect", "kp_connect"),
+    Hook::owner(Kprobe, c"inet_csk_listen_start", "kp_listen"),
+    Hook::owner(Kretprobe, c"inet_csk_accept", "kp_accept_return"),
 ];
+/// Senders that do not pass tcp_sendmsg: sendfile and kTLS until 6.4.
+const SENDPAGES_BY_KPROBE: Hook = Hook::owner(Kprobe, c"do_tcp_sendpages", "kp_sendpages");
+/// kTLS from 6.5 on, where sendfile passes tcp_sendmsg.
+const SENDMSG_LOCKED_BY_KPROBE: Hook = Hook::owner(Kprobe, c"tcp_sendmsg_locked", "kp_sendmsg_locked");
+/// MPTCP, whose process sends on the parent socket.
+const MPTCP_BY_KPROBE: Hook = Hook::owner(Kprobe, c"mptcp_sendmsg", "kp_mptcp_sendmsg");
 /// A socket's end, and who closes it.
-const STATE_BY_KPROBE: Hook = kprobe(c"tcp_set_state", "kp_state");
+const STATE_BY_KPROBE: Hook = Hook::owner(Kprobe, c"tcp_set_state", "kp_state");
 /// What goes out again.
 const RETRANSMITS_BY_KPROBE: [Hook; 4] = [
-    kprobe(c"__tcp_retransmit_skb", "kp_retransmit"),
-    kretprobe(c"__tcp_retransmit_skb", "kp_retransmit_return"),
-    kprobe(c"tcp_rtx_synack", "kp_synack"),
-    kretprobe(c"tcp_rtx_synack", "kp_synack_return"),
+    Hook::retransmit(Kprobe, c"__tcp_retransmit_skb", "kp_retransmit"),
+    Hook::retransmit(Kretprobe, c"__tcp_retransmit_skb", "kp_retransmit_return"),
+    Hook::retransmit(Kprobe, c"tcp_rtx_synack", "kp_synack"),
+    Hook::retransmit(Kretprobe, c"tcp_rtx_synack", "kp_synack_return"),
 ];
 
+/// Every sender but MPTCP's: tcp_sendmsg and kTLS from 6.5 on pass here.
+const SENDER_BY_FENTRY: Hook = Hook::owner(Fentry, c"tcp_sendmsg_locked", "fe_sendmsg_locked");
+/// Once for each call, for send events.
+const SENDS_BY_FENTRY: Hook = Hook::owner(Fentry, c"tcp_sendmsg", "fe_sendmsg");
+const SENDPAGES_BY_FENTRY: Hook = Hook::owner(Fentry, c"do_tcp_sendpages", "fe_sendpages");
+const MPTCP_BY_FENTRY: Hook = Hook::owner(Fentry, c"mptcp_sendmsg", "fe_mptcp_sendmsg");
+const CONNECT_BY_FENTRY: Hook = Hook::owner(Fentry, c"tcp_connect", "fe_connect");
+const LISTEN_BY_FENTRY: Hook = Hook::owner(Fentry, c"inet_csk_listen_start", "fe_listen");
+/// The return value comes after the arguments, of which there are four, or two since 6.10.
+const ACCEPT_4_BY_FEXIT: Hook = Hook::owner(Fexit, c"inet_csk_accept", "fe_accept_4");
+const ACCEPT_2_BY_FEXIT: Hook = Hook::owner(Fexit, c"inet_csk_accept", "fe_accept_2");
+
 /// A socket's end, who closes it, and, where nothing better shows them, connect() and listen().
-const STATE: Hook = tracepoint(c"inet_sock_set_state", "tp_state");
-/// A sender, before its bytes leave (7.2 and some older).
-const SENDER: Hook = tracepoint(c"tcp_sendmsg_locked", "tp_sendmsg");
+const STATE: Hook = Hook::owner(RawTracepoint, c"inet_sock_set_state", "tp_state");
+/// A sender, before its bytes leave (6.16 and newer).
+const SENDER: Hook = Hook::owner(RawTracepoint, c"tcp_sendmsg_locked", "tp_sendmsg");
 /// A sender, when its call returns (6.3 and newer).
-const SEND_LENGTH: Hook = tracepoint(c"sock_send_length", "tp_send_length");
-const RETRANSMIT: Hook = tracepoint(c"tcp_retransmit_skb", "tp_retransmit");
+const SEND_LENGTH: Hook = Hook::owner(RawTracepoint, c"sock_send_length", "tp_send_length");
+const RETRANSMIT: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit");
 /// The same tracepoint where it tells whether the attempt failed.
-const RETRANSMIT_ERR: Hook = tracepoint(c"tcp_retransmit_skb", "tp_retransmit_err");
-const SYNACK: Hook = tracepoint(c"tcp_retransmit_synack", "tp_synack");
+const RETRANSMIT_ERR: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit_err");
+const SYNACK: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_synack", "tp_synack");
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +119,8 @@ pub enum Attach {
     Kprobe,
     /// Raw tracepoints only.
     Tracepoint,
+    /// Owners by fentry and fexit, the rest by raw tracepoints.
+    Fentry,
 }
 
 /// What this kernel offers, as it says itself.
@@ -96,14 +129,16 @@ pub trait Offer {
     fn kprobes(&self) -> bool;
     /// How many arguments a raw tracepoint has; none: there is no such tracepoint.
     fn tracepoint_args(&self, name: &str) -> Option<usize>;
+    /// How many arguments a kernel function has; none: its BTF does not know it.
+    fn function_args(&self, name: &str) -> Option<usize>;
 }
 
 /// The hooks that were chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// In the order in which they are attached: what learns owners first, what asks for them last.
+    /// In the order in which they are attached.
     pub hooks: Vec<Hook>,
-    /// How to name the choice: `kprobe`, `tracepoint`, or `kprobe+tracepoint`.
+    /// How to name the choice: `kprobe`, `tracepoint`, `fentry+tracepoint` or `kprobe+tracepoint`.
     pub name: &'static str,
     /// connect() and listen() are seen through the state tracepoint.
     pub births_by_state: bool,
@@ -134,22 +169,33 @@ impl fmt::Display for Missing {
     }
 }
 
-/// Choose the hooks for what the user asked. `sends` also asks for one event for each send.
+/// Choose the hooks for what the user asked: one plan, or for `auto` several, the best first, since only attaching shows
+/// whether a kernel takes fentry programs. `sends` also asks for one event for each send.
 ///
 /// # Errors
 /// [`Exit::Host`] if this kernel has not what it takes; the message names it and the remedy.
-pub fn choose(attach: Attach, sends: bool, kernel: &impl Offer) -> Result<Plan> {
-    let plan = match attach {
-        Attach::Kprobe => by_kprobe(kernel),
-        Attach::Tracepoint => by_tracepoint(sends, kernel),
-        Attach::Auto => mixed(kernel).or_else(|no_kprobes| {
-            by_tracepoint(sends, kernel).map_err(|no_tracepoints| Missing(format!("{no_kprobes}; {no_tracepoints}")))
-        }),
+pub fn choose(attach: Attach, sends: bool, kernel: &impl Offer) -> Result<Vec<Plan>> {
+    let plans = match attach {
+        Attach::Kprobe => vec![by_kprobe(kernel)],
+        Attach::Tracepoint => vec![by_tracepoint(sends, kernel)],
+        Attach::Fentry => vec![by_fentry(sends, kernel)],
+        Attach::Auto => vec![by_fentry(sends, kernel), mixed(kernel), by_tracepoint(sends, kernel)],
     };
-    plan.map_err(|missing| anyhow!("{missing}").context(Exit::Host))
+    let (mut possible, mut missing) = (Vec::new(), Vec::new());
+    for plan in plans {
+        match plan {
+            Ok(plan) => possible.push(plan),
+            Err(why) => missing.push(why.0),
+        }
+    }
+    if possible.is_empty() {
+        return Err(anyhow!(missing.join("; ")).context(Exit::Host));
+    }
+    Ok(possible)
 }
 
-fn by_kprobe(kernel: &impl Offer) -> Result<Plan, Missing> {
+/// Owners by kprobe: the mission's own, and what this kernel needs besides.
+fn owners_by_kprobe(kernel: &impl Offer) -> Result<Vec<Hook>, Missing> {
     if !kernel.kprobes() {
         return Err(Missing(
             "this kernel has no kprobe PMU (/sys/bus/event_source/devices/kprobe): it needs CONFIG_KPROBE_EVENTS, or try \
@@ -157,26 +203,64 @@ fn by_kprobe(kernel: &impl Offer) -> Result<Plan, Missing> {
                 .into(),
         ));
     }
-    let hooks = OWNERS_BY_KPROBE.iter().chain([&STATE_BY_KPROBE]).chain(&RETRANSMITS_BY_KPROBE).copied().collect();
+    let mut hooks = OWNERS_BY_KPROBE.to_vec();
+    hooks.extend([SENDPAGES_BY_KPROBE, MPTCP_BY_KPROBE].into_iter().filter(|hook| exists(hook, kernel)));
+    Ok(hooks)
+}
+
+fn exists(hook: &Hook, kernel: &impl Offer) -> bool {
+    kernel.function_args(hook.target_name()).is_some()
+}
+
+fn by_kprobe(kernel: &impl Offer) -> Result<Plan, Missing> {
+    let mut hooks = owners_by_kprobe(kernel)?;
+    if !hooks.contains(&SENDPAGES_BY_KPROBE) {
+        hooks.push(SENDMSG_LOCKED_BY_KPROBE);
+    }
+    hooks.push(STATE_BY_KPROBE);
+    hooks.extend(RETRANSMITS_BY_KPROBE);
     Ok(Plan { hooks, name: "kprobe", births_by_state: false })
 }
 
 /// Owners by kprobe, which sees a send before its bytes leave; the rest by raw tracepoints, which are never skipped.
 fn mixed(kernel: &impl Offer) -> Result<Plan, Missing> {
-    if !kernel.kprobes() {
-        return Err(Missing("this kernel has no kprobe PMU".into()));
+    let mut hooks = owners_by_kprobe(kernel)?;
+    if !hooks.contains(&SENDPAGES_BY_KPROBE) {
+        // A raw tracepoint costs a ninth of a kprobe.
+        let by_tracepoint = [SENDER, SEND_LENGTH].into_iter().find(|hook| has_tracepoint(hook, kernel));
+        hooks.push(by_tracepoint.unwrap_or(SENDMSG_LOCKED_BY_KPROBE));
     }
-    let hooks = OWNERS_BY_KPROBE.iter().copied().chain(softirq_tracepoints(kernel)?).collect();
+    hooks.extend(common_tracepoints(kernel)?);
     Ok(Plan { hooks, name: "kprobe+tracepoint", births_by_state: false })
 }
 
+fn by_fentry(sends: bool, kernel: &impl Offer) -> Result<Plan, Missing> {
+    let accept = match kernel.function_args(ACCEPT_4_BY_FEXIT.target_name()) {
+        Some(4) => ACCEPT_4_BY_FEXIT,
+        _ => ACCEPT_2_BY_FEXIT,
+    };
+    let mut hooks = vec![SENDER_BY_FENTRY, CONNECT_BY_FENTRY, LISTEN_BY_FENTRY, accept];
+    if sends {
+        hooks.push(SENDS_BY_FENTRY);
+    }
+    if let Some(hook) = hooks.iter().find(|hook| !exists(hook, kernel)) {
+        return Err(Missing(format!("this kernel's BTF has no function {}", hook.target_name())));
+    }
+    hooks.extend([SENDPAGES_BY_FENTRY, MPTCP_BY_FENTRY].into_iter().filter(|hook| exists(hook, kernel)));
+    hooks.extend(common_tracepoints(kernel)?);
+    Ok(Plan { hooks, name: "fentry+tracepoint", births_by_state: false })
+}
+
+fn has_tracepoint(hook: &Hook, kernel: &impl Offer) -> bool {
+    kernel.tracepoint_args(hook.target_name()).is_some()
+}
+
 fn by_tracepoint(sends: bool, kernel: &impl Offer) -> Result<Plan, Missing> {
-    let offers = |hook: &Hook| kernel.tracepoint_args(hook.target_name()).is_some();
     let mut hooks: Vec<Hook> = Vec::new();
-    if offers(&SENDER) {
+    if has_tracepoint(&SENDER, kernel) {
         hooks.push(SENDER);
     }
-    if (hooks.is_empty() || sends) && offers(&SEND_LENGTH) {
+    if (hooks.is_empty() || sends) && has_tracepoint(&SEND_LENGTH, kernel) {
         hooks.push(SEND_LENGTH);
     }
     if hooks.is_empty() {
@@ -192,11 +276,12 @@ fn by_tracepoint(sends: bool, kernel: &impl Offer) -> Result<Plan, Missing> {
                 .into(),
         ));
     }
-    hooks.extend(softirq_tracepoints(kernel)?);
+    hooks.extend(common_tracepoints(kernel)?);
     Ok(Plan { hooks, name: "tracepoint", births_by_state: true })
 }
 
-fn softirq_tracepoints(kernel: &impl Offer) -> Result<[Hook; 3], Missing> {
+/// The tracepoints on what softirq runs: never skipped, whatever else runs.
+fn common_tracepoints(kernel: &impl Offer) -> Result<[Hook; 3], Missing> {
     let arguments = |hook: &Hook| {
         kernel.tracepoint_args(hook.target_name()).ok_or_else(|| {
             Missing(format!("this kernel's BTF has no tracepoint {}: it takes Linux 4.16 or newer", hook.target_name()))
@@ -216,6 +301,11 @@ mod tests {
     struct Kernel {
         kprobes: bool,
         tracepoints: Vec<(&'static str, usize)>,
+        functions: Vec<(&'static str, usize)>,
+    }
+
+    fn find(list: &[(&str, usize)], name: &str) -> Option<usize> {
+        list.iter().find(|(known, _)| *known == name).map(|(_, args)| *args)
     }
 
     impl Offer for Kernel {
@@ -223,19 +313,58 @@ mod tests {
             self.kprobes
         }
         fn tracepoint_args(&self, name: &str) -> Option<usize> {
-            self.tracepoints.iter().find(|(known, _)| *known == name).map(|(_, args)| *args)
+            find(&self.tracepoints, name)
+        }
+        fn function_args(&self, name: &str) -> Option<usize> {
+            find(&self.functions, name)
         }
     }
 
     fn kernel(kprobes: bool, more: &[(&'static str, usize)]) -> Kernel {
         let mut tracepoints = vec![("inet_sock_set_state", 3), ("tcp_retransmit_synack", 2)];
         tracepoints.extend(more);
-        Kernel { kprobes, tracepoints }
+        Kernel { kprobes, tracepoints, functions: Vec::new() }
+    }
+
+    fn first(attach: Attach, sends: bool, kernel: &Kernel) -> Plan {
+        choose(attach, sends, kernel).unwrap().remove(0)
+    }
+
+    #[test]
+    fn auto_prefers_fentry_and_falls_back() {
+        let mut kernel = kernel(true, &[("tcp_retransmit_skb", 2), ("sock_send_length", 3)]);
+        kernel.functions = vec![
+            ("tcp_sendmsg_locked", 3),
+            ("tcp_sendmsg", 3),
+            ("tcp_connect", 1),
+            ("inet_csk_listen_start", 1),
+            ("inet_csk_accept", 4),
+        ];
+        let names: Vec<_> = choose(Attach::Auto, false, &kernel).unwrap().iter().map(|plan| plan.name).collect();
+        assert_eq!(names, ["fentry+tracepoint", "kprobe+tracepoint", "tracepoint"]);
+        let plan = first(Attach::Fentry, true, &kernel);
+        assert!(plan.has("fe_accept_4") && plan.has("fe_sendmsg") && !plan.has("fe_sendpages"));
+        kernel.functions.pop();
+        kernel.functions.extend([("inet_csk_accept", 2), ("do_tcp_sendpages", 5), ("mptcp_sendmsg", 3)]);
+        let plan = first(Attach::Fentry, false, &kernel);
+        assert!(plan.has("fe_accept_2") && !plan.has("fe_sendmsg"));
+        assert!(plan.has("fe_sendpages") && plan.has("fe_mptcp_sendmsg"));
+    }
+
+    #[test]
+    fn owners_are_attached_before_retransmits() {
+        let kernel = kernel(true, &[("tcp_retransmit_skb", 2), ("sock_send_length", 3)]);
+        for attach in [Attach::Auto, Attach::Kprobe, Attach::Tracepoint] {
+            for plan in choose(attach, true, &kernel).unwrap() {
+                let purposes: Vec<_> = plan.hooks.iter().map(|hook| hook.purpose == Purpose::Retransmit).collect();
+                assert!(purposes.is_sorted() && purposes.contains(&true), "{plan:?}");
+            }
+        }
     }
 
     #[test]
     fn auto_takes_kprobes_for_owners_and_tracepoints_for_the_rest() {
-        let plan = choose(Attach::Auto, false, &kernel(true, &[("tcp_retransmit_skb", 2)])).unwrap();
+        let plan = first(Attach::Auto, false, &kernel(true, &[("tcp_retransmit_skb", 2)]));
         assert_eq!(plan.name, "kprobe+tracepoint");
         assert!(plan.has("kp_sendmsg") && plan.has("tp_retransmit") && !plan.has("kp_retransmit"));
         assert!(!plan.births_by_state && !plan.can_miss());
@@ -244,14 +373,14 @@ mod tests {
     #[test]
     fn the_arguments_of_the_tracepoint_decide_not_the_version() {
         let with_err = kernel(true, &[("tcp_retransmit_skb", 3)]);
-        assert!(choose(Attach::Auto, false, &with_err).unwrap().has("tp_retransmit_err"));
+        assert!(first(Attach::Auto, false, &with_err).has("tp_retransmit_err"));
     }
 
     #[test]
     fn without_kprobes_auto_is_the_tracepoint_set() {
         let no_kprobes = kernel(false, &[("tcp_retransmit_skb", 2), ("sock_send_length", 3)]);
-        let plan = choose(Attach::Auto, false, &no_kprobes).unwrap();
-        assert_eq!(plan, choose(Attach::Tracepoint, false, &no_kprobes).unwrap());
+        let plan = first(Attach::Auto, false, &no_kprobes);
+        assert_eq!(plan, first(Attach::Tracepoint, false, &no_kprobes));
         assert!(plan.births_by_state && plan.has("tp_send_length"));
         let error = choose(Attach::Kprobe, false, &no_kprobes).unwrap_err();
         assert_eq!(Exit::code_of(&error), 3);
@@ -260,9 +389,9 @@ mod tests {
     #[test]
     fn senders_come_from_the_earlier_tracepoint_and_send_events_from_the_later() {
         let both = kernel(false, &[("tcp_retransmit_skb", 3), ("sock_send_length", 3), ("tcp_sendmsg_locked", 4)]);
-        let quiet = choose(Attach::Tracepoint, false, &both).unwrap();
+        let quiet = first(Attach::Tracepoint, false, &both);
         assert!(quiet.has("tp_sendmsg") && !quiet.has("tp_send_length"));
-        let sends = choose(Attach::Tracepoint, true, &both).unwrap();
+        let sends = first(Attach::Tracepoint, true, &both);
         assert!(sends.has("tp_sendmsg") && sends.has("tp_send_length"));
     }
 

@@ -1,22 +1,22 @@
 //! From an object's bytes to events: check, load, attach, read. Dropping a [`Tracer`] leaves nothing in the kernel.
 
 use std::fmt::Write as _;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Error, Result, anyhow};
 
 use crate::events::{self, Event, Plain, Settings};
 use crate::fault::Exit;
-use crate::hooks::{Hook, Kind, Offer, Plan};
+use crate::hooks::{Hook, Kind, Offer, Plan, Purpose};
 use crate::kernel::host::{self, KprobePmu};
 use crate::kernel::libbpf::{self, Loaded, Open};
 use crate::kernel::mmap::Mapped;
 use crate::kernel::wait::Waiter;
 use crate::kernel::{bpf, perf};
 use crate::object::{self, Btf, ObjectFile};
-use crate::output::summary::Lost;
+use crate::output::summary::{ByProcess, Lost};
 use crate::ring::{Reader, Record};
 
 /// Map names in the object.
@@ -24,6 +24,11 @@ const SOCKETS: &str = "SOCKET_TO_PID";
 const CACHE: &str = "SK_CACHE";
 const EVENTS: &str = "EVENTS";
 const LOST: &str = "LOST";
+const PROCESS_TOTALS: &str = "PROCESS_TOTALS";
+
+/// The program that remembers what is open already, and the type that a kernel with its iterator has.
+const SEED: &str = "it_seed";
+const SEED_CONTEXT: &str = "bpf_iter__task_file";
 const RODATA: &str = ".rodata";
 
 /// Indexes into the LOST map: `enum lost` in events.h.
@@ -32,6 +37,8 @@ const LOST_OUTPUT: u32 = 1;
 const LOST_MAP_FULL: u32 = 2;
 const LOST_IN_FLIGHT: u32 = 3;
 const LOST_READ: u32 = 4;
+const LOST_UNKNOWN: u32 = 5;
+const LOST_TOTALS: u32 = 6;
 
 /// What this kernel offers to hooks.
 pub struct Kernel {
@@ -63,6 +70,11 @@ impl Offer for Kernel {
 
     fn tracepoint_args(&self, name: &str) -> Option<usize> {
         self.btf.tracepoint_args(name)
+    }
+
+    fn function_args(&self, name: &str) -> Option<usize> {
+        let function = self.btf.find(object::Kind::Func, name)?;
+        Some(self.btf.proto_params(self.btf.target(function)).count())
     }
 }
 
@@ -102,14 +114,37 @@ pub struct Tracer {
     rings: Vec<Reader<Mapped>>,
     object: Loaded,
     can_miss: bool,
+    /// Sockets known before the first event.
+    pub seeded: usize,
 }
 
 impl Tracer {
-    /// Load the plan's programs and attach them.
+    /// Load the programs of the first plan that this kernel takes, and attach them. Which plan that was comes with it.
     ///
     /// # Errors
-    /// [`Exit::Host`] or [`Exit::Object`], according to whose fault it is.
+    /// [`Exit::Host`] or [`Exit::Object`], according to whose fault it is: that of the last plan.
     pub fn start(
+        object: &Checked<'_>,
+        plans: Vec<Plan>,
+        kernel: &Kernel,
+        btf: &Path,
+        settings: Settings,
+        sizes: Sizes,
+    ) -> Result<(Self, Plan)> {
+        let mut refusal = anyhow!("there is no plan");
+        for plan in plans {
+            let settings = Settings { births_by_state: u8::from(plan.births_by_state), ..settings };
+            match Self::start_plan(object, &plan, kernel, btf, &settings, sizes) {
+                Ok(tracer) => return Ok((tracer, plan)),
+                // Only this plan's hooks were refused; the next has others.
+                Err(error) if error.downcast_ref() == Some(&Exit::Host) => refusal = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refusal)
+    }
+
+    fn start_plan(
         object: &Checked<'_>,
         plan: &Plan,
         kernel: &Kernel,
@@ -120,13 +155,21 @@ impl Tracer {
         if let Some(hook) = plan.hooks.iter().find(|hook| !object.programs.contains(&hook.program)) {
             return Err(anyhow!("it has no program {}, for {}", hook.program, hook.target_name()).context(Exit::Object));
         }
-        let loaded = load(object, plan, btf, settings, sizes.max_sockets)?;
+        let can_seed = kernel.btf.find(object::Kind::Struct, SEED_CONTEXT).is_some();
+        let wanted = |program: &str| plan.has(program) || (can_seed && program == SEED);
+        let loaded = load(object, wanted, btf, settings, sizes.max_sockets)?;
         let cpus = host::online_cpus()?;
         let first = *cpus.first().context("no CPU is online")?;
         let rings = cpus.iter().map(|&cpu| open_ring(&loaded, cpu, sizes.perf_pages)).collect::<Result<_>>()?;
-        let links =
-            plan.hooks.iter().map(|hook| attach(hook, &loaded, kernel.pmu, first)).collect::<Result<Vec<_>>>()?;
-        Ok(Self { links, rings, object: loaded, can_miss: plan.can_miss() })
+        let attach_all = |purpose: Purpose| {
+            let hooks = plan.hooks.iter().filter(move |hook| hook.purpose == purpose);
+            hooks.map(|hook| attach(hook, &loaded, kernel.pmu, first)).collect::<Result<Vec<_>>>()
+        };
+        let mut links = attach_all(Purpose::Owner)?;
+        // After the hooks, so that no socket falls in between; before the first event, so that it has its owner.
+        let seeded = if can_seed { seed(&loaded)? } else { 0 };
+        links.extend(attach_all(Purpose::Retransmit)?);
+        Ok(Self { links, rings, object: loaded, can_miss: plan.can_miss(), seeded })
     }
 
     /// Let records end a wait.
@@ -164,7 +207,7 @@ impl Tracer {
         self.links.clear();
     }
 
-    /// What the programs could not report, so far. Events without an owner are for the reader to count.
+    /// What the programs could not report, so far.
     ///
     /// # Errors
     /// If the map cannot be read.
@@ -179,15 +222,67 @@ impl Tracer {
             perf: count(LOST_PERF)?,
             output: count(LOST_OUTPUT)? + count(LOST_IN_FLIGHT)? + count(LOST_READ)?,
             map_full: count(LOST_MAP_FULL)?,
-            unknown: 0,
+            unknown: count(LOST_UNKNOWN)?,
+            totals: count(LOST_TOTALS)?,
             missed: (!self.can_miss).then_some(0),
         })
     }
+
+    /// What the programs counted by process: exact even where events were lost.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn by_process(&self) -> Result<ByProcess> {
+        Ok(read_map(self.object.map(PROCESS_TOTALS)?)
+            .context("cannot read the map PROCESS_TOTALS")?
+            .into_iter()
+            .collect())
+    }
 }
 
-fn load(object: &Checked<'_>, plan: &Plan, btf: &Path, settings: &Settings, max_sockets: u32) -> Result<Loaded> {
+/// A map's entries. Those that come or go meanwhile may be missing.
+fn read_map<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    /// More than any of our maps holds: an iteration that lost its place among changes starts anew, and may do so for ever.
+    const MOST: usize = 1 << 20;
+    let (mut key, mut next) = (None::<Vec<u8>>, vec![0; size_of::<K>()]);
+    let mut value = vec![0; size_of::<V>()];
+    let mut entries = Vec::new();
+    while entries.len() < MOST && libbpf::next_key(map, key.as_deref(), &mut next)? {
+        match libbpf::lookup(map, &next, &mut value) {
+            Ok(()) => entries.push((K::get(&next), V::get(&value))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        key = Some(next.clone());
+    }
+    Ok(entries)
+}
+
+/// Remember what is open already; how many sockets that was.
+fn seed(object: &Loaded) -> Result<usize> {
+    let mut file = bpf::iterate(object.program(SEED)?).context("cannot iterate over open files")?;
+    let mut buffer = [0; 4096];
+    let mut sockets = 0;
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(sockets),
+            Ok(bytes) => sockets += bytes,
+            // The kernel stops after a million files without output, to let others run.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error).context("cannot read open files"),
+        }
+    }
+}
+
+fn load(
+    object: &Checked<'_>,
+    wanted: impl Fn(&str) -> bool,
+    btf: &Path,
+    settings: &Settings,
+    max_sockets: u32,
+) -> Result<Loaded> {
     let mut open = Open::from_bytes(object.bytes, btf).map_err(|error| explain(error).context(Exit::Object))?;
-    open.select_programs(|name| plan.has(name))?;
+    open.select_programs(wanted)?;
     open.set_max_entries(SOCKETS, max_sockets)?;
     open.set_max_entries(CACHE, max_sockets)?;
     let mut bytes = [0; size_of::<Settings>()];
@@ -251,6 +346,7 @@ fn attach(hook: &Hook, object: &Loaded, pmu: Option<KprobePmu>, cpu: u32) -> Res
     let program = object.program(hook.program)?;
     let attached = match hook.kind {
         Kind::RawTracepoint => bpf::attach_raw_tracepoint(hook.target, program.as_fd()),
+        Kind::Fentry | Kind::Fexit => bpf::attach_trampoline(program.as_fd()),
         Kind::Kprobe | Kind::Kretprobe => {
             let pmu = pmu.context("this kernel has no kprobe PMU").context(Exit::Host)?;
             let return_bit = (hook.kind == Kind::Kretprobe).then_some(pmu.return_bit);
@@ -263,12 +359,18 @@ fn attach(hook: &Hook, object: &Loaded, pmu: Option<KprobePmu>, cpu: u32) -> Res
     })
 }
 
+/// The kernel's own errno for what it does not support; it was never meant for user space, which has no name for it.
+const ENOTSUPP: i32 = 524;
+
 /// What the errno of an attach call means.
 fn blocker(kind: Kind, error: &io::Error) -> &'static str {
     match (kind, error.raw_os_error()) {
         (Kind::RawTracepoint, Some(libc::ENOENT)) => "this kernel has no such tracepoint",
         (Kind::RawTracepoint, Some(libc::EINVAL)) => {
             "its arguments are not those in the BTF: give the BTF of exactly this kernel"
+        }
+        (Kind::Fentry | Kind::Fexit, Some(ENOTSUPP | libc::EINVAL | libc::ENODEV)) => {
+            "this kernel has no trampolines for fentry programs: try --attach auto"
         }
         // A return probe on a missing function gives EINVAL before 5.11.
         (_, Some(libc::ENOENT)) | (Kind::Kretprobe, Some(libc::EINVAL)) => "this kernel has no such function",

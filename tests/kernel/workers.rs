@@ -80,7 +80,7 @@ enum Job {
     Send(Plan),
     Receive { comm: String, on: SocketAddr },
     Connect { comm: String, to: SocketAddr, hold: Duration },
-    Leave { comm: String, to: SocketAddr },
+    Obey { comm: String, to: SocketAddr },
     Spin { comm: String, cpu: usize },
 }
 
@@ -176,21 +176,26 @@ pub fn connect_in_vain(ns: &Netns, comm: &str, to: SocketAddr, hold: Duration) -
     Ok(truth)
 }
 
-/// A process that has connected; told to go, it sends once and exits at once.
-pub struct Leaver {
+/// A process that has connected, and does what it is told.
+pub struct Puppet {
     process: Process,
     pub truth: Truth,
 }
 
-impl Leaver {
-    pub fn new(ns: &Netns, comm: &str, to: SocketAddr) -> Result<Leaver> {
-        let (process, truth) = start(ns, comm, &Job::Leave { comm: comm.into(), to })?;
-        Ok(Leaver { process, truth })
+impl Puppet {
+    pub fn new(ns: &Netns, comm: &str, to: SocketAddr) -> Result<Puppet> {
+        let (process, truth) = start(ns, comm, &Job::Obey { comm: comm.into(), to })?;
+        Ok(Puppet { process, truth })
     }
 
-    /// Returns when it is gone and reaped.
-    pub fn leave(mut self) -> Result<()> {
-        self.process.tell("go")?;
+    /// It sends 1000 bytes; how soon, it does not say.
+    pub fn send(&mut self) -> Result<()> {
+        self.process.tell("send")
+    }
+
+    /// It exits without closing first, as soon as it has done what it was told before. Returns when it is reaped.
+    pub fn exit(mut self) -> Result<()> {
+        self.process.tell("exit")?;
         self.process.wait().map(drop)
     }
 }
@@ -234,7 +239,7 @@ fn work(job: Job) -> Result<()> {
         Job::Send(plan) => {
             take_name(&plan.comm)?;
             say(&plan.comm, vec![])?;
-            wait_for_go()?;
+            told()?;
             let comm = plan.comm.clone();
             let sent = if plan.second_thread {
                 let thread = thread::Builder::new().name("not-the-owner".into()).spawn(move || send(&plan))?;
@@ -253,12 +258,13 @@ fn work(job: Job) -> Result<()> {
             ensure!(refused == Some(Errno::EINPROGRESS), "connect() said {refused:?}");
             Ok(())
         }
-        Job::Leave { comm, to } => {
+        Job::Obey { comm, to } => {
             take_name(&comm)?;
             let (mut socket, _) = open(None, to, SockFlag::empty())?;
-            say(&comm, vec![Sent { flow: Flow { local: local(&socket)?, remote: to }, sends: 1, bytes: 1000 }])?;
-            wait_for_go()?;
-            socket.write_all(&[b'x'; 1000])?;
+            say(&comm, vec![Sent { flow: Flow { local: local(&socket)?, remote: to }, sends: 0, bytes: 0 }])?;
+            while told()? == "send" {
+                socket.write_all(&[b'x'; 1000])?;
+            }
             Ok(())
         }
         Job::Spin { comm, cpu } => {
@@ -287,10 +293,11 @@ fn say(comm: &str, sent: Vec<Sent>) -> Result<()> {
     Ok(())
 }
 
-fn wait_for_go() -> Result<()> {
+/// The next line that the test tells; an error when the test is gone.
+fn told() -> Result<String> {
     let mut line = String::new();
-    ensure!(std::io::stdin().read_line(&mut line)? > 0, "the test ended before it said go");
-    Ok(())
+    ensure!(std::io::stdin().read_line(&mut line)? > 0, "the test ended before it said what to do");
+    Ok(line.trim_end().to_owned())
 }
 
 /// A killed test cannot stop its workers: they notice that the pipe from it is closed.

@@ -39,9 +39,11 @@ source_of() {
 	echo "deb [signed-by=$keys] $uri $1 main"
 }
 
-# An empty folder in $tmp, gone on exit. On disk, and readable by the user that apt downloads as.
+# scratch PARENT: makes an empty folder, $tmp, gone on exit. For apt that is below $shared: the user that apt downloads as
+# may not enter root's cache, say.
+shared=${TMPDIR:-/var/tmp}
 scratch() {
-	tmp=$(mktemp -d "${TMPDIR:-/var/tmp}/xctl-vm.XXXXXX")
+	tmp=$(mktemp -d "$1/xctl-vm.XXXXXX")
 	trap 'rm -rf "$tmp"' EXIT
 	trap 'exit 130' INT TERM HUP
 	chmod 755 "$tmp"

@@ -68,3 +68,57 @@ fn made_by(args: &Args) -> String {
     }
     command
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn fails(args: &Args) -> String {
+        format!("{:#}", run(args, &mut Vec::new()).unwrap_err())
+    }
+
+    #[test]
+    fn without_types_it_shows_how() {
+        assert!(fails(&Args::default()).contains("xctl btf --list vmlinux/types.list"));
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_line() {
+        let dir = std::env::temp_dir().join(format!("xctl-btf-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (list, other) = (dir.join("a.list"), dir.join("b.btf"));
+        std::fs::write(&list, "# fine\nstruct a b c\n").unwrap();
+        std::fs::write(&other, "int main;\n").unwrap();
+        let error = fails(&Args { list: Some(list.clone()), ..Args::default() });
+        assert!(error.contains("a.list: line 2: \"struct a b c\" is not a type"), "{error}");
+        let types = vec!["sock".to_owned()];
+        let error = fails(&Args { types: types.clone(), btf: Some(other), ..Args::default() });
+        assert!(error.contains("b.btf holds no BTF: not an ELF file: it looks like text"), "{error}");
+        let error = fails(&Args { types, btf: Some(dir.join("none")), ..Args::default() });
+        assert!(error.contains("cannot read"), "{error}");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn the_command_it_names_is_the_same_everywhere() {
+        let args = Args { list: Some("/home/me/types.list".into()), types: vec!["struct sock".into()], btf: None };
+        assert_eq!(made_by(&args), "xctl btf --list types.list 'struct sock'");
+        let args = Args { list: Some("vmlinux/types.list".into()), ..Args::default() };
+        assert_eq!(made_by(&args), "xctl btf --list vmlinux/types.list");
+    }
+
+    #[test]
+    fn the_list_of_the_project_fits_this_kernel() {
+        let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vmlinux/types.list");
+        if !Path::new(KERNEL_BTF).exists() || !list.exists() {
+            return println!("skipped: needs {KERNEL_BTF} and {}", list.display());
+        }
+        let mut out = Vec::new();
+        run(&Args { list: Some(list), ..Args::default() }, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        for wanted in ["struct sock_common {", "struct tcp_sock {", "enum bpf_map_type {", "\tTCP_LISTEN = 10,"] {
+            assert!(text.contains(wanted), "{wanted}");
+        }
+    }
+}

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::cli::{Events, Filters, TraceOptions};
+use crate::cli::{Events, Filters, LEAST_SOCKETS, MOST_SOCKETS, TraceOptions};
 use crate::embedded;
-use crate::events::{COMM_LEN, Event, How, Owner, Settings};
+use crate::events::{COMM_LEN, Event, Owner, Settings};
 use crate::fault::Exit;
 use crate::hooks;
 use crate::kernel::wait::{Waiter, Woken, monotonic_ns, realtime_ns};
 use crate::kernel::{host, libbpf};
 use crate::output::json::Json;
-use crate::output::summary::{Lost, Summary};
+use crate::output::summary::{self, ByProcess, Summary};
 use crate::output::text::Text;
 use crate::output::{Moment, Output, Ready};
 use crate::ring::order::Order;
@@ -52,26 +52,30 @@ fn trace(options: &TraceOptions) -> Result<()> {
     check_privilege()?;
     let btf = options.btf.as_deref().unwrap_or(Path::new(host::KERNEL_BTF));
     let kernel = Kernel::ask(btf)?;
-    let plan = hooks::choose(options.attach, options.events != Events::Retransmit, &kernel)?;
-    let settings = settings(options, plan.births_by_state);
+    let plans = hooks::choose(options.attach, options.events != Events::Retransmit, &kernel)?;
+    let settings = settings(options);
     // Before the programs run, so that no signal can end the process without a summary.
     let waiter = Waiter::new()?;
-    let sizes = Sizes { max_sockets: options.max_sockets, perf_pages: options.perf_pages };
-    let mut tracer = Tracer::start(&object, &plan, &kernel, btf, &settings, sizes)?;
+    let max_sockets = match options.max_sockets {
+        Some(sockets) => sockets,
+        None => default_max_sockets()?,
+    };
+    let sizes = Sizes { max_sockets, perf_pages: options.perf_pages };
+    let (mut tracer, plan) = Tracer::start(&object, plans, &kernel, btf, settings, sizes)?;
     drop(kernel);
     tracer.watch(&waiter)?;
 
     let out = BufWriter::new(io::stdout().lock());
     let output: Box<dyn Output> =
         if options.json { Box::new(Json::new(out)) } else { Box::new(Text::new(out, options.current)) };
-    let mut printer = Printer { output, summary: Summary::default(), unknown: 0, left: options.count };
+    let mut printer = Printer { output, by_process: ByProcess::new(), left: options.count };
     let sha256 = hex(&hmac_sha256::Hash::hash(bytes));
     printer.output.ready(&Ready {
         plan: &plan,
         btf: &btf.to_string_lossy(),
         object_sha256: &sha256,
-        max_sockets: options.max_sockets,
-        seeded: 0,
+        max_sockets,
+        seeded: tracer.seeded,
     })?;
     printer.output.flush()?;
     let deadline = options.duration.and_then(|time| Instant::now().checked_add(time));
@@ -79,9 +83,9 @@ fn trace(options: &TraceOptions) -> Result<()> {
     if ended == Woken::OutputClosed {
         return Ok(());
     }
-    let lost = Lost { unknown: printer.unknown, ..tracer.lost()? };
-    printer.summary.lost = lost;
-    printer.output.summary(&printer.summary)?;
+    // What came after the last event that was asked for is in the kernel's totals and not in ours.
+    let by_process = if printer.left == Some(0) { printer.by_process } else { tracer.by_process()? };
+    printer.output.summary(&Summary::new(&by_process, tracer.lost()?))?;
     printer.output.flush()?;
     Ok(())
 }
@@ -122,9 +126,8 @@ fn round(tracer: &mut Tracer, order: &mut Order<Event>) -> Result<()> {
 
 struct Printer {
     output: Box<dyn Output>,
-    summary: Summary,
-    /// Events without an owner.
-    unknown: u64,
+    /// Totals of what was printed.
+    by_process: ByProcess,
     /// How many events may still be printed.
     left: Option<u64>,
 }
@@ -139,11 +142,10 @@ impl Printer {
         }
         let (Event::Retransmit(crate::events::Retransmit { owner, .. })
         | Event::Send(crate::events::Send { owner, .. })) = event;
-        self.unknown += u64::from(owner.how() == How::Unknown);
         let moment = Moment { realtime_ns: event.mono_ns().wrapping_add(realtime_offset), exited: has_exited(owner) };
         match event {
             Event::Retransmit(event) => {
-                self.summary.add(event);
+                summary::add(self.by_process.entry(summary::key_of(owner)).or_default(), event);
                 self.output.retransmit(event, moment)?;
             }
             Event::Send(event) => self.output.send(event, moment)?,
@@ -165,7 +167,13 @@ fn check_privilege() -> Result<()> {
     Err(anyhow!("missing {}: run it as root, or give it these capabilities", names.join(" and ")).context(Exit::Host))
 }
 
-fn settings(options: &TraceOptions, births_by_state: bool) -> Settings {
+/// Four times the sockets that exist now, so that the map has room for those to come.
+fn default_max_sockets() -> Result<u32> {
+    let sockets = host::tcp_sockets()?.saturating_mul(4);
+    Ok(sockets.clamp(LEAST_SOCKETS, MOST_SOCKETS))
+}
+
+fn settings(options: &TraceOptions) -> Settings {
     let Filters { pid, comm, port, netns, cgroup, family, kinds } = &options.filters;
     let mut padded = [0; COMM_LEN];
     if let Some(comm) = comm {
@@ -183,7 +191,7 @@ fn settings(options: &TraceOptions, births_by_state: bool) -> Settings {
         comm: padded,
         retransmits: u8::from(options.events != Events::Send),
         sends: u8::from(options.events != Events::Retransmit),
-        births_by_state: u8::from(births_by_state),
+        births_by_state: 0, // the plan's business
         zero: [0; 5],
     }
 }

@@ -35,6 +35,41 @@ pub fn attach_raw_tracepoint(name: &std::ffi::CStr, program: BorrowedFd<'_>) -> 
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Attach a program to the kernel function that it was loaded for (fentry, fexit). It stays attached until the descriptor
+/// is closed.
+///
+/// # Errors
+/// `ENOTSUPP` (524), `EINVAL` or `ENODEV`: this kernel has no trampolines. `EBUSY`: something else patches the function.
+pub fn attach_trampoline(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attributes = zeroed();
+    attributes.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
+    // SAFETY: without a name the command attaches a tracing program to its own target; the descriptor is a program's.
+    let fd = unsafe { bpf(sys::BPF_RAW_TRACEPOINT_OPEN, &mut attributes) }?;
+    // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Run an iterator program over everything that it is for. Reading the file runs it; what it reads is what the program
+/// wrote. The program is detached when the file is closed.
+///
+/// # Errors
+/// `EINVAL`: this kernel does not have that iterator.
+pub fn iterate(program: BorrowedFd<'_>) -> io::Result<std::fs::File> {
+    let mut attributes = zeroed();
+    attributes.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attributes.link_create.attach_type = sys::BPF_TRACE_ITER;
+    // SAFETY: the descriptor is a program's, and all else is zero.
+    let link = unsafe { bpf(sys::BPF_LINK_CREATE, &mut attributes) }?;
+    // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
+    let link = unsafe { OwnedFd::from_raw_fd(link as i32) };
+    let mut attributes = zeroed();
+    attributes.iter_create.link_fd = link.as_raw_fd() as u32;
+    // SAFETY: the descriptor is the link's, and all else is zero.
+    let file = unsafe { bpf(sys::BPF_ITER_CREATE, &mut attributes) }?;
+    // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
+    Ok(unsafe { std::fs::File::from_raw_fd(file as i32) })
+}
+
 /// Put `value` under `key`.
 ///
 /// # Safety

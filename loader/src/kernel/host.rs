@@ -109,6 +109,20 @@ pub fn missing_capabilities() -> Result<Vec<Capability>> {
     Ok(needed.iter().copied().filter(|&capability| !held(capability)).collect())
 }
 
+/// How many TCP sockets this host has, in all its network namespaces.
+///
+/// # Errors
+/// If /proc does not tell.
+pub fn tcp_sockets() -> Result<u32> {
+    const SOCKSTAT: &str = "/proc/net/sockstat";
+    // TCP: inuse 2 orphan 0 tw 0 alloc 3 mem 0: what is allocated is the host's, the rest the namespace's.
+    let sockstat = read(SOCKSTAT)?;
+    let tcp = sockstat.lines().find_map(|line| line.strip_prefix("TCP: "));
+    tcp.and_then(|tcp| tcp.split(' ').skip_while(|&word| word != "alloc").nth(1))
+        .and_then(|count| count.parse().ok())
+        .ok_or_else(|| anyhow!("{SOCKSTAT} does not tell how many TCP sockets are allocated"))
+}
+
 /// The inode number that names a network namespace, from itself or from a file that stands for it
 /// (`/proc/PID/ns/net`, `/run/netns/NAME`).
 ///

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -230,9 +230,23 @@ pub fn possible_cpus() -> Result<usize> {
 /// # Errors
 /// With the kernel's errno; `NotFound` if there is no such key.
 pub fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
     // SAFETY: the caller's buffers have the map's key and value sizes, as the layout check of the object has shown.
     let result =
         unsafe { sys::bpf_map_lookup_elem(map.as_raw_fd(), key.as_ptr().cast(), value.as_mut_ptr().cast::<c_void>()) };
     if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+}
+
+/// The key after `key` in a map, in an order of its own; the first for none. The keys have the map's key size.
+///
+/// # Errors
+/// With the kernel's errno.
+pub fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+    let key = key.map_or(ptr::null(), <[u8]>::as_ptr);
+    // SAFETY: both buffers have the map's key size, as the layout check of the object has shown; null asks for the first.
+    let result = unsafe { sys::bpf_map_get_next_key(map.as_raw_fd(), key.cast(), next.as_mut_ptr().cast::<c_void>()) };
+    match -result {
+        error if error <= 0 => Ok(true),
+        libc::ENOENT => Ok(false),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
 }

@@ -11,6 +11,7 @@
 mod check;
 mod query;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 pub(crate) mod tests;
 
 use std::fmt;
@@ -450,7 +451,7 @@ impl Btf {
         self.entries(head, if wide { 12 } else { 8 }).map(move |entry| {
             let low = self.entry_word(entry, 1);
             let value = if wide {
-                let bits = u64::from(self.entry_word(entry, 2)) << 32 | u64::from(low);
+                let bits = (u64::from(self.entry_word(entry, 2)) << 32) | u64::from(low);
                 if signed { i128::from(bits as i64) } else { i128::from(bits) }
             } else if signed {
                 i128::from(low as i32)

@@ -10,6 +10,7 @@
 mod list;
 mod make;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 use std::fmt;

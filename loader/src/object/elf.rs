@@ -7,6 +7,7 @@ mod contents;
 mod sections;
 mod symbols;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 pub(crate) mod tests;
 
 use std::fmt;
@@ -92,7 +93,8 @@ pub struct ObjectFile<'a> {
 }
 
 impl<'a> ObjectFile<'a> {
-    /// Reads and checks an object file: 64-bit ELF for BPF, relocatable, complete.
+    /// Reads and checks an object file: 64-bit ELF for BPF, relocatable, complete. The bytes should begin at a multiple of
+    /// 8 in memory, as those of a `Vec` read from a file do.
     ///
     /// # Errors
     /// [`Refused`] says what the bytes are instead, or what is wrong with them and where.

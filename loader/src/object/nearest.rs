@@ -25,7 +25,7 @@ fn distance(a: &[u8], b: &[u8]) -> usize {
 /// Up to three of `names` that look like `wanted`, the closest first; equally close ones by alphabet.
 pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut best: Vec<(usize, &str)> = Vec::new();
-    let limit = (wanted.len() / 3).clamp(1, 4);
+    let limit = wanted.len().div_ceil(3).min(4);
     if wanted.is_empty() || wanted.len() > LONGEST {
         return Vec::new();
     }
@@ -75,8 +75,8 @@ mod tests {
     #[test]
     fn closest_first_and_at_most_three() {
         let names = ["skc_daddr", "skc_dport", "skc_num", "skc_rcv_saddr", "sock", "skc_daddr"];
-        assert_eq!(nearest("skc_dadr", names.into_iter()), ["skc_daddr"]);
-        assert_eq!(nearest("skc_", names.into_iter()), ["skc_num", "skc_daddr", "skc_dport"]);
+        assert_eq!(nearest("skc_dadr", names.into_iter()), ["skc_daddr", "skc_dport"]);
+        assert_eq!(nearest("skc_", names.into_iter()), ["sock", "skc_num", "skc_daddr"]);
         assert!(nearest("unrelated", names.into_iter()).is_empty());
     }
 

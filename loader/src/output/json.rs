@@ -4,11 +4,10 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
 
 use super::summary::{Lost, Process, Summary};
 use super::{Moment, Output, Ready, rfc3339};
-use crate::events::{Flow, Kind, Owner, Retransmit, Send, address, comm, state_name};
+use crate::events::{Flow, KINDS, Kind, Owner, Retransmit, Send, address, comm, state_name};
 use crate::hooks;
 
 /// Version of the event format.
@@ -144,14 +143,20 @@ struct ReadyRecord<'a> {
     seeded: usize,
 }
 
+/// `serialize_with` hands over a reference to the field, which is one already.
+fn by_name<S: serde::Serializer>(kinds: &&[u64; KINDS], to: S) -> Result<S::Ok, S::Error> {
+    super::summary::by_name(kinds, to)
+}
+
 #[derive(Serialize)]
 struct SummaryRecord<'a> {
     r#type: &'static str,
     retransmits: u64,
     segs: u64,
-    kinds: Map<String, Value>,
+    #[serde(serialize_with = "by_name")]
+    kinds: &'a [u64; KINDS],
     lost: &'a Lost,
-    processes: Vec<&'a Process>,
+    processes: &'a [Process],
 }
 
 impl<W: Write> Output for Json<W> {
@@ -210,14 +215,13 @@ impl<W: Write> Output for Json<W> {
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
-        let kinds = Kind::ALL.into_iter().zip(summary.kinds);
         self.line(&SummaryRecord {
             r#type: "summary",
             retransmits: summary.retransmits,
             segs: summary.segs,
-            kinds: kinds.map(|(kind, segs)| (kind.name().into(), segs.into())).collect(),
+            kinds: &summary.kinds,
             lost: &summary.lost,
-            processes: summary.processes(),
+            processes: &summary.processes,
         })
     }
 
@@ -231,6 +235,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::events::How;
+    use serde_json::Value;
     use std::net::Ipv6Addr;
 
     fn printed(event: &Retransmit, exited: bool) -> Value {

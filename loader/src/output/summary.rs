@@ -1,10 +1,11 @@
 //! The totals of a run.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use crate::events::{Kind, Owner, Retransmit, comm};
+use crate::events::{KINDS, Kind, Owner, ProcessKey, Retransmit, Totals, comm};
 
 /// What did not reach the user, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -17,6 +18,8 @@ pub struct Lost {
     pub map_full: u64,
     /// Events without an owner.
     pub unknown: u64,
+    /// Processes and network namespaces that the totals had no room for: with it, the summary is a lower bound.
+    pub totals: u64,
     /// Probe runs that the kernel skipped; none where it does not tell.
     pub missed: Option<u64>,
 }
@@ -24,12 +27,13 @@ pub struct Lost {
 impl Lost {
     /// The ledger as name and count.
     #[must_use]
-    pub fn entries(&self) -> [(&'static str, Option<u64>); 5] {
+    pub fn entries(&self) -> [(&'static str, Option<u64>); 6] {
         [
             ("perf", Some(self.perf)),
             ("output", Some(self.output)),
             ("map_full", Some(self.map_full)),
             ("unknown", Some(self.unknown)),
+            ("totals", Some(self.totals)),
             ("missed", self.missed),
         ]
     }
@@ -40,7 +44,7 @@ impl Lost {
 pub struct Process {
     /// None: unknown, or the kernel.
     pub pid: Option<u32>,
-    /// Its name when it last acted on a socket.
+    /// Its name when it first retransmitted.
     pub comm: Option<String>,
     /// Retransmitted segments.
     pub segs: u64,
@@ -48,7 +52,18 @@ pub struct Process {
     pub bytes: u64,
     /// Retransmit events.
     pub retransmits: u64,
+    /// Segments by kind.
+    #[serde(serialize_with = "by_name")]
+    pub kinds: [u64; KINDS],
 }
+
+/// A table by kind as an object.
+pub(super) fn by_name<S: Serializer>(kinds: &[u64; KINDS], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(Kind::ALL.iter().zip(kinds).map(|(kind, segs)| (kind.name(), segs)))
+}
+
+/// Totals by process while they are being counted. A PID may be used twice in a run.
+pub type ByProcess = HashMap<ProcessKey, Totals>;
 
 /// Totals of the run. Attempts that failed are not in them.
 #[derive(Debug, Default)]
@@ -57,46 +72,58 @@ pub struct Summary {
     pub retransmits: u64,
     /// Retransmitted segments.
     pub segs: u64,
-    /// Segments by kind, in the order of [`Kind::ALL`].
-    pub kinds: [u64; Kind::ALL.len()],
+    /// Segments by kind.
+    pub kinds: [u64; KINDS],
     /// The ledger of losses.
     pub lost: Lost,
-    /// By process: PID and start, since a PID may be used twice in a run.
-    processes: HashMap<(u32, u64), Process>,
+    /// By process, worst first.
+    pub processes: Vec<Process>,
+}
+
+/// Whose totals an event belongs to.
+#[must_use]
+pub fn key_of(owner: &Owner) -> ProcessKey {
+    let nobody = if owner.is_process() { 0 } else { u32::from(owner.how) + 1 };
+    ProcessKey { born: owner.born, tgid: owner.tgid, nobody }
+}
+
+/// Count an event as the programs do.
+pub fn add(totals: &mut Totals, event: &Retransmit) {
+    totals.comm = event.owner.comm;
+    if event.err != 0 {
+        totals.failed += 1;
+        return;
+    }
+    totals.segs[event.kind() as usize] += u64::from(event.segs);
+    totals.bytes += u64::from(event.bytes);
+    totals.retransmits += 1;
 }
 
 impl Summary {
-    /// Count an event.
-    pub fn add(&mut self, event: &Retransmit) {
-        if event.err != 0 {
-            return;
-        }
-        let Owner { tgid, born, .. } = event.owner;
-        let segs = u64::from(event.segs);
-        self.retransmits += 1;
-        self.segs += segs;
-        self.kinds[event.kind() as usize] += segs;
-        let process = self.processes.entry((tgid, born)).or_insert_with(|| Process {
-            pid: event.owner.is_process().then_some(tgid),
-            comm: None,
-            segs: 0,
-            bytes: 0,
-            retransmits: 0,
-        });
-        if process.pid.is_some() {
-            process.comm = Some(comm(&event.owner.comm));
-        }
-        process.segs += segs;
-        process.bytes += u64::from(event.bytes);
-        process.retransmits += 1;
-    }
-
-    /// The processes, worst first.
+    /// Add up what was counted by process.
     #[must_use]
-    pub fn processes(&self) -> Vec<&Process> {
-        let mut all: Vec<_> = self.processes.values().collect();
-        all.sort_by_key(|process| (std::cmp::Reverse((process.segs, process.bytes)), process.pid));
-        all
+    pub fn new(by_process: &ByProcess, lost: Lost) -> Self {
+        let mut summary = Self { lost, ..Self::default() };
+        // A process whose attempts all failed retransmitted nothing.
+        for (key, totals) in by_process.iter().filter(|(_, totals)| totals.retransmits > 0) {
+            let is_process = key.nobody == 0;
+            let segs = totals.segs.iter().sum();
+            summary.retransmits += totals.retransmits;
+            summary.segs += segs;
+            for (sum, segs) in summary.kinds.iter_mut().zip(totals.segs) {
+                *sum += segs;
+            }
+            summary.processes.push(Process {
+                pid: is_process.then_some(key.tgid),
+                comm: is_process.then(|| comm(&totals.comm)),
+                segs,
+                bytes: totals.bytes,
+                retransmits: totals.retransmits,
+                kinds: totals.segs,
+            });
+        }
+        summary.processes.sort_by_key(|process| (Reverse((process.segs, process.bytes)), process.pid));
+        summary
     }
 }
 
@@ -113,13 +140,17 @@ mod tests {
 
     #[test]
     fn worst_first_and_failed_attempts_nowhere() {
-        let mut summary = Summary::default();
-        for event in [event(1, 2, 0), event(2, 5, 0), event(1, 1, 0), event(0, 1, 0), event(1, 9, -11)] {
-            summary.add(&event);
+        let mut by_process = ByProcess::new();
+        for event in
+            [event(1, 2, 0), event(2, 5, 0), event(1, 1, 0), event(0, 1, 0), event(1, 9, -11), event(3, 1, -16)]
+        {
+            add(by_process.entry(key_of(&event.owner)).or_default(), &event);
         }
+        let summary = Summary::new(&by_process, Lost::default());
         assert_eq!((summary.retransmits, summary.segs), (4, 9));
         assert_eq!(summary.kinds[Kind::Fast as usize], 9);
-        let pids: Vec<_> = summary.processes().iter().map(|process| (process.pid, process.segs)).collect();
+        let pids: Vec<_> = summary.processes.iter().map(|process| (process.pid, process.segs)).collect();
         assert_eq!(pids, [(Some(2), 5), (Some(1), 3), (None, 1)]);
+        assert_eq!(summary.processes[2].comm, None);
     }
 }

@@ -120,7 +120,7 @@ impl<W: Write> Output for Text<W> {
         if !kinds.is_empty() {
             writeln!(out, "segments by kind: {}", kinds.join(", "))?;
         }
-        let processes = summary.processes();
+        let processes = &summary.processes;
         if !processes.is_empty() {
             writeln!(out, "\n{:>8} {:>12} {:>11} {:>7}  COMM", "SEGS", "BYTES", "RETRANSMITS", "PID")?;
         }

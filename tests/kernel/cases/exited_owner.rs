@@ -9,18 +9,19 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::host::Set;
 use crate::link::Link;
-use crate::workers::{Leaver, Receiver};
+use crate::workers::{Puppet, Receiver};
 use crate::xctl::Xctl;
 use crate::{Family, Outcome, Verdict};
 
 pub fn run(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
-    let leaver = Leaver::new(&link.a, "leaver", receiver.at)?;
+    let mut leaver = Puppet::new(&link.a, "leaver", receiver.at)?;
     let truth = leaver.truth.clone();
     let xctl = Xctl::start(set, &[])?;
     link.lose(100)?;
-    leaver.leave()?;
+    leaver.send()?;
+    leaver.exit()?;
     let gone = clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?;
     let gone_ns = u64::try_from(gone.tv_sec())? * 1_000_000_000 + u64::try_from(gone.tv_nsec())?;
     // retransmits after about 0.2, 0.4, 0.8 and 1.6 s more each

@@ -54,6 +54,9 @@ pub fn run(set: Set, _family: Family) -> Outcome {
         trace.retransmits.iter().filter(|record| [inode_a, inode_b].contains(&record.at.netns)).cloned().collect()
     };
     let everything = of_link(&all);
+    for record in &everything {
+        ensure!(record.at.pid.is_some(), "owner unknown: {record:?}");
+    }
     let (mut counts, mut wrong) = (vec![], vec![]);
     for Filter { args, xctl, passes } in filtered {
         let trace = xctl.stop(Signal::SIGINT).with_context(|| format!("with {args:?}"))?;

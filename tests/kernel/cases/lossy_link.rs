@@ -18,11 +18,11 @@ const MAX_SEGS: u64 = 65536 / 1428 + 1;
 
 pub fn run(set: Set, family: Family) -> Outcome {
     let link = Link::lossy()?;
-    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
-    let busy = keep_cpus_busy(&link.a)?;
-    let senders = plans(&receiver).into_iter().map(|plan| Sender::new(&link.a, plan)).collect::<Result<Vec<_>>>()?;
     let xctl = Xctl::start(set, &[])?;
     let witness = if set == Set::Kprobe { Some(Witness::of(&xctl.ready.hooks)?) } else { None };
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let senders = plans(&receiver).into_iter().map(|plan| Sender::new(&link.a, plan)).collect::<Result<Vec<_>>>()?;
+    let busy = keep_cpus_busy(&link.a)?;
 
     let before = (Counters::of(&link.a)?, Counters::of(&link.b)?);
     let truths = send_all(senders)?;
@@ -106,6 +106,7 @@ fn nothing_is_missing(trace: &Trace, ns: &Netns, before: &Counters, after: &Coun
     let seen = |kinds: &[Kind]| {
         trace.segs(|record| record.at.netns == ns.inode && (kinds.is_empty() || kinds.contains(&record.kind)))
     };
+    let mut wrong = vec![];
     for (what, seen, kernel) in [
         ("RetransSegs - TCPRetransFail", seen(&[]), grew("RetransSegs")? - grew("TCPRetransFail")?),
         ("TCPFastRetrans", seen(&[Kind::Fast]), grew("TCPFastRetrans")?),
@@ -113,11 +114,11 @@ fn nothing_is_missing(trace: &Trace, ns: &Netns, before: &Counters, after: &Coun
         ("TCPSynRetrans", seen(&[Kind::Syn, Kind::Synack]), grew("TCPSynRetrans")?),
     ] {
         let short = kernel - i64::try_from(seen)?;
-        ensure!(
-            (0..=i64::try_from(missed * MAX_SEGS)?).contains(&short),
-            "{what}: the kernel counted {kernel}, xctl {seen} ({missed} probe runs missed)"
-        );
+        if !(0..=i64::try_from(missed * MAX_SEGS)?).contains(&short) {
+            wrong.push(format!("{what}: the kernel counted {kernel}, xctl {seen}"));
+        }
     }
+    ensure!(wrong.is_empty(), "{} ({missed} probe runs missed, {:?})", wrong.join("; "), trace.summary.lost);
     let (tlp, probes) = (seen(&[Kind::Tlp]), grew("TCPLossProbes")?);
     ensure!(i64::try_from(tlp)? <= probes, "{tlp} tail loss probes, the kernel counted only {probes}");
     Ok(())

@@ -3,6 +3,7 @@
 use crate::host::Set;
 use crate::{Case, Family};
 
+mod already_open;
 mod ends;
 mod exited_owner;
 mod filters;
@@ -30,6 +31,7 @@ pub const ALL: &[Case] = &[
     case!("lost_syn",             Set::ALL, BOTH, lost_syn::run),
     case!("same_tuple_two_netns", Set::ALL, V4,   tuples::same_tuple_two_netns),
     case!("v4_mapped",            Set::ALL, V4,   tuples::v4_mapped),
+    case!("already_open",         Set::ALL, BOTH, already_open::run),
     case!("exited_owner",         Set::ALL, V4,   exited_owner::run),
     case!("filters",              Set::ALL, V4,   filters::run),
     case!("signals",              Set::ALL, V4,   ends::signals),

@@ -37,7 +37,7 @@ impl Builder {
 
     pub(crate) fn raw(&mut self, name: u32, kind: u32, flag: bool, vlen: u32, arg: u32, tail: &[u32]) -> TypeId {
         self.starts.push(self.types.len());
-        for value in [name, u32::from(flag) << 31 | kind << 24 | vlen, arg].iter().chain(tail) {
+        for value in [name, (u32::from(flag) << 31) | (kind << 24) | vlen, arg].iter().chain(tail) {
             self.types.extend_from_slice(&self.bytes(*value));
         }
         self.count += 1;
@@ -46,7 +46,7 @@ impl Builder {
 
     pub(crate) fn int(&mut self, name: &str, size: u32, signed: bool) -> TypeId {
         let name = self.string(name.as_bytes());
-        self.raw(name, 1, false, 0, size, &[u32::from(signed) << 24 | size * 8])
+        self.raw(name, 1, false, 0, size, &[(u32::from(signed) << 24) | (size * 8)])
     }
 
     /// A kind that only refers to another type: PTR 2, TYPEDEF 8, VOLATILE 9, CONST 10, RESTRICT 11, FUNC 12, TYPE_TAG 18.
@@ -173,7 +173,7 @@ pub(crate) fn sample(big_endian: bool) -> (Vec<u8>, Sample) {
     let state = b.enumeration("state", 4, true, &[("OPEN", 1), ("SHUT", -1)]);
     let ip = b.composite(5, "", 4, false, &[("daddr", int, 0), ("d8", byte, 0)]);
     let bits =
-        b.composite(4, "", 2, true, &[("port", byte, 0), ("num", byte, 3 << 24 | 8), ("kern", byte, 1 << 24 | 11)]);
+        b.composite(4, "", 2, true, &[("port", byte, 0), ("num", byte, (3 << 24) | 8), ("kern", byte, (1 << 24) | 11)]);
     let common = b.composite(4, "common", 12, false, &[("", ip, 0), ("", bits, 32), ("st", state, 64)]);
     let konst = b.refer(10, "", char_t);
     let name = b.array(konst, 16);
@@ -273,7 +273,7 @@ fn bitfields_of_old_compilers() {
     let mut b = Builder::new(false);
     let name = b.string(b"unsigned int");
     // Five bits that begin at bit 3 of a four-byte unit.
-    let odd = b.raw(name, 1, false, 0, 4, &[3 << 16 | 5]);
+    let odd = b.raw(name, 1, false, 0, 4, &[(3 << 16) | 5]);
     let st = b.composite(4, "old", 8, false, &[("flags", odd, 32)]);
     let btf = Btf::parse(&b.finish()).unwrap();
     let member = btf.members(st).next().unwrap();
@@ -422,7 +422,7 @@ fn damage_is_named() {
         Damage {
             what: "sixteen million members",
             at: start(ids.sock) + 4,
-            bytes: word(4 << 24 | 0x00ff_ffff),
+            bytes: word((4 << 24) | 0x00ff_ffff),
             says: &["type [15]", "STRUCT with 16777215 entries", "the type section has"],
         },
         Damage { what: "kind 0", at: start(ids.int) + 4, bytes: word(0), says: &["type [1]", "kind 0 is unknown"] },

@@ -1,11 +1,13 @@
-//! Puts definitions in an order that compiles, and writes them.
+//! Chooses what to define, and puts it in an order that compiles.
+
+mod write;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 
 use super::CdefError;
 use super::list::{Entry, Name, is_identifier};
-use crate::object::btf::{Btf, Enumerator, Kind, MAX_DEPTH, Member, TypeId};
+use crate::object::btf::{Btf, Enumerator, Kind, Member, TypeId};
 use crate::object::nearest::{hint, nearest};
 
 /// How deep one definition may need another. Real kernels stay below 50.
@@ -36,6 +38,8 @@ enum State {
 
 struct Maker<'a> {
     btf: &'a Btf,
+    /// The first type of each listed name, by kind.
+    listed: HashMap<(Kind, &'a str), TypeId>,
     picks: HashMap<TypeId, Pick>,
     /// The C name of each named type.
     names: HashMap<TypeId, String>,
@@ -56,8 +60,14 @@ struct Maker<'a> {
 
 /// The definitions, without the frame of a header.
 pub(super) fn definitions(btf: &Btf, entries: &[Entry]) -> Result<String, CdefError> {
+    let wanted: HashSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+    let mut listed = HashMap::new();
+    for id in btf.ids().filter(|id| wanted.contains(btf.name(*id))) {
+        listed.entry((btf.kind(id), btf.name(id))).or_insert(id);
+    }
     let mut maker = Maker {
         btf,
+        listed,
         picks: HashMap::new(),
         names: HashMap::new(),
         tags: HashMap::new(),
@@ -141,7 +151,7 @@ impl<'a> Maker<'a> {
             Some(Kind::Typedef) => &[Kind::Typedef],
             _ => &[Kind::Struct, Kind::Union, Kind::Typedef, Kind::Enum, Kind::Enum64],
         };
-        let Some(id) = kinds.iter().find_map(|kind| self.btf.find(*kind, &entry.name)) else {
+        let Some(id) = kinds.iter().find_map(|kind| self.listed.get(&(*kind, entry.name.as_str())).copied()) else {
             if entry.optional {
                 return Ok(None);
             }
@@ -155,7 +165,8 @@ impl<'a> Maker<'a> {
             self.picks.insert(target, Pick::Whole);
             return Ok(Some(id));
         };
-        if target != id && !self.btf.name(target).is_empty() {
+        let has_tag = self.btf.kind(target).is_composite() || self.btf.kind(target).is_enum();
+        if target != id && has_tag && !self.btf.name(target).is_empty() {
             let tag = format!("{} {}", keyword(self.btf.kind(target)), self.btf.name(target));
             return Err(CdefError::new(format!("typedef {} stands for {tag}: list the members of that", entry.name)));
         }
@@ -316,6 +327,9 @@ impl<'a> Maker<'a> {
             return Ok(());
         }
         let target = self.btf.target(id);
+        if self.state.get(&id) == Some(&State::Begun) {
+            return Err(self.error(id, "contains itself"));
+        }
         if !self.state.contains_key(&id) {
             self.state.insert(id, State::Begun);
             self.need(target, Need::Declared, depth)?;
@@ -376,74 +390,6 @@ impl<'a> Maker<'a> {
         CdefError::new(format!("type {id} ({kind} {:?}) {what}", self.btf.name(id)))
     }
 
-    /// A struct's definition without the semicolon.
-    fn composite(&mut self, id: TypeId, depth: usize, indent: &str) -> Result<String, CdefError> {
-        let name = self.name_of(id)?;
-        let space = if name.is_empty() { "" } else { " " };
-        let mut text = format!("{}{space}{name} {{\n", keyword(self.btf.kind(id)));
-        self.spend(text.len() + indent.len())?;
-        let inner = format!("{indent}\t");
-        let members = self.picked(id);
-        for member in &members {
-            let anonymous = member.name.is_empty();
-            // Unnamed bits only fill space, which means nothing here.
-            if anonymous && !self.btf.kind(self.btf.resolve(member.ty)).is_composite() {
-                continue;
-            }
-            if !anonymous && !is_identifier(member.name) {
-                return Err(self.error(id, &format!("has a member that is not a C name: {:?}", member.name)));
-            }
-            let mut declared = self.declare(member.ty, member.name.to_owned(), depth + 1, &inner)?;
-            if member.bitfield_size > 0 {
-                let _ = write!(declared, ":{}", member.bitfield_size);
-            }
-            let _ = writeln!(text, "{inner}{declared};");
-            self.spend(inner.len() + member.name.len() + 2)?;
-        }
-        if let Some(Pick::Only(names)) = self.picks.get(&id) {
-            for name in names.keys().filter(|n| !members.iter().any(|m| m.name == **n)) {
-                let _ = writeln!(text, "{inner}/* {name}: this kernel has none */");
-            }
-        }
-        let _ = write!(text, "{indent}}}");
-        Ok(text)
-    }
-
-    /// An enum's definition without the semicolon.
-    fn enumeration(&mut self, id: TypeId, indent: &str) -> Result<String, CdefError> {
-        let name = self.name_of(id)?;
-        let space = if name.is_empty() { "" } else { " " };
-        let mut text = format!("enum{space}{name} {{\n");
-        self.spend(text.len())?;
-        for constant in self.picked_constants(id) {
-            self.constants.insert((id, constant.name.to_owned()));
-            let line = self.constant(&constant)?;
-            let _ = writeln!(text, "{indent}\t{line}");
-        }
-        let _ = write!(text, "{indent}}}");
-        // The size is what gets read from the kernel.
-        match self.btf.size_of(id) {
-            Some(1) => text.push_str(" __attribute__((mode(QI)))"),
-            Some(2) => text.push_str(" __attribute__((mode(HI)))"),
-            Some(8) => text.push_str(" __attribute__((mode(DI)))"),
-            _ => {}
-        }
-        Ok(text)
-    }
-
-    fn constant(&mut self, constant: &Enumerator<'_>) -> Result<String, CdefError> {
-        let name = claim(&mut self.idents, constant.name)?;
-        let value = match constant.value {
-            // C has no literal for it: the minus sign is an operator.
-            v if v == i128::from(i64::MIN) => "(-9223372036854775807LL - 1)".to_owned(),
-            v if v > i128::from(i64::MAX) => format!("{v}ULL"),
-            v if v > i128::from(u32::MAX) || v < i128::from(i32::MIN) => format!("{v}LL"),
-            v => v.to_string(),
-        };
-        self.spend(name.len() + value.len() + 8)?;
-        Ok(format!("{name} = {value},"))
-    }
-
     /// Constants that are wanted without their enum, those of one enum together. Unnamed enums are searched first.
     fn loose_constants(&mut self, entries: &[Entry]) -> Result<(), CdefError> {
         let btf = self.btf;
@@ -458,10 +404,9 @@ impl<'a> Maker<'a> {
         for id in all() {
             let named = !btf.name(id).is_empty();
             for constant in btf.enumerators(id) {
-                if let Some(home) = homes.get_mut(constant.name) {
-                    if home.is_none_or(|(was_named, ..)| was_named && !named) {
-                        *home = Some((named, id, constant));
-                    }
+                let Some(home) = homes.get_mut(constant.name) else { continue };
+                if home.is_none_or(|(was_named, ..)| was_named && !named) {
+                    *home = Some((named, id, constant));
                 }
             }
         }
@@ -499,89 +444,6 @@ impl<'a> Maker<'a> {
         }
         Ok(())
     }
-
-    /// `inner` declared as of type `id`: C's declarations are written from the inside out.
-    fn declare(&mut self, id: TypeId, inner: String, depth: usize, indent: &str) -> Result<String, CdefError> {
-        if depth > MAX_DEPTH {
-            return Err(self.error(id, "is nested too deep"));
-        }
-        let mut inner = inner;
-        let mut qualifiers = String::new();
-        let mut id = id;
-        for _ in 0..MAX_DEPTH {
-            let base = match self.btf.kind(id) {
-                Kind::Ptr => {
-                    inner = format!("*{qualifiers}{inner}");
-                    qualifiers.clear();
-                    id = self.btf.target(id);
-                    continue;
-                }
-                kind @ (Kind::Const | Kind::Volatile) => {
-                    let word = if kind == Kind::Const { "const " } else { "volatile " };
-                    if !qualifiers.contains(word) {
-                        qualifiers.push_str(word);
-                    }
-                    id = self.btf.target(id);
-                    continue;
-                }
-                // Neither changes what is read, and older compilers do not know the tag.
-                Kind::Restrict | Kind::TypeTag => {
-                    id = self.btf.target(id);
-                    continue;
-                }
-                Kind::Array => {
-                    let Some(array) = self.btf.array(id) else { break };
-                    inner = format!("{}[{}]", parenthesised(inner), array.nelems);
-                    id = array.elem;
-                    continue;
-                }
-                Kind::FuncProto => {
-                    let params = self.params(id, depth, indent)?;
-                    inner = format!("{}({params})", parenthesised(inner));
-                    // A qualified function type does not exist.
-                    qualifiers.clear();
-                    id = self.btf.proto_return(id);
-                    continue;
-                }
-                Kind::Void => "void".to_owned(),
-                Kind::Int | Kind::Float => {
-                    let name = self.btf.name(id);
-                    if !name.split(' ').all(is_identifier) {
-                        return Err(self.error(id, "has a name that C does not know"));
-                    }
-                    name.to_owned()
-                }
-                Kind::Typedef if self.btf.name(id) == "__builtin_va_list" => "__builtin_va_list".to_owned(),
-                Kind::Typedef => self.name_of(id)?,
-                Kind::Struct | Kind::Union if self.btf.name(id).is_empty() => self.composite(id, depth + 1, indent)?,
-                Kind::Enum | Kind::Enum64 if self.btf.name(id).is_empty() => self.enumeration(id, indent)?,
-                Kind::Struct | Kind::Union | Kind::Enum | Kind::Enum64 | Kind::Fwd => self.tag(id)?,
-                Kind::Func | Kind::Var | Kind::Datasec | Kind::DeclTag | Kind::Unknown => {
-                    return Err(self.error(id, "is not a type in C"));
-                }
-            };
-            self.spend(base.len().min(inner.len()) + qualifiers.len())?;
-            let space = if inner.is_empty() { "" } else { " " };
-            return Ok(format!("{qualifiers}{base}{space}{inner}"));
-        }
-        Err(self.error(id, "never ends"))
-    }
-
-    fn params(&mut self, proto: TypeId, depth: usize, indent: &str) -> Result<String, CdefError> {
-        let btf = self.btf;
-        let mut texts = Vec::new();
-        for param in btf.proto_params(proto) {
-            // Names would mean nothing here. Void as a parameter is how BTF says "...".
-            let text = if param.ty.is_void() {
-                "...".to_owned()
-            } else {
-                self.declare(param.ty, String::new(), depth + 1, indent)?
-            };
-            self.spend(text.len())?;
-            texts.push(text);
-        }
-        Ok(if texts.is_empty() { "void".to_owned() } else { texts.join(", ") })
-    }
 }
 
 /// Gives `name` away, or `name___2` and so on if it is taken.
@@ -591,9 +453,4 @@ fn claim(taken: &mut HashMap<String, u32>, name: &str) -> Result<String, CdefErr
     }
     let count = taken.entry(name.to_owned()).and_modify(|n| *n += 1).or_insert(1);
     Ok(if *count == 1 { name.to_owned() } else { format!("{name}___{count}") })
-}
-
-/// A pointer to an array or function needs parentheses.
-fn parenthesised(inner: String) -> String {
-    if inner.starts_with('*') { format!("({inner})") } else { inner }
 }

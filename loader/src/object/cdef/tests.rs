@@ -121,14 +121,17 @@ fn what_is_missing_is_named_with_what_comes_close() {
     assert_eq!(fails("enum state: OPENS"), "line 1: enum state has no constant OPENS; did you mean OPEN?");
     assert_eq!(fails("enum: OPENS"), "line 1: this BTF has no enum with a constant OPENS; did you mean OPEN?");
     assert_eq!(fails("typedef char_t: x"), "line 1: typedef char_t has no members");
-    for wrong in ["struct", "struct a b", "struct a:", "int x y", "str*ct", "struct a: b-c", "struct 1a", ":", "?", "? : a"] {
+    for wrong in
+        ["struct", "struct a b", "struct a:", "int x y", "str*ct", "struct a: b-c", "struct 1a", ":", "?", "? : a"]
+    {
         assert!(fails(wrong).starts_with("line 1: "), "{wrong}");
     }
 }
 
 #[test]
 fn what_is_optional_may_be_missing() {
-    let text = body(&sample_btf(), "? struct gone: x\nstruct common: st ?gone\n? enum: GONE\nenum: OPEN ?LOST").unwrap();
+    let text =
+        body(&sample_btf(), "? struct gone: x\nstruct common: st ?gone\n? enum: GONE\nenum: OPEN ?LOST").unwrap();
     assert!(text.starts_with("/* struct gone: this kernel has none */\n"), "{text}");
     assert!(text.contains("\tenum state st;\n\t/* gone: this kernel has none */\n}"), "{text}");
     assert!(text.contains("/* GONE: this kernel has none */\n"), "{text}");
@@ -162,8 +165,16 @@ fn declarators_from_the_inside_out() {
     let fwd_ptr = b.ptr(fwd);
     let byte_enum = b.enumeration("small", 1, false, &[("S", 1)]);
     let members = [
-        ("a", array_of_ptr), ("b", grid), ("c", ptr_to_array), ("d", const_ptr), ("e", volatile_const),
-        ("f", table), ("g", restrict), ("h", none), ("i", fwd_ptr), ("j", byte_enum),
+        ("a", array_of_ptr),
+        ("b", grid),
+        ("c", ptr_to_array),
+        ("d", const_ptr),
+        ("e", volatile_const),
+        ("f", table),
+        ("g", restrict),
+        ("h", none),
+        ("i", fwd_ptr),
+        ("j", byte_enum),
     ];
     let members: Vec<_> = members.iter().map(|(name, ty)| (*name, *ty, 0)).collect();
     b.composite(4, "all", 64, false, &members);
@@ -217,7 +228,9 @@ fn what_c_cannot_say_is_an_error() {
         build(&mut b);
         body(&Btf::parse(&b.finish()).unwrap(), "struct s").unwrap_err()
     };
-    let in_itself = fails(|b| drop(b.composite(4, "s", 4, false, &[("me", TypeId(1), 0)])));
+    let in_itself = fails(|b| {
+        b.composite(4, "s", 4, false, &[("me", TypeId(1), 0)]);
+    });
     assert_eq!(in_itself, "line 1: type [1] (STRUCT \"s\") contains itself");
     let unnamed = fails(|b| {
         b.composite(4, "s", 4, false, &[("x", TypeId(2), 0)]);
@@ -228,7 +241,7 @@ fn what_c_cannot_say_is_an_error() {
         b.composite(4, "s", 4, false, &[("x", TypeId(2), 0)]);
         b.refer(8, "t", TypeId(2));
     });
-    assert!(typedef.contains("type [2]"), "{typedef}");
+    assert_eq!(typedef, "line 1: type [2] (TYPEDEF \"t\") contains itself");
     let pointers = fails(|b| {
         b.composite(4, "s", 4, false, &[("x", TypeId(2), 0)]);
         b.ptr(TypeId(2));
@@ -329,16 +342,23 @@ fn clang_takes_all_types_of_the_running_kernel() {
             Kind::Typedef => "typedef",
             _ => continue,
         };
-        if name.is_empty() || !seen.insert((word, name)) {
+        // A struct and an enum of one name are possible in a kernel, but not in one C file: the second gets another name.
+        let namespace = if kind == Kind::Typedef { "typedef" } else { "tag" };
+        if name.is_empty() || !seen.insert((namespace, name)) {
             continue;
         }
         let Ok(entry) = parse_entry(&format!("{word} {name}")) else { continue };
         entries.push(entry);
         if kind.is_composite() {
             for member in btf.members(id).filter(|m| !m.name.is_empty() && m.bitfield_size == 0) {
+                // BTF does not tell packed and aligned structs, so the size of a struct in a struct may be another.
+                if holds_a_struct(&btf, member.ty) {
+                    continue;
+                }
                 let (name, size) = (member.name, btf.size_of(member.ty).unwrap());
                 let tag = btf.name(id);
-                writeln!(asserts, "_Static_assert(sizeof((({word} {tag} *)0)->{name}) == {size}, \"{tag}.{name}\");").unwrap();
+                writeln!(asserts, "_Static_assert(sizeof((({word} {tag} *)0)->{name}) == {size}, \"{tag}.{name}\");")
+                    .unwrap();
             }
         }
     }
@@ -347,7 +367,14 @@ fn clang_takes_all_types_of_the_running_kernel() {
         None => return println!("skipped: no clang -target bpf"),
         Some(result) => result.unwrap(),
     }
-    // Padding that only an attribute makes is not in BTF, so a few sizes may differ; they are counted, not hidden.
-    let wrong = clang(&(text + &asserts)).unwrap().err().unwrap_or_default();
-    println!("{} types, {} members\n{wrong}", entries.len(), asserts.lines().count());
+    clang(&(text + &asserts)).unwrap().unwrap();
+    println!("{} types, {} members", entries.len(), asserts.lines().count());
+}
+
+fn holds_a_struct(btf: &Btf, id: TypeId) -> bool {
+    let id = btf.resolve(id);
+    match btf.array(id) {
+        Some(array) => holds_a_struct(btf, array.elem),
+        None => btf.kind(id).is_composite(),
+    }
 }

@@ -39,7 +39,7 @@ impl Section<'_> {
 
     /// True if the section holds instructions.
     pub fn is_executable(&self) -> bool {
-        self.section_type == elf::SHT_PROGBITS.0 && self.flags & u64::from(elf::SHF_EXECINSTR.0) != 0
+        self.section_type == elf::SHT_PROGBITS.0 && self.flags & elf::SHF_EXECINSTR.0 != 0
     }
 
     /// The section's bytes; none for [`Section::is_nobits`].
@@ -148,8 +148,8 @@ pub(super) fn table<'a, T: Pod>(bytes: &'a [u8], offset: u64, count: usize, what
             let size = count as u64 * size_of::<T>() as u64;
             let end = offset.saturating_add(size);
             if end <= bytes.len() as u64 {
-                // Only without the crate's `unaligned` feature.
-                return Err(Refused::at(offset, format!("{what} is not aligned in memory")));
+                // Tables are read in place. Compilers align them in the file; a caller's buffer must not undo that.
+                return Err(Refused::at(offset, format!("{what} does not begin at a multiple of 8")));
             }
             Err(Refused::at(offset, format!("truncated: {what} ends at byte {end}, the file at byte {}", bytes.len())))
         }
@@ -157,7 +157,7 @@ pub(super) fn table<'a, T: Pod>(bytes: &'a [u8], offset: u64, count: usize, what
 }
 
 /// The NUL-terminated name at `offset` of a string table.
-pub(super) fn name_at<'a>(strings: &'a [u8], offset: u32) -> Result<&'a str, String> {
+pub(super) fn name_at(strings: &[u8], offset: u32) -> Result<&str, String> {
     let Some(rest) = strings.get(offset as usize..).filter(|rest| !rest.is_empty()) else {
         // Files without names at all have an empty table.
         if offset == 0 {
@@ -192,7 +192,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Header<'_>, Vec<Section<'_>>), Refus
         Some(raw) => raw,
         None => return Err(Refused::new("truncated: no ELF header")),
     };
-    let endian = raw.endian().map_err(|_| Refused::at(5, "an ELF file of unknown byte order"))?;
+    let unknown_order = || Refused::at(5, "an ELF file of unknown byte order");
+    if !raw.is_little_endian() && !raw.is_big_endian() {
+        return Err(unknown_order());
+    }
+    let endian = raw.endian().map_err(|_| unknown_order())?;
     if !raw.is_supported() {
         return Err(Refused::at(6, "an ELF file of an unknown version"));
     }
@@ -224,7 +228,7 @@ fn named<'a>(
         offset: raw.sh_offset(endian),
         size: raw.sh_size(endian),
         section_type: raw.sh_type(endian).0,
-        flags: raw.sh_flags(endian).0.into(),
+        flags: raw.sh_flags(endian).0,
         link: raw.sh_link(endian),
         info: raw.sh_info(endian),
         entry_size: raw.sh_entsize(endian),
