@@ -102,7 +102,7 @@ fn trace_options() -> Vec<Arg> {
         flag("json", "Print one JSON object a line"),
         flag("current", "Text: show whom softirq interrupted, the process that other tools blame"),
         option("attach", "SET", "Hooks to use: auto takes the best that this kernel has")
-            .value_parser(["auto", "kprobe", "tracepoint", "fentry"])
+            .value_parser(["auto", "kprobe", "tracepoint", "fentry", "kprobe+tracepoint"])
             .default_value("auto"),
         option("events", "WHICH", "Events to print")
             .value_parser(["retransmit", "send", "all"])
@@ -243,6 +243,7 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
             "kprobe" => Attach::Kprobe,
             "tracepoint" => Attach::Tracepoint,
             "fentry" => Attach::Fentry,
+            "kprobe+tracepoint" => Attach::Mixed,
             _ => Attach::Auto,
         },
         events: match text(&mut matches, "events").as_str() {

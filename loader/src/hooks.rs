@@ -121,6 +121,8 @@ pub enum Attach {
     Tracepoint,
     /// Owners by fentry and fexit, the rest by raw tracepoints.
     Fentry,
+    /// Owners by kprobes and kretprobes, the rest by raw tracepoints.
+    Mixed,
 }
 
 /// What this kernel offers, as it says itself.
@@ -179,6 +181,7 @@ pub fn choose(attach: Attach, sends: bool, kernel: &impl Offer) -> Result<Vec<Pl
         Attach::Kprobe => vec![by_kprobe(kernel)],
         Attach::Tracepoint => vec![by_tracepoint(sends, kernel)],
         Attach::Fentry => vec![by_fentry(sends, kernel)],
+        Attach::Mixed => vec![mixed(kernel)],
         Attach::Auto => vec![by_fentry(sends, kernel), mixed(kernel), by_tracepoint(sends, kernel)],
     };
     let (mut possible, mut missing) = (Vec::new(), Vec::new());

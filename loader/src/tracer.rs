@@ -1,5 +1,6 @@
 //! From an object's bytes to events: check, load, attach, read. Dropping a [`Tracer`] leaves nothing in the kernel.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Error, Result, anyhow};
 
-use crate::events::{self, Event, Plain, Settings};
+use crate::events::{self, Event, Plain, Settings, Totals};
 use crate::fault::Exit;
 use crate::hooks::{Hook, Kind, Offer, Plan, Purpose};
 use crate::kernel::host::{self, KprobePmu};
@@ -25,6 +26,7 @@ const CACHE: &str = "SK_CACHE";
 const EVENTS: &str = "EVENTS";
 const LOST: &str = "LOST";
 const PROCESS_TOTALS: &str = "PROCESS_TOTALS";
+const NETNS_TOTALS: &str = "NETNS_TOTALS";
 
 /// The program that remembers what is open already, and the type that a kernel with its iterator has.
 const SEED: &str = "it_seed";
@@ -226,6 +228,14 @@ impl Tracer {
             totals: count(LOST_TOTALS)?,
             missed: (!self.can_miss).then_some(0),
         })
+    }
+
+    /// What the programs counted by network namespace, filters notwithstanding. Keyed by inode number.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn by_netns(&self) -> Result<HashMap<u32, Totals>> {
+        Ok(read_map(self.object.map(NETNS_TOTALS)?).context("cannot read the map NETNS_TOTALS")?.into_iter().collect())
     }
 
     /// What the programs counted by process: exact even where events were lost.
