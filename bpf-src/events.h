@@ -107,6 +107,15 @@ struct process_key {
 	__u32 nobody;	/* where there is no process: enum how + 1; else 0 */
 };
 
+/* One entry of the kernel's tables of TCP sockets, as the iterator it_sockets writes it. */
+struct socket_record {
+	struct flow flow;	/* sk always set: it tells entries apart, and is for no eyes but the loader's */
+	struct owner owner;
+	__u8 state;	/* TCP_ESTABLISHED, ... */
+	__u8 held;	/* 1: a struct socket is behind it, so some file is, or was until just now */
+	__u8 zero[6];
+};
+
 #define KINDS 8		/* enum kind, and one to spare for alignment's sake */
 
 /* Counted in the kernel, so that they hold whatever happens to the events. Failed attempts are only in failed. */

@@ -51,6 +51,25 @@ static __always_inline bool current_is_kthread(void)
 	return BPF_CORE_READ(task, flags) & PF_KTHREAD;
 }
 
+/*
+ * A socket of the kernel's own (NFS, iSCSI, RDS): no process owns it, even where one of them happens to send on it. MPTCP
+ * creates its subflows as kernel sockets on behalf of a process.
+ */
+static __always_inline bool is_kernels_own(const struct sock *sk)
+{
+	const struct tcp_sock *tp = (const void *)sk;
+
+	if (!BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
+		return false;
+	return !bpf_core_field_exists(tp->is_mptcp) || !BPF_CORE_READ_BITFIELD_PROBED(tp, is_mptcp);
+}
+
+/* Whether what happens to this socket is the current process's doing. */
+static __always_inline bool current_acts_for_itself(const struct sock *sk)
+{
+	return !current_is_kthread() && !is_kernels_own(sk);
+}
+
 /* start_boottime was real_start_time before 5.5; the same clock. */
 struct task_struct___before_5_5 {
 	__u64 real_start_time;
@@ -160,7 +179,7 @@ static __always_inline bool remember_sender(const struct sock *sk)
 	}
 	if (!flow_of(&sk->__sk_common, &flow) || BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP)
 		return false;
-	if (!current_is_kthread())	/* a kworker sends for a process (kTLS, sockmap) or for the kernel */
+	if (current_acts_for_itself(sk))	/* a kworker sends for a process (kTLS, sockmap) or for the kernel */
 		remember(sk, &flow, HOW_SEND);
 	return true;
 }
@@ -189,7 +208,7 @@ static __always_inline void remember_connection(const struct sock *sk, enum how 
 {
 	struct flow flow;
 
-	if (!current_is_kthread() && flow_of(&sk->__sk_common, &flow))
+	if (current_acts_for_itself(sk) && flow_of(&sk->__sk_common, &flow))
 		remember(sk, &flow, how);
 }
 
@@ -197,7 +216,7 @@ static __always_inline void remember_by_address(const struct sock *sk, enum how 
 {
 	struct flow key = flow_by_address(sk);
 
-	if (!current_is_kthread())
+	if (current_acts_for_itself(sk))
 		remember(sk, &key, how);
 }
 
@@ -217,7 +236,10 @@ static __always_inline void remember_closer(const struct sock *sk)
 {
 	struct flow flow;
 
-	if (!current_is_kthread() && flow_of(&sk->__sk_common, &flow) && !own_entry(sk, &flow))
+	/* A close() that came before the handshake's end is completed in softirq: then nobody has locked the socket. */
+	if (!BPF_CORE_READ(sk, sk_lock.owned) || !current_acts_for_itself(sk))
+		return;
+	if (flow_of(&sk->__sk_common, &flow) && !own_entry(sk, &flow))
 		remember(sk, &flow, HOW_ACCEPT);
 }
 
@@ -253,6 +275,10 @@ static __always_inline void forget(const struct sock *sk)
 
 static __always_inline void state_changed(const struct sock *sk, int state)
 {
+	__u16 protocol = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol);
+
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)	/* SCTP and DCCP have the same states */
+		return;
 	switch (state) {
 	case TCP_SYN_SENT:
 		if (settings.births_by_state)
@@ -301,7 +327,7 @@ static __always_inline void owner_of(const struct sock *sk, const struct flow *f
 		}
 	}
 	if (!owner) {
-		if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
+		if (is_kernels_own(sk))
 			to->how = HOW_KERNEL;
 		return;
 	}

@@ -23,10 +23,12 @@ const volatile struct settings settings = {};
 #include "retransmit.bpf.h"
 #include "in_flight.bpf.h"
 #include "seed.bpf.h"
+#include "sockets.bpf.h"
 
-/* Puts the layouts of the perf records, which no map mentions, into this object's BTF for the loader to check. */
+/* Puts the layouts of the records, which no map mentions, into this object's BTF for the loader to check. */
 const struct retransmit_event *retransmit_event_layout __attribute__((unused));
 const struct send_event *send_event_layout __attribute__((unused));
+const struct socket_record *socket_record_layout __attribute__((unused));
 
 /* ---- raw tracepoints: exact, never skipped ---- */
 
@@ -247,6 +249,18 @@ int it_seed(struct bpf_iter__task_file *ctx)
 		return 0;
 	if (seed(task, file))
 		bpf_seq_write(ctx->meta->seq, &one, sizeof(one));
+	return 0;
+}
+
+/* One socket_record for each socket of the namespace in which the iterator was made. */
+SEC("iter/tcp")
+int it_sockets(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct socket_record record;
+
+	if (skc && list_socket(skc, &record))
+		bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
 	return 0;
 }
 

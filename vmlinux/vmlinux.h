@@ -20,6 +20,7 @@ struct kernfs_node;
 struct net;
 struct seq_file;
 struct sock;
+struct sock_common;
 struct socket;
 struct task_struct;
 
@@ -119,11 +120,15 @@ struct net {
 	struct ns_common ns;
 };
 
+typedef struct {
+	int owned;
+} socket_lock_t;
+
 struct sock {
 	struct sock_common __sk_common;
 	struct socket *sk_socket;
+	socket_lock_t sk_lock;
 	u16 sk_protocol;
-	u16 sk_type;
 	u8 sk_kern_sock:1;
 };
 
@@ -150,6 +155,7 @@ struct tcp_sock {
 	u32 snd_cwnd;
 	u32 snd_ssthresh;
 	u32 srtt_us;
+	bool is_mptcp;
 };
 
 struct request_sock {
@@ -227,6 +233,15 @@ typedef short unsigned int umode_t;
 
 struct inode {
 	umode_t i_mode;
+};
+
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
+};
+
+struct inet_timewait_sock {
+	unsigned char tw_substate;
 };
 
 enum {

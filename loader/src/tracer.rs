@@ -303,7 +303,11 @@ fn load(
             Some(libc::EPERM | libc::ENOMEM) => Exit::Host,
             _ => Exit::Object,
         };
-        explain(Error::new(error).context("the kernel did not load it")).context(class)
+        let what = match class {
+            Exit::Host => "the kernel does not permit loading it: lockdown, a security module or a limit of memory",
+            _ => "the kernel did not load it",
+        };
+        explain(Error::new(error).context(what)).context(class)
     })
 }
 

@@ -390,6 +390,25 @@ impl Btf {
         std::str::from_utf8(self.name_bytes(offset)).unwrap_or("")
     }
 
+    /// The text at an offset of the string section, for data outside of the BTF that refers to it. `None` past the
+    /// section's end, and for what is not UTF-8. Takes time in proportion to the text's length.
+    pub fn string(&self, offset: u32) -> Option<&str> {
+        if offset as usize >= self.strings.1 {
+            return None;
+        }
+        std::str::from_utf8(self.name_bytes(offset)).ok()
+    }
+
+    /// Bytes of the string section, its last NUL included.
+    pub fn strings_len(&self) -> usize {
+        self.strings.1
+    }
+
+    /// True if the data is big-endian, like the object or the host that it describes.
+    pub fn is_big_endian(&self) -> bool {
+        self.big_endian
+    }
+
     /// The type's kind; [`Kind::Void`] for void and for an id that this BTF does not have.
     pub fn kind(&self, id: TypeId) -> Kind {
         match self.head(id) {
@@ -432,6 +451,28 @@ impl Btf {
         })
     }
 
+    /// How many members a struct or union, or constants an enum has; 0 for other kinds.
+    pub fn entry_count(&self, id: TypeId) -> u32 {
+        self.head_of(id, |kind| kind.is_composite() || kind.is_enum()).map_or(0, |head| head.info & 0x00ff_ffff)
+    }
+
+    /// Member `index`, at once: where and how wide it itself says that it is. What an old compiler said about a bitfield
+    /// in its integer type alone, [`Btf::members`] takes into account and this does not; nor does libbpf.
+    pub fn member_as_written(&self, id: TypeId, index: u32) -> Option<Member<'_>> {
+        let head = self.head_of(id, Kind::is_composite);
+        let entry = self.entries(head, 12).nth(index as usize)?;
+        let offset = self.entry_word(entry, 2);
+        let (bit_offset, bitfield_size) =
+            if head.is_some_and(Head::flag) { (offset & 0x00ff_ffff, offset >> 24) } else { (offset, 0) };
+        let ty = TypeId(self.entry_word(entry, 1));
+        Some(Member { name: self.name_at(self.entry_word(entry, 0)), ty, bit_offset, bitfield_size })
+    }
+
+    /// Constant `index` of an enum, at once.
+    pub fn enumerator(&self, id: TypeId, index: u32) -> Option<Enumerator<'_>> {
+        self.enumerators_from(id, index as usize).next()
+    }
+
     /// The parameters of a function prototype, in order; nothing for other kinds.
     pub fn proto_params(&self, id: TypeId) -> impl Iterator<Item = Param<'_>> {
         self.entries(self.head_of(id, |k| k == Kind::FuncProto), 8)
@@ -445,10 +486,18 @@ impl Btf {
 
     /// The constants of an enum of either width, in order; nothing for other kinds.
     pub fn enumerators(&self, id: TypeId) -> impl Iterator<Item = Enumerator<'_>> {
+        self.enumerators_from(id, 0)
+    }
+
+    fn enumerators_from(&self, id: TypeId, first: usize) -> impl Iterator<Item = Enumerator<'_>> {
         let head = self.head_of(id, Kind::is_enum);
         let wide = self.kind(id) == Kind::Enum64;
         let signed = head.is_some_and(Head::flag);
-        self.entries(head, if wide { 12 } else { 8 }).map(move |entry| {
+        let mut entries = self.entries(head, if wide { 12 } else { 8 });
+        if first > 0 {
+            entries.nth(first - 1);
+        }
+        entries.map(move |entry| {
             let low = self.entry_word(entry, 1);
             let value = if wide {
                 let bits = (u64::from(self.entry_word(entry, 2)) << 32) | u64::from(low);

@@ -59,6 +59,8 @@ pub struct Program<'a> {
     pub name: &'a str,
     /// The section it is in: what `SEC("...")` said, or `.text`.
     pub section: &'a str,
+    /// That section's index.
+    pub section_index: usize,
     /// How many instructions of eight bytes, before libbpf appends the subprograms it calls.
     pub insns: usize,
     /// Where it begins, in bytes from the beginning of the section.

@@ -94,8 +94,7 @@ fn receiver_is_named(trace: &Trace, b: &Netns, receiver: &Receiver, truths: &[Tr
         }
         record.at.is_of(&receiver.who, flow)?;
         ensure!(record.kind != Kind::Synack || owner == Owner::Listen, "a SYN-ACK is the listener's: {record:?}");
-        let accepted = if trace.sees_accept() { Owner::Accept } else { Owner::Close };
-        ensure!(owner == Owner::Listen || owner == accepted, "the receiver known by other means: {record:?}");
+        ensure!(matches!(owner, Owner::Listen | Owner::Accept), "the receiver known by other means: {record:?}");
     }
     Ok(())
 }

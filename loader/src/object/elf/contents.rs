@@ -48,6 +48,7 @@ pub(super) fn functions<'a>(
         let program = Program {
             name: symbol.name,
             section: section.name,
+            section_index: symbol.section.into(),
             // A size in memory, and not more than the file's.
             insns: (size / INSN_SIZE) as usize,
             offset,

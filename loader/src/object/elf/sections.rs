@@ -42,8 +42,8 @@ impl Section<'_> {
         self.section_type == elf::SHT_PROGBITS.0 && self.flags & elf::SHF_EXECINSTR.0 != 0
     }
 
-    /// The section's bytes; none for [`Section::is_nobits`].
-    pub(super) fn bytes<'b>(&self, file: &'b [u8]) -> &'b [u8] {
+    /// The section's bytes in the file that it was read from; none for [`Section::is_nobits`].
+    pub fn bytes<'b>(&self, file: &'b [u8]) -> &'b [u8] {
         if self.is_nobits() {
             return &[];
         }

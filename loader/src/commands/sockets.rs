@@ -1,0 +1,63 @@
+//! `xctl sockets`: every TCP socket of the host and its owner, as the tracer would know them.
+
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+
+use super::{check_privilege, default_max_sockets};
+use crate::events::Settings;
+use crate::fault::Exit;
+use crate::kernel::{host, libbpf};
+use crate::output::sockets;
+use crate::tracer::{self, Kernel};
+use crate::{embedded, owners};
+
+/// Options of `xctl sockets`.
+#[derive(Debug)]
+pub struct Args {
+    /// JSON lines instead of text.
+    pub json: bool,
+    /// Another BTF than the kernel's own.
+    pub btf: Option<PathBuf>,
+    /// Show libbpf's messages and the verifier's log whole.
+    pub verbose: bool,
+}
+
+/// Run the command.
+///
+/// # Errors
+/// Whatever the message says; [`Exit`] in its chain decides the exit code.
+pub fn run(args: &Args) -> Result<()> {
+    libbpf::collect_messages(args.verbose);
+    let result = print(args);
+    if args.verbose {
+        eprint!("{}", libbpf::take_messages());
+    }
+    result
+}
+
+fn print(args: &Args) -> Result<()> {
+    let object = tracer::check_object(embedded::object()).context("the object inside this binary")?;
+    check_privilege()?;
+    let btf = args.btf.as_deref().unwrap_or(Path::new(host::KERNEL_BTF));
+    let kernel = Kernel::ask(btf)?;
+    if !kernel.has_struct(owners::SEED_CONTEXT) || !kernel.has_struct(owners::LIST_CONTEXT) {
+        return Err(anyhow!("this kernel has no iterators over open files and TCP sockets: Linux 5.9 and newer have them")
+            .context(Exit::Host));
+    }
+    drop(kernel);
+    let max_sockets = default_max_sockets()?;
+    let wanted = |program: &str| program == owners::SEED || program == owners::LIST;
+    let listing = owners::list(|| tracer::load(&object, wanted, btf, &Settings::default(), max_sockets))?;
+    if listing.unreachable > 0 {
+        eprintln!(
+            "xctl: {} sockets more are open in network namespaces that no process is in and no mount leads to",
+            listing.unreachable
+        );
+    }
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.json { sockets::json(&mut out, &listing)? } else { sockets::text(&mut out, &listing)? }
+    out.flush()?;
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! The network namespaces of this host, and how to do something inside one. Safe code.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+
+use crate::fault::Exit;
+
+/// A network namespace that something on this host leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Netns {
+    /// The inode number that names it.
+    pub inode: u32,
+    /// A file that stands for it, as long as what it belongs to lives.
+    pub path: PathBuf,
+}
+
+/// Every network namespace that a thread is in, or that is mounted (`ip netns`, container runtimes) in any mount
+/// namespace; each once, those that are mounted by their mount. Where only an open descriptor or a socket keeps a
+/// namespace, /proc leads nowhere, and it is not among them.
+///
+/// # Errors
+/// If /proc cannot be read at all. Processes that end meanwhile are passed over.
+pub fn all() -> Result<Vec<Netns>> {
+    let mut found = Found::default();
+    let mut mount_namespaces = HashSet::new();
+    let processes: Vec<_> = fs::read_dir("/proc").context("cannot read /proc")?.flatten().collect();
+    let pids = processes.iter().filter(|entry| is_number(&entry.file_name()));
+    let pids: Vec<_> = pids.map(fs::DirEntry::path).collect();
+    // A mount lasts longer than most processes, so the mounts come first.
+    for process in &pids {
+        let Ok(about) = fs::metadata(process.join("ns/mnt")) else { continue };
+        if mount_namespaces.insert(about.ino()) {
+            let mounts = fs::read(process.join("mountinfo")).unwrap_or_default();
+            let own = about.ino() == fs::metadata("/proc/self/ns/mnt").map_or(0, |own| own.ino());
+            let root = if own { PathBuf::from("/") } else { process.join("root") };
+            nsfs_mounts(&mounts).for_each(|path| found.add(root.join(path.strip_prefix("/").unwrap_or(&path))));
+        }
+    }
+    for process in &pids {
+        for thread in fs::read_dir(process.join("task")).into_iter().flatten().flatten() {
+            found.add(thread.path().join("ns/net"));
+        }
+    }
+    Ok(found.all)
+}
+
+fn is_number(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().iter().all(u8::is_ascii_digit)
+}
+
+#[derive(Default)]
+struct Found {
+    seen: HashSet<u32>,
+    all: Vec<Netns>,
+}
+
+impl Found {
+    /// Add what this file stands for, if that is a network namespace and a new one.
+    fn add(&mut self, path: PathBuf) {
+        let Ok(inode) = inode(&path) else { return };
+        if self.seen.insert(inode) {
+            self.all.push(Netns { inode, path });
+        }
+    }
+}
+
+/// The inode number of the namespace behind a file.
+fn inode(path: &Path) -> io::Result<u32> {
+    u32::try_from(fs::metadata(path)?.ino()).map_err(io::Error::other)
+}
+
+/// Where network namespaces are mounted, according to a mountinfo file: its fields are separated by spaces, the fourth is
+/// the root of the mount (`net:[4026531840]`) and the fifth its place, with some bytes as octal escapes (proc(5)).
+fn nsfs_mounts(mountinfo: &[u8]) -> impl Iterator<Item = PathBuf> {
+    mountinfo.split(|&byte| byte == b'\n').filter_map(|line| {
+        let mut fields = line.split(|&byte| byte == b' ').skip(3);
+        let (root, place) = (fields.next()?, fields.next()?);
+        root.starts_with(b"net:[").then(|| PathBuf::from(std::ffi::OsString::from_vec(unescape(place))))
+    })
+}
+
+/// `\040` and the like as the bytes that they stand for.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&first, tail)) = rest.split_first() {
+        let digits = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| first == b'\\') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    bytes
+}
+
+impl Netns {
+    /// Do `work` inside. A thread of its own enters, so that nothing must find the way back. None: it is gone, or its file
+    /// stands for another by now.
+    ///
+    /// # Errors
+    /// [`Exit::Host`] if it may not be entered; else those of `work`.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<Option<T>> {
+        let Ok(file) = File::open(&self.path) else { return Ok(None) };
+        if file.metadata()?.ino() != u64::from(self.inode) {
+            return Ok(None);
+        }
+        let inside = || {
+            setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| {
+                let remedy = if error == Errno::EPERM { ": it needs CAP_SYS_ADMIN" } else { "" };
+                let what = format!("cannot enter network namespace {}{remedy}", self.inode);
+                let class = if error == Errno::EPERM { Some(Exit::Host) } else { None };
+                let error = anyhow!(error).context(what);
+                match class {
+                    Some(class) => error.context(class),
+                    None => error,
+                }
+            })?;
+            work()
+        };
+        thread::scope(|scope| scope.spawn(inside).join())
+            .unwrap_or_else(|_| Err(anyhow!("the thread in network namespace {} panicked", self.inode)))
+            .map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn our_own_namespace_is_among_them() {
+        let own = inode(Path::new("/proc/self/ns/net")).unwrap();
+        let all = all().unwrap();
+        assert!(all.iter().any(|netns| netns.inode == own), "{all:?}");
+    }
+
+    #[test]
+    fn mounts_of_namespaces_are_found_whatever_their_name() {
+        let mountinfo = b"22 1 0:20 / /proc rw - proc proc rw\n\
+            451 27 0:4 net:[4026532281] /run/netns/a\\040b\\134 rw shared:220 - nsfs nsfs rw\n\
+            452 27 0:4 mnt:[4026532282] /run/x rw - nsfs nsfs rw\n453 27\n";
+        let found: Vec<_> = nsfs_mounts(mountinfo).collect();
+        assert_eq!(found, [PathBuf::from("/run/netns/a b\\")]);
+        assert_eq!(unescape(b"\\04"), b"\\04");
+        assert_eq!(unescape(b"\\999"), b"\\999");
+    }
+}

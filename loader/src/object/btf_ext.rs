@@ -1,0 +1,315 @@
+//! `.BTF.ext`: what belongs to single instructions: the function and source line that each came from, and the CO-RE
+//! relocations.
+//!
+//! The format is that of the kernel's Documentation/bpf/btf.rst ("`.BTF.ext` section"): a header, then up to three tables,
+//! each a record size followed by stretches of records, one stretch for each ELF section. Text and types are in `.BTF`.
+//! [`BtfExt::parse`] checks every offset against the data and the BTF, [`BtfExt::check_places`] against the object.
+
+use std::fmt;
+
+use super::btf::{Btf, TypeId};
+use super::elf::{INSN_SIZE, ObjectFile, Refused};
+
+/// Header bytes up to the end of `line_info_len`.
+const HEADER: usize = 24;
+/// Header bytes up to the end of `core_relo_len`.
+const HEADER_WITH_RELOCATIONS: usize = 32;
+
+/// Bytes of a stretch's head: the section's name and the number of records.
+const STRETCH_HEAD: usize = 8;
+
+/// The longest section name or access string that is taken, in bytes.
+const MAX_TEXT: usize = 1024;
+
+/// The records of one ELF section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretch<'b, T> {
+    /// The ELF section's name.
+    pub section: &'b str,
+    /// The records, in the order of the file.
+    pub records: Vec<T>,
+}
+
+/// Where a function begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FuncInfo {
+    /// Bytes from the beginning of the section.
+    pub offset: u32,
+    /// The function ([`super::Kind::Func`]).
+    pub func: TypeId,
+}
+
+/// The source line that instructions came from, up to the next record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineInfo {
+    /// Bytes from the beginning of the section.
+    pub offset: u32,
+    /// The file's name, for [`Btf::string`].
+    pub file: u32,
+    /// The line's text, for [`Btf::string`].
+    pub text: u32,
+    /// The line, from 1.
+    pub line: u32,
+    /// The column, from 1; 0 if unknown.
+    pub column: u32,
+}
+
+/// A CO-RE relocation, as the compiler wrote it down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoreRelocation<'b> {
+    /// The instruction, in bytes from the beginning of the section.
+    pub offset: u32,
+    /// The type that is accessed, in the object's own BTF.
+    pub root: TypeId,
+    /// What of it: indices separated by colons, such as `0:1:2`. Not checked here.
+    pub access: &'b str,
+    /// What is asked about it: a number of the kernel's `enum bpf_core_relo_kind`. Not checked here.
+    pub kind: u32,
+}
+
+/// Why bytes are not a valid `.BTF.ext`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BtfExtError {
+    /// Byte offset of the flaw in the section.
+    pub offset: usize,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl fmt::Display for BtfExtError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "not a valid .BTF.ext: {} (byte {})", self.what, self.offset)
+    }
+}
+
+impl std::error::Error for BtfExtError {}
+
+/// What `.BTF.ext` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BtfExt<'b> {
+    /// Functions, section by section.
+    pub functions: Vec<Stretch<'b, FuncInfo>>,
+    /// Source lines, section by section.
+    pub lines: Vec<Stretch<'b, LineInfo>>,
+    /// CO-RE relocations, section by section.
+    pub relocations: Vec<Stretch<'b, CoreRelocation<'b>>>,
+}
+
+struct Reader<'d, 'b> {
+    data: &'d [u8],
+    btf: &'b Btf,
+}
+
+/// The words of one record, and where it begins in the data.
+struct Record<'r, 'd, 'b> {
+    reader: &'r Reader<'d, 'b>,
+    at: usize,
+    words: [u32; 4],
+}
+
+fn flaw(offset: usize, what: impl Into<String>) -> BtfExtError {
+    BtfExtError { offset, what: what.into() }
+}
+
+impl<'b> Reader<'_, 'b> {
+    fn word(&self, at: usize) -> Result<u32, BtfExtError> {
+        let four = at.checked_add(4).and_then(|end| self.data.get(at..end));
+        match four.and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()) {
+            Some(four) if self.btf.is_big_endian() => Ok(u32::from_be_bytes(four)),
+            Some(four) => Ok(u32::from_le_bytes(four)),
+            None => Err(flaw(at, format!("the data ends at byte {}, within a number", self.data.len()))),
+        }
+    }
+
+    /// A short text of the BTF's strings.
+    fn text(&self, offset: u32, at: usize, what: &str) -> Result<&'b str, BtfExtError> {
+        let (text, len) = (self.btf.string(offset), self.btf.strings_len());
+        match text {
+            Some(text) if text.len() <= MAX_TEXT => Ok(text),
+            Some(_) => Err(flaw(at, format!("{what}, at string offset {offset}, is longer than {MAX_TEXT} bytes"))),
+            None if offset as usize >= len => {
+                Err(flaw(at, format!("{what} is at string offset {offset}, past the end of the {len} bytes of strings")))
+            }
+            None => Err(flaw(at, format!("{what}, at string offset {offset}, is not UTF-8"))),
+        }
+    }
+
+    /// A table: `start` and `len` as the header has them, records of at least `least` bytes.
+    fn table<T>(
+        &self,
+        (start, len): (usize, usize),
+        least: usize,
+        name: &str,
+        one: impl Fn(&Record<'_, '_, 'b>) -> Result<T, BtfExtError>,
+    ) -> Result<Vec<Stretch<'b, T>>, BtfExtError> {
+        let mut stretches = Vec::new();
+        if len == 0 {
+            return Ok(stretches);
+        }
+        let end = start.checked_add(len).filter(|end| *end <= self.data.len()).ok_or_else(|| {
+            flaw(start.min(self.data.len()), format!("the {name} table ends beyond the {} bytes", self.data.len()))
+        })?;
+        if start % 4 != 0 {
+            return Err(flaw(start, format!("the {name} table does not begin at a multiple of 4")));
+        }
+        if len < 4 {
+            return Err(flaw(start, format!("the {name} table is too short for its record size")));
+        }
+        let size = self.word(start)? as usize;
+        if size < least || size % 4 != 0 {
+            return Err(flaw(start, format!("{name} records of {size} bytes, at least {least} are known")));
+        }
+        let mut at = start + 4;
+        if at == end {
+            return Err(flaw(start, format!("the {name} table has no records")));
+        }
+        while at < end {
+            if end - at < STRETCH_HEAD {
+                return Err(flaw(at, format!("the {name} table ends within the head of a section's records")));
+            }
+            let section = self.text(self.word(at)?, at, "a section's name")?;
+            if section.is_empty() {
+                return Err(flaw(at, format!("{name} records for a section without name")));
+            }
+            let count = self.word(at + 4)? as usize;
+            let bytes = count.checked_mul(size).filter(|bytes| *bytes <= end - at - STRETCH_HEAD);
+            let Some(bytes) = bytes.filter(|_| count > 0) else {
+                let what = format!("{count} {name} records of {size} bytes for section {section}, {} bytes are left", {
+                    end - at - STRETCH_HEAD
+                });
+                return Err(flaw(at + 4, what));
+            };
+            let first = at + STRETCH_HEAD;
+            let mut records = Vec::with_capacity(count);
+            for place in (first..first + bytes).step_by(size) {
+                let mut words = [0; 4];
+                for (number, word) in words.iter_mut().enumerate().take(least / 4) {
+                    *word = self.word(place + number * 4)?;
+                }
+                if u64::from(words[0]) % INSN_SIZE != 0 {
+                    let what = format!("a {name} record for byte {} of section {section}: no instruction", words[0]);
+                    return Err(flaw(place, what));
+                }
+                records.push(one(&Record { reader: self, at: place, words })?);
+            }
+            stretches.push(Stretch { section, records });
+            at = first + bytes;
+        }
+        Ok(stretches)
+    }
+}
+
+impl<'b> Record<'_, '_, 'b> {
+    fn type_id(&self, word: usize) -> Result<TypeId, BtfExtError> {
+        let id = TypeId(self.words[word]);
+        if id.0 as usize > self.reader.btf.len() {
+            let what = format!("refers to type {id}, the last is [{}]", self.reader.btf.len());
+            return Err(flaw(self.at + word * 4, what));
+        }
+        Ok(id)
+    }
+
+    /// An offset that is looked up only when somebody wants to read the text: lines of source can be long, and many
+    /// records can share one.
+    fn text_offset(&self, word: usize) -> Result<u32, BtfExtError> {
+        let (offset, len) = (self.words[word], self.reader.btf.strings_len());
+        if offset as usize >= len {
+            let what = format!("refers to string offset {offset}, past the end of the {len} bytes of strings");
+            return Err(flaw(self.at + word * 4, what));
+        }
+        Ok(offset)
+    }
+}
+
+impl<'b> BtfExt<'b> {
+    /// Reads and checks the section; `btf` is the same object's.
+    ///
+    /// # Errors
+    /// [`BtfExtError`] says what is wrong, and at which byte.
+    pub fn parse(data: &[u8], btf: &'b Btf) -> Result<BtfExt<'b>, BtfExtError> {
+        let reader = Reader { data, btf };
+        let magic: &[u8] = if btf.is_big_endian() { &[0xeb, 0x9f] } else { &[0x9f, 0xeb] };
+        if data.len() < HEADER {
+            return Err(flaw(data.len(), format!("{} bytes are too few for a header of {HEADER}", data.len())));
+        }
+        if !data.starts_with(magic) {
+            let order = if btf.is_big_endian() { "big" } else { "little" };
+            return Err(flaw(0, format!("does not begin with the magic number eb9f in {order}-endian order, like .BTF")));
+        }
+        if data.get(2..4) != Some(&[1, 0]) {
+            return Err(flaw(2, "only version 1 without flags is known"));
+        }
+        let header = reader.word(4)? as usize;
+        if header < HEADER || header > data.len() || header % 4 != 0 {
+            return Err(flaw(4, format!("header length {header}: multiples of 4 from {HEADER} would be possible")));
+        }
+        let range = |at: usize| -> Result<(usize, usize), BtfExtError> {
+            let start = header.checked_add(reader.word(at)? as usize);
+            Ok((start.ok_or_else(|| flaw(at, "an offset beyond all memory"))?, reader.word(at + 4)? as usize))
+        };
+        let functions = reader.table(range(8)?, 8, "function", |record| {
+            Ok(FuncInfo { offset: record.words[0], func: record.type_id(1)? })
+        })?;
+        let lines = reader.table(range(16)?, 16, "line", |record| {
+            let [offset, _, _, place] = record.words;
+            let (file, text) = (record.text_offset(1)?, record.text_offset(2)?);
+            Ok(LineInfo { offset, file, text, line: place >> 10, column: place & 0x3ff })
+        })?;
+        let mut relocations = Vec::new();
+        if header >= HEADER_WITH_RELOCATIONS {
+            relocations = reader.table(range(24)?, 16, "relocation", |record| {
+                let [offset, _, access, kind] = record.words;
+                let root = record.type_id(1)?;
+                if root.is_void() {
+                    return Err(flaw(record.at + 4, "a relocation of type void"));
+                }
+                let access = record.reader.text(access, record.at + 8, "an access string")?;
+                Ok(CoreRelocation { offset, root, access, kind })
+            })?;
+        }
+        Ok(BtfExt { functions, lines, relocations })
+    }
+
+    /// Checks that every record is for an instruction that the object has.
+    ///
+    /// # Errors
+    /// The first record that is not: for a section that does not exist, is not executable or exists twice, or beyond its
+    /// end.
+    pub fn check_places(&self, object: &ObjectFile<'_>) -> Result<(), Refused> {
+        for stretch in &self.functions {
+            check_stretch(object, "function", stretch.section, stretch.records.iter().map(|r| r.offset))?;
+        }
+        for stretch in &self.lines {
+            check_stretch(object, "line", stretch.section, stretch.records.iter().map(|r| r.offset))?;
+        }
+        for stretch in &self.relocations {
+            check_stretch(object, "CO-RE relocation", stretch.section, stretch.records.iter().map(|r| r.offset))?;
+        }
+        Ok(())
+    }
+}
+
+fn check_stretch(
+    object: &ObjectFile<'_>,
+    what: &str,
+    section: &str,
+    offsets: impl Iterator<Item = u32>,
+) -> Result<(), Refused> {
+    let mut found = object.sections.iter().filter(|s| s.name == section);
+    let Some(home) = found.next().filter(|s| s.is_executable()) else {
+        return Err(Refused::new(format!(".BTF.ext has {what} records for {section}, which is no program section")));
+    };
+    if let Some(second) = found.next() {
+        return Err(Refused::at(second.offset, format!("the object has two sections {section}")));
+    }
+    for offset in offsets {
+        if u64::from(offset) + INSN_SIZE > home.size {
+            let what = format!(
+                ".BTF.ext has a {what} record for byte {offset} of section {section}, which has {} bytes",
+                home.size
+            );
+            return Err(Refused::at(home.offset, what));
+        }
+    }
+    Ok(())
+}

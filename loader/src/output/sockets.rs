@@ -1,0 +1,170 @@
+//! A list of sockets: as text, and as JSON lines.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Serialize;
+
+use super::json::{FlowFields, SCHEMA};
+use super::text::{name, pid};
+use crate::events::{SocketRecord, address, comm, state_name};
+use crate::owners::Listing;
+
+#[derive(Serialize)]
+struct SocketLine {
+    r#type: &'static str,
+    state: String,
+    #[serde(flatten)]
+    flow: FlowFields,
+    pid: Option<u32>,
+    comm: Option<String>,
+    uid: Option<u32>,
+    owner: &'static str,
+}
+
+#[derive(Serialize)]
+struct SocketsLine {
+    r#type: &'static str,
+    schema: u32,
+    version: &'static str,
+    sockets: usize,
+    namespaces: usize,
+    unreachable: usize,
+    owners: BTreeMap<&'static str, usize>,
+    states: BTreeMap<String, usize>,
+}
+
+/// One `socket` a line, and `sockets` with the counts.
+///
+/// # Errors
+/// If the writer does not take it.
+pub fn json(out: &mut impl Write, listing: &Listing) -> io::Result<()> {
+    let (mut owners, mut states) = (BTreeMap::new(), BTreeMap::new());
+    for SocketRecord { flow, owner, state, .. } in &listing.sockets {
+        let process = owner.is_process().then_some(owner);
+        let line = SocketLine {
+            r#type: "socket",
+            state: state_name(*state),
+            flow: flow.into(),
+            pid: process.map(|owner| owner.tgid),
+            comm: process.map(|owner| comm(&owner.comm)),
+            uid: process.map(|owner| owner.uid),
+            owner: owner.how().name(),
+        };
+        *owners.entry(line.owner).or_default() += 1;
+        *states.entry(line.state.clone()).or_default() += 1;
+        serde_json::to_writer(&mut *out, &line)?;
+        out.write_all(b"\n")?;
+    }
+    let line = SocketsLine {
+        r#type: "sockets",
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION"),
+        sockets: listing.sockets.len(),
+        namespaces: listing.namespaces,
+        unreachable: listing.unreachable,
+        owners,
+        states,
+    };
+    serde_json::to_writer(&mut *out, &line)?;
+    out.write_all(b"\n")
+}
+
+/// A table, each column as wide as it needs to be.
+///
+/// # Errors
+/// If the writer does not take it.
+pub fn text(out: &mut impl Write, listing: &Listing) -> io::Result<()> {
+    let rows = || listing.sockets.iter().map(addresses);
+    let local = rows().map(|(local, _)| local.len()).max().unwrap_or(0).max("LOCAL".len());
+    let remote = rows().map(|(_, remote)| remote.len()).max().unwrap_or(0).max("REMOTE".len());
+    writeln!(
+        out,
+        "{:>7} {:<15} {:<12} {:<local$} -> {:<remote$} {:<10} OWNER",
+        "PID", "COMM", "STATE", "LOCAL", "REMOTE", "NETNS"
+    )?;
+    for (socket, (from, to)) in listing.sockets.iter().zip(rows()) {
+        writeln!(
+            out,
+            "{:>7} {:<15} {:<12} {from:<local$} -> {to:<remote$} {:<10} {}",
+            pid(&socket.owner),
+            name(&socket.owner, false),
+            state_name(socket.state),
+            socket.flow.netns,
+            socket.owner.how().name(),
+        )?;
+    }
+    Ok(())
+}
+
+/// Both ends; a listener's other end is anybody.
+fn addresses(socket: &SocketRecord) -> (String, String) {
+    let end = |ip: IpAddr, port| SocketAddr::new(ip, port).to_string();
+    let flow = &socket.flow;
+    let remote = address(flow.daddr);
+    let anybody = flow.dport == 0 && remote.is_unspecified();
+    let remote = if anybody { "*".into() } else { end(remote, flow.dport) };
+    (end(address(flow.saddr), flow.sport), remote)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::events::{Flow, How, Owner};
+    use serde_json::Value;
+    use std::net::Ipv6Addr;
+
+    fn listing() -> Listing {
+        let ip = |text: &str| text.parse::<Ipv6Addr>().unwrap().octets();
+        let flow = Flow {
+            saddr: ip("::ffff:10.0.0.1"),
+            daddr: ip("::ffff:0.0.0.0"),
+            sk: u64::MAX,
+            netns: 17,
+            sport: 80,
+            dport: 0,
+        };
+        let listener = SocketRecord {
+            flow,
+            owner: Owner { tgid: 42, uid: 3, how: How::Seed as u8, comm: *b"a\x1b[2J\0\0\0\0\0\0\0\0\0\0\0", ..Owner::default() },
+            state: 10,
+            ..SocketRecord::default()
+        };
+        let orphan = SocketRecord {
+            flow: Flow { saddr: ip("fd99::1"), daddr: ip("fd99::2"), dport: 9, ..flow },
+            state: 200,
+            ..SocketRecord::default()
+        };
+        Listing { sockets: vec![listener, orphan], namespaces: 1, unreachable: 0 }
+    }
+
+    #[test]
+    fn json_has_the_contracts_fields_and_no_kernel_address() {
+        let mut out = Vec::new();
+        json(&mut out, &listing()).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(!text.contains(&u64::MAX.to_string()) && !text.contains("\"sk\""), "{text}");
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!((&lines[0]["pid"], &lines[0]["uid"], &lines[0]["netns"]), (&42.into(), &3.into(), &17.into()));
+        assert_eq!((&lines[0]["state"], &lines[0]["owner"]), (&"LISTEN".into(), &"seed".into()));
+        assert_eq!((&lines[0]["daddr"], &lines[1]["saddr"]), (&"0.0.0.0".into(), &"fd99::1".into()));
+        for field in ["pid", "comm", "uid"] {
+            assert_eq!(lines[1][field], Value::Null, "{field}");
+        }
+        assert_eq!((&lines[2]["type"], &lines[2]["sockets"]), (&"sockets".into(), &2.into()));
+        assert_eq!((&lines[2]["owners"]["unknown"], &lines[2]["states"]["200"]), (&1.into(), &1.into()));
+    }
+
+    #[test]
+    fn a_table_is_aligned_and_plays_no_tricks_on_a_terminal() {
+        let mut out = Vec::new();
+        text(&mut out, &listing()).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(!text.contains('\x1b'), "{text:?}");
+        let arrows: Vec<_> = text.lines().map(|line| line.find(" -> ")).collect();
+        assert!(arrows.len() == 3 && arrows.iter().all(|at| *at == arrows[0]), "{text}");
+        assert!(text.contains("10.0.0.1:80") && text.contains("-> * ") && text.contains("[fd99::2]:9"), "{text}");
+    }
+}
