@@ -24,6 +24,8 @@ pub const MOST_SOCKETS: u32 = 1 << 24;
 pub enum Command {
     /// `xctl trace`
     Trace(TraceOptions),
+    /// `xctl sockets`
+    Sockets(commands::sockets::Args),
     /// `xctl btf`
     Btf(commands::btf::Args),
 }
@@ -131,12 +133,12 @@ fn trace_options() -> Vec<Arg> {
             .value_parser(value_parser!(PathBuf)),
         option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
             .value_parser(value_parser!(PathBuf)),
-        Arg::new("verbose")
-            .short('v')
-            .long("verbose")
-            .action(ArgAction::SetTrue)
-            .help("Show what libbpf says, and the verifier's log whole"),
+        verbose(),
     ]
+}
+
+fn verbose() -> Arg {
+    flag("verbose", "Show what libbpf says, and the verifier's log whole").short('v')
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -168,6 +170,12 @@ pub fn clap() -> Clap {
     let trace = Clap::new("trace")
         .about("Print retransmits as they happen, with the process behind each (the default command)")
         .args(trace_options());
+    let sockets = Clap::new("sockets").about("List every TCP socket of this host and the process that owns it").args([
+        flag("json", "Print one JSON object a line"),
+        option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
+            .value_parser(value_parser!(PathBuf)),
+        verbose(),
+    ]);
     let btf = Clap::new("btf").about("Print C definitions of kernel types, from BTF").args([
         Arg::new("types")
             .value_name("TYPE")
@@ -181,7 +189,7 @@ pub fn clap() -> Clap {
         .about("Which process is really behind TCP retransmissions")
         .args_conflicts_with_subcommands(true)
         .args(trace_options())
-        .subcommands([trace, btf])
+        .subcommands([trace, sockets, btf])
         .after_help(
             "Exit codes: 0 done; 1 a failure while running; 2 wrong usage; 3 this host cannot run it; 4 the object file \
              was refused",
@@ -207,6 +215,11 @@ pub fn parse_from<T: Into<OsString> + Clone>(arguments: impl IntoIterator<Item =
 fn command(mut matches: ArgMatches) -> Result<Command> {
     match matches.remove_subcommand() {
         None => trace(matches).map(Command::Trace),
+        Some((name, mut matches)) if name == "sockets" => Ok(Command::Sockets(commands::sockets::Args {
+            json: matches.get_flag("json"),
+            btf: matches.remove_one("btf"),
+            verbose: matches.get_flag("verbose"),
+        })),
         Some((name, mut matches)) if name == "btf" => Ok(Command::Btf(commands::btf::Args {
             types: matches.remove_many("types").into_iter().flatten().collect(),
             list: matches.remove_one("list"),

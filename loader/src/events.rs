@@ -205,6 +205,22 @@ mirror! {
 }
 
 mirror! {
+    /// An entry of the kernel's tables of TCP sockets.
+    "socket_record" SocketRecord {
+        /// Its addresses. `sk` is always set; it is never printed.
+        flow: Flow,
+        /// Whose.
+        owner: Owner,
+        /// Socket state.
+        state: u8,
+        /// 1: some file is behind it.
+        held: u8,
+        /// Padding.
+        zero: [u8; 6],
+    }
+}
+
+mirror! {
     /// Whose totals.
     "process_key" ProcessKey {
         /// When the process started, ns of CLOCK_BOOTTIME.
@@ -448,6 +464,7 @@ pub fn check(object: &Btf) -> Result<()> {
     check_one::<Header>(object)?;
     check_one::<Retransmit>(object)?;
     check_one::<Send>(object)?;
+    check_one::<SocketRecord>(object)?;
     check_one::<ProcessKey>(object)?;
     check_one::<Totals>(object)?;
     check_one::<Settings>(object)
@@ -533,6 +550,7 @@ mod tests {
         gapless::<Header>();
         gapless::<Retransmit>();
         gapless::<Send>();
+        gapless::<SocketRecord>();
         gapless::<ProcessKey>();
         gapless::<Totals>();
         gapless::<Settings>();

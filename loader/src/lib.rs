@@ -13,5 +13,6 @@ pub mod hooks;
 pub mod kernel;
 pub mod object;
 pub mod output;
+pub mod owners;
 pub mod ring;
 pub mod tracer;

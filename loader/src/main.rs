@@ -9,6 +9,7 @@ use xctl::fault::Exit;
 fn main() -> ExitCode {
     let result = cli::parse().and_then(|command| match command {
         Command::Trace(options) => commands::trace::run(&options),
+        Command::Sockets(options) => commands::sockets::run(&options),
         Command::Btf(options) => commands::btf::run(&options, &mut std::io::stdout().lock()),
     });
     match result {

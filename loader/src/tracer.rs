@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -18,19 +18,16 @@ use crate::kernel::wait::Waiter;
 use crate::kernel::{bpf, perf};
 use crate::object::{self, Btf, ObjectFile};
 use crate::output::summary::{ByProcess, Lost};
+use crate::owners;
 use crate::ring::{Reader, Record};
 
 /// Map names in the object.
-const SOCKETS: &str = "SOCKET_TO_PID";
+pub(crate) const SOCKETS: &str = "SOCKET_TO_PID";
 const CACHE: &str = "SK_CACHE";
 const EVENTS: &str = "EVENTS";
 const LOST: &str = "LOST";
 const PROCESS_TOTALS: &str = "PROCESS_TOTALS";
 const NETNS_TOTALS: &str = "NETNS_TOTALS";
-
-/// The program that remembers what is open already, and the type that a kernel with its iterator has.
-const SEED: &str = "it_seed";
-const SEED_CONTEXT: &str = "bpf_iter__task_file";
 const RODATA: &str = ".rodata";
 
 /// Indexes into the LOST map: `enum lost` in events.h.
@@ -62,6 +59,12 @@ impl Kernel {
         })?;
         let btf = Btf::from_vec(bytes).with_context(|| format!("the BTF in {}", btf.display())).context(Exit::Host)?;
         Ok(Self { pmu: host::kprobe_pmu().context(Exit::Host)?, btf })
+    }
+
+    /// Whether it has this struct.
+    #[must_use]
+    pub fn has_struct(&self, name: &str) -> bool {
+        self.btf.find(object::Kind::Struct, name).is_some()
     }
 }
 
@@ -157,8 +160,8 @@ impl Tracer {
         if let Some(hook) = plan.hooks.iter().find(|hook| !object.programs.contains(&hook.program)) {
             return Err(anyhow!("it has no program {}, for {}", hook.program, hook.target_name()).context(Exit::Object));
         }
-        let can_seed = kernel.btf.find(object::Kind::Struct, SEED_CONTEXT).is_some();
-        let wanted = |program: &str| plan.has(program) || (can_seed && program == SEED);
+        let can_seed = kernel.has_struct(owners::SEED_CONTEXT);
+        let wanted = |program: &str| plan.has(program) || (can_seed && program == owners::SEED);
         let loaded = load(object, wanted, btf, settings, sizes.max_sockets)?;
         let cpus = host::online_cpus()?;
         let first = *cpus.first().context("no CPU is online")?;
@@ -169,7 +172,7 @@ impl Tracer {
         };
         let mut links = attach_all(Purpose::Owner)?;
         // After the hooks, so that no socket falls in between; before the first event, so that it has its owner.
-        let seeded = if can_seed { seed(&loaded)? } else { 0 };
+        let seeded = if can_seed { owners::seed(&loaded)? } else { 0 };
         links.extend(attach_all(Purpose::Retransmit)?);
         Ok(Self { links, rings, object: loaded, can_miss: plan.can_miss(), seeded })
     }
@@ -251,7 +254,7 @@ impl Tracer {
 }
 
 /// A map's entries. Those that come or go meanwhile may be missing.
-fn read_map<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+pub(crate) fn read_map<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     /// More than any of our maps holds: an iteration that lost its place among changes starts anew, and may do so for ever.
     const MOST: usize = 1 << 20;
     let (mut key, mut next) = (None::<Vec<u8>>, vec![0; size_of::<K>()]);
@@ -268,23 +271,11 @@ fn read_map<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> 
     Ok(entries)
 }
 
-/// Remember what is open already; how many sockets that was.
-fn seed(object: &Loaded) -> Result<usize> {
-    let mut file = bpf::iterate(object.program(SEED)?).context("cannot iterate over open files")?;
-    let mut buffer = [0; 4096];
-    let mut sockets = 0;
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(sockets),
-            Ok(bytes) => sockets += bytes,
-            // The kernel stops after a million files without output, to let others run.
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            Err(error) => return Err(error).context("cannot read open files"),
-        }
-    }
-}
-
-fn load(
+/// Load the programs that `wanted` names, and every map.
+///
+/// # Errors
+/// [`Exit::Host`] or [`Exit::Object`], with the decisive lines of the verifier's log.
+pub fn load(
     object: &Checked<'_>,
     wanted: impl Fn(&str) -> bool,
     btf: &Path,

@@ -1,7 +1,14 @@
 //! One file a command.
 
 pub mod btf;
+pub mod sockets;
 pub mod trace;
+
+use anyhow::{Result, anyhow};
+
+use crate::cli::{LEAST_SOCKETS, MOST_SOCKETS};
+use crate::fault::Exit;
+use crate::kernel::host;
 
 /// Whether an error only says that nobody reads our output any more (`xctl | head`): no reason to complain.
 #[must_use]
@@ -10,4 +17,20 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
         .chain()
         .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
         .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Whether this process may load and attach.
+fn check_privilege() -> Result<()> {
+    let missing = host::missing_capabilities()?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = missing.iter().map(|capability| capability.name).collect();
+    Err(anyhow!("missing {}: run it as root, or give it these capabilities", names.join(" and ")).context(Exit::Host))
+}
+
+/// Four times the sockets that exist now, so that the map has room for those to come.
+fn default_max_sockets() -> Result<u32> {
+    let sockets = host::tcp_sockets()?.saturating_mul(4);
+    Ok(sockets.clamp(LEAST_SOCKETS, MOST_SOCKETS))
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::cli::{Events, Filters, LEAST_SOCKETS, MOST_SOCKETS, TraceOptions};
+use super::{check_privilege, default_max_sockets};
+use crate::cli::{Events, Filters, TraceOptions};
 use crate::embedded;
 use crate::events::{COMM_LEN, Event, Owner, Settings};
 use crate::fault::Exit;
@@ -156,21 +157,6 @@ impl Printer {
 
 fn has_exited(owner: &Owner) -> bool {
     owner.is_process() && !host::is_alive(owner.tgid, owner.born)
-}
-
-fn check_privilege() -> Result<()> {
-    let missing = host::missing_capabilities()?;
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<_> = missing.iter().map(|capability| capability.name).collect();
-    Err(anyhow!("missing {}: run it as root, or give it these capabilities", names.join(" and ")).context(Exit::Host))
-}
-
-/// Four times the sockets that exist now, so that the map has room for those to come.
-fn default_max_sockets() -> Result<u32> {
-    let sockets = host::tcp_sockets()?.saturating_mul(4);
-    Ok(sockets.clamp(LEAST_SOCKETS, MOST_SOCKETS))
 }
 
 fn settings(options: &TraceOptions) -> Settings {

@@ -7,5 +7,6 @@ pub mod bpf;
 pub mod host;
 pub mod libbpf;
 pub mod mmap;
+pub mod netns;
 pub mod perf;
 pub mod wait;

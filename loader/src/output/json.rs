@@ -11,7 +11,7 @@ use crate::events::{Flow, KINDS, Kind, Owner, Retransmit, Send, address, comm, s
 use crate::hooks;
 
 /// Version of the event format.
-const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 1;
 
 /// Prints one object a line.
 pub struct Json<W> {
@@ -31,7 +31,7 @@ impl<W: Write> Json<W> {
 }
 
 #[derive(Serialize)]
-struct FlowFields {
+pub(super) struct FlowFields {
     family: &'static str,
     saddr: IpAddr,
     sport: u16,

@@ -1,6 +1,7 @@
 //! What xctl prints. Nothing here asks the kernel anything.
 
 pub mod json;
+pub mod sockets;
 pub mod summary;
 pub mod text;
 

@@ -27,7 +27,7 @@ fn printable(name: &str) -> String {
     name.chars().map(|c| if c.is_control() || c == '\u{fffd}' { '?' } else { c }).collect()
 }
 
-fn pid(owner: &Owner) -> String {
+pub(super) fn pid(owner: &Owner) -> String {
     match owner.how() {
         How::Unknown => "?".into(),
         How::Kernel => "-".into(),
@@ -35,7 +35,7 @@ fn pid(owner: &Owner) -> String {
     }
 }
 
-fn name(owner: &Owner, exited: bool) -> String {
+pub(super) fn name(owner: &Owner, exited: bool) -> String {
     match owner.how() {
         How::Unknown => "unknown".into(),
         How::Kernel => "kernel".into(),

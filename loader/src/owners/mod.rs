@@ -78,8 +78,9 @@ pub fn list(load: impl Fn() -> Result<Loaded>) -> Result<Listing> {
     Ok(listing)
 }
 
+/// Processes by PID, then the kernel, then nobody; among these by address.
 fn order(owner: &Owner, flow: &Flow) -> impl Ord + use<> {
-    let nobody = (!owner.is_process(), Reverse(owner.how));
+    let nobody = (!owner.is_process()).then_some(Reverse(owner.how));
     (nobody, owner.tgid, flow.netns, flow.saddr, flow.sport, flow.daddr, flow.dport)
 }
 

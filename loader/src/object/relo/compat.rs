@@ -1,0 +1,245 @@
+//! Which types may stand for each other. There are three rules, from lax to strict: for the field at the end of a path,
+//! for "does this type exist", and for "does this type match".
+
+use super::candidates::same_kind;
+use super::{Types, Work, essential_name};
+use crate::object::btf::{Kind, TypeId};
+
+/// Steps through pointers and arrays, and levels of parameters and members, after which libbpf gives up.
+const MAX_DEPTH: u32 = 32;
+
+/// A pair of types to be compared: the object's and the target's.
+#[derive(Clone, Copy)]
+pub(super) struct Pair<'a> {
+    pub(super) local: Types<'a>,
+    pub(super) target: Types<'a>,
+    pub(super) work: &'a Work,
+}
+
+fn too_deep() -> String {
+    "the types are nested too deep to be compared".to_owned()
+}
+
+impl Pair<'_> {
+    fn kinds(&self, local: TypeId, target: TypeId) -> (Kind, Kind) {
+        (self.local.btf.kind(local), self.target.btf.kind(target))
+    }
+
+    fn same_name(&self, local: TypeId, target: TypeId) -> bool {
+        essential_name(self.local.btf.name(local)) == essential_name(self.target.btf.name(target))
+    }
+
+    /// Integers that begin in the middle of their storage are how old compilers described bitfields.
+    fn plain_ints(&self, local: TypeId, target: TypeId) -> bool {
+        let offsets = (self.local.btf.int(local), self.target.btf.int(target));
+        matches!(offsets, (Some(one), Some(two)) if one.bit_offset == 0 && two.bit_offset == 0)
+    }
+
+    /// Whether a field of type `local` may be relocated to one of type `target`. Any struct or union goes with any other,
+    /// any pointer with any pointer, any integer with any integer.
+    pub(super) fn fields(&self, local: TypeId, target: TypeId) -> Result<bool, String> {
+        let (mut local, mut target) = (local, target);
+        // libbpf has no limit here, because an array of itself does not come out of a compiler.
+        for _ in 0..MAX_DEPTH {
+            self.work.spend(1)?;
+            local = self.local.btf.resolve(local);
+            target = self.target.btf.resolve(target);
+            let (kind, other) = self.kinds(local, target);
+            if kind.is_composite() && other.is_composite() {
+                return Ok(true);
+            }
+            if !same_kind(kind, other) {
+                return Ok(false);
+            }
+            return Ok(match kind {
+                Kind::Ptr | Kind::Float => true,
+                Kind::Fwd | Kind::Enum | Kind::Enum64 => {
+                    let anonymous = self.local.btf.name(local).is_empty() || self.target.btf.name(target).is_empty();
+                    anonymous || self.same_name(local, target)
+                }
+                Kind::Int => self.plain_ints(local, target),
+                Kind::Array => {
+                    (local, target) = self.elements(local, target);
+                    continue;
+                }
+                _ => false,
+            });
+        }
+        Err(too_deep())
+    }
+
+    fn elements(&self, local: TypeId, target: TypeId) -> (TypeId, TypeId) {
+        let elem = |types: Types<'_>, id| types.btf.array(id).map_or(TypeId::VOID, |array| array.elem);
+        (elem(self.local, local), elem(self.target, target))
+    }
+
+    /// Whether the target's type counts as the object's existing: the same kind of thing, whatever is in it. The names of
+    /// the types themselves were compared before; those of types that they refer to do not matter.
+    pub(super) fn types(&self, local: TypeId, target: TypeId) -> Result<bool, String> {
+        self.types_at(local, target, MAX_DEPTH)
+    }
+
+    fn types_at(&self, local: TypeId, target: TypeId, level: u32) -> Result<bool, String> {
+        let (mut local, mut target) = (local, target);
+        let (kind, other) = self.kinds(local, target);
+        if !same_kind(kind, other) {
+            return Ok(false);
+        }
+        for _ in 0..MAX_DEPTH {
+            self.work.spend(1)?;
+            local = self.local.btf.resolve(local);
+            target = self.target.btf.resolve(target);
+            let (kind, other) = self.kinds(local, target);
+            if !same_kind(kind, other) {
+                return Ok(false);
+            }
+            match kind {
+                Kind::Void | Kind::Struct | Kind::Union | Kind::Enum | Kind::Enum64 | Kind::Fwd => return Ok(true),
+                Kind::Int => return Ok(self.plain_ints(local, target)),
+                Kind::Ptr => (local, target) = (self.local.btf.target(local), self.target.btf.target(target)),
+                Kind::Array => (local, target) = self.elements(local, target),
+                Kind::FuncProto => {
+                    let mut ours = self.local.btf.proto_params(local);
+                    let mut theirs = self.target.btf.proto_params(target);
+                    loop {
+                        match (ours.next(), theirs.next()) {
+                            (None, None) => break,
+                            (Some(_), None) | (None, Some(_)) => return Ok(false),
+                            (Some(one), Some(two)) => {
+                                let level = level.checked_sub(1).ok_or_else(too_deep)?;
+                                let (one, two) = (self.local.btf.resolve(one.ty), self.target.btf.resolve(two.ty));
+                                if !self.types_at(one, two, level)? {
+                                    return Ok(false);
+                                }
+                            }
+                        }
+                    }
+                    drop((ours, theirs));
+                    (local, target) = (self.local.btf.proto_return(local), self.target.btf.proto_return(target));
+                }
+                _ => return Ok(false),
+            }
+        }
+        Err(too_deep())
+    }
+
+    /// Whether the target's type has all that the object's has, by name and of the same shape.
+    pub(super) fn shapes(&self, local: TypeId, target: TypeId) -> Result<bool, String> {
+        self.shapes_at(local, target, false, MAX_DEPTH)
+    }
+
+    fn shapes_at(&self, local: TypeId, target: TypeId, behind: bool, level: u32) -> Result<bool, String> {
+        if level == 0 {
+            return Err(too_deep());
+        }
+        let (mut local, mut target, mut behind) = (local, target, behind);
+        for _ in 0..MAX_DEPTH {
+            self.work.spend(1)?;
+            local = self.local.btf.resolve(local);
+            target = self.target.btf.resolve(target);
+            if !self.same_name(local, target) {
+                return Ok(false);
+            }
+            let (kind, other) = self.kinds(local, target);
+            match kind {
+                Kind::Void => return Ok(other == Kind::Void),
+                Kind::Fwd => {
+                    let union = self.local.btf.fwd_is_union(local);
+                    let same_fwd = other == Kind::Fwd && union == self.target.btf.fwd_is_union(target);
+                    let defined = behind && other == if union { Kind::Union } else { Kind::Struct };
+                    return Ok(same_fwd || defined);
+                }
+                Kind::Struct | Kind::Union if behind => {
+                    // What a pointer points to need only be called the same.
+                    let declared = other == Kind::Fwd && (kind == Kind::Union) == self.target.btf.fwd_is_union(target);
+                    return Ok(kind == other || declared);
+                }
+                Kind::Struct | Kind::Union => {
+                    return if kind == other { self.composites(local, target, level) } else { Ok(false) };
+                }
+                Kind::Enum | Kind::Enum64 => {
+                    return if other.is_enum() { self.enums(local, target) } else { Ok(false) };
+                }
+                Kind::Int => {
+                    let ints = (self.local.btf.int(local), self.target.btf.int(target));
+                    return Ok(matches!(ints, (Some(a), Some(b)) if a.size == b.size && a.signed == b.signed));
+                }
+                Kind::Ptr if other == kind => {
+                    behind = true;
+                    (local, target) = (self.local.btf.target(local), self.target.btf.target(target));
+                }
+                Kind::Array if other == kind => {
+                    let count = |types: Types<'_>, id| types.btf.array(id).map(|array| array.nelems);
+                    if count(self.local, local) != count(self.target, target) {
+                        return Ok(false);
+                    }
+                    (local, target) = self.elements(local, target);
+                }
+                Kind::FuncProto if other == kind => {
+                    let mut ours = self.local.btf.proto_params(local);
+                    let mut theirs = self.target.btf.proto_params(target);
+                    if ours.by_ref().count() != theirs.by_ref().count() {
+                        return Ok(false);
+                    }
+                    let params =
+                        self.local.btf.proto_params(local).zip(self.target.btf.proto_params(target));
+                    for (one, two) in params {
+                        if !self.shapes_at(one.ty, two.ty, behind, level - 1)? {
+                            return Ok(false);
+                        }
+                    }
+                    drop((ours, theirs));
+                    (local, target) = (self.local.btf.proto_return(local), self.target.btf.proto_return(target));
+                }
+                _ => return Ok(false),
+            }
+        }
+        Err(too_deep())
+    }
+
+    /// Every member of the object's struct is in the target's, by name and shape.
+    fn composites(&self, local: TypeId, target: TypeId, level: u32) -> Result<bool, String> {
+        if self.local.btf.entry_count(local) > self.target.btf.entry_count(target) {
+            return Ok(false);
+        }
+        for one in self.local.btf.members(local) {
+            let mut matched = false;
+            for two in self.target.btf.members(target) {
+                self.work.spend(1)?;
+                if essential_name(one.name) != essential_name(two.name) {
+                    continue;
+                }
+                if self.shapes_at(one.ty, two.ty, false, level - 1)? {
+                    matched = true;
+                    break;
+                }
+            }
+            if !matched {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Every constant of the object's enum is in the target's, by name; the values may differ.
+    fn enums(&self, local: TypeId, target: TypeId) -> Result<bool, String> {
+        let (ours, theirs) = (self.local.btf, self.target.btf);
+        if self.local.size(local) != self.target.size(target) || ours.entry_count(local) > theirs.entry_count(target) {
+            return Ok(false);
+        }
+        for one in ours.enumerators(local) {
+            let mut matched = false;
+            for two in theirs.enumerators(target) {
+                self.work.spend(1)?;
+                if essential_name(one.name) == essential_name(two.name) {
+                    matched = true;
+                    break;
+                }
+            }
+            if !matched {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}

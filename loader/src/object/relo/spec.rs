@@ -1,0 +1,187 @@
+//! What a relocation accesses: a path of members and array elements from a root type.
+
+use super::{RelocationKind, Types, Work, cut};
+use crate::object::btf::{Btf, Kind, Member, TypeId};
+use crate::object::btf_ext::CoreRelocation;
+
+/// The longest path (`BPF_CORE_SPEC_MAX_LEN` in libbpf's src/relo_core.h).
+pub(super) const MAX_STEPS: usize = 64;
+
+/// One step of a path that a C programmer would write: a named member, or an array's element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// For a member, the struct or union that has it; for an element, the element's type; for a constant, the enum.
+    pub ty: TypeId,
+    /// The member's, element's or constant's number.
+    pub index: u32,
+    /// True for members and constants, false for elements.
+    pub named: bool,
+}
+
+/// A path from a root type to what is accessed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Where the path begins, as the relocation or the candidate search has it: possibly a typedef.
+    pub root: TypeId,
+    /// The steps that a C programmer writes. The first is the element of an imagined array of the root type: 0 nearly
+    /// always. Empty for questions about types.
+    pub steps: Vec<Step>,
+    /// All steps, those through anonymous members included, as in the relocation's access string.
+    pub raw: Vec<u32>,
+    /// Bits from the beginning of the root type.
+    pub bit_offset: u32,
+}
+
+impl Spec {
+    pub(super) fn new(root: TypeId) -> Self {
+        Spec { root, steps: Vec::new(), raw: Vec::new(), bit_offset: 0 }
+    }
+
+    /// The last step.
+    pub fn last(&self) -> Option<Step> {
+        self.steps.last().copied()
+    }
+
+    /// Moves `count` things of `bytes` each further.
+    pub(super) fn advance(&mut self, count: u32, bytes: u32) -> Result<(), String> {
+        let bits = u64::from(count) * u64::from(bytes);
+        let there = bits.checked_mul(8).and_then(|bits| bits.checked_add(self.bit_offset.into()));
+        // libbpf computes modulo 2^32. No struct is that large, so nobody relies on that.
+        self.bit_offset = there.and_then(|there| u32::try_from(there).ok()).ok_or("its offset is beyond 512 MiB")?;
+        Ok(())
+    }
+
+    pub(super) fn advance_bits(&mut self, bits: u32) -> Result<(), String> {
+        self.bit_offset = self.bit_offset.checked_add(bits).ok_or("its offset is beyond 512 MiB")?;
+        Ok(())
+    }
+
+    /// The member that the last step is about.
+    pub(super) fn last_member<'b>(&self, btf: &'b Btf) -> Option<Member<'b>> {
+        let step = self.last().filter(|step| step.named)?;
+        btf.member_as_written(step.ty, step.index)
+    }
+
+    /// The access string: `0:1:2`.
+    pub fn raw_text(&self) -> String {
+        let numbers: Vec<String> = self.raw.iter().map(u32::to_string).collect();
+        if numbers.is_empty() { "0".to_owned() } else { numbers.join(":") }
+    }
+
+    /// The access as a C programmer writes it, with the root type's name for the pointer's: `sock->__sk_common.skc_dport`,
+    /// `*sock`, `sock[2].field`; a constant's or a type's name.
+    pub fn text(&self, btf: &Btf, kind: RelocationKind) -> String {
+        let root = btf.name(self.root);
+        let root = if root.is_empty() { "(anonymous)" } else { root };
+        if kind.is_type() {
+            return super::type_name(btf, self.root);
+        }
+        if kind.is_enumval() {
+            let constant = self.last().and_then(|step| btf.enumerator(step.ty, step.index));
+            return cut(constant.map_or("", |constant| constant.name));
+        }
+        let mut text = String::new();
+        for (number, step) in self.steps.iter().enumerate() {
+            // Beyond that, nobody reads it; and a hostile file has many.
+            if text.len() > super::SHOWN {
+                break;
+            }
+            match (number, step.named) {
+                (0, _) if self.steps.len() == 1 && step.index == 0 => text = format!("*{root}"),
+                (0, _) if step.index == 0 => text = format!("{root}->"),
+                (0, _) => text = format!("{root}[{}]", step.index),
+                (_, false) => text.push_str(&format!("[{}]", step.index)),
+                (_, true) => {
+                    if !text.ends_with("->") {
+                        text.push('.');
+                    }
+                    let member = btf.member_as_written(step.ty, step.index);
+                    text.push_str(member.map_or("", |member| member.name));
+                }
+            }
+        }
+        cut(&text.replace("->[", "["))
+    }
+}
+
+/// True if an array without length, reached by `step`, is a struct's flexible last member.
+pub(super) fn is_flexible(btf: &Btf, step: Option<Step>, nelems: u32) -> bool {
+    nelems == 0 && step.is_some_and(|step| step.named && step.index.checked_add(1) == Some(btf.entry_count(step.ty)))
+}
+
+/// The numbers of an access string.
+fn numbers(access: &str) -> Result<Vec<u32>, String> {
+    let mut raw = Vec::new();
+    for number in access.split(':') {
+        if raw.len() == MAX_STEPS {
+            return Err(format!("the access string has more than {MAX_STEPS} steps"));
+        }
+        // libbpf takes signs and spaces too, which no compiler writes.
+        let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+        match number.parse::<u32>() {
+            Ok(value) if digits && value <= i32::MAX as u32 => raw.push(value),
+            _ => return Err(format!("the access string {:?} is not numbers between colons", cut(access))),
+        }
+    }
+    Ok(raw)
+}
+
+/// The path that a relocation describes, in the object's own types.
+///
+/// # Errors
+/// The access string is malformed, or does not fit the types.
+pub(super) fn parse(
+    types: Types<'_>,
+    relocation: &CoreRelocation<'_>,
+    kind: RelocationKind,
+    work: &Work,
+) -> Result<Spec, String> {
+    let btf = types.btf;
+    let mut spec = Spec::new(relocation.root);
+    if kind.is_type() {
+        if relocation.access != "0" {
+            return Err(format!("a question about a type has the access string {:?}, not \"0\"", cut(relocation.access)));
+        }
+        return Ok(spec);
+    }
+    spec.raw = numbers(relocation.access)?;
+    work.spend(spec.raw.len() as u32)?;
+    let root = btf.resolve(relocation.root);
+    let first = spec.raw.first().copied().unwrap_or(0);
+    if kind.is_enumval() {
+        let known = btf.kind(root).is_enum() && spec.raw.len() == 1 && first < btf.entry_count(root);
+        if !known {
+            return Err(format!("{} has no constant {:?}", types.name(root), cut(relocation.access)));
+        }
+        spec.steps.push(Step { ty: root, index: first, named: true });
+        return Ok(spec);
+    }
+    spec.steps.push(Step { ty: root, index: first, named: false });
+    let size = types.size(root).ok_or_else(|| format!("{} has no size", types.name(root)))?;
+    spec.advance(first, size)?;
+    let mut id = root;
+    for index in spec.raw.clone().into_iter().skip(1) {
+        id = btf.resolve(id);
+        if let Some(array) = btf.array(id) {
+            if index >= array.nelems && !is_flexible(btf, spec.last(), array.nelems) {
+                return Err(format!("element {index} of an array of {}", array.nelems));
+            }
+            id = btf.resolve(array.elem);
+            let size = types.size(id).ok_or_else(|| format!("{} has no size", types.name(id)))?;
+            spec.steps.push(Step { ty: id, index, named: false });
+            spec.advance(index, size)?;
+        } else if btf.kind(id).is_composite() {
+            let member = btf.member_as_written(id, index);
+            let member = member.ok_or_else(|| format!("{} has no member number {index}", types.name(id)))?;
+            spec.advance_bits(member.bit_offset)?;
+            if !member.name.is_empty() {
+                spec.steps.push(Step { ty: id, index, named: true });
+            }
+            id = member.ty;
+        } else {
+            let what = if btf.kind(id) == Kind::Void { "void".to_owned() } else { types.name(id) };
+            return Err(format!("the access string leads into {what}, which has no members"));
+        }
+    }
+    Ok(spec)
+}
