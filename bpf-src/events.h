@@ -40,7 +40,7 @@ enum how {
 /* The process behind a socket: the value of SOCKET_TO_PID. */
 struct owner {
 	__u64 sk;	/* the socket that made this entry, and alone may use or remove it; 0: not known (seeded) */
-	__u64 born;	/* when the process started, nanoseconds of CLOCK_BOOTTIME: tells a reused PID from the first */
+	__u64 born;	/* when the process started, ns of CLOCK_BOOTTIME in steps of 10 ms: tells a reused PID from the first */
 	__u64 cgroup;	/* cgroup v2 id of the thread */
 	__u32 tgid;	/* the process, in the initial PID namespace */
 	__u32 tid;	/* the thread that last acted on the socket */
@@ -136,6 +136,7 @@ enum lost {
 	LOST_READ,		/* a read of kernel memory failed: nothing was emitted */
 	LOST_UNKNOWN,		/* an event without an owner: emitted, but incomplete */
 	LOST_TOTALS,		/* a process or namespace that no totals had room for */
+	STOOD_IN,		/* no loss: the kernel skipped a program, and its second did the work */
 	LOST_KINDS,
 };
 

@@ -10,18 +10,24 @@
 #define XCTL_IN_FLIGHT_BPF_H
 
 enum attempt {
-	ATTEMPT_SEGMENT,	/* __tcp_retransmit_skb */
+	ATTEMPT_SEGMENT,	/* tcp_retransmit_skb, __tcp_retransmit_skb */
 	ATTEMPT_SYNACK,		/* tcp_rtx_synack */
 };
 
 struct attempt_key {
 	__u64 task;
-	__u64 what;	/* enum attempt: a softirq may run the one while its task is in the other */
+	__u32 what;	/* enum attempt: a softirq may run the one while its task is in the other */
+	__u32 level;	/* 1: in a softirq that interrupted the same kind of attempt in its task */
 };
 
 struct attempt_args {
 	const struct sock *sk;
 	const void *arg;	/* struct sk_buff * or struct request_sock * */
+	/*
+	 * Functions entered with these arguments and not left: tcp_retransmit_skb() calls __tcp_retransmit_skb(), which
+	 * compilers inline there on some kernels (Debian's 6.1) and a loss probe calls directly, so both are probed.
+	 */
+	__u64 depth;
 };
 
 struct {
@@ -34,22 +40,35 @@ struct {
 static __always_inline void attempt_begins(enum attempt what, const struct sock *sk, const void *arg)
 {
 	struct attempt_key key = { .task = bpf_get_current_task(), .what = what };
-	struct attempt_args args = { .sk = sk, .arg = arg };
+	struct attempt_args args = { .sk = sk, .arg = arg, .depth = 1 };
+	struct attempt_args *found = bpf_map_lookup_elem(&IN_FLIGHT, &key);
 
-	if (bpf_map_update_elem(&IN_FLIGHT, &key, &args, BPF_ANY))
+	if (found && found->arg != arg) {
+		key.level = 1;
+		found = bpf_map_lookup_elem(&IN_FLIGHT, &key);
+	}
+	if (found && found->arg == arg)
+		found->depth++;
+	else if (bpf_map_update_elem(&IN_FLIGHT, &key, &args, BPF_ANY))
 		count_lost(LOST_IN_FLIGHT);
 }
 
-/* False, and counted, where the entry was not seen. */
+/* The outermost function of an attempt returns. A return whose entry was not seen is counted. */
 static __always_inline bool attempt_ends(enum attempt what, struct attempt_args *args)
 {
-	struct attempt_key key = { .task = bpf_get_current_task(), .what = what };
+	struct attempt_key key = { .task = bpf_get_current_task(), .what = what, .level = 1 };
 	struct attempt_args *found = bpf_map_lookup_elem(&IN_FLIGHT, &key);
 
+	if (!found) {
+		key.level = 0;
+		found = bpf_map_lookup_elem(&IN_FLIGHT, &key);
+	}
 	if (!found) {
 		count_lost(LOST_IN_FLIGHT);
 		return false;
 	}
+	if (--found->depth)
+		return false;
 	*args = *found;
 	bpf_map_delete_elem(&IN_FLIGHT, &key);
 	return true;

@@ -75,13 +75,15 @@ struct task_struct___before_5_5 {
 	__u64 real_start_time;
 } __attribute__((preserve_access_index));
 
+/* Rounded down to a tick of USER_HZ, as /proc tells it, so that what is seeded from there names the same process. */
 static __always_inline __u64 born(struct task_struct *leader)
 {
 	struct task_struct___before_5_5 *old = (void *)leader;
+	const __u64 tick = 10 * 1000 * 1000;
 
 	if (bpf_core_field_exists(leader->start_boottime))
-		return BPF_CORE_READ(leader, start_boottime);
-	return BPF_CORE_READ(old, real_start_time);
+		return BPF_CORE_READ(leader, start_boottime) / tick * tick;
+	return BPF_CORE_READ(old, real_start_time) / tick * tick;
 }
 
 /* Before 5.5 the id was one way to see a union. */

@@ -22,6 +22,7 @@ const volatile struct settings settings = {};
 #include "totals.bpf.h"
 #include "retransmit.bpf.h"
 #include "in_flight.bpf.h"
+#include "stand_in.bpf.h"
 #include "seed.bpf.h"
 #include "sockets.bpf.h"
 
@@ -30,12 +31,21 @@ const struct retransmit_event *retransmit_event_layout __attribute__((unused));
 const struct send_event *send_event_layout __attribute__((unused));
 const struct socket_record *socket_record_layout __attribute__((unused));
 
-/* ---- raw tracepoints: exact, never skipped ---- */
+/* ---- raw tracepoints: exact; tp2_ is the second program of tp_ (stand_in.bpf.h) ---- */
 
 SEC("raw_tp/tcp_retransmit_skb")
 int BPF_PROG(tp_retransmit, struct sock *sk, struct sk_buff *skb)
 {
-	retransmitted(ctx, sk, skb, 0);
+	if (claim(skb))
+		retransmitted(ctx, sk, skb, 0);
+	return 0;
+}
+
+SEC("raw_tp/tcp_retransmit_skb")
+int BPF_PROG(tp2_retransmit, struct sock *sk, struct sk_buff *skb)
+{
+	if (must_stand_in(skb))
+		retransmitted(ctx, sk, skb, 0);
 	return 0;
 }
 
@@ -43,19 +53,45 @@ int BPF_PROG(tp_retransmit, struct sock *sk, struct sk_buff *skb)
 SEC("raw_tp/tcp_retransmit_skb")
 int BPF_PROG(tp_retransmit_err, struct sock *sk, struct sk_buff *skb, int err)
 {
-	retransmitted(ctx, sk, skb, err);
+	if (claim(skb))
+		retransmitted(ctx, sk, skb, err);
+	return 0;
+}
+
+SEC("raw_tp/tcp_retransmit_skb")
+int BPF_PROG(tp2_retransmit_err, struct sock *sk, struct sk_buff *skb, int err)
+{
+	if (must_stand_in(skb))
+		retransmitted(ctx, sk, skb, err);
 	return 0;
 }
 
 SEC("raw_tp/tcp_retransmit_synack")
 int BPF_PROG(tp_synack, struct sock *sk, struct request_sock *req)
 {
-	synack_retransmitted(ctx, sk, req);
+	if (claim(req))
+		synack_retransmitted(ctx, sk, req);
+	return 0;
+}
+
+SEC("raw_tp/tcp_retransmit_synack")
+int BPF_PROG(tp2_synack, struct sock *sk, struct request_sock *req)
+{
+	if (must_stand_in(req))
+		synack_retransmitted(ctx, sk, req);
 	return 0;
 }
 
 SEC("raw_tp/inet_sock_set_state")
 int BPF_PROG(tp_state, struct sock *sk, int oldstate, int newstate)
+{
+	state_changed(sk, newstate);
+	return 0;
+}
+
+/* To do this work twice changes nothing, so here nobody needs to know what the first has done. */
+SEC("raw_tp/inet_sock_set_state")
+int BPF_PROG(tp2_state, struct sock *sk, int oldstate, int newstate)
 {
 	state_changed(sk, newstate);
 	return 0;
@@ -117,15 +153,32 @@ int BPF_KPROBE(kp_state, struct sock *sk, int state)
 	return 0;
 }
 
-SEC("kprobe/__tcp_retransmit_skb")
+SEC("kprobe/tcp_retransmit_skb")
 int BPF_KPROBE(kp_retransmit, struct sock *sk, struct sk_buff *skb)
 {
 	attempt_begins(ATTEMPT_SEGMENT, sk, skb);
 	return 0;
 }
 
-SEC("kretprobe/__tcp_retransmit_skb")
+SEC("kretprobe/tcp_retransmit_skb")
 int BPF_KRETPROBE(kp_retransmit_return, int err)
+{
+	struct attempt_args args;
+
+	if (attempt_ends(ATTEMPT_SEGMENT, &args))
+		retransmitted(ctx, args.sk, args.arg, err);
+	return 0;
+}
+
+SEC("kprobe/__tcp_retransmit_skb")
+int BPF_KPROBE(kp_inner, struct sock *sk, struct sk_buff *skb)
+{
+	attempt_begins(ATTEMPT_SEGMENT, sk, skb);
+	return 0;
+}
+
+SEC("kretprobe/__tcp_retransmit_skb")
+int BPF_KRETPROBE(kp_inner_return, int err)
 {
 	struct attempt_args args;
 

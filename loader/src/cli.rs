@@ -13,6 +13,7 @@ use crate::events::{COMM_LEN, Kind};
 use crate::fault::Exit;
 use crate::hooks::Attach;
 use crate::kernel::host;
+use crate::owners;
 
 /// The default capacity of SOCKET_TO_PID is at least this.
 pub const LEAST_SOCKETS: u32 = 8192;
@@ -85,6 +86,10 @@ pub struct TraceOptions {
     pub object: Option<PathBuf>,
     /// Another BTF than the kernel's own.
     pub btf: Option<PathBuf>,
+    /// Where to learn who holds what is open already; none: the best that this kernel has.
+    pub seed: Option<owners::Source>,
+    /// Compare with the kernel's counters at the end.
+    pub verify: bool,
     /// Show libbpf's messages and the verifier's log whole.
     pub verbose: bool,
 }
@@ -102,6 +107,7 @@ fn trace_options() -> Vec<Arg> {
         .map(|name| Kind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(Kind::Other));
     vec![
         flag("json", "Print one JSON object a line"),
+        flag("verify", "At the end, compare with the kernel's own counters in each network namespace"),
         flag("current", "Text: show whom softirq interrupted, the process that other tools blame"),
         option("attach", "SET", "Hooks to use: auto takes the best that this kernel has")
             .value_parser(["auto", "kprobe", "tracepoint", "fentry", "kprobe+tracepoint"])
@@ -129,6 +135,13 @@ fn trace_options() -> Vec<Arg> {
         option("perf-pages", "N", "Size of each CPU's ring in pages, a power of two")
             .value_parser(power_of_two)
             .default_value("64"),
+        option(
+            "seed",
+            "SOURCE",
+            "Who tells the owners of sockets that are open already: the kernel's iterator, or /proc",
+        )
+        .value_parser(["auto", "iterator", "proc", "none"])
+        .default_value("auto"),
         option("object", "FILE", "Load this BPF object instead of the one inside the binary")
             .value_parser(value_parser!(PathBuf)),
         option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
@@ -192,7 +205,7 @@ pub fn clap() -> Clap {
         .subcommands([trace, sockets, btf])
         .after_help(
             "Exit codes: 0 done; 1 a failure while running; 2 wrong usage; 3 this host cannot run it; 4 the object file \
-             was refused",
+             was refused; 5 --verify found a difference",
         )
 }
 
@@ -271,6 +284,13 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
         perf_pages: matches.remove_one("perf-pages").unwrap_or(64),
         object: matches.remove_one("object"),
         btf: matches.remove_one("btf"),
+        seed: match text(&mut matches, "seed").as_str() {
+            "iterator" => Some(owners::Source::Iterator),
+            "proc" => Some(owners::Source::Proc),
+            "none" => Some(owners::Source::None),
+            _ => None,
+        },
+        verify: matches.get_flag("verify"),
         verbose: matches.get_flag("verbose"),
     })
 }

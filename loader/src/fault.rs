@@ -11,6 +11,8 @@ pub enum Exit {
     Host,
     /// The object file was refused.
     Object,
+    /// `--verify` found a difference.
+    Verify,
 }
 
 impl Exit {
@@ -22,6 +24,7 @@ impl Exit {
             Some(Self::Usage) => 2,
             Some(Self::Host) => 3,
             Some(Self::Object) => 4,
+            Some(Self::Verify) => 5,
         }
     }
 }
@@ -32,6 +35,7 @@ impl fmt::Display for Exit {
             Self::Usage => "wrong usage",
             Self::Host => "this host cannot run it",
             Self::Object => "the object file was refused",
+            Self::Verify => "--verify found a difference",
         })
     }
 }

@@ -44,6 +44,8 @@ pub struct Hook {
     pub program: &'static str,
     /// What it is for.
     pub purpose: Purpose,
+    /// A program that does the work where the kernel skips the first: the same kind, the same place, attached after it.
+    pub second: Option<&'static str>,
 }
 
 impl Hook {
@@ -54,11 +56,22 @@ impl Hook {
     }
 
     const fn owner(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
-        Self { kind, target, program, purpose: Purpose::Owner }
+        Self { kind, target, program, purpose: Purpose::Owner, second: None }
     }
 
     const fn retransmit(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
-        Self { kind, target, program, purpose: Purpose::Retransmit }
+        Self { kind, target, program, purpose: Purpose::Retransmit, second: None }
+    }
+}
+
+impl Hook {
+    const fn with_second(self, program: &'static str) -> Self {
+        Self { second: Some(program), ..self }
+    }
+
+    /// Its programs, in the order in which they are attached.
+    pub fn programs(&self) -> impl Iterator<Item = &'static str> + use<> {
+        std::iter::once(self.program).chain(self.second)
     }
 }
 
@@ -80,9 +93,11 @@ const MPTCP_BY_KPROBE: Hook = Hook::owner(Kprobe, c"mptcp_sendmsg", "kp_mptcp_se
 /// A socket's end, and who closes it.
 const STATE_BY_KPROBE: Hook = Hook::owner(Kprobe, c"tcp_set_state", "kp_state");
 /// What goes out again.
-const RETRANSMITS_BY_KPROBE: [Hook; 4] = [
-    Hook::retransmit(Kprobe, c"__tcp_retransmit_skb", "kp_retransmit"),
-    Hook::retransmit(Kretprobe, c"__tcp_retransmit_skb", "kp_retransmit_return"),
+const RETRANSMITS_BY_KPROBE: [Hook; 6] = [
+    Hook::retransmit(Kprobe, c"tcp_retransmit_skb", "kp_retransmit"),
+    Hook::retransmit(Kretprobe, c"tcp_retransmit_skb", "kp_retransmit_return"),
+    Hook::retransmit(Kprobe, c"__tcp_retransmit_skb", "kp_inner"),
+    Hook::retransmit(Kretprobe, c"__tcp_retransmit_skb", "kp_inner_return"),
     Hook::retransmit(Kprobe, c"tcp_rtx_synack", "kp_synack"),
     Hook::retransmit(Kretprobe, c"tcp_rtx_synack", "kp_synack_return"),
 ];
@@ -100,15 +115,17 @@ const ACCEPT_4_BY_FEXIT: Hook = Hook::owner(Fexit, c"inet_csk_accept", "fe_accep
 const ACCEPT_2_BY_FEXIT: Hook = Hook::owner(Fexit, c"inet_csk_accept", "fe_accept_2");
 
 /// A socket's end, who closes it, and, where nothing better shows them, connect() and listen().
-const STATE: Hook = Hook::owner(RawTracepoint, c"inet_sock_set_state", "tp_state");
+const STATE: Hook = Hook::owner(RawTracepoint, c"inet_sock_set_state", "tp_state").with_second("tp2_state");
 /// A sender, before its bytes leave (6.16 and newer).
 const SENDER: Hook = Hook::owner(RawTracepoint, c"tcp_sendmsg_locked", "tp_sendmsg");
 /// A sender, when its call returns (6.3 and newer).
 const SEND_LENGTH: Hook = Hook::owner(RawTracepoint, c"sock_send_length", "tp_send_length");
-const RETRANSMIT: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit");
+const RETRANSMIT: Hook =
+    Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit").with_second("tp2_retransmit");
 /// The same tracepoint where it tells whether the attempt failed.
-const RETRANSMIT_ERR: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit_err");
-const SYNACK: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_synack", "tp_synack");
+const RETRANSMIT_ERR: Hook =
+    Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit_err").with_second("tp2_retransmit_err");
+const SYNACK: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_synack", "tp_synack").with_second("tp2_synack");
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,12 +167,11 @@ impl Plan {
     /// Whether the plan loads this program.
     #[must_use]
     pub fn has(&self, program: &str) -> bool {
-        self.hooks.iter().any(|hook| hook.program == program)
+        self.hooks.iter().flat_map(Hook::programs).any(|own| own == program)
     }
 
-    /// Whether runs of its programs can be skipped by the kernel: a kprobe that fires while another one runs on the same
-    /// CPU is. Owner probes run in process context, where no other probe of ours can be running; those on what softirq
-    /// runs can.
+    /// Whether kprobes of this plan can be skipped: one that fires while another runs on the same CPU is. Owner probes run
+    /// in process context, where no other probe of ours can be running; those on what softirq runs can.
     #[must_use]
     pub fn can_miss(&self) -> bool {
         self.has(STATE_BY_KPROBE.program)
@@ -182,7 +198,9 @@ pub fn choose(attach: Attach, sends: bool, kernel: &impl Offer) -> Result<Vec<Pl
         Attach::Tracepoint => vec![by_tracepoint(sends, kernel)],
         Attach::Fentry => vec![by_fentry(sends, kernel)],
         Attach::Mixed => vec![mixed(kernel)],
-        Attach::Auto => vec![by_fentry(sends, kernel), mixed(kernel), by_tracepoint(sends, kernel)],
+        // Kprobes first, though fentry is cheaper: a fentry program can be preempted, and is skipped for whoever runs
+        // on that CPU meanwhile; a kprobe cannot.
+        Attach::Auto => vec![mixed(kernel), by_fentry(sends, kernel), by_tracepoint(sends, kernel)],
     };
     let (mut possible, mut missing) = (Vec::new(), Vec::new());
     for plan in plans {
@@ -283,7 +301,7 @@ fn by_tracepoint(sends: bool, kernel: &impl Offer) -> Result<Plan, Missing> {
     Ok(Plan { hooks, name: "tracepoint", births_by_state: true })
 }
 
-/// The tracepoints on what softirq runs: never skipped, whatever else runs.
+/// The tracepoints on what softirq runs, each with a second program, so that none of its events is skipped.
 fn common_tracepoints(kernel: &impl Offer) -> Result<[Hook; 3], Missing> {
     let arguments = |hook: &Hook| {
         kernel.tracepoint_args(hook.target_name()).ok_or_else(|| {
@@ -334,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn auto_prefers_fentry_and_falls_back() {
+    fn auto_prefers_kprobes_and_falls_back() {
         let mut kernel = kernel(true, &[("tcp_retransmit_skb", 2), ("sock_send_length", 3)]);
         kernel.functions = vec![
             ("tcp_sendmsg_locked", 3),
@@ -344,7 +362,7 @@ mod tests {
             ("inet_csk_accept", 4),
         ];
         let names: Vec<_> = choose(Attach::Auto, false, &kernel).unwrap().iter().map(|plan| plan.name).collect();
-        assert_eq!(names, ["fentry+tracepoint", "kprobe+tracepoint", "tracepoint"]);
+        assert_eq!(names, ["kprobe+tracepoint", "fentry+tracepoint", "tracepoint"]);
         let plan = first(Attach::Fentry, true, &kernel);
         assert!(plan.has("fe_accept_4") && plan.has("fe_sendmsg") && !plan.has("fe_sendpages"));
         kernel.functions.pop();

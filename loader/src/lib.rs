@@ -4,6 +4,7 @@
 //! object bytes -> [`object`] -> [`hooks`] -> [`kernel`] (load, attach, ring memory) -> [`ring`] -> [`events`] ->
 //! [`output`]. The [`commands`] put them together.
 
+pub mod attach;
 pub mod cli;
 pub mod commands;
 pub mod embedded;
@@ -16,3 +17,4 @@ pub mod output;
 pub mod owners;
 pub mod ring;
 pub mod tracer;
+pub mod verify;

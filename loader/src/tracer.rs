@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use anyhow::{Context, Error, Result, anyhow};
 
+use crate::attach::{self, Attached, Probes};
 use crate::events::{self, Event, Plain, Settings, Totals};
 use crate::fault::Exit;
-use crate::hooks::{Hook, Kind, Offer, Plan, Purpose};
-use crate::kernel::host::{self, KprobePmu};
+use crate::hooks::{Hook, Offer, Plan, Purpose};
+use crate::kernel::host;
 use crate::kernel::libbpf::{self, Loaded, Open};
 use crate::kernel::mmap::Mapped;
 use crate::kernel::wait::Waiter;
@@ -38,10 +39,11 @@ const LOST_IN_FLIGHT: u32 = 3;
 const LOST_READ: u32 = 4;
 const LOST_UNKNOWN: u32 = 5;
 const LOST_TOTALS: u32 = 6;
+const STOOD_IN: u32 = 7;
 
 /// What this kernel offers to hooks.
 pub struct Kernel {
-    pmu: Option<KprobePmu>,
+    probes: Probes,
     btf: Btf,
 }
 
@@ -58,7 +60,9 @@ impl Kernel {
             .context(Exit::Host)
         })?;
         let btf = Btf::from_vec(bytes).with_context(|| format!("the BTF in {}", btf.display())).context(Exit::Host)?;
-        Ok(Self { pmu: host::kprobe_pmu().context(Exit::Host)?, btf })
+        let pmu = host::kprobe_pmu().context(Exit::Host)?;
+        let links_tell_missed = btf.field("bpf_link_info", "perf_event.kprobe.missed").is_some();
+        Ok(Self { probes: Probes { pmu, links_tell_missed }, btf })
     }
 
     /// Whether it has this struct.
@@ -70,7 +74,7 @@ impl Kernel {
 
 impl Offer for Kernel {
     fn kprobes(&self) -> bool {
-        self.pmu.is_some()
+        self.probes.pmu.is_some()
     }
 
     fn tracepoint_args(&self, name: &str) -> Option<usize> {
@@ -103,24 +107,28 @@ pub fn check_object(bytes: &[u8]) -> Result<Checked<'_>> {
     Ok(Checked { bytes, programs: file.programs.iter().map(|program| program.name).collect() })
 }
 
-/// How much room there is.
+/// How much room there is, and what fills it at first.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     /// Entries of SOCKET_TO_PID.
     pub max_sockets: u32,
     /// Data pages of a ring, a power of two.
     pub perf_pages: usize,
+    /// Who tells what is open already; none: the best that this kernel has.
+    pub seed: Option<owners::Source>,
 }
 
 /// Programs that run in the kernel, and what they report.
 pub struct Tracer {
     /// What keeps the programs attached. Dropped first.
-    links: Vec<OwnedFd>,
+    links: Vec<Attached>,
     rings: Vec<Reader<Mapped>>,
     object: Loaded,
-    can_miss: bool,
-    /// Sockets known before the first event.
-    pub seeded: usize,
+    plan: Plan,
+    /// As of the end; none until then, and where the kernel does not tell.
+    missed: Option<u64>,
+    /// What was known before the first event.
+    pub seeded: owners::Seeded,
 }
 
 impl Tracer {
@@ -157,24 +165,36 @@ impl Tracer {
         settings: &Settings,
         sizes: Sizes,
     ) -> Result<Self> {
-        if let Some(hook) = plan.hooks.iter().find(|hook| !object.programs.contains(&hook.program)) {
-            return Err(anyhow!("it has no program {}, for {}", hook.program, hook.target_name()).context(Exit::Object));
+        let mut needed = plan.hooks.iter().flat_map(Hook::programs);
+        if let Some(program) = needed.find(|program| !object.programs.contains(program)) {
+            return Err(anyhow!("it has no program {program}").context(Exit::Object));
         }
-        let can_seed = kernel.has_struct(owners::SEED_CONTEXT);
-        let wanted = |program: &str| plan.has(program) || (can_seed && program == owners::SEED);
+        let source = match sizes.seed {
+            Some(source) => source,
+            None if kernel.has_struct(owners::SEED_CONTEXT) => owners::Source::Iterator,
+            None => owners::Source::Proc,
+        };
+        let iterator = source == owners::Source::Iterator;
+        if iterator && !kernel.has_struct(owners::SEED_CONTEXT) {
+            return Err(anyhow!("this kernel has no iterator over open files: use --seed proc").context(Exit::Host));
+        }
+        let wanted = |program: &str| plan.has(program) || (iterator && program == owners::SEED);
         let loaded = load(object, wanted, btf, settings, sizes.max_sockets)?;
         let cpus = host::online_cpus()?;
         let first = *cpus.first().context("no CPU is online")?;
         let rings = cpus.iter().map(|&cpu| open_ring(&loaded, cpu, sizes.perf_pages)).collect::<Result<_>>()?;
         let attach_all = |purpose: Purpose| {
             let hooks = plan.hooks.iter().filter(move |hook| hook.purpose == purpose);
-            hooks.map(|hook| attach(hook, &loaded, kernel.pmu, first)).collect::<Result<Vec<_>>>()
+            hooks
+                .flat_map(|hook| hook.programs().map(move |program| (hook, program)))
+                .map(|(hook, program)| attach::attach(hook, program, &loaded, &kernel.probes, first))
+                .collect::<Result<Vec<_>>>()
         };
         let mut links = attach_all(Purpose::Owner)?;
         // After the hooks, so that no socket falls in between; before the first event, so that it has its owner.
-        let seeded = if can_seed { owners::seed(&loaded)? } else { 0 };
+        let seeded = owners::seed(&loaded, source, settings.cgroup)?;
         links.extend(attach_all(Purpose::Retransmit)?);
-        Ok(Self { links, rings, object: loaded, can_miss: plan.can_miss(), seeded })
+        Ok(Self { links, rings, object: loaded, plan: plan.clone(), missed: None, seeded })
     }
 
     /// Let records end a wait.
@@ -208,8 +228,31 @@ impl Tracer {
     }
 
     /// Detach every program. What they wrote can still be read.
-    pub fn detach(&mut self) {
+    ///
+    /// # Errors
+    /// If the kernel does not tell how many runs it skipped, though it does so.
+    pub fn detach(&mut self) -> Result<()> {
+        self.missed = self.missed()?;
         self.links.clear();
+        Ok(())
+    }
+
+    /// Probe runs that the kernel skipped so far; none where it does not tell.
+    fn missed(&self) -> Result<Option<u64>> {
+        let kprobes: Option<u64> = self.links.iter().map(Attached::missed).sum::<Result<_>>()?;
+        let kprobes = kprobes.or((!self.plan.can_miss()).then_some(0));
+        let (mut missed, mut first_of_two) = (0, 0);
+        for hook in &self.plan.hooks {
+            let skipped = self.object.skipped(hook.program)?;
+            match (hook.second, hook.purpose) {
+                (None, _) => missed += skipped,
+                // Either does the whole work: lost is at most what both missed.
+                (Some(second), Purpose::Owner) => missed += skipped.min(self.object.skipped(second)?),
+                (Some(_), Purpose::Retransmit) => first_of_two += skipped,
+            }
+        }
+        missed += u64::saturating_sub(first_of_two, self.count(STOOD_IN)?);
+        Ok(kprobes.map(|kprobes| kprobes + missed))
     }
 
     /// What the programs could not report, so far.
@@ -217,20 +260,23 @@ impl Tracer {
     /// # Errors
     /// If the map cannot be read.
     pub fn lost(&self) -> Result<Lost> {
-        let map = self.object.map(LOST)?;
-        let mut values = vec![0; libbpf::possible_cpus()? * size_of::<u64>()];
-        let mut count = |index: u32| -> Result<u64> {
-            libbpf::lookup(map, &index.to_ne_bytes(), &mut values).context("cannot read the map LOST")?;
-            Ok(values.chunks_exact(size_of::<u64>()).map(u64::get).sum())
-        };
+        let count = |index| self.count(index);
         Ok(Lost {
             perf: count(LOST_PERF)?,
             output: count(LOST_OUTPUT)? + count(LOST_IN_FLIGHT)? + count(LOST_READ)?,
-            map_full: count(LOST_MAP_FULL)?,
+            map_full: count(LOST_MAP_FULL)? + self.seeded.no_room,
             unknown: count(LOST_UNKNOWN)?,
             totals: count(LOST_TOTALS)?,
-            missed: (!self.can_miss).then_some(0),
+            missed: self.missed,
         })
+    }
+
+    /// An entry of the LOST map, over all CPUs.
+    fn count(&self, index: u32) -> Result<u64> {
+        let mut values = vec![0; libbpf::possible_cpus()? * size_of::<u64>()];
+        libbpf::lookup(self.object.map(LOST)?, &index.to_ne_bytes(), &mut values)
+            .context("cannot read the map LOST")?;
+        Ok(values.chunks_exact(size_of::<u64>()).map(u64::get).sum())
     }
 
     /// What the programs counted by network namespace, filters notwithstanding. Keyed by inode number.
@@ -343,48 +389,8 @@ fn open_ring(object: &Loaded, cpu: u32, pages: usize) -> Result<Reader<Mapped>> 
         _ => Error::new(error).context(describe("cannot map")),
     })?;
     bpf::set_ring(object.map(EVENTS)?, cpu, mapped.event()).with_context(|| describe("cannot register"))?;
-    perf::enable_ring(mapped.event()).with_context(|| describe("cannot enable"))?;
+    perf::enable(mapped.event()).with_context(|| describe("cannot enable"))?;
     Ok(Reader::new(mapped))
-}
-
-fn attach(hook: &Hook, object: &Loaded, pmu: Option<KprobePmu>, cpu: u32) -> Result<OwnedFd> {
-    let program = object.program(hook.program)?;
-    let attached = match hook.kind {
-        Kind::RawTracepoint => bpf::attach_raw_tracepoint(hook.target, program.as_fd()),
-        Kind::Fentry | Kind::Fexit => bpf::attach_trampoline(program.as_fd()),
-        Kind::Kprobe | Kind::Kretprobe => {
-            let pmu = pmu.context("this kernel has no kprobe PMU").context(Exit::Host)?;
-            let return_bit = (hook.kind == Kind::Kretprobe).then_some(pmu.return_bit);
-            perf::attach_probe(&perf::Probe { pmu: pmu.pmu, return_bit, function: hook.target, cpu }, program.as_fd())
-        }
-    };
-    attached.map_err(|error| {
-        let why = blocker(hook.kind, &error);
-        Error::new(error).context(format!("cannot attach to {}: {why}", hook.target_name())).context(Exit::Host)
-    })
-}
-
-/// The kernel's own errno for what it does not support; it was never meant for user space, which has no name for it.
-const ENOTSUPP: i32 = 524;
-
-/// What the errno of an attach call means.
-fn blocker(kind: Kind, error: &io::Error) -> &'static str {
-    match (kind, error.raw_os_error()) {
-        (Kind::RawTracepoint, Some(libc::ENOENT)) => "this kernel has no such tracepoint",
-        (Kind::RawTracepoint, Some(libc::EINVAL)) => {
-            "its arguments are not those in the BTF: give the BTF of exactly this kernel"
-        }
-        (Kind::Fentry | Kind::Fexit, Some(ENOTSUPP | libc::EINVAL | libc::ENODEV)) => {
-            "this kernel has no trampolines for fentry programs: try --attach auto"
-        }
-        // A return probe on a missing function gives EINVAL before 5.11.
-        (_, Some(libc::ENOENT)) | (Kind::Kretprobe, Some(libc::EINVAL)) => "this kernel has no such function",
-        (_, Some(libc::EADDRNOTAVAIL)) => "there are several functions of that name, or it may not be probed",
-        (_, Some(libc::EPERM | libc::EACCES)) => {
-            "not permitted: it needs CAP_PERFMON (CAP_SYS_ADMIN before 5.8), and a kernel that is not locked down"
-        }
-        _ => "the kernel refused",
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// Where perf's dynamic kprobe PMU shows itself.
 pub const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe";
@@ -14,6 +15,8 @@ pub enum Set {
     Kprobe,
     Tracepoint,
     Fentry,
+    /// `--attach kprobe+tracepoint`, which `auto` takes where there is no fentry.
+    Mixed,
 }
 
 impl Set {
@@ -23,7 +26,7 @@ impl Set {
     /// Why this kernel has not got the set; none if it has.
     pub fn absent(self) -> Option<String> {
         match self {
-            Set::Kprobe => {
+            Set::Kprobe | Set::Mixed => {
                 (!Path::new(KPROBE_PMU).exists()).then(|| format!("this kernel has no kprobe PMU ({KPROBE_PMU})"))
             }
             // the two tracepoints that see a sender in its own context; BTF has a typedef for each tracepoint
@@ -32,9 +35,12 @@ impl Set {
                     "this kernel has no tracepoint that sees senders (sock_send_length, tcp_sendmsg_locked)".into()
                 })
             }
-            // register_fentry() in kernel/bpf/trampoline.c answers ENOTSUPP without it
-            Set::Fentry => (!has_symbol("register_ftrace_direct"))
-                .then(|| "this kernel has no ftrace direct calls, which fentry needs (register_ftrace_direct)".into()),
+            // register_fentry() in kernel/bpf/trampoline.c answers ENOTSUPP without direct calls
+            Set::Fentry if !has_symbol("register_ftrace_direct") => {
+                Some("this kernel has no ftrace direct calls, which fentry needs (register_ftrace_direct)".into())
+            }
+            Set::Fentry => (!takes_tracing_programs())
+                .then(|| "this kernel refuses fentry programs, bpftool's too (program_type tracing)".into()),
             Set::Auto => None,
         }
     }
@@ -47,6 +53,7 @@ impl fmt::Display for Set {
             Set::Kprobe => "kprobe",
             Set::Tracepoint => "tracepoint",
             Set::Fentry => "fentry",
+            Set::Mixed => "kprobe+tracepoint",
         })
     }
 }
@@ -56,6 +63,16 @@ fn has_tracepoint(name: &str) -> bool {
     // the string section alone would do, but a plain search of 5 MB is quick and needs no parser
     std::fs::read("/sys/kernel/btf/vmlinux")
         .is_ok_and(|btf| btf.windows(typedef.len()).any(|bytes| bytes == typedef.as_bytes()))
+}
+
+/// Whether bpftool, an independent loader, gets a program of this type into the kernel.
+fn takes_tracing_programs() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let output = tool("bpftool").args(["-j", "feature", "probe", "kernel"]).output();
+        let features = output.ok().and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok());
+        features.is_some_and(|features| features["program_types"]["have_tracing_prog_type"] == true)
+    })
 }
 
 fn has_symbol(name: &str) -> bool {

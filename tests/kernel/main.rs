@@ -11,6 +11,7 @@ mod host;
 mod link;
 mod missed;
 mod process;
+mod tracefs;
 mod workers;
 mod xctl;
 

@@ -43,8 +43,10 @@ fn print(args: &Args) -> Result<()> {
     let btf = args.btf.as_deref().unwrap_or(Path::new(host::KERNEL_BTF));
     let kernel = Kernel::ask(btf)?;
     if !kernel.has_struct(owners::SEED_CONTEXT) || !kernel.has_struct(owners::LIST_CONTEXT) {
-        return Err(anyhow!("this kernel has no iterators over open files and TCP sockets: Linux 5.9 and newer have them")
-            .context(Exit::Host));
+        return Err(anyhow!(
+            "this kernel has no iterators over open files and TCP sockets: Linux 5.9 and newer have them"
+        )
+        .context(Exit::Host));
     }
     drop(kernel);
     let max_sockets = default_max_sockets()?;
@@ -57,7 +59,11 @@ fn print(args: &Args) -> Result<()> {
         );
     }
     let mut out = BufWriter::new(io::stdout().lock());
-    if args.json { sockets::json(&mut out, &listing)? } else { sockets::text(&mut out, &listing)? }
+    if args.json {
+        sockets::json(&mut out, &listing)?
+    } else {
+        sockets::text(&mut out, &listing)?
+    }
     out.flush()?;
     Ok(())
 }

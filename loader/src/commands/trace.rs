@@ -1,7 +1,9 @@
 //! `xctl trace`: print retransmits as they happen.
 
+use std::collections::HashMap;
 use std::io::{self, BufWriter};
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -9,9 +11,10 @@ use anyhow::{Context, Result, anyhow};
 use super::{check_privilege, default_max_sockets};
 use crate::cli::{Events, Filters, TraceOptions};
 use crate::embedded;
-use crate::events::{COMM_LEN, Event, Owner, Settings};
+use crate::events::{COMM_LEN, Event, Owner, Settings, Totals};
 use crate::fault::Exit;
 use crate::hooks;
+use crate::kernel::tcp_counters::{self, Reading};
 use crate::kernel::wait::{Waiter, Woken, monotonic_ns, realtime_ns};
 use crate::kernel::{host, libbpf};
 use crate::output::json::Json;
@@ -20,6 +23,7 @@ use crate::output::text::Text;
 use crate::output::{Moment, Output, Ready};
 use crate::ring::order::Order;
 use crate::tracer::{self, Kernel, Sizes, Tracer};
+use crate::verify::{Report, Source, Verifier};
 
 /// How long records are held back to be put in order, and so how often the rings are drained under load.
 const ROUND: Duration = Duration::from_millis(5);
@@ -61,10 +65,16 @@ fn trace(options: &TraceOptions) -> Result<()> {
         Some(sockets) => sockets,
         None => default_max_sockets()?,
     };
-    let sizes = Sizes { max_sockets, perf_pages: options.perf_pages };
+    let sizes = Sizes { max_sockets, perf_pages: options.perf_pages, seed: options.seed };
     let (mut tracer, plan) = Tracer::start(&object, plans, &kernel, btf, settings, sizes)?;
     drop(kernel);
     tracer.watch(&waiter)?;
+    let mut order = Order::default();
+    let verifier = if options.verify {
+        Some(Verifier::begin(&mut Live { tracer: &mut tracer, order: &mut order })?)
+    } else {
+        None
+    };
 
     let out = BufWriter::new(io::stdout().lock());
     let output: Box<dyn Output> =
@@ -76,26 +86,41 @@ fn trace(options: &TraceOptions) -> Result<()> {
         btf: &btf.to_string_lossy(),
         object_sha256: &sha256,
         max_sockets,
-        seeded: tracer.seeded,
+        seeded: tracer.seeded.sockets,
     })?;
     printer.output.flush()?;
     let deadline = options.duration.and_then(|time| Instant::now().checked_add(time));
-    let ended = follow(&mut tracer, &waiter, &mut printer, deadline)?;
+    let ended = follow(&mut tracer, &mut order, &waiter, &mut printer, deadline)?;
     if ended == Woken::OutputClosed {
         return Ok(());
     }
+    let mut verify = match verifier {
+        Some(verifier) => Some(verifier.finish(&mut Live { tracer: &mut tracer, order: &mut order })?),
+        None => None,
+    };
+    finish(&mut tracer, &mut order, &mut printer)?;
     // What came after the last event that was asked for is in the kernel's totals and not in ours.
     let by_process = if printer.left == Some(0) { printer.by_process } else { tracer.by_process()? };
-    printer.output.summary(&Summary::new(&by_process, tracer.lost()?))?;
+    let lost = tracer.lost()?;
+    if let Some(report) = &mut verify {
+        report.explain(&lost);
+    }
+    let difference = verify.as_ref().and_then(Report::difference);
+    printer.output.summary(&Summary { verify, ..Summary::new(&by_process, lost) })?;
     printer.output.flush()?;
-    Ok(())
+    difference.map_or(Ok(()), |difference| Err(anyhow!(difference).context(Exit::Verify)))
 }
 
-/// Read and print until something ends it, then detach and print the rest.
-fn follow(tracer: &mut Tracer, waiter: &Waiter, printer: &mut Printer, deadline: Option<Instant>) -> Result<Woken> {
-    let mut order = Order::default();
+/// Read and print until something ends it.
+fn follow(
+    tracer: &mut Tracer,
+    order: &mut Order<Event>,
+    waiter: &Waiter,
+    printer: &mut Printer,
+    deadline: Option<Instant>,
+) -> Result<Woken> {
     loop {
-        round(tracer, &mut order)?;
+        round(tracer, order)?;
         let realtime_offset = realtime_ns()?.wrapping_sub(monotonic_ns()?);
         while let Some(event) = order.next_complete() {
             printer.print(&event, realtime_offset)?;
@@ -110,13 +135,44 @@ fn follow(tracer: &mut Tracer, waiter: &Waiter, printer: &mut Printer, deadline:
             },
         };
         if woken != Woken::Records {
-            tracer.detach();
-            round(tracer, &mut order)?;
-            while let Some(event) = order.next() {
-                printer.print(&event, realtime_offset)?;
-            }
             return Ok(woken);
         }
+    }
+}
+
+/// Detach, and print the rest.
+fn finish(tracer: &mut Tracer, order: &mut Order<Event>, printer: &mut Printer) -> Result<()> {
+    tracer.detach()?;
+    round(tracer, order)?;
+    let realtime_offset = realtime_ns()?.wrapping_sub(monotonic_ns()?);
+    while let Some(event) = order.next() {
+        printer.print(&event, realtime_offset)?;
+    }
+    Ok(())
+}
+
+/// Both sides of the comparison, while the programs run.
+struct Live<'a> {
+    tracer: &'a mut Tracer,
+    order: &'a mut Order<Event>,
+}
+
+impl Source for Live<'_> {
+    fn kernel(&mut self) -> Result<HashMap<u32, Reading>> {
+        tcp_counters::read_all()
+    }
+
+    fn xctl(&mut self) -> Result<HashMap<u32, Totals>> {
+        self.tracer.by_netns()
+    }
+
+    /// Two rounds, so that no ring runs full meanwhile. A retransmission passes both counters within microseconds.
+    fn settle(&mut self) -> Result<()> {
+        for _ in 0..2 {
+            thread::sleep(ROUND);
+            round(self.tracer, self.order)?;
+        }
+        Ok(())
     }
 }
 

@@ -49,6 +49,39 @@ pub fn attach_trampoline(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Run a program whenever a perf event happens, through a link: for kprobes newer kernels tell through it how many runs
+/// were skipped ([`link_missed`]). Detached when the descriptor is closed.
+///
+/// # Errors
+/// With the kernel's errno.
+pub fn link_perf_event(event: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attributes = zeroed();
+    attributes.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attributes.link_create.__bindgen_anon_2.target_fd = event.as_raw_fd() as u32;
+    attributes.link_create.attach_type = sys::BPF_PERF_EVENT;
+    // SAFETY: the descriptors are a program's and a perf event's, and all else is zero.
+    let link = unsafe { bpf(sys::BPF_LINK_CREATE, &mut attributes) }?;
+    // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(link as i32) })
+}
+
+/// How many runs of a kprobe the kernel has skipped, since another kprobe was running on that CPU
+/// (`bpf_link_info.perf_event.kprobe.missed`, 6.7 and newer).
+///
+/// # Errors
+/// With the kernel's errno.
+pub fn link_missed(link: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut info = sys::bpf_link_info::default();
+    let mut size = size_of::<sys::bpf_link_info>() as u32;
+    // SAFETY: `size` is that of `info`, which asks for no strings: its pointers are null.
+    let result = unsafe { sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut size) };
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result));
+    }
+    // SAFETY: the link is one of a kprobe, so this is what the kernel filled in; all of it is numbers.
+    Ok(unsafe { info.__bindgen_anon_1.perf_event.__bindgen_anon_1.kprobe.missed })
+}
+
 /// Run an iterator program over everything that it is for. Reading the file runs it; what it reads is what the program
 /// wrote. The program is detached when the file is closed.
 ///

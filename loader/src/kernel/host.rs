@@ -159,15 +159,27 @@ pub fn cgroup_id(path: &Path) -> Result<(u64, u32)> {
 /// since belongs to a process that started later.
 #[must_use]
 pub fn is_alive(tgid: u32, born: u64) -> bool {
-    // /proc/PID/stat: field 22 is the start time in clock ticks of 1/100 s (USER_HZ); the name, field 2, may hold
-    // anything but ends with the last parenthesis.
-    let stat = match fs::read_to_string(format!("/proc/{tgid}/stat")) {
-        Ok(stat) => stat,
-        Err(error) => return error.kind() != io::ErrorKind::NotFound,
-    };
-    let start =
+    match started(tgid) {
+        Ok(start) => start.is_none_or(|start| start == born / TICK * TICK),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+/// The clock tick in which /proc counts (USER_HZ), in ns.
+const TICK: u64 = 10_000_000;
+
+/// When a process started, in ns of CLOCK_BOOTTIME, rounded down to a clock tick of 10 ms; none if the kernel writes
+/// something else than we know.
+///
+/// # Errors
+/// `NotFound`: there is no such process.
+pub fn started(tgid: u32) -> io::Result<Option<u64>> {
+    let stat = fs::read(format!("/proc/{tgid}/stat"))?;
+    // Field 22 is the start time in clock ticks; the name, field 2, may hold anything but ends with the last parenthesis.
+    let stat = String::from_utf8_lossy(&stat);
+    let ticks =
         stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19)).and_then(|t| t.parse::<u64>().ok());
-    start.is_none_or(|ticks| ticks == born / 10_000_000)
+    Ok(ticks.and_then(|ticks| ticks.checked_mul(TICK)))
 }
 
 #[cfg(test)]

@@ -208,6 +208,21 @@ impl Loaded {
         self.borrow(fd, || format!("program {name}"))
     }
 
+    /// How many runs of a program the kernel has skipped, since it was running on that CPU already. Before 5.12 kernels
+    /// neither count nor skip.
+    ///
+    /// # Errors
+    /// With the kernel's errno.
+    pub fn skipped(&self, name: &str) -> Result<u64> {
+        let mut info = sys::bpf_prog_info::default();
+        let mut size = size_of::<sys::bpf_prog_info>() as u32;
+        let fd = self.program(name)?.as_raw_fd();
+        // SAFETY: `size` is that of `info`, which asks for no arrays: their lengths and addresses are zero.
+        let result = unsafe { sys::bpf_prog_get_info_by_fd(fd, &mut info, &mut size) };
+        check(result, || format!("cannot ask about program {name}"))?;
+        Ok(info.recursion_misses)
+    }
+
     /// The descriptor of a map.
     pub fn map(&self, name: &str) -> Result<BorrowedFd<'_>> {
         let c_name = c_string(name)?;
@@ -234,6 +249,35 @@ pub fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<(
     let result =
         unsafe { sys::bpf_map_lookup_elem(map.as_raw_fd(), key.as_ptr().cast(), value.as_mut_ptr().cast::<c_void>()) };
     if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+}
+
+/// Put a value under a key that has none; false if it has one. Key and value have the map's sizes.
+///
+/// # Errors
+/// With the kernel's errno; `E2BIG`: the map is full.
+pub fn insert(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<bool> {
+    let flags = sys::BPF_NOEXIST.into();
+    // SAFETY: the caller's buffers have the map's key and value sizes, as the layout check of the object has shown.
+    let result =
+        unsafe { sys::bpf_map_update_elem(map.as_raw_fd(), key.as_ptr().cast(), value.as_ptr().cast(), flags) };
+    match -result {
+        error if error <= 0 => Ok(true),
+        libc::EEXIST => Ok(false),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// Remove a key with its value; nothing happens if it is not there. It has the map's key size.
+///
+/// # Errors
+/// With the kernel's errno.
+pub fn remove(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
+    // SAFETY: the caller's buffer has the map's key size, as the layout check of the object has shown.
+    let result = unsafe { sys::bpf_map_delete_elem(map.as_raw_fd(), key.as_ptr().cast()) };
+    match -result {
+        error if error <= 0 || error == libc::ENOENT => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
 }
 
 /// The key after `key` in a map, in an order of its own; the first for none. The keys have the map's key size.

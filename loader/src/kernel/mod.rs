@@ -9,4 +9,5 @@ pub mod libbpf;
 pub mod mmap;
 pub mod netns;
 pub mod perf;
+pub mod tcp_counters;
 pub mod wait;

@@ -39,9 +39,23 @@ fn attributes() -> sys::perf_event_attr {
     sys::perf_event_attr { size: size_of::<sys::perf_event_attr>() as u32, ..Default::default() }
 }
 
-fn enable(event: BorrowedFd<'_>) -> io::Result<()> {
+/// Let an event happen: programs run, records are written.
+///
+/// # Errors
+/// With the kernel's errno.
+pub fn enable(event: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: an ioctl without an argument on a perf event.
     unsafe { ioctls::enable(event.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// Run a program whenever the event happens, until the event is closed.
+///
+/// # Errors
+/// With the kernel's errno.
+pub fn set_program(event: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the argument is the descriptor of a program, which the kernel takes a reference to.
+    unsafe { ioctls::set_bpf(event.as_raw_fd(), program.as_raw_fd() as _) }?;
     Ok(())
 }
 
@@ -58,22 +72,18 @@ pub struct Probe<'a> {
     pub cpu: u32,
 }
 
-/// Attach a program to a kernel function. It stays attached until the descriptor is closed.
+/// A perf event for a kernel function, disabled and without a program.
 ///
 /// # Errors
 /// `ENOENT` (return probes before 5.11: `EINVAL`): no such function. `EADDRNOTAVAIL`: several of that name, or it may
 /// not be probed. `EACCES`, `EPERM`: privilege.
-pub fn attach_probe(probe: &Probe<'_>, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub fn open_probe(probe: &Probe<'_>) -> io::Result<OwnedFd> {
     let mut attributes = attributes();
     attributes.type_ = probe.pmu;
     attributes.config = probe.return_bit.map_or(0, |bit| 1 << bit);
     attributes.__bindgen_anon_3.kprobe_func = probe.function.as_ptr() as u64;
     attributes.__bindgen_anon_4.probe_offset = 0;
-    let event = open(&attributes, probe.cpu)?;
-    // SAFETY: the argument is the descriptor of a program, which the kernel takes a reference to.
-    unsafe { ioctls::set_bpf(event.as_raw_fd(), program.as_raw_fd() as _) }?;
-    enable(std::os::fd::AsFd::as_fd(&event))?;
-    Ok(event)
+    open(&attributes, probe.cpu)
 }
 
 /// The event whose ring bpf_perf_event_output() on `cpu` writes to, waking a reader at every record.
@@ -88,12 +98,4 @@ pub fn open_ring(cpu: u32) -> io::Result<OwnedFd> {
     attributes.__bindgen_anon_1.sample_period = 1;
     attributes.__bindgen_anon_2.wakeup_events = 1;
     open(&attributes, cpu)
-}
-
-/// Begin to fill a ring.
-///
-/// # Errors
-/// With the kernel's errno.
-pub fn enable_ring(event: BorrowedFd<'_>) -> io::Result<()> {
-    enable(event)
 }

@@ -311,6 +311,11 @@ impl Btf {
         Btf::from_vec(bytes.to_vec())
     }
 
+    /// BTF without types, for an object that has none.
+    pub fn nothing() -> Btf {
+        Btf { data: vec![0], big_endian: false, strings: (0, 1), index: vec![0] }
+    }
+
     /// As [`Btf::parse`], without a copy.
     ///
     /// # Errors

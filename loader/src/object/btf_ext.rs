@@ -127,9 +127,10 @@ impl<'b> Reader<'_, 'b> {
         match text {
             Some(text) if text.len() <= MAX_TEXT => Ok(text),
             Some(_) => Err(flaw(at, format!("{what}, at string offset {offset}, is longer than {MAX_TEXT} bytes"))),
-            None if offset as usize >= len => {
-                Err(flaw(at, format!("{what} is at string offset {offset}, past the end of the {len} bytes of strings")))
-            }
+            None if offset as usize >= len => Err(flaw(
+                at,
+                format!("{what} is at string offset {offset}, past the end of the {len} bytes of strings"),
+            )),
             None => Err(flaw(at, format!("{what}, at string offset {offset}, is not UTF-8"))),
         }
     }
@@ -174,9 +175,10 @@ impl<'b> Reader<'_, 'b> {
             let count = self.word(at + 4)? as usize;
             let bytes = count.checked_mul(size).filter(|bytes| *bytes <= end - at - STRETCH_HEAD);
             let Some(bytes) = bytes.filter(|_| count > 0) else {
-                let what = format!("{count} {name} records of {size} bytes for section {section}, {} bytes are left", {
-                    end - at - STRETCH_HEAD
-                });
+                let what =
+                    format!("{count} {name} records of {size} bytes for section {section}, {} bytes are left", {
+                        end - at - STRETCH_HEAD
+                    });
                 return Err(flaw(at + 4, what));
             };
             let first = at + STRETCH_HEAD;
@@ -234,7 +236,10 @@ impl<'b> BtfExt<'b> {
         }
         if !data.starts_with(magic) {
             let order = if btf.is_big_endian() { "big" } else { "little" };
-            return Err(flaw(0, format!("does not begin with the magic number eb9f in {order}-endian order, like .BTF")));
+            return Err(flaw(
+                0,
+                format!("does not begin with the magic number eb9f in {order}-endian order, like .BTF"),
+            ));
         }
         if data.get(2..4) != Some(&[1, 0]) {
             return Err(flaw(2, "only version 1 without flags is known"));

@@ -56,6 +56,9 @@ impl Insn {
     /// refuses with "invalid func unknown#195896080" unless it proves that the call is never reached.
     pub const POISON: Insn = Insn { code: CALL, dst: 0, src: 0, off: 0, imm: 0x0bad_2310 };
 
+    /// All zeros, as is the second half of a 64-bit immediate load but for its `imm`.
+    pub const EMPTY: Insn = Insn { code: 0, dst: 0, src: 0, off: 0, imm: 0 };
+
     /// Decodes eight bytes.
     pub fn decode(bytes: [u8; 8], big_endian: bool) -> Insn {
         let [code, regs, o0, o1, i0, i1, i2, i3] = bytes;
@@ -99,6 +102,11 @@ impl Insn {
         matches!(self.class(), class::LDX | class::ST | class::STX)
     }
 
+    /// True for [`Insn::POISON`].
+    pub fn is_poison(self) -> bool {
+        self == Insn::POISON
+    }
+
     /// How many bytes a load or store moves.
     pub fn memory_size(self) -> u32 {
         match self.code & 0x18 {
@@ -132,7 +140,8 @@ impl Insn {
             class::ALU | class::ALU64 => self.alu(),
             class::JMP | class::JMP32 => self.jump(),
             class::LDX => self.load(),
-            class::ST => (self.code & 0xe0 == 0x60).then(|| format!("*({} *){} = {}", self.unsigned(), self.place(self.dst), self.imm)),
+            class::ST => (self.code & 0xe0 == 0x60)
+                .then(|| format!("*({} *){} = {}", self.unsigned(), self.place(self.dst), self.imm)),
             class::STX => self.store(),
             _ => self.special(next),
         };
@@ -147,8 +156,7 @@ impl Insn {
         let wide = self.class() == class::ALU64;
         let register = if wide { 'r' } else { 'w' };
         let dst = format!("{register}{}", self.dst);
-        let operand =
-            if self.is_register_form() { format!("{register}{}", self.src) } else { self.imm.to_string() };
+        let operand = if self.is_register_form() { format!("{register}{}", self.src) } else { self.imm.to_string() };
         let operator = match (self.code & 0xf0, self.off) {
             (0x00, 0) => "+=",
             (0x10, 0) => "-=",
@@ -237,9 +245,7 @@ impl Insn {
         let place = self.place(self.src);
         match self.code & 0xe0 {
             0x60 => Some(format!("r{} = *({} *){place}", self.dst, self.unsigned())),
-            0x80 if self.memory_size() < 8 => {
-                Some(format!("r{} = *(s{} *){place}", self.dst, self.memory_size() * 8))
-            }
+            0x80 if self.memory_size() < 8 => Some(format!("r{} = *(s{} *){place}", self.dst, self.memory_size() * 8)),
             _ => None,
         }
     }

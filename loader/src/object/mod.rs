@@ -6,17 +6,29 @@
 //!
 //! - [`elf`]: the object file, by the `object` crate; [`second_opinion`]: the same bytes by `goblin`, compared.
 //! - [`btf`]: types, members, sizes.
+//! - [`btf_ext`]: which instruction came from which line, and the CO-RE relocations; [`relo`]: what they come to on a given
+//!   kernel; [`insn`]: instructions before and after.
 //! - [`cdef`]: C definitions of kernel types, made from BTF.
 //! - [`source`]: reads BTF from a file, raw or inside an ELF file.
 
 pub mod btf;
+pub mod btf_ext;
 pub mod cdef;
 pub mod elf;
+pub mod facts;
+pub mod helpers;
+pub mod hook;
+pub mod insn;
+pub mod maps;
 pub mod nearest;
+pub mod relo;
 pub mod second_opinion;
 pub mod source;
+pub mod uses;
 
 pub use btf::{Btf, BtfError, Field, Kind, Member, TypeId};
+pub use btf_ext::BtfExt;
 pub use elf::{ObjectFile, Program, Refused};
+pub use relo::Relocations;
 pub use second_opinion::second_opinion;
 pub use source::{KERNEL_BTF, read_btf};

@@ -187,10 +187,7 @@ impl<'b> Types<'b> {
         let is_long = |name: &str| {
             let mut words: Vec<&str> = name.split(' ').collect();
             words.sort_unstable();
-            matches!(
-                words.as_slice(),
-                ["long"] | ["int", "long"] | ["long", "unsigned"] | ["int", "long", "unsigned"]
-            )
+            matches!(words.as_slice(), ["long"] | ["int", "long"] | ["long", "unsigned"] | ["int", "long", "unsigned"])
         };
         let long = btf.ids().filter(|id| btf.kind(*id) == Kind::Int).find_map(|id| {
             let size = btf.int(id)?.size;
@@ -228,7 +225,7 @@ impl<'b> Types<'b> {
 const SHOWN: usize = 256;
 
 /// `text`, cut if it is longer than anybody reads.
-fn cut(text: &str) -> String {
+pub(crate) fn cut(text: &str) -> String {
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),

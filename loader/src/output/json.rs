@@ -9,6 +9,7 @@ use super::summary::{Lost, Process, Summary};
 use super::{Moment, Output, Ready, rfc3339};
 use crate::events::{Flow, KINDS, Kind, Owner, Retransmit, Send, address, comm, state_name};
 use crate::hooks;
+use crate::verify::{self, Report};
 
 /// Version of the event format.
 pub(super) const SCHEMA: u32 = 1;
@@ -157,18 +158,26 @@ struct SummaryRecord<'a> {
     kinds: &'a [u64; KINDS],
     lost: &'a Lost,
     processes: &'a [Process],
+    verified: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct VerifyRecord<'a> {
+    r#type: &'static str,
+    #[serde(flatten)]
+    record: &'a verify::Record,
 }
 
 impl<W: Write> Output for Json<W> {
     fn ready(&mut self, ready: &Ready<'_>) -> io::Result<()> {
-        let hooks = ready.plan.hooks.iter();
+        let hooks = ready.plan.hooks.iter().flat_map(|hook| hook.programs().map(move |program| (hook, program)));
         self.line(&ReadyRecord {
             r#type: "ready",
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION"),
             attach: ready.plan.name,
             hooks: hooks
-                .map(|hook| HookFields { hook: hook.kind, target: hook.target_name(), program: hook.program })
+                .map(|(hook, program)| HookFields { hook: hook.kind, target: hook.target_name(), program })
                 .collect(),
             btf: ready.btf,
             object_sha256: ready.object_sha256,
@@ -215,6 +224,9 @@ impl<W: Write> Output for Json<W> {
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        for record in summary.verify.iter().flat_map(|report| &report.records) {
+            self.line(&VerifyRecord { r#type: "verify", record })?;
+        }
         self.line(&SummaryRecord {
             r#type: "summary",
             retransmits: summary.retransmits,
@@ -222,6 +234,7 @@ impl<W: Write> Output for Json<W> {
             kinds: &summary.kinds,
             lost: &summary.lost,
             processes: &summary.processes,
+            verified: summary.verify.as_ref().and_then(Report::verified),
         })
     }
 

@@ -128,7 +128,13 @@ mod tests {
         };
         let listener = SocketRecord {
             flow,
-            owner: Owner { tgid: 42, uid: 3, how: How::Seed as u8, comm: *b"a\x1b[2J\0\0\0\0\0\0\0\0\0\0\0", ..Owner::default() },
+            owner: Owner {
+                tgid: 42,
+                uid: 3,
+                how: How::Seed as u8,
+                comm: *b"a\x1b[2J\0\0\0\0\0\0\0\0\0\0\0",
+                ..Owner::default()
+            },
             state: 10,
             ..SocketRecord::default()
         };

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use serde::{Serialize, Serializer};
 
 use crate::events::{KINDS, Kind, Owner, ProcessKey, Retransmit, Totals, comm};
+use crate::verify::Report;
 
 /// What did not reach the user, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -78,6 +79,8 @@ pub struct Summary {
     pub lost: Lost,
     /// By process, worst first.
     pub processes: Vec<Process>,
+    /// How that compares with the kernel's counters, if it was asked for.
+    pub verify: Option<Report>,
 }
 
 /// Whose totals an event belongs to.

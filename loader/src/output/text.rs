@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use super::summary::Summary;
 use super::{Moment, Output, Ready, rfc3339};
 use crate::events::{Flow, How, Kind, Owner, Retransmit, Send, address, comm, state_name};
+use crate::verify::{self, Check, Record, Report, Verdict};
 
 /// How many processes the summary shows.
 const WORST: usize = 20;
@@ -52,6 +53,40 @@ fn addresses(flow: &Flow) -> String {
 /// The time of day, to the microsecond.
 fn time_of_day(realtime_ns: u64) -> String {
     rfc3339(realtime_ns).get(11..26).unwrap_or_default().to_string()
+}
+
+/// The comparison with the kernel's counters: a line for each, but for those of namespaces where nothing was sent again.
+fn verified(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    let idle = |records: &[Record]| {
+        let zero = |record: &Record| record.xctl == 0 && record.kernel == Some([0, 0]);
+        records.iter().all(|record| record.verdict == Verdict::Equal && (zero(record) || record.check == Check::Tlp))
+    };
+    let netns: Vec<_> = report.records.chunk_by(|one, next| one.netns == next.netns).collect();
+    let shown: Vec<_> = netns.iter().filter(|records| !idle(records)).collect();
+    if !shown.is_empty() {
+        writeln!(out, "\n{:>10}  {:<12} {:>16} {:>12}  VERDICT", "NETNS", "SEGMENTS", "KERNEL", "XCTL")?;
+    }
+    for record in shown.iter().flat_map(|records| records.iter()) {
+        let kernel = match record.kernel {
+            Some([_, high]) if record.check == Check::Tlp => format!("at most {high}"),
+            kernel => verify::range(kernel),
+        };
+        let (name, verdict) = (record.check.name(), record.verdict.name());
+        write!(out, "{:>10}  {name:<12} {kernel:>16} {:>12}  {verdict}", record.netns, record.xctl)?;
+        match &record.note {
+            Some(note) => writeln!(out, " ({note})")?,
+            None => writeln!(out)?,
+        }
+    }
+    let quiet = netns.len() - shown.len();
+    if quiet > 0 {
+        writeln!(out, "\nin {quiet} network namespaces nothing was sent again, as the kernel says too")?;
+    }
+    match report.verified() {
+        Some(true) => writeln!(out, "verified against the kernel's counters"),
+        Some(false) => writeln!(out, "NOT verified: it differs from the kernel's counters"),
+        None => writeln!(out, "not verified: nothing could be compared"),
+    }
 }
 
 impl<W: Write> Output for Text<W> {
@@ -139,7 +174,8 @@ impl<W: Write> Output for Text<W> {
             .filter(|(_, count)| *count != Some(0))
             .map(|(name, count)| count.map_or_else(|| format!("{name} not known"), |count| format!("{name} {count}")))
             .collect();
-        if lost.is_empty() { writeln!(out, "nothing lost") } else { writeln!(out, "lost: {}", lost.join(", ")) }
+        if lost.is_empty() { writeln!(out, "nothing lost") } else { writeln!(out, "lost: {}", lost.join(", ")) }?;
+        summary.verify.as_ref().map_or(Ok(()), |report| verified(out, report))
     }
 
     fn flush(&mut self) -> io::Result<()> {

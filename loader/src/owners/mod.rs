@@ -1,4 +1,7 @@
-//! Who owned what before we came: every TCP socket that some process holds, as the kernel's own iterators tell.
+//! Who owned what before we came: every TCP socket that some process holds, as the kernel's own iterators tell, or, where
+//! it has none, as [`procfs`] tells.
+
+pub mod procfs;
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
@@ -25,12 +28,39 @@ pub const LIST_CONTEXT: &str = "bpf_iter__tcp";
 /// How often a listing begins anew because the host changed meanwhile.
 const ATTEMPTS: usize = 3;
 
-/// Remember what is open already; how many sockets that was.
+/// Where to learn who holds the sockets that are open already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The kernel's iterator over open files, by [`SEED`].
+    Iterator,
+    /// [`procfs`].
+    Proc,
+    /// Nowhere.
+    None,
+}
+
+/// What was remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seeded {
+    /// Sockets.
+    pub sockets: usize,
+    /// Sockets for which SOCKET_TO_PID had no room, as far as the programs did not count them themselves.
+    pub no_room: u64,
+}
+
+/// Remember what is open already. `cgroup` is the id of the cgroup that the user asked for, or 0.
 ///
 /// # Errors
 /// If the kernel does not let us read.
-pub fn seed(object: &Loaded) -> Result<usize> {
-    Ok(run(object.program(SEED)?).context("cannot read open files")?.len())
+pub fn seed(object: &Loaded, source: Source, cgroup: u64) -> Result<Seeded> {
+    match source {
+        Source::Iterator => {
+            let sockets = run(object.program(SEED)?).context("cannot read open files")?.len();
+            Ok(Seeded { sockets, no_room: 0 })
+        }
+        Source::Proc => procfs::seed(object.map(SOCKETS)?, cgroup),
+        Source::None => Ok(Seeded::default()),
+    }
 }
 
 /// All that an iterator program writes.
@@ -86,7 +116,7 @@ fn order(owner: &Owner, flow: &Flow) -> impl Ord + use<> {
 
 fn list_once(object: &Loaded) -> Result<Listing> {
     let program = object.program(LIST)?;
-    seed(object)?;
+    seed(object, Source::Iterator, 0)?;
     let (mut sockets, mut visited, mut seen) = (Vec::new(), HashSet::new(), HashSet::new());
     // What leads to a namespace can end before we are there, while something else still leads there.
     for _ in 0..ATTEMPTS {
@@ -110,7 +140,11 @@ fn list_once(object: &Loaded) -> Result<Listing> {
 /// What the iterator wrote: records, and nothing else.
 fn parse(bytes: &[u8]) -> Result<impl Iterator<Item = SocketRecord>> {
     let records = bytes.chunks_exact(size_of::<SocketRecord>());
-    ensure!(records.remainder().is_empty(), "a list of sockets of {} bytes, which is no number of records", bytes.len());
+    ensure!(
+        records.remainder().is_empty(),
+        "a list of sockets of {} bytes, which is no number of records",
+        bytes.len()
+    );
     Ok(records.map(SocketRecord::get))
 }
 

@@ -29,12 +29,12 @@ pub fn run(set: Set, family: Family) -> Outcome {
     link.quiet()?;
     let trace = xctl.stop(Signal::SIGINT)?;
 
+    trace.nothing_lost()?;
     let seen = trace.all_of(link.a.inode, &truth.who, truth.flow()?)?;
     ensure!(seen > 0, "no retransmits");
     for record in trace.of(link.a.inode) {
         ensure!(record.at.owner == Owner::Seed, "known by something that happened later: {record:?}");
     }
     trace.all_of(link.b.inode, &receiver.who, truth.flow()?.reversed())?;
-    trace.nothing_lost()?;
     Ok(Verdict::Passed(format!("{seen} retransmits")))
 }

@@ -76,6 +76,7 @@ pub fn closed_pipe(set: Set, family: Family) -> Outcome {
     let began = Instant::now();
     let status = xctl.process.wait()?;
     let took = began.elapsed();
+    link.quiet()?;
     let said = xctl.process.errors();
     ensure!(status.code() == Some(0), "it ended with {status} and said {said:?}");
     ensure!(!said.contains("panicked"), "it panicked: {said:?}");
@@ -89,6 +90,7 @@ pub fn count(set: Set, family: Family) -> Outcome {
     let xctl = Xctl::start(set, &["--count", "3", "--netns", &link.a.path().display().to_string()])?;
     send_all(vec![sender])?;
     let trace = xctl.finish()?;
+    link.quiet()?;
     ensure!(trace.retransmits.len() == 3, "printed {} retransmits", trace.retransmits.len());
     drop(receiver);
     Ok(Verdict::Passed("3 retransmits, then the summary".into()))

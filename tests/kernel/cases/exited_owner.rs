@@ -30,12 +30,12 @@ pub fn run(set: Set, family: Family) -> Outcome {
     link.quiet()?;
     let trace = xctl.stop(Signal::SIGINT)?;
 
+    trace.nothing_lost()?;
     trace.all_of(link.a.inode, &truth.who, truth.flow()?)?;
     for record in trace.of(link.a.inode) {
         ensure!(record.exited || record.mono_ns < gone_ns, "it had exited: {record:?}");
     }
     let after = trace.of(link.a.inode).filter(|record| record.exited).count();
     ensure!(after >= 2, "only {after} retransmits after the process had exited");
-    trace.nothing_lost()?;
     Ok(Verdict::Passed(format!("{after} retransmits after its end")))
 }

@@ -19,7 +19,7 @@ const MAX_SEGS: u64 = 65536 / 1428 + 1;
 pub fn run(set: Set, family: Family) -> Outcome {
     let link = Link::lossy()?;
     let xctl = Xctl::start(set, &[])?;
-    let witness = if set == Set::Kprobe { Some(Witness::of(&xctl.ready.hooks)?) } else { None };
+    let witness = Witness::of(&xctl.ready.hooks)?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let senders = plans(&receiver).into_iter().map(|plan| Sender::new(&link.a, plan)).collect::<Result<Vec<_>>>()?;
     let busy = keep_cpus_busy(&link.a)?;
@@ -28,13 +28,10 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let truths = send_all(senders)?;
     link.quiet()?;
     let after = (Counters::of(&link.a)?, Counters::of(&link.b)?);
-    let missed = witness.as_ref().map_or(Ok(0), Witness::missed)?;
+    let missed = witness.missed()?;
     drop(busy);
     let trace = xctl.stop(Signal::SIGINT)?;
 
-    let of_senders = trace.of(link.a.inode).count();
-    let total = of_senders + trace.of(link.b.inode).count();
-    ensure!(total >= 20, "only {total} retransmits: the link was not lossy enough to tell anything");
     senders_are_named(&trace, &link.a, &truths, missed)?;
     receiver_is_named(&trace, &link.b, &receiver, &truths, missed)?;
     nothing_is_missing(&trace, &link.a, &before.0, &after.0, missed).context("namespace a")?;
@@ -43,6 +40,9 @@ pub fn run(set: Set, family: Family) -> Outcome {
         trace.nothing_lost()?;
     }
 
+    let of_senders = trace.of(link.a.inode).count();
+    let total = of_senders + trace.of(link.b.inode).count();
+    ensure!(total >= 20, "only {total} retransmits: the link was not lossy enough to tell anything");
     let wrong = trace.of(link.a.inode).filter(|record| Some(record.current.pid) != record.at.pid).count();
     let skipped = if missed > 0 { format!(", {missed} probe runs missed") } else { String::new() };
     Ok(Verdict::Passed(format!("{total} retransmits, current wrong in {wrong} of {of_senders}{skipped}")))

@@ -23,6 +23,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let after = Counters::of(&link.a)?;
     let trace = xctl.stop(Signal::SIGINT)?;
 
+    trace.nothing_lost()?;
     let syns = trace.all_of(link.a.inode, &truth.who, truth.flow()?)?;
     ensure!(syns >= 2, "only {syns} retransmits in 3.6 s");
     for record in trace.of(link.a.inode) {
@@ -32,6 +33,5 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let kernel = after.since(&before, "TCPSynRetrans")?;
     let seen = trace.segs(|record| record.at.netns == link.a.inode);
     ensure!(i64::try_from(seen)? == kernel, "TCPSynRetrans: the kernel counted {kernel}, xctl {seen}");
-    trace.nothing_lost()?;
     Ok(Verdict::Passed(format!("{syns} SYNs")))
 }

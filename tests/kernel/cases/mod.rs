@@ -12,10 +12,14 @@ mod lossy_link;
 mod lost_syn;
 mod refusals;
 mod send_events;
+mod sockets;
 mod tuples;
+mod verify;
 
 const BOTH: &[Family] = &[Family::V4, Family::V6];
 const V4: &[Family] = &[Family::V4];
+/// Also the set that `auto` takes only where fentry is missing.
+const EVERY: &[Set] = &[Set::Kprobe, Set::Mixed, Set::Auto, Set::Tracepoint, Set::Fentry];
 const AUTO: &[Set] = &[Set::Auto];
 
 macro_rules! case {
@@ -26,7 +30,7 @@ macro_rules! case {
 
 #[rustfmt::skip]
 pub const ALL: &[Case] = &[
-    case!("lossy_link",           Set::ALL, BOTH, lossy_link::run),
+    case!("lossy_link",           EVERY,    BOTH, lossy_link::run),
     case!("send_events",          Set::ALL, V4,   send_events::run),
     case!("lost_syn",             Set::ALL, BOTH, lost_syn::run),
     case!("same_tuple_two_netns", Set::ALL, V4,   tuples::same_tuple_two_netns),
@@ -39,6 +43,11 @@ pub const ALL: &[Case] = &[
     case!("count",                AUTO,     V4,   ends::count),
     case!("duration",             AUTO,     V4,   ends::duration),
     case!("idle",                 AUTO,     V4,   idle::run),
+    case!("sockets",              AUTO,     BOTH, sockets::run),
+    case!("seeded_from_proc",     AUTO,     BOTH, sockets::seeded_from_proc),
+    case!("verify",               Set::ALL, BOTH, verify::run),
+    case!("verify_failed",        Set::ALL, V4,   verify::failed),
+    case!("verify_difference",    AUTO,     V4,   verify::difference),
     case!("no_privilege",         AUTO,     V4,   refusals::no_privilege),
     case!("no_btf",               AUTO,     V4,   refusals::no_btf),
     case!("no_kprobes",           AUTO,     V4,   refusals::no_kprobes),

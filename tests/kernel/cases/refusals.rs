@@ -6,10 +6,10 @@ use std::thread;
 
 use anyhow::{Context, anyhow, ensure};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 
 use crate::host::{KPROBE_PMU, Set};
 use crate::process::Process;
+use crate::tracefs::private_mounts;
 use crate::xctl::{command, refusal};
 use crate::{Family, Outcome, Verdict};
 
@@ -29,11 +29,9 @@ pub fn no_privilege(_set: Set, _family: Family) -> Outcome {
 pub fn no_btf(_set: Set, _family: Family) -> Outcome {
     const BTF: &str = "/sys/kernel/btf";
     let hidden = || {
-        unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
-        let (nothing, no_text) = (None::<&str>, None::<&str>);
-        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, no_text)
-            .context("making mounts private")?;
-        mount(Some("none"), BTF, Some("tmpfs"), MsFlags::empty(), no_text).with_context(|| format!("hiding {BTF}"))?;
+        private_mounts()?;
+        mount(Some("none"), BTF, Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("hiding {BTF}"))?;
         Process::start("xctl without BTF", command(&["trace", "--json"])?)
     };
     // a thread of its own: only it, and what it starts, sees the changed mounts

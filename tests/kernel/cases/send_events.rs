@@ -23,6 +23,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     link.quiet()?;
     let trace = xctl.stop(Signal::SIGINT)?;
 
+    trace.nothing_lost()?;
     let [truth] = truths.as_slice() else { bail!("one sender expected: {truths:?}") };
     let [sent] = truth.sent.as_slice() else { bail!("one connection expected: {truth:?}") };
     let seen: Vec<_> = trace.sends.iter().filter(|send| send.at.netns == link.a.inode).collect();
@@ -32,6 +33,5 @@ pub fn run(set: Set, family: Family) -> Outcome {
     ensure!(bytes == sent.bytes, "{} bytes sent, {bytes} seen", sent.bytes);
     ensure!(trace.sends.iter().all(|send| send.at.netns != link.b.inode), "the receiver never sends");
     let retransmits = trace.all_of(link.a.inode, &truth.who, sent.flow)?;
-    trace.nothing_lost()?;
     Ok(Verdict::Passed(format!("{SENDS} sends, {retransmits} retransmits")))
 }

@@ -29,12 +29,12 @@ pub fn same_tuple_two_netns(set: Set, family: Family) -> Outcome {
     links.iter().try_for_each(Link::quiet)?;
     let trace = xctl.stop(Signal::SIGINT)?;
 
+    trace.nothing_lost()?;
     ensure!(truths[0].flow()? == truths[1].flow()?, "the test did not make twins: {truths:?}");
     let mut counts = vec![];
     for ((link, truth), receiver) in links.iter().zip(&truths).zip(&receivers) {
         counts.push(all_named(&trace, link, truth, receiver)?);
     }
-    trace.nothing_lost()?;
     Ok(Verdict::Passed(format!("{} and {} retransmits", counts[0], counts[1])))
 }
 
@@ -50,11 +50,11 @@ pub fn v4_mapped(set: Set, _family: Family) -> Outcome {
     link.quiet()?;
     let trace = xctl.stop(Signal::SIGINT)?;
 
+    trace.nothing_lost()?;
     let count = all_named(&trace, &link, &truths[0], &receiver)?;
     for record in trace.of(link.a.inode).chain(trace.of(link.b.inode)) {
         ensure!(record.at.family == "ipv4", "not told as IPv4: {record:?}");
     }
-    trace.nothing_lost()?;
     Ok(Verdict::Passed(format!("{count} retransmits")))
 }
 

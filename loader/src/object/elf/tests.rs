@@ -178,7 +178,10 @@ fn finds_what_is_in_it() {
                 Program { name: "second", section, section_index: PROG.into(), insns: 1, offset: 24, size: 8 },
             ]
         );
-        assert_eq!(file.subprograms, [Program { name: "helper", section: ".text", section_index: TEXT.into(), insns: 2, offset: 0, size: 16 }]);
+        assert_eq!(
+            file.subprograms,
+            [Program { name: "helper", section: ".text", section_index: TEXT.into(), insns: 2, offset: 0, size: 16 }]
+        );
         assert_eq!(file.maps, ["SOCKET_TO_PID", "events"]);
         assert_eq!(file.license.as_deref(), Some("Dual MIT/GPL"));
         assert_eq!(file.btf, Some(sample(big_endian).0.as_slice()));

@@ -73,6 +73,14 @@ impl Pair<'_> {
         (elem(self.local, local), elem(self.target, target))
     }
 
+    fn same_param_count(&self, local: TypeId, target: TypeId) -> bool {
+        self.local.btf.proto_params(local).count() == self.target.btf.proto_params(target).count()
+    }
+
+    fn returns(&self, local: TypeId, target: TypeId) -> (TypeId, TypeId) {
+        (self.local.btf.proto_return(local), self.target.btf.proto_return(target))
+    }
+
     /// Whether the target's type counts as the object's existing: the same kind of thing, whatever is in it. The names of
     /// the types themselves were compared before; those of types that they refer to do not matter.
     pub(super) fn types(&self, local: TypeId, target: TypeId) -> Result<bool, String> {
@@ -99,23 +107,18 @@ impl Pair<'_> {
                 Kind::Ptr => (local, target) = (self.local.btf.target(local), self.target.btf.target(target)),
                 Kind::Array => (local, target) = self.elements(local, target),
                 Kind::FuncProto => {
-                    let mut ours = self.local.btf.proto_params(local);
-                    let mut theirs = self.target.btf.proto_params(target);
-                    loop {
-                        match (ours.next(), theirs.next()) {
-                            (None, None) => break,
-                            (Some(_), None) | (None, Some(_)) => return Ok(false),
-                            (Some(one), Some(two)) => {
-                                let level = level.checked_sub(1).ok_or_else(too_deep)?;
-                                let (one, two) = (self.local.btf.resolve(one.ty), self.target.btf.resolve(two.ty));
-                                if !self.types_at(one, two, level)? {
-                                    return Ok(false);
-                                }
-                            }
+                    if !self.same_param_count(local, target) {
+                        return Ok(false);
+                    }
+                    let params = self.local.btf.proto_params(local).zip(self.target.btf.proto_params(target));
+                    for (one, two) in params {
+                        let level = level.checked_sub(1).ok_or_else(too_deep)?;
+                        let (one, two) = (self.local.btf.resolve(one.ty), self.target.btf.resolve(two.ty));
+                        if !self.types_at(one, two, level)? {
+                            return Ok(false);
                         }
                     }
-                    drop((ours, theirs));
-                    (local, target) = (self.local.btf.proto_return(local), self.target.btf.proto_return(target));
+                    (local, target) = self.returns(local, target);
                 }
                 _ => return Ok(false),
             }
@@ -176,20 +179,16 @@ impl Pair<'_> {
                     (local, target) = self.elements(local, target);
                 }
                 Kind::FuncProto if other == kind => {
-                    let mut ours = self.local.btf.proto_params(local);
-                    let mut theirs = self.target.btf.proto_params(target);
-                    if ours.by_ref().count() != theirs.by_ref().count() {
+                    if !self.same_param_count(local, target) {
                         return Ok(false);
                     }
-                    let params =
-                        self.local.btf.proto_params(local).zip(self.target.btf.proto_params(target));
+                    let params = self.local.btf.proto_params(local).zip(self.target.btf.proto_params(target));
                     for (one, two) in params {
                         if !self.shapes_at(one.ty, two.ty, behind, level - 1)? {
                             return Ok(false);
                         }
                     }
-                    drop((ours, theirs));
-                    (local, target) = (self.local.btf.proto_return(local), self.target.btf.proto_return(target));
+                    (local, target) = self.returns(local, target);
                 }
                 _ => return Ok(false),
             }

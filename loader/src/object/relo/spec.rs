@@ -140,7 +140,10 @@ pub(super) fn parse(
     let mut spec = Spec::new(relocation.root);
     if kind.is_type() {
         if relocation.access != "0" {
-            return Err(format!("a question about a type has the access string {:?}, not \"0\"", cut(relocation.access)));
+            return Err(format!(
+                "a question about a type has the access string {:?}, not \"0\"",
+                cut(relocation.access)
+            ));
         }
         return Ok(spec);
     }

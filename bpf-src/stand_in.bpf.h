@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * Since 6.1 a raw tracepoint program is skipped while it is already running on the same CPU (__bpf_trace_run(),
+ * kernel/trace/bpf_trace.c). It happens: a retransmission in process context (release_sock() works off the backlog with
+ * softirqs enabled) is interrupted by a softirq that retransmits for another socket. So each such tracepoint has a
+ * second program, attached after the first and so called after it, that does the work where the first was skipped.
+ */
+#ifndef XCTL_STAND_IN_BPF_H
+#define XCTL_STAND_IN_BPF_H
+
+/* What the first program has done and the second has not seen yet: the address of the skb or request. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, __u8);
+} HANDLED SEC(".maps");
+
+/* For the first program: false where it cannot tell the second, which then does the work. */
+static __always_inline bool claim(const void *what)
+{
+	__u64 key = (__u64)what;
+	__u8 one = 1;
+
+	return !bpf_map_update_elem(&HANDLED, &key, &one, BPF_ANY);
+}
+
+/* For the second program: true where the first was skipped. */
+static __always_inline bool must_stand_in(const void *what)
+{
+	__u64 key = (__u64)what;
+
+	if (bpf_map_lookup_elem(&HANDLED, &key)) {
+		bpf_map_delete_elem(&HANDLED, &key);
+		return false;
+	}
+	count_lost(STOOD_IN);
+	return true;
+}
+
+#endif

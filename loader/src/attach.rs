@@ -1,0 +1,102 @@
+//! One hook attached, and what stands in the way where that fails.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Error, Result};
+
+use crate::fault::Exit;
+use crate::hooks::{Hook, Kind};
+use crate::kernel::host::KprobePmu;
+use crate::kernel::libbpf::Loaded;
+use crate::kernel::{bpf, perf};
+
+/// How this kernel takes kprobes.
+#[derive(Clone, Copy, Debug)]
+pub struct Probes {
+    /// Its kprobe PMU, if it has one.
+    pub pmu: Option<KprobePmu>,
+    /// A BPF link tells how many runs of a kprobe were skipped (6.7 and newer).
+    pub links_tell_missed: bool,
+}
+
+/// A program that is attached until this is dropped.
+pub struct Attached {
+    hook: Hook,
+    /// A kprobe's link where links tell what was missed.
+    link: Option<OwnedFd>,
+    /// A raw tracepoint, a trampoline, or a kprobe's perf event.
+    _held: OwnedFd,
+}
+
+impl Attached {
+    /// Runs that the kernel skipped; none where it does not tell.
+    ///
+    /// # Errors
+    /// With the kernel's errno.
+    pub fn missed(&self) -> Result<Option<u64>> {
+        match (&self.link, self.hook.kind) {
+            (Some(link), _) => {
+                let missed = bpf::link_missed(link.as_fd());
+                missed.map(Some).with_context(|| format!("cannot ask what {} missed", self.hook.target_name()))
+            }
+            (None, Kind::Kprobe | Kind::Kretprobe) => Ok(None),
+            // These are never skipped.
+            (None, Kind::RawTracepoint | Kind::Fentry | Kind::Fexit) => Ok(Some(0)),
+        }
+    }
+}
+
+/// Attach one of a hook's programs. `cpu` is one that is online.
+///
+/// # Errors
+/// [`Exit::Host`], naming the blocker.
+pub fn attach(hook: &Hook, program: &str, object: &Loaded, probes: &Probes, cpu: u32) -> Result<Attached> {
+    let program = object.program(program)?;
+    let attached = match hook.kind {
+        Kind::RawTracepoint => bpf::attach_raw_tracepoint(hook.target, program).map(|held| (held, None)),
+        Kind::Fentry | Kind::Fexit => bpf::attach_trampoline(program).map(|held| (held, None)),
+        Kind::Kprobe | Kind::Kretprobe => {
+            let pmu = probes.pmu.context("this kernel has no kprobe PMU").context(Exit::Host)?;
+            let return_bit = (hook.kind == Kind::Kretprobe).then_some(pmu.return_bit);
+            perf::open_probe(&perf::Probe { pmu: pmu.pmu, return_bit, function: hook.target, cpu }).and_then(|event| {
+                let link = if probes.links_tell_missed {
+                    Some(bpf::link_perf_event(event.as_fd(), program)?)
+                } else {
+                    perf::set_program(event.as_fd(), program)?;
+                    None
+                };
+                perf::enable(event.as_fd())?;
+                Ok((event, link))
+            })
+        }
+    };
+    let (held, link) = attached.map_err(|error| {
+        let why = blocker(hook.kind, &error);
+        Error::new(error).context(format!("cannot attach to {}: {why}", hook.target_name())).context(Exit::Host)
+    })?;
+    Ok(Attached { hook: *hook, link, _held: held })
+}
+
+/// The kernel's own errno for what it does not support; it was never meant for user space, which has no name for it.
+const ENOTSUPP: i32 = 524;
+
+/// What the errno of an attach call means.
+fn blocker(kind: Kind, error: &io::Error) -> &'static str {
+    match (kind, error.raw_os_error()) {
+        (Kind::RawTracepoint, Some(libc::ENOENT)) => "this kernel has no such tracepoint",
+        (Kind::RawTracepoint, Some(libc::EINVAL)) => {
+            "its arguments are not those in the BTF: give the BTF of exactly this kernel"
+        }
+        (Kind::Fentry | Kind::Fexit, Some(ENOTSUPP | libc::EINVAL | libc::ENODEV)) => {
+            "this kernel has no trampolines for fentry programs: try --attach auto"
+        }
+        // A return probe on a missing function gives EINVAL before 5.11.
+        (_, Some(libc::ENOENT)) | (Kind::Kretprobe, Some(libc::EINVAL)) => "this kernel has no such function",
+        (_, Some(libc::EADDRNOTAVAIL)) => "there are several functions of that name, or it may not be probed",
+        (_, Some(libc::EPERM | libc::EACCES)) => {
+            "not permitted: it needs CAP_PERFMON (CAP_SYS_ADMIN before 5.8), and a kernel that is not locked down"
+        }
+        _ => "the kernel refused",
+    }
+}

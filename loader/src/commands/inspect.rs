@@ -1,0 +1,540 @@
+//! `xctl inspect`: what an object holds, and what its CO-RE relocations come to on the kernel that a BTF describes.
+//!
+//! Needs no privilege and asks the kernel nothing but its BTF file.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Serialize;
+
+use crate::embedded;
+use crate::fault::Exit;
+use crate::object::btf_ext::LineInfo;
+use crate::object::facts::{Facts, FunctionFacts, MapFacts, hex};
+use crate::object::hook::hook;
+use crate::object::relo::patch::Place;
+use crate::object::relo::reach::reachable;
+use crate::object::relo::{Outcome, Relocated, Relocations, Resolver};
+use crate::object::uses::Places;
+use crate::object::{Btf, BtfExt, KERNEL_BTF, ObjectFile, Program, read_btf, second_opinion, source};
+
+/// Version of the JSON document.
+const SCHEMA: u32 = 1;
+
+/// Problems that are listed; a hostile file has as many as it likes.
+const MOST_PROBLEMS: usize = 100;
+
+/// What was asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Args {
+    /// The object; the one inside the binary if there is none.
+    pub object: Option<PathBuf>,
+    /// BTF to resolve against, instead of the running kernel's: raw, or an ELF file with a `.BTF` section.
+    pub btf: Option<PathBuf>,
+    /// One JSON document instead of text.
+    pub json: bool,
+}
+
+/// The BTF that relocations were resolved against.
+#[derive(Debug, Serialize)]
+struct Target {
+    path: String,
+    types: usize,
+    bytes: usize,
+}
+
+/// What is known before the first relocation.
+#[derive(Debug, Serialize)]
+struct Head<'a> {
+    schema: u32,
+    object: String,
+    sha256: String,
+    bytes: usize,
+    #[serde(flatten)]
+    facts: Facts<'a>,
+    btf: Option<Target>,
+}
+
+/// Where an instruction came from.
+#[derive(Debug, Serialize)]
+struct Line<'r> {
+    file: &'r str,
+    line: u32,
+}
+
+/// An instruction, as bytes and as text.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Code {
+    bytes: String,
+    text: String,
+}
+
+/// One side of a relocation.
+#[derive(Debug, Serialize)]
+struct Side {
+    /// Type id of the root type.
+    type_id: u32,
+    #[serde(rename = "type")]
+    ty: String,
+    /// Access string, with the target's own member numbers.
+    spec: String,
+    /// As a C programmer writes it.
+    access: String,
+    /// Bits from the beginning of the root type; null if it is no field.
+    bit_offset: Option<u32>,
+    value: Option<u64>,
+}
+
+/// A relocation.
+#[derive(Debug, Serialize)]
+struct Record<'r> {
+    program: Option<&'r str>,
+    section: &'r str,
+    /// Instruction, counted from the beginning of the program.
+    insn: usize,
+    kind: String,
+    source: Option<Line<'r>>,
+    local: Option<Side>,
+    target: Option<Side>,
+    /// What the instruction gets; null if it is poisoned or refused.
+    value: Option<u64>,
+    /// How many of the target's types have it.
+    matches: usize,
+    /// `applied`, `poisoned`, `refused`, `skipped`, `unresolved`.
+    outcome: &'static str,
+    /// Why it did not resolve, or why an existence check is false.
+    why: Option<&'r str>,
+    before: Code,
+    after: Code,
+}
+
+/// How the relocations came out, and what follows.
+#[derive(Debug, Default, Serialize)]
+struct Verdict {
+    relocations_total: usize,
+    applied: usize,
+    poisoned: usize,
+    refused: usize,
+    skipped: usize,
+    /// Why the object, or a program in it, would not load.
+    problems: Vec<String>,
+    /// Whether everything in it would load, as far as its relocations decide that; null without a BTF.
+    runs: Option<bool>,
+}
+
+impl Verdict {
+    fn problem(&mut self, what: String) {
+        if self.problems.len() < MOST_PROBLEMS {
+            self.problems.push(what);
+        }
+    }
+}
+
+/// Writes what the object holds to `out`.
+///
+/// # Errors
+/// Files that cannot be read; with [`Exit::Object`], an object that is refused, or that would not run on the kernel that
+/// the BTF describes.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
+    let read; // lives as long as the object
+    let (bytes, shown) = match &args.object {
+        None => (embedded::object(), "the object inside this binary".to_owned()),
+        Some(path) => {
+            read = source::read_file(path).map_err(|error| anyhow!(error).context(Exit::Object))?;
+            (read.as_slice(), path.display().to_string())
+        }
+    };
+    let refused = |error: anyhow::Error| error.context(shown.clone()).context(Exit::Object);
+    let object = ObjectFile::parse(bytes).map_err(|error| refused(error.into()))?;
+    second_opinion(bytes, &object).map_err(|error| refused(error.into()))?;
+    let btf = object.btf.map(Btf::parse).transpose().map_err(|error| refused(anyhow!(error).context("its types")))?;
+    let (target, target_facts) = target(args)?;
+
+    let nothing = Btf::nothing();
+    let local = btf.as_ref().unwrap_or(&nothing);
+    let ext = object.btf_ext.filter(|_| btf.is_some()).map(|data| BtfExt::parse(data, local)).transpose();
+    let ext = ext.map_err(|error| refused(error.into()))?.unwrap_or_default();
+    let code = Relocations::new(bytes, &object, local, &ext, target.as_ref());
+    let mut code = code.map_err(|error| refused(error.into()))?;
+    let facts = Facts::of(bytes, &object, btf.as_ref(), &code).map_err(|what| refused(anyhow!(what)))?;
+
+    let sha256 = hex(&hmac_sha256::Hash::hash(bytes));
+    let head = Head { schema: SCHEMA, object: shown.clone(), sha256, bytes: bytes.len(), facts, btf: target_facts };
+    let mut writer: Box<dyn Report> = if args.json { Box::new(Json { out, first: true }) } else { Box::new(Text { out, program: None }) };
+    writer.head(&head)?;
+
+    let mut verdict = Verdict::default();
+    if target.as_ref().is_some_and(|target| target.is_big_endian() == object.is_little_endian) {
+        verdict.problem("the object and the BTF are of different byte order".to_owned());
+    }
+    let view = View { btf: local, target: target.as_ref(), ext: &ext, big_endian: !object.is_little_endian };
+    code.run(
+        |_| true,
+        |relocated| {
+            count(&mut verdict, relocated);
+            writer.relocation(&view.record(relocated))
+        },
+    )?;
+    if target.is_some() {
+        poisoned_programs(&object, &code, &mut verdict);
+        verdict.runs = Some(verdict.problems.is_empty());
+    }
+    writer.verdict(&verdict)?;
+    if verdict.runs == Some(false) {
+        let first = verdict.problems.first().map_or("", String::as_str);
+        let more = verdict.problems.len().saturating_sub(1);
+        let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+        let path = head.btf.as_ref().map_or("", |target| &target.path);
+        return Err(anyhow!("{shown} would not run with the types of {path}: {first}{more}").context(Exit::Object));
+    }
+    Ok(())
+}
+
+/// The types to resolve against. Without an explicit choice, it is no failure that this host has none.
+fn target(args: &Args) -> Result<(Option<Btf>, Option<Target>)> {
+    let path = args.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
+    let bytes = match read_btf(path) {
+        Ok(bytes) => bytes,
+        Err(_) if args.btf.is_none() && !path.exists() => return Ok((None, None)),
+        Err(error) => bail!(anyhow!(error).context("reading BTF")),
+    };
+    let btf = Btf::from_vec(bytes).with_context(|| path.display().to_string())?;
+    let facts = Target { path: path.display().to_string(), types: btf.len(), bytes: btf.bytes().len() };
+    Ok((Some(btf), Some(facts)))
+}
+
+fn place_of(relocated: &Relocated<'_, '_>) -> String {
+    let name = relocated.program.map_or(relocated.section, |program| program.name);
+    format!("program {name}, instruction {}", relocated.index)
+}
+
+fn count(verdict: &mut Verdict, relocated: &Relocated<'_, '_>) {
+    verdict.relocations_total += 1;
+    match &relocated.outcome {
+        Outcome::Applied => verdict.applied += 1,
+        Outcome::Poisoned(_) => verdict.poisoned += 1,
+        Outcome::Skipped => verdict.skipped += 1,
+        Outcome::Unresolved => {}
+        Outcome::Refused(why) => {
+            verdict.refused += 1;
+            verdict.problem(format!("{}: {why}", place_of(relocated)));
+        }
+    }
+}
+
+/// A problem for every program that reaches an instruction that did not resolve.
+fn poisoned_programs(object: &ObjectFile<'_>, code: &Relocations<'_, '_>, verdict: &mut Verdict) {
+    if verdict.poisoned == 0 {
+        return;
+    }
+    let places = Places::new(object);
+    let is_loaded = |function: &&Program<'_>| function.section == ".text" || hook(function.section).autoload;
+    for function in object.programs.iter().chain(&object.subprograms).filter(is_loaded) {
+        let insns: Vec<_> = code.code(function).collect();
+        if !insns.iter().any(|insn| insn.is_poison()) {
+            continue;
+        }
+        let uses = places.of(function, code);
+        let runs = reachable(&insns, |index| !uses.addresses.contains(&index));
+        let reached = insns.iter().zip(runs).position(|(insn, runs)| runs && insn.is_poison());
+        if let Some(index) = reached {
+            verdict.problem(format!(
+                "program {} reaches instruction {index}, which accesses something that is not there",
+                function.name
+            ));
+        }
+    }
+}
+
+/// What it takes to show a relocation.
+struct View<'r> {
+    btf: &'r Btf,
+    target: Option<&'r Btf>,
+    ext: &'r BtfExt<'r>,
+    big_endian: bool,
+}
+
+impl<'r> View<'r> {
+    fn record<'s>(&self, relocated: &'s Relocated<'s, '_>) -> Record<'s>
+    where
+        'r: 's,
+    {
+        let relocation = &relocated.relocation;
+        let (outcome, why) = match &relocated.outcome {
+            Outcome::Applied => ("applied", None),
+            Outcome::Poisoned(why) => ("poisoned", Some(why)),
+            Outcome::Refused(why) => ("refused", Some(why)),
+            Outcome::Skipped => ("skipped", None),
+            Outcome::Unresolved => ("unresolved", None),
+        };
+        let resolution = relocated.resolution.as_deref();
+        let missing = resolution.and_then(|resolution| resolution.missing.as_ref());
+        let described = match resolution {
+            Some(resolution) => Ok((resolution.kind, resolution.local.clone(), resolution.local_value)),
+            None => Resolver::describe(self.btf, relocation),
+        };
+        let side = |btf: &Btf, spec: &crate::object::relo::Spec, kind: crate::object::relo::RelocationKind, value| Side {
+            type_id: spec.root.0,
+            ty: crate::object::relo::type_name(btf, spec.root),
+            spec: spec.raw_text(),
+            access: spec.text(btf, kind),
+            bit_offset: kind.is_field().then_some(spec.bit_offset),
+            value,
+        };
+        let local = described.as_ref().ok().map(|(kind, spec, value)| side(self.btf, spec, *kind, Some(*value)));
+        let target = resolution.and_then(|resolution| {
+            let spec = resolution.target.as_ref()?;
+            Some(side(self.target?, spec, resolution.kind, resolution.value))
+        });
+        let kind = described.map_or_else(|_| format!("kind {}", relocation.kind), |(kind, ..)| kind.label().to_owned());
+        let done = matches!(relocated.outcome, Outcome::Applied);
+        Record {
+            program: relocated.program.map(|program| program.name),
+            section: relocated.section,
+            insn: relocated.index,
+            kind,
+            source: self.line(relocated.section, relocation.offset),
+            local,
+            target,
+            value: resolution.and_then(|resolution| resolution.value).filter(|_| done),
+            matches: resolution.map_or(0, |resolution| resolution.matches),
+            outcome,
+            why: why.or(missing).map(String::as_str),
+            before: self.code(&relocated.before),
+            after: self.code(&relocated.after),
+        }
+    }
+
+    fn code(&self, place: &Place) -> Code {
+        Code { bytes: hex(&place.bytes(self.big_endian)), text: place.text() }
+    }
+
+    /// The source line that an instruction came from.
+    fn line(&self, section: &str, offset: u32) -> Option<Line<'r>> {
+        let stretch = self.ext.lines.iter().find(|stretch| stretch.section == section)?;
+        let after = stretch.records.partition_point(|line| line.offset <= offset);
+        let found: &LineInfo = stretch.records.get(after.checked_sub(1)?)?;
+        Some(Line { file: self.btf.string(found.file)?, line: found.line })
+    }
+}
+
+/// A form of output.
+trait Report {
+    fn head(&mut self, head: &Head<'_>) -> Result<()>;
+    fn relocation(&mut self, record: &Record<'_>) -> Result<()>;
+    fn verdict(&mut self, verdict: &Verdict) -> Result<()>;
+}
+
+/// One JSON document, written as it becomes known: an object may have more relocations than memory should hold.
+struct Json<'w> {
+    out: &'w mut dyn Write,
+    first: bool,
+}
+
+impl Report for Json<'_> {
+    fn head(&mut self, head: &Head<'_>) -> Result<()> {
+        let text = serde_json::to_string(head)?;
+        let open = text.strip_suffix('}').unwrap_or(&text);
+        write!(self.out, "{open},\"relocations\":[").context("writing the report")
+    }
+
+    fn relocation(&mut self, record: &Record<'_>) -> Result<()> {
+        let comma = if std::mem::take(&mut self.first) { "" } else { "," };
+        write!(self.out, "{comma}{}", serde_json::to_string(record)?).context("writing the report")
+    }
+
+    fn verdict(&mut self, verdict: &Verdict) -> Result<()> {
+        let text = serde_json::to_string(verdict)?;
+        let members = text.strip_prefix('{').unwrap_or(&text);
+        writeln!(self.out, "],{members}").context("writing the report")?;
+        self.out.flush().context("writing the report")
+    }
+}
+
+/// For people.
+struct Text<'w> {
+    out: &'w mut dyn Write,
+    /// The program whose relocations are being listed.
+    program: Option<String>,
+}
+
+/// Text of an untrusted file, without what would steer a terminal.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+fn list<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
+    let names: Vec<String> = names.into_iter().map(|name| plain(name.as_ref())).collect();
+    names.join(", ")
+}
+
+impl Text<'_> {
+    fn line(&mut self, text: &str) -> Result<()> {
+        writeln!(self.out, "{text}").context("writing the report")
+    }
+
+    /// A line that is left out if there is nothing in it.
+    fn item(&mut self, name: &str, text: &str) -> Result<()> {
+        if text.is_empty() { Ok(()) } else { self.line(&format!("    {name:<10}{text}")) }
+    }
+
+    fn function(&mut self, function: &FunctionFacts<'_>) -> Result<()> {
+        let total = if function.insns_total == function.insns {
+            String::new()
+        } else {
+            format!(" ({} with the functions it calls)", function.insns_total)
+        };
+        self.line(&format!("  {}: {} instructions{total}", plain(function.name), function.insns))?;
+        if let Some(kind) = function.hook {
+            let target = function.target.map(|target| format!(" {}", plain(target))).unwrap_or_default();
+            let known = function.program_type.map_or(", not known to libbpf".to_owned(), |ty| format!(", type {ty}"));
+            let sleeps = if function.sleepable { ", may sleep" } else { "" };
+            let waits = if function.autoload { "" } else { ", not loaded by default" };
+            self.item("hook", &format!("{}{target}{known}{sleeps}{waits}", plain(kind)))?;
+        }
+        self.item("helpers", &list(&function.helpers))?;
+        self.item("kfuncs", &list(&function.kfuncs))?;
+        self.item("calls", &list(&function.calls))?;
+        self.item("maps", &list(&function.maps))?;
+        self.item("variables", &list(&function.variables))?;
+        self.item("externs", &list(&function.externs))
+    }
+
+    fn map(&mut self, map: &MapFacts, name: &str) -> Result<()> {
+        let sized = |size: Option<u32>, ty: &Option<String>| match (size, ty) {
+            (Some(size), Some(ty)) => format!("{size} bytes ({})", plain(ty)),
+            (Some(size), None) => format!("{size} bytes"),
+            (None, _) => "unset".to_owned(),
+        };
+        let entries = map.max_entries.map_or("unset".to_owned(), |entries| entries.to_string());
+        let flags = if map.flags == 0 {
+            String::new()
+        } else {
+            format!(", flags {:#x} ({})", map.flags, list(&map.flag_names))
+        };
+        let pinned = if map.pinned { ", pinned by name" } else { "" };
+        let implicit = if map.implicit { ", made by libbpf for the variables" } else { "" };
+        self.line(&format!(
+            "  {}: {}, key {}, value {}, entries {entries}{flags}{pinned}{implicit}",
+            plain(name),
+            map.map_type,
+            sized(map.key_size, &map.key),
+            sized(map.value_size, &map.value)
+        ))?;
+        if let Some(inner) = &map.inner {
+            self.map(inner, &format!("  inside {name}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Report for Text<'_> {
+    fn head(&mut self, head: &Head<'_>) -> Result<()> {
+        let facts = &head.facts;
+        self.line(&format!("object       {}", head.object))?;
+        self.line(&format!("sha256       {}", head.sha256))?;
+        self.line(&format!(
+            "file         {} bytes, ELF for BPF, {}-endian, {} sections, {} symbols, {} relocations, {} types",
+            head.bytes,
+            facts.endian,
+            facts.sections.len(),
+            facts.symbols,
+            facts.elf_relocations,
+            facts.types
+        ))?;
+        self.line(&format!("license      {}", facts.license.as_deref().map_or("none".to_owned(), plain)))?;
+        self.line(&match &head.btf {
+            Some(btf) => format!("resolved by  {} ({} types, {} bytes)", btf.path, btf.types, btf.bytes),
+            None => "resolved by  nothing: this host has no BTF, --btf FILE takes another's".to_owned(),
+        })?;
+        self.line(&format!("\nsections ({})", facts.sections.len()))?;
+        for section in &facts.sections {
+            let (name, kind) = (plain(section.name), &section.section_type);
+            self.line(&format!("  {:>8} bytes at {:>8}  {kind:<10} {:<3} {name}", section.size, section.offset, section.flags))?;
+        }
+        self.line(&format!("\nprograms ({})", facts.programs.len()))?;
+        for program in &facts.programs {
+            self.function(program)?;
+        }
+        if !facts.functions.is_empty() {
+            self.line(&format!("\nfunctions that programs call ({})", facts.functions.len()))?;
+            for function in &facts.functions {
+                self.function(function)?;
+            }
+        }
+        self.line(&format!("\nmaps ({})", facts.maps.len()))?;
+        for map in &facts.maps {
+            self.map(map, &map.name)?;
+        }
+        self.line(&format!("\nvariables ({})", facts.variables.len()))?;
+        for variable in &facts.variables {
+            let ty = variable.ty.as_deref().map(|ty| format!(" {}", plain(ty))).unwrap_or_default();
+            let value = variable.value.as_ref().filter(|value| value.bytes().any(|digit| digit != b'0'));
+            let value = value.map(|value| format!(" = {value}")).unwrap_or_default();
+            self.line(&format!(
+                "  {}:{ty}, {} bytes at {} of {}{value}",
+                plain(variable.name),
+                variable.size,
+                variable.offset,
+                plain(variable.section)
+            ))?;
+        }
+        if !facts.externs.is_empty() {
+            let names = facts.externs.iter().map(|e| format!("{}{}", e.name, if e.weak { " (may be missing)" } else { "" }));
+            self.line(&format!("\nexpected from outside: {}", list(names)))?;
+        }
+        self.line("\nCO-RE relocations")
+    }
+
+    fn relocation(&mut self, record: &Record<'_>) -> Result<()> {
+        let name = record.program.unwrap_or(record.section);
+        if self.program.as_deref() != Some(name) {
+            self.line(&format!("  {}", plain(name)))?;
+            self.program = Some(name.to_owned());
+        }
+        let access = record.local.as_ref().map_or("?", |local| &local.access);
+        let was = record.local.as_ref().and_then(|local| local.value).map(|value| format!("{value} here"));
+        let is = match (record.outcome, record.value) {
+            ("applied", Some(value)) => Some(format!("{value} there")),
+            ("unresolved", _) => None,
+            (outcome, _) => Some(outcome.to_owned()),
+        };
+        let values: Vec<String> = was.into_iter().chain(is).collect();
+        let why = record.why.map(|why| format!(": {}", plain(why))).unwrap_or_default();
+        let source = record.source.as_ref().map(|source| format!("  [{}:{}]", plain(source.file), source.line));
+        self.line(&format!(
+            "    {:>5}  {:<14} {}: {}{why}{}",
+            record.insn,
+            record.kind,
+            plain(access),
+            values.join(", "),
+            source.unwrap_or_default()
+        ))?;
+        let spaced = |code: &Code| {
+            let pairs: Vec<&str> = (0..code.bytes.len()).step_by(2).filter_map(|at| code.bytes.get(at..at + 2)).collect();
+            format!("{}  {}", pairs.join(" "), code.text)
+        };
+        self.line(&format!("             {}", spaced(&record.before)))?;
+        if record.after == record.before {
+            return Ok(());
+        }
+        self.line(&format!("          -> {}", spaced(&record.after)))
+    }
+
+    fn verdict(&mut self, verdict: &Verdict) -> Result<()> {
+        self.line(&format!(
+            "\n{} relocations: {} applied, {} poisoned, {} refused, {} skipped",
+            verdict.relocations_total, verdict.applied, verdict.poisoned, verdict.refused, verdict.skipped
+        ))?;
+        for problem in &verdict.problems {
+            self.line(&format!("  {}", plain(problem)))?;
+        }
+        self.line(match verdict.runs {
+            None => "not resolved: there is no BTF to say whether it would run",
+            Some(true) => "as far as relocations decide, it would run there",
+            Some(false) => "it would not run there",
+        })?;
+        self.out.flush().context("writing the report")
+    }
+}

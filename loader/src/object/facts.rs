@@ -1,0 +1,344 @@
+//! What an object holds, collected for a reader: programs, maps, variables. Names as the object has them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::btf::{Btf, Kind, TypeId};
+use super::elf::{ObjectFile, Program};
+use super::helpers;
+use super::hook::hook;
+use super::maps::{self, MapDefinition};
+use super::relo::{Relocations, type_name};
+use super::uses::{Places, Uses, is_data};
+
+/// Bytes of a variable's initial value that are shown.
+const MOST_VALUE: usize = 64;
+
+/// Functions may share instructions only in files made by hand; reading each one's must not cost more than this many times
+/// the whole file.
+const MOST_OVERLAP: u64 = 4;
+
+/// A section of the file.
+#[derive(Clone, Debug, Serialize)]
+pub struct SectionFacts<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its type's name.
+    #[serde(rename = "type")]
+    pub section_type: String,
+    /// `A`llocated, `W`ritable, e`X`ecutable.
+    pub flags: String,
+    /// Where it begins in the file, in bytes.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A program, or a function that programs call.
+#[derive(Clone, Debug, Serialize)]
+pub struct FunctionFacts<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The section that it is in.
+    pub section: &'a str,
+    /// The kind of hook that a program asks for, such as `kprobe`; null for functions in `.text`.
+    pub hook: Option<&'a str>,
+    /// What the hook is on, such as a kernel function.
+    pub target: Option<&'a str>,
+    /// Its type, as bpftool names it.
+    pub program_type: Option<&'static str>,
+    /// May sleep.
+    pub sleepable: bool,
+    /// Loaded unless somebody says otherwise.
+    pub autoload: bool,
+    /// Instructions of its own.
+    pub insns: usize,
+    /// Instructions with all functions that it calls, which libbpf appends: what the verifier sees.
+    pub insns_total: usize,
+    /// Helpers that it or a function it calls calls.
+    pub helpers: Vec<String>,
+    /// Kernel functions, likewise.
+    pub kfuncs: BTreeSet<&'a str>,
+    /// Functions of this object that it calls, directly or not.
+    pub calls: BTreeSet<&'a str>,
+    /// Maps, likewise.
+    pub maps: BTreeSet<&'a str>,
+    /// Global variables, likewise.
+    pub variables: BTreeSet<&'a str>,
+    /// Variables of the kernel or its configuration, likewise.
+    pub externs: BTreeSet<&'a str>,
+}
+
+/// A map.
+#[derive(Clone, Debug, Serialize)]
+pub struct MapFacts {
+    /// Its name.
+    pub name: String,
+    /// Its type's name: `hash`, `array`, ...
+    #[serde(rename = "type")]
+    pub map_type: &'static str,
+    /// Bytes of a key.
+    pub key_size: Option<u32>,
+    /// The key's C type.
+    pub key: Option<String>,
+    /// Bytes of a value.
+    pub value_size: Option<u32>,
+    /// The value's C type.
+    pub value: Option<String>,
+    /// Entries; null if whoever loads the object sets it, or libbpf does.
+    pub max_entries: Option<u32>,
+    /// `BPF_F_*`, as a number.
+    pub flags: u32,
+    /// The names of the flags.
+    pub flag_names: Vec<&'static str>,
+    /// Pinned by name in the BPF file system.
+    pub pinned: bool,
+    /// What it means depends on the type.
+    pub extra: Option<u64>,
+    /// What is in a map of maps.
+    pub inner: Option<Box<MapFacts>>,
+    /// Made by libbpf for a section of variables.
+    pub implicit: bool,
+}
+
+/// A global variable.
+#[derive(Clone, Debug, Serialize)]
+pub struct VariableFacts<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// `.data`, `.rodata`, `.bss`, ...
+    pub section: &'a str,
+    /// Bytes from the beginning of the section.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Its C type, if the BTF has it.
+    #[serde(rename = "type")]
+    pub ty: Option<String>,
+    /// Its initial value: bytes in hexadecimal. Null if it is longer than 64 bytes.
+    pub value: Option<String>,
+}
+
+/// A variable or function that the object expects from outside.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExternFacts<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// May be missing.
+    pub weak: bool,
+}
+
+/// What an object holds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Facts<'a> {
+    /// `little` or `big`.
+    pub endian: &'static str,
+    /// The license, as the kernel will see it.
+    pub license: Option<String>,
+    /// Sections, without the empty first one.
+    pub sections: Vec<SectionFacts<'a>>,
+    /// How many symbols.
+    pub symbols: usize,
+    /// How many relocations of the ELF file (CO-RE relocations are not among them).
+    pub elf_relocations: usize,
+    /// Types in the object's BTF.
+    pub types: usize,
+    /// Programs.
+    pub programs: Vec<FunctionFacts<'a>>,
+    /// Functions in `.text`.
+    pub functions: Vec<FunctionFacts<'a>>,
+    /// Maps.
+    pub maps: Vec<MapFacts>,
+    /// Global variables.
+    pub variables: Vec<VariableFacts<'a>>,
+    /// What it expects from outside.
+    pub externs: Vec<ExternFacts<'a>>,
+}
+
+impl<'a> Facts<'a> {
+    /// Collects them. `code` is the object's, before its relocations ran.
+    ///
+    /// # Errors
+    /// Why libbpf would not take a map, or that the functions overlap each other.
+    pub fn of(
+        bytes: &[u8],
+        object: &ObjectFile<'a>,
+        btf: Option<&Btf>,
+        code: &Relocations<'_, 'a>,
+    ) -> Result<Self, String> {
+        let places = Places::new(object);
+        let functions = Functions::of(bytes, object, &places, code)?;
+        Ok(Facts {
+            endian: if object.is_little_endian { "little" } else { "big" },
+            license: object.license.clone(),
+            sections: object.sections.iter().skip(1).map(section).collect(),
+            symbols: object.symbols.len(),
+            elf_relocations: object.relocations.len(),
+            types: btf.map_or(0, Btf::len),
+            programs: object.programs.iter().map(|program| functions.facts(program)).collect(),
+            functions: object.subprograms.iter().map(|function| functions.facts(function)).collect(),
+            maps: all_maps(object, btf)?,
+            variables: variables(bytes, btf, &places),
+            externs: externs(object),
+        })
+    }
+}
+
+fn section<'a>(section: &super::elf::Section<'a>) -> SectionFacts<'a> {
+    let section_type = match section.section_type {
+        1 => "PROGBITS".to_owned(),
+        2 => "SYMTAB".to_owned(),
+        3 => "STRTAB".to_owned(),
+        4 => "RELA".to_owned(),
+        8 => "NOBITS".to_owned(),
+        9 => "REL".to_owned(),
+        other => format!("{other:#x}"),
+    };
+    let flag = |bit: u64, letter: char| (section.flags & bit != 0).then_some(letter);
+    let flags = [flag(2, 'A'), flag(1, 'W'), flag(4, 'X')].into_iter().flatten().collect();
+    SectionFacts { name: section.name, section_type, flags, offset: section.offset, size: section.size }
+}
+
+/// What every function uses by itself, to be added up along calls.
+struct Functions<'o, 'a> {
+    all: BTreeMap<(usize, u64), (&'o Program<'a>, Uses<'a>)>,
+}
+
+impl<'o, 'a> Functions<'o, 'a> {
+    fn of(
+        bytes: &[u8],
+        object: &'o ObjectFile<'a>,
+        places: &Places<'o, 'a>,
+        code: &Relocations<'_, 'a>,
+    ) -> Result<Self, String> {
+        let functions = || object.programs.iter().chain(&object.subprograms);
+        let total: u64 = functions().map(|function| function.size).fold(0, u64::saturating_add);
+        if total > MOST_OVERLAP * bytes.len() as u64 {
+            return Err("its functions overlap each other".to_owned());
+        }
+        let all = functions().map(|function| {
+            let uses = places.of(function, code);
+            ((function.section_index, function.offset), (function, uses))
+        });
+        Ok(Functions { all: all.collect() })
+    }
+
+    fn facts(&self, function: &Program<'a>) -> FunctionFacts<'a> {
+        let mut seen = BTreeSet::new();
+        let mut todo = vec![(function.section_index, function.offset)];
+        let mut helpers = BTreeSet::new();
+        let hook = (function.section != ".text").then(|| hook(function.section));
+        let mut facts = FunctionFacts {
+            name: function.name,
+            section: function.section,
+            hook: hook.map(|hook| hook.kind),
+            target: hook.map(|hook| hook.target).filter(|target| !target.is_empty()),
+            program_type: hook.and_then(|hook| hook.program_type),
+            sleepable: hook.is_some_and(|hook| hook.sleepable),
+            autoload: hook.is_none_or(|hook| hook.autoload),
+            insns: function.insns,
+            insns_total: 0,
+            helpers: Vec::new(),
+            kfuncs: BTreeSet::new(),
+            calls: BTreeSet::new(),
+            maps: BTreeSet::new(),
+            variables: BTreeSet::new(),
+            externs: BTreeSet::new(),
+        };
+        while let Some(place) = todo.pop() {
+            if !seen.insert(place) {
+                continue;
+            }
+            let Some((called, uses)) = self.all.get(&place) else { continue };
+            if seen.len() > 1 {
+                facts.calls.insert(called.name);
+            }
+            facts.insns_total += called.insns;
+            helpers.extend(&uses.helpers);
+            facts.kfuncs.extend(&uses.kfuncs);
+            facts.maps.extend(&uses.maps);
+            facts.variables.extend(&uses.variables);
+            facts.externs.extend(&uses.externs);
+            todo.extend(&uses.functions);
+        }
+        let name = |number: &i32| helpers::name(*number).map_or_else(|| format!("helper#{number}"), str::to_owned);
+        facts.helpers = helpers.iter().map(name).collect();
+        facts
+    }
+}
+
+fn map_facts(name: String, map: &MapDefinition) -> MapFacts {
+    MapFacts {
+        name,
+        map_type: map.type_name(),
+        key_size: map.key_size,
+        key: map.key.clone(),
+        value_size: map.value_size,
+        value: map.value.clone(),
+        max_entries: map.max_entries,
+        flags: map.flags.unwrap_or(0),
+        flag_names: map.flag_names(),
+        pinned: map.pinning.is_some_and(|pinning| pinning != 0),
+        extra: map.extra,
+        inner: map.inner.as_ref().map(|inner| Box::new(map_facts(String::new(), inner))),
+        implicit: false,
+    }
+}
+
+/// The maps that the object defines, and those that libbpf makes for its variables.
+fn all_maps(object: &ObjectFile<'_>, btf: Option<&Btf>) -> Result<Vec<MapFacts>, String> {
+    let mut all = Vec::new();
+    for name in &object.maps {
+        let definition = match btf {
+            Some(btf) => maps::definition(btf, name)?,
+            None => None,
+        };
+        all.push(map_facts(name.clone(), &definition.unwrap_or_default()));
+    }
+    for section in object.sections.iter().filter(|section| is_data(section) && section.size > 0) {
+        let read_only = section.name.starts_with(".rodata");
+        let definition = MapDefinition {
+            map_type: Some(2),
+            key_size: Some(4),
+            value_size: u32::try_from(section.size).ok(),
+            max_entries: Some(1),
+            // BPF_F_RDONLY_PROG. Where the kernel can, libbpf adds BPF_F_MMAPABLE.
+            flags: read_only.then_some(1 << 7),
+            ..MapDefinition::default()
+        };
+        all.push(MapFacts { implicit: true, ..map_facts(section.name.to_owned(), &definition) });
+    }
+    Ok(all)
+}
+
+fn variables<'a>(bytes: &[u8], btf: Option<&Btf>, places: &Places<'_, 'a>) -> Vec<VariableFacts<'a>> {
+    let mut types: BTreeMap<&str, TypeId> = BTreeMap::new();
+    if let Some(btf) = btf {
+        types.extend(btf.ids().filter(|id| btf.kind(*id) == Kind::Var).map(|id| (btf.name(id), btf.target(id))));
+    }
+    let one = |(section, symbol): (&super::elf::Section<'a>, &super::elf::Symbol<'a>)| {
+        let start = usize::try_from(symbol.value).ok();
+        let size = usize::try_from(symbol.size).ok().filter(|size| *size <= MOST_VALUE);
+        let value = start.zip(size).and_then(|(start, size)| section.bytes(bytes).get(start..start.checked_add(size)?));
+        VariableFacts {
+            name: symbol.name,
+            section: section.name,
+            offset: symbol.value,
+            size: symbol.size,
+            ty: btf.zip(types.get(symbol.name)).map(|(btf, ty)| type_name(btf, *ty)),
+            value: value.map(hex),
+        }
+    };
+    places.variables().map(one).collect()
+}
+
+fn externs<'a>(object: &ObjectFile<'a>) -> Vec<ExternFacts<'a>> {
+    let outside = object.symbols.iter().skip(1).filter(|symbol| symbol.section == 0 && !symbol.name.is_empty());
+    outside.map(|symbol| ExternFacts { name: symbol.name, weak: symbol.bind == 2 }).collect()
+}
+
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,143 @@
+//! What a program's section name asks for: `SEC("kprobe/tcp_sendmsg")`. The names are libbpf's conventions
+//! (`section_defs` in its src/libbpf.c).
+
+/// What a section name says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook<'a> {
+    /// The kind of hook, spelt out where libbpf has several spellings: `raw_tracepoint` for `raw_tp`.
+    pub kind: &'a str,
+    /// What it is on, such as a kernel function; empty if the name does not say, or there is nothing to say.
+    pub target: &'a str,
+    /// The program's type as libbpf and bpftool call it; `None` for names that libbpf does not know, where whoever loads
+    /// the object must say it.
+    pub program_type: Option<&'static str>,
+    /// May sleep.
+    pub sleepable: bool,
+    /// Loaded unless somebody says otherwise: the name has no `?` in front.
+    pub autoload: bool,
+}
+
+/// Kinds that are followed by what they are on: spelling, kind, program type.
+const ON_SOMETHING: &[(&str, &str, &str)] = &[
+    ("kprobe", "kprobe", "kprobe"),
+    ("kretprobe", "kretprobe", "kprobe"),
+    ("uprobe", "uprobe", "kprobe"),
+    ("uretprobe", "uretprobe", "kprobe"),
+    ("ksyscall", "ksyscall", "kprobe"),
+    ("kretsyscall", "kretsyscall", "kprobe"),
+    ("usdt", "usdt", "kprobe"),
+    ("kprobe.multi", "kprobe.multi", "kprobe"),
+    ("kretprobe.multi", "kretprobe.multi", "kprobe"),
+    ("kprobe.session", "kprobe.session", "kprobe"),
+    ("uprobe.multi", "uprobe.multi", "kprobe"),
+    ("uretprobe.multi", "uretprobe.multi", "kprobe"),
+    ("uprobe.session", "uprobe.session", "kprobe"),
+    ("tracepoint", "tracepoint", "tracepoint"),
+    ("tp", "tracepoint", "tracepoint"),
+    ("raw_tracepoint", "raw_tracepoint", "raw_tracepoint"),
+    ("raw_tp", "raw_tracepoint", "raw_tracepoint"),
+    ("raw_tracepoint.w", "raw_tracepoint.w", "raw_tracepoint_writable"),
+    ("raw_tp.w", "raw_tracepoint.w", "raw_tracepoint_writable"),
+    ("tp_btf", "tp_btf", "tracing"),
+    ("fentry", "fentry", "tracing"),
+    ("fexit", "fexit", "tracing"),
+    ("fsession", "fsession", "tracing"),
+    ("fmod_ret", "fmod_ret", "tracing"),
+    ("iter", "iter", "tracing"),
+    ("freplace", "freplace", "ext"),
+    ("lsm", "lsm", "lsm"),
+    ("lsm_cgroup", "lsm_cgroup", "lsm"),
+    ("struct_ops", "struct_ops", "struct_ops"),
+];
+
+/// Kinds that say it all: the name up to the first slash, and the program type.
+const ON_THEIR_OWN: &[(&str, &str)] = &[
+    ("socket", "socket_filter"),
+    ("sk_reuseport", "sk_reuseport"),
+    ("tc", "sched_cls"),
+    ("tcx", "sched_cls"),
+    ("classifier", "sched_cls"),
+    ("action", "sched_act"),
+    ("netkit", "sched_cls"),
+    ("syscall", "syscall"),
+    ("xdp", "xdp"),
+    ("xdp.frags", "xdp"),
+    ("perf_event", "perf_event"),
+    ("lwt_in", "lwt_in"),
+    ("lwt_out", "lwt_out"),
+    ("lwt_xmit", "lwt_xmit"),
+    ("lwt_seg6local", "lwt_seg6local"),
+    ("sockops", "sock_ops"),
+    ("sk_skb", "sk_skb"),
+    ("sk_msg", "sk_msg"),
+    ("lirc_mode2", "lirc_mode2"),
+    ("flow_dissector", "flow_dissector"),
+    ("cgroup_skb", "cgroup_skb"),
+    ("sk_lookup", "sk_lookup"),
+    ("netfilter", "netfilter"),
+];
+
+/// The program type of `cgroup/NAME`.
+fn cgroup(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "skb" => "cgroup_skb",
+        "sock_create" | "sock_release" | "sock" | "post_bind4" | "post_bind6" => "cgroup_sock",
+        "sysctl" => "cgroup_sysctl",
+        "getsockopt" | "setsockopt" => "cgroup_sockopt",
+        "dev" => "cgroup_device",
+        _ => {
+            let verbs = ["bind", "connect", "sendmsg", "recvmsg", "getpeername", "getsockname"];
+            let rest = verbs.iter().find_map(|verb| name.strip_prefix(verb))?;
+            if !matches!(rest, "4" | "6" | "_unix") || name == "bind_unix" {
+                return None;
+            }
+            "cgroup_sock_addr"
+        }
+    })
+}
+
+/// What a section name says.
+pub fn hook(section: &str) -> Hook<'_> {
+    let (name, autoload) = match section.strip_prefix('?') {
+        Some(name) => (name, false),
+        None => (section, true),
+    };
+    let (kind, target) = name.split_once('/').unwrap_or((name, ""));
+    let (awake, sleepable) = match kind.strip_suffix(".s") {
+        Some(awake) => (awake, true),
+        None => (kind, kind == "syscall"),
+    };
+    if let Some((_, kind, program_type)) = ON_SOMETHING.iter().find(|(spelling, ..)| *spelling == awake) {
+        return Hook { kind, target, program_type: Some(program_type), sleepable, autoload };
+    }
+    let program_type = match kind {
+        "cgroup" => cgroup(target),
+        _ => ON_THEIR_OWN.iter().find(|(spelling, _)| *spelling == kind).map(|(_, program_type)| *program_type),
+    };
+    Hook { kind: name, target: "", program_type, sleepable, autoload }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_libbpf_would_make_of_it() {
+        let says = |section| {
+            let hook = hook(section);
+            (hook.kind, hook.target, hook.program_type, hook.sleepable, hook.autoload)
+        };
+        assert_eq!(says("kprobe/tcp_sendmsg"), ("kprobe", "tcp_sendmsg", Some("kprobe"), false, true));
+        assert_eq!(says("raw_tp/sys_enter"), ("raw_tracepoint", "sys_enter", Some("raw_tracepoint"), false, true));
+        assert_eq!(says("?fentry.s/f"), ("fentry", "f", Some("tracing"), true, false));
+        assert_eq!(
+            says("tp/sched/sched_switch"),
+            ("tracepoint", "sched/sched_switch", Some("tracepoint"), false, true)
+        );
+        assert_eq!(says("cgroup/connect4"), ("cgroup/connect4", "", Some("cgroup_sock_addr"), false, true));
+        assert_eq!(says("cgroup/nonsense"), ("cgroup/nonsense", "", None, false, true));
+        assert_eq!(says("xdp"), ("xdp", "", Some("xdp"), false, true));
+        assert_eq!(says("tc/ingress"), ("tc/ingress", "", Some("sched_cls"), false, true));
+        assert_eq!(says("mine"), ("mine", "", None, false, true));
+    }
+}

@@ -1,0 +1,197 @@
+//! All relocations of an object, in the order of the file, and the code afterwards.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use super::patch::{Patched, Place, patch};
+use super::resolver::{Resolution, Resolver};
+use crate::object::btf::Btf;
+use crate::object::btf_ext::{BtfExt, CoreRelocation};
+use crate::object::elf::{INSN_SIZE, ObjectFile, Program, Refused};
+use crate::object::insn::Insn;
+
+/// What became of a relocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The instruction has its value.
+    Applied,
+    /// It does not resolve, for this reason: libbpf replaces the instruction by one that the verifier refuses if it is
+    /// ever reached.
+    Poisoned(String),
+    /// libbpf does not load the object, for this reason.
+    Refused(String),
+    /// It belongs to no function, or to a program that is not loaded: libbpf passes over it.
+    Skipped,
+    /// There is no target to resolve against.
+    Unresolved,
+}
+
+/// A relocation and what became of it.
+#[derive(Clone, Debug)]
+pub struct Relocated<'r, 'a> {
+    /// The program section.
+    pub section: &'r str,
+    /// The function that the instruction is in.
+    pub program: Option<&'r Program<'a>>,
+    /// The instruction, counted from the beginning of the function, or of the section if it is in none.
+    pub index: usize,
+    /// The relocation as the compiler wrote it.
+    pub relocation: CoreRelocation<'r>,
+    /// What it comes to; `None` if it is malformed, ambiguous or there is no target.
+    pub resolution: Option<Rc<Resolution>>,
+    /// The instruction before.
+    pub before: Place,
+    /// The instruction afterwards.
+    pub after: Place,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// An object's code and relocations, to be resolved against a target.
+#[derive(Debug)]
+pub struct Relocations<'r, 'a> {
+    /// The file.
+    bytes: &'r [u8],
+    object: &'r ObjectFile<'a>,
+    ext: &'r BtfExt<'r>,
+    /// All functions, by section and offset.
+    functions: Vec<&'r Program<'a>>,
+    resolver: Option<Resolver<'r>>,
+    /// Instructions that relocations changed, by section and byte offset.
+    changed: HashMap<(usize, usize), Insn>,
+}
+
+impl<'r, 'a> Relocations<'r, 'a> {
+    /// For the object that was read from `bytes`, with its own types and `.BTF.ext`; `target` are the types to resolve
+    /// against.
+    ///
+    /// # Errors
+    /// A record of `.BTF.ext` is for an instruction that the object does not have.
+    pub fn new(
+        bytes: &'r [u8],
+        object: &'r ObjectFile<'a>,
+        btf: &'r Btf,
+        ext: &'r BtfExt<'r>,
+        target: Option<&'r Btf>,
+    ) -> Result<Self, Refused> {
+        ext.check_places(object)?;
+        let mut functions: Vec<&Program<'a>> = object.programs.iter().chain(&object.subprograms).collect();
+        functions.sort_by_key(|function| (function.section_index, function.offset));
+        let roots = || ext.relocations.iter().flat_map(|stretch| stretch.records.iter().map(|record| record.root));
+        let resolver = target.map(|target| Resolver::new(btf, target, roots()));
+        Ok(Relocations { bytes, object, ext, functions, resolver, changed: HashMap::new() })
+    }
+
+    /// How many relocations there are.
+    pub fn len(&self) -> usize {
+        self.ext.relocations.iter().map(|stretch| stretch.records.len()).sum()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Resolves the relocations of all functions that `loaded` is true for, and hands each to `each`. To be called once.
+    ///
+    /// # Errors
+    /// Those of `each`.
+    pub fn run<E>(
+        &mut self,
+        loaded: impl Fn(&Program<'a>) -> bool,
+        mut each: impl FnMut(&Relocated<'r, 'a>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for stretch in &self.ext.relocations {
+            let Some(section) = self.object.sections.iter().position(|section| section.name == stretch.section) else {
+                continue; // checked when this was made
+            };
+            for relocation in &stretch.records {
+                each(&self.one(section, stretch.section, relocation, &loaded))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn one(
+        &mut self,
+        section: usize,
+        name: &'r str,
+        relocation: &CoreRelocation<'r>,
+        loaded: &impl Fn(&Program<'a>) -> bool,
+    ) -> Relocated<'r, 'a> {
+        let offset = relocation.offset as usize;
+        let program = self.function_at(section, offset as u64);
+        let before = self.place(section, offset);
+        let base = program.map_or(0, |program| program.offset as usize);
+        let mut relocated = Relocated {
+            section: name,
+            program,
+            index: (offset - base.min(offset)) / INSN_SIZE as usize,
+            relocation: *relocation,
+            resolution: None,
+            before,
+            after: before,
+            outcome: Outcome::Skipped,
+        };
+        if !program.is_some_and(loaded) {
+            return relocated;
+        }
+        let Some(resolver) = &mut self.resolver else {
+            relocated.outcome = Outcome::Unresolved;
+            return relocated;
+        };
+        let patched = resolver.resolve(relocation).and_then(|resolution| {
+            let patched = patch(&resolution, before);
+            relocated.resolution = Some(resolution);
+            patched
+        });
+        let (after, outcome) = match patched {
+            Ok(Patched::Done(after)) => (after, Outcome::Applied),
+            Ok(Patched::Poisoned(after, why)) => (after, Outcome::Poisoned(why)),
+            Err(why) => (before, Outcome::Refused(why)),
+        };
+        (relocated.after, relocated.outcome) = (after, outcome);
+        if after != before {
+            self.changed.insert((section, offset), after.insn);
+            if let Some(second) = after.second {
+                self.changed.insert((section, offset + INSN_SIZE as usize), second);
+            }
+        }
+        relocated
+    }
+
+    /// The function that has the instruction at byte `offset` of a section.
+    pub fn function_at(&self, section: usize, offset: u64) -> Option<&'r Program<'a>> {
+        let after = self.functions.partition_point(|f| (f.section_index, f.offset) <= (section, offset));
+        let function = self.functions.get(after.checked_sub(1)?)?;
+        let inside = function.section_index == section && offset - function.offset < function.size;
+        inside.then_some(*function)
+    }
+
+    /// All functions, by section and offset.
+    pub fn functions(&self) -> &[&'r Program<'a>] {
+        &self.functions
+    }
+
+    /// The instruction at byte `offset` of a section, as it is now.
+    pub fn insn(&self, section: usize, offset: usize) -> Option<Insn> {
+        if let Some(changed) = self.changed.get(&(section, offset)) {
+            return Some(*changed);
+        }
+        let bytes = self.object.sections.get(section)?.bytes(self.bytes);
+        Insn::at(bytes, offset, !self.object.is_little_endian)
+    }
+
+    fn place(&self, section: usize, offset: usize) -> Place {
+        // Whether it lies within was checked when this was made.
+        let insn = self.insn(section, offset).unwrap_or(Insn::EMPTY);
+        let second = if insn.is_ldimm64() { self.insn(section, offset + INSN_SIZE as usize) } else { None };
+        Place { insn, second }
+    }
+
+    /// A function's instructions as they are now.
+    pub fn code(&self, function: &Program<'_>) -> impl Iterator<Item = Insn> {
+        let (section, start) = (function.section_index, function.offset as usize);
+        (0..function.insns).map_while(move |index| self.insn(section, start + index * INSN_SIZE as usize))
+    }
+}

@@ -1,0 +1,104 @@
+//! The instruction after relocation. Which instructions can be relocated, and what is refused, is libbpf's choice.
+
+use super::resolver::Resolution;
+use crate::object::insn::{Insn, class};
+
+/// An instruction, and for a 64-bit immediate load the second one that belongs to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The instruction.
+    pub insn: Insn,
+    /// The one after it, if the first takes two places.
+    pub second: Option<Insn>,
+}
+
+impl Place {
+    /// As the verifier's log shows it.
+    pub fn text(&self) -> String {
+        self.insn.text(self.second)
+    }
+
+    /// The bytes, in an object's byte order.
+    pub fn bytes(&self, big_endian: bool) -> Vec<u8> {
+        let second = self.second.map(|insn| insn.encode(big_endian));
+        [self.insn.encode(big_endian)].into_iter().chain(second).flatten().collect()
+    }
+}
+
+/// What became of an instruction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Patched {
+    /// It has its value.
+    Done(Place),
+    /// There is no value: it was replaced by one that cannot run, for the reason given.
+    Poisoned(Place, String),
+}
+
+fn poisoned(place: Place, why: impl Into<String>) -> Patched {
+    let second = place.second.filter(|_| place.insn.is_ldimm64()).map(|_| Insn::POISON);
+    Patched::Poisoned(Place { insn: Insn::POISON, second }, why.into())
+}
+
+/// Puts a resolution's value into an instruction.
+///
+/// # Errors
+/// Why libbpf would not load the object: the instruction is of a kind that holds no such value, or does not hold the
+/// object's own value now.
+pub fn patch(resolution: &Resolution, place: Place) -> Result<Patched, String> {
+    let Some(value) = resolution.value else {
+        return Ok(poisoned(place, resolution.missing.as_deref().unwrap_or("nothing matches")));
+    };
+    let insn = place.insn;
+    let check = |holds: u64| {
+        if resolution.certain && holds != resolution.local_value {
+            return Err(format!("it holds {holds}, but in the object's own types it is {}", resolution.local_value));
+        }
+        Ok(())
+    };
+    match insn.class() {
+        class::ALU | class::ALU64 => {
+            if insn.code & 8 != 0 {
+                return Err("arithmetic on a register has no value to relocate".to_owned());
+            }
+            check(i64::from(insn.imm) as u64)?;
+            Ok(Patched::Done(Place { insn: Insn { imm: value as i32, ..insn }, second: place.second }))
+        }
+        class::LDX | class::ST | class::STX => memory(resolution, place, value, check),
+        class::LD => {
+            let second = place.second.filter(|second| *second == Insn { imm: second.imm, ..Insn::EMPTY });
+            let Some(second) = second.filter(|_| insn.is_ldimm64() && insn.src == 0 && insn.off == 0) else {
+                return Err("it is not a plain load of a 64-bit value".to_owned());
+            };
+            check(insn.imm64(second))?;
+            let insn = Insn { imm: value as i32, ..insn };
+            let second = Insn { imm: (value >> 32) as i32, ..second };
+            Ok(Patched::Done(Place { insn, second: Some(second) }))
+        }
+        _ => Err("it is neither arithmetic nor a load or store".to_owned()),
+    }
+}
+
+/// A load or store: the value is its offset, and its size may change.
+fn memory(
+    resolution: &Resolution,
+    place: Place,
+    value: u64,
+    check: impl Fn(u64) -> Result<(), String>,
+) -> Result<Patched, String> {
+    let insn = place.insn;
+    check(i64::from(insn.off) as u64)?;
+    let off = i16::try_from(value).map_err(|_| format!("offset {value} does not fit a load or store"))?;
+    let mut patched = Insn { off, ..insn };
+    if let Some(resized) = resolution.resized {
+        let (local, target) = (resized.local, resized.target);
+        if !resized.harmless {
+            let why = format!("the field has {target} bytes there, {local} here, and is not plainly unsigned");
+            return Ok(poisoned(place, why));
+        }
+        if insn.memory_size() != local {
+            return Err(format!("it moves {} bytes, the field has {local}", insn.memory_size()));
+        }
+        patched = patched.with_memory_size(target).ok_or_else(|| format!("no load moves {target} bytes"))?;
+    }
+    Ok(Patched::Done(Place { insn: patched, second: place.second }))
+}

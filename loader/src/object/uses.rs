@@ -1,0 +1,152 @@
+//! What a function calls and touches: helpers, kernel functions, other functions, maps, variables.
+
+use std::collections::BTreeSet;
+
+use super::elf::{INSN_SIZE, ObjectFile, Program, Relocation, Section, Symbol};
+use super::insn::{CALL, Insn, PSEUDO_CALL, PSEUDO_KFUNC_CALL};
+use super::relo::Relocations;
+
+const STT_OBJECT: u8 = 1;
+
+/// What a function calls and touches. Functions it calls are named, not followed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Uses<'a> {
+    /// Helpers, by number.
+    pub helpers: BTreeSet<i32>,
+    /// Kernel functions, by name.
+    pub kfuncs: BTreeSet<&'a str>,
+    /// Functions of the same object, as section and byte offset.
+    pub functions: BTreeSet<(usize, u64)>,
+    /// Maps, by name.
+    pub maps: BTreeSet<&'a str>,
+    /// Global variables, by name.
+    pub variables: BTreeSet<&'a str>,
+    /// Variables of the kernel or its configuration, by name.
+    pub externs: BTreeSet<&'a str>,
+    /// Indices of the instructions that a relocation of the ELF file gives an address, so that the number in them means
+    /// nothing yet.
+    pub addresses: BTreeSet<usize>,
+}
+
+/// Answers for all functions of an object.
+#[derive(Debug)]
+pub struct Places<'o, 'a> {
+    object: &'o ObjectFile<'a>,
+    /// Indices of relocations, by section and offset.
+    by_place: Vec<&'o Relocation>,
+    /// Named symbols of maps and variables, by section and offset.
+    named: Vec<&'o Symbol<'a>>,
+}
+
+impl<'o, 'a> Places<'o, 'a> {
+    /// Puts relocations and symbols in order.
+    pub fn new(object: &'o ObjectFile<'a>) -> Self {
+        let mut by_place: Vec<&Relocation> = object.relocations.iter().collect();
+        by_place.sort_by_key(|relocation| (relocation.section, relocation.offset));
+        let mut named: Vec<&Symbol<'a>> =
+            object.symbols.iter().filter(|symbol| symbol.symbol_type == STT_OBJECT && symbol.section != 0).collect();
+        named.sort_by_key(|symbol| (symbol.section, symbol.value));
+        Places { object, by_place, named }
+    }
+
+    /// The relocation at a place, if there is one.
+    fn relocation_at(&self, section: usize, offset: u64) -> Option<&'o Relocation> {
+        let found = self.by_place.binary_search_by_key(&(section, offset), |r| (r.section, r.offset)).ok()?;
+        self.by_place.get(found).copied()
+    }
+
+    /// The map or variable at byte `offset` of a section.
+    fn named_at(&self, section: u16, offset: u64) -> Option<&'o Symbol<'a>> {
+        let after = self.named.partition_point(|symbol| (symbol.section, symbol.value) <= (section, offset));
+        let symbol = self.named.get(after.checked_sub(1)?)?;
+        let inside = symbol.section == section && (offset - symbol.value < symbol.size || offset == symbol.value);
+        inside.then_some(*symbol)
+    }
+
+    /// What a function calls and touches.
+    pub fn of(&self, function: &Program<'_>, code: &Relocations<'_, '_>) -> Uses<'a> {
+        let mut uses = Uses::default();
+        let mut skip = false;
+        for (index, insn) in code.code(function).enumerate() {
+            if std::mem::take(&mut skip) {
+                continue;
+            }
+            skip = insn.is_ldimm64();
+            let offset = function.offset + index as u64 * INSN_SIZE;
+            let relocation = self.relocation_at(function.section_index, offset);
+            if relocation.is_some() {
+                uses.addresses.insert(index);
+            }
+            let symbol = relocation.and_then(|relocation| self.object.symbols.get(relocation.symbol as usize));
+            match (insn.code == CALL, symbol) {
+                (true, Some(symbol)) if symbol.section == 0 => {
+                    uses.kfuncs.insert(symbol.name);
+                }
+                (true, Some(symbol)) => {
+                    // The immediate counts instructions from the one after the symbol's.
+                    let to = symbol.value as i64 / INSN_SIZE as i64 + i64::from(insn.imm) + 1;
+                    uses.calls(symbol.section.into(), to);
+                }
+                (true, None) => match insn.src {
+                    0 if insn != Insn::POISON => {
+                        uses.helpers.insert(insn.imm);
+                    }
+                    PSEUDO_CALL => {
+                        let to = (offset / INSN_SIZE) as i64 + i64::from(insn.imm) + 1;
+                        uses.calls(function.section_index, to);
+                    }
+                    PSEUDO_KFUNC_CALL => {
+                        uses.kfuncs.insert("(a kernel function by number)");
+                    }
+                    _ => {}
+                },
+                (false, Some(symbol)) => self.address(insn, symbol, &mut uses),
+                (false, None) => {}
+            }
+        }
+        uses
+    }
+
+    /// A 64-bit immediate load of something's address.
+    fn address(&self, insn: Insn, symbol: &'o Symbol<'a>, uses: &mut Uses<'a>) {
+        if symbol.section == 0 {
+            uses.externs.insert(symbol.name);
+            return;
+        }
+        let Some(section) = self.object.sections.get(usize::from(symbol.section)) else { return };
+        let offset = symbol.value.wrapping_add(i64::from(insn.imm) as u64);
+        if section.is_executable() {
+            uses.calls(symbol.section.into(), (offset / INSN_SIZE) as i64);
+            return;
+        }
+        let name = self.named_at(symbol.section, offset).map_or(section.name, |symbol| symbol.name);
+        if section.name == ".maps" {
+            uses.maps.insert(name);
+        } else {
+            uses.variables.insert(name);
+        }
+    }
+
+    /// Global variables: the section and the symbol of each, in the order of the file.
+    pub fn variables(&self) -> impl Iterator<Item = (&'o Section<'a>, &'o Symbol<'a>)> {
+        self.named.iter().filter_map(|symbol| {
+            let section = self.object.sections.get(usize::from(symbol.section))?;
+            is_data(section).then_some((section, *symbol))
+        })
+    }
+}
+
+impl Uses<'_> {
+    fn calls(&mut self, section: usize, insn: i64) {
+        if let Ok(insn) = u64::try_from(insn) {
+            self.functions.insert((section, insn.saturating_mul(INSN_SIZE)));
+        }
+    }
+}
+
+/// True for sections of variables, which libbpf makes maps of.
+pub fn is_data(section: &Section<'_>) -> bool {
+    [".data", ".rodata", ".bss"]
+        .iter()
+        .any(|kind| section.name.strip_prefix(kind).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+}

@@ -1,0 +1,458 @@
+//! `xctl sockets`, held against `ss` in each network namespace: the same sockets, states and processes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{IoSlice, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, listen,
+    sendmsg, setsockopt, socket, sockopt,
+};
+use serde::Deserialize;
+
+use crate::host::{Set, tool};
+use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
+use crate::process::{PATIENCE, Process, poll};
+use crate::workers::{Puppet, Receiver, Who};
+use crate::xctl::{Owner, Retransmit, Xctl, command, refusal};
+use crate::{Family, Outcome, Verdict};
+
+/// A user of no importance, so that not every owner is root.
+const NOBODY: u32 = 65534;
+
+pub fn run(_set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    let there = link.address(&link.b, family);
+    let (dead, any): (_, IpAddr) = match family {
+        Family::V4 => (DEAD_V4, Ipv4Addr::UNSPECIFIED.into()),
+        Family::V6 => (DEAD_V6, Ipv6Addr::UNSPECIFIED.into()),
+    };
+    let mut holders = vec![];
+
+    // three listeners of three processes, two of which share an address
+    let listener = link.b.enter(|| listener((there, 0).into()))?;
+    let at = listener.local_addr()?;
+    let first = link.b.enter(|| listener_of((any, 5201).into()))?;
+    let second = link.b.enter(|| listener_of((any, 5201).into()))?;
+    for shared in [first, second] {
+        holders.push(Holder::new(&[shared], Some(NOBODY))?);
+    }
+
+    // an open connection of two processes, as after fork(); its other end belongs to this process
+    let (ours, theirs) = connection(&link, &listener, at)?;
+    holders.push(Holder::new(&[ours.try_clone()?.into()], None)?);
+    holders.push(Holder::new(&[ours.into()], None)?);
+
+    // closed on both sides: TIME_WAIT here; closed here only: FIN_WAIT2 here, CLOSE_WAIT there
+    let (waiting, gone) = connection(&link, &listener, at)?;
+    let closed = waiting.local_addr()?;
+    drop(waiting);
+    drop(gone);
+    let (half, other_half) = connection(&link, &listener, at)?;
+    half.shutdown(Shutdown::Write)?;
+    let half_closed = half.local_addr()?;
+    drop(half);
+
+    // in flight between two processes: nobody's
+    let (sent, _received) = UnixDatagram::pair()?;
+    let (travelling, _peer) = connection(&link, &listener, at)?;
+    let in_flight = travelling.local_addr()?;
+    let fds = [travelling.as_raw_fd()];
+    sendmsg::<()>(
+        sent.as_raw_fd(),
+        &[IoSlice::new(b"x")],
+        &[ControlMessage::ScmRights(&fds)],
+        MsgFlags::empty(),
+        None,
+    )?;
+    drop(travelling);
+
+    // closed with data that nobody takes any more: an orphan
+    let (mut left, _peer_of_left) = connection(&link, &listener, at)?;
+    let orphan = left.local_addr()?;
+
+    // not accepted yet, the last connection in the queue: nobody's either
+    let patient = link.a.enter(|| Ok(TcpStream::connect(at)?))?;
+    let not_accepted = patient.local_addr()?;
+
+    // a handshake whose SYN-ACKs get lost: the address from which it comes leads nowhere (and would be
+    // the choice of later connections)
+    let prefix = if family == Family::V4 { 32 } else { 128 };
+    let add = format!("addr add {dead}/{prefix} dev veth0{}", if family == Family::V6 { " nodad" } else { "" });
+    let path = link.a.path();
+    let name = path.file_name().and_then(|name| name.to_str()).context("a namespace without a name")?;
+    let status = tool("ip").args(["-n", name]).args(add.split(' ')).status().context("starting ip")?;
+    ensure!(status.success(), "ip {add}: {status}");
+    let asking = link.a.enter(|| ask(dead, at))?;
+    let asked = (dead, asking_port(&asking)?).into();
+    let requested = || Ok(ss(&link.b)?.iter().any(|socket| socket.remote == asked));
+    ensure!(poll(PATIENCE, requested)?, "no request from {asked}: {:#?}", ss(&link.b)?);
+
+    link.lose(100)?; // for the orphan
+    left.write_all(&[b'x'; 1000])?;
+    drop(left);
+
+    // MPTCP, where the kernel has it: the process holds the parent, the sockets are subflows
+    let mptcp = link.b.enter(|| mptcp_listener((any, 5202).into()))?;
+    let with_mptcp = mptcp.is_some();
+    if let Some(mptcp) = mptcp {
+        holders.push(Holder::new(&[mptcp], None)?);
+    }
+
+    // a namespace that has no name and no process: only a thread is in it
+    let (secret, _hold) = thread_in_a_namespace_of_its_own()?;
+
+    let settled = || -> Result<bool> {
+        let here = ss(&link.a)?;
+        Ok([(closed, "TIME-WAIT"), (half_closed, "FIN-WAIT-2"), (orphan, "FIN-WAIT-1")]
+            .iter()
+            .all(|(local, state)| here.iter().any(|socket| socket.local == *local && socket.state == *state)))
+    };
+    ensure!(poll(PATIENCE, settled)?, "the connections did not become what they should: {:#?}", ss(&link.a)?);
+
+    let before = [ss(&link.a)?, ss(&link.b)?];
+    let all = sockets()?;
+    let after = [ss(&link.a)?, ss(&link.b)?];
+    ensure!(before == after, "the sockets changed meanwhile: {before:#?} {after:#?}");
+
+    let mut count = 0;
+    for (ns, theirs) in [&link.a, &link.b].into_iter().zip(&before) {
+        let ours: Vec<_> = all.iter().filter(|socket| socket.netns == ns.inode).collect();
+        same(&ours, theirs)?;
+        count += ours.len();
+    }
+    let of = |netns: u64, local: SocketAddr| {
+        let found: Vec<_> = all.iter().filter(|socket| socket.netns == netns && socket.local() == local).collect();
+        match found.as_slice() {
+            [one] => Ok(*one),
+            _ => Err(anyhow!("one socket expected at {local}: {found:?}")),
+        }
+    };
+    for local in [closed, half_closed, in_flight, orphan] {
+        let socket = of(link.a.inode, local)?;
+        ensure!(socket.owner == "unknown" && socket.pid.is_none(), "whose is that? {socket:?}");
+    }
+    let requests: Vec<_> = all.iter().filter(|socket| socket.remote() == asked && socket.dport != 0).collect();
+    ensure!(
+        matches!(requests.as_slice(), [one] if one.state == "NEW_SYN_RECV"
+            && one.owner == "listen" && one.pid == Some(std::process::id()) && one.netns == link.b.inode),
+        "the request is its listener's: {requests:?}"
+    );
+    let waits = all.iter().find(|socket| socket.remote() == not_accepted).context("the connection in the queue")?;
+    ensure!(waits.owner == "unknown", "nobody has accepted it: {waits:?}");
+    let pids = |netns, port| {
+        let of_port = all.iter().filter(move |socket| socket.netns == netns && socket.sport == port);
+        of_port.map(|socket| socket.pid).collect::<BTreeSet<_>>()
+    };
+    let listening = BTreeSet::from([Some(holders[0].pid()), Some(holders[1].pid())]);
+    ensure!(pids(link.b.inode, 5201) == listening, "two processes listen: {listening:?}");
+    let nobodys = all.iter().filter(|socket| socket.netns == link.b.inode && socket.uid == Some(NOBODY)).count();
+    ensure!(nobodys == 2, "{nobodys} sockets of user {NOBODY}");
+    if with_mptcp {
+        let holder = holders.last().map(Holder::pid);
+        ensure!(pids(link.b.inode, 5202) == BTreeSet::from([holder]), "MPTCP: not {holder:?}");
+    }
+    ensure!(pids(secret, 5203) == BTreeSet::from([Some(std::process::id())]), "the namespace of a thread is not there");
+    drop((theirs, other_half, patient));
+
+    let mut nobody = command(&["sockets"])?;
+    nobody.uid(NOBODY).gid(NOBODY);
+    let said = refusal(Process::start("xctl sockets without privilege", nobody)?, 3)?;
+    ensure!(said.contains("CAP_"), "it does not name a capability: {said:?}");
+    Ok(Verdict::Passed(format!("{count} sockets{}", if with_mptcp { "" } else { "; no MPTCP here" })))
+}
+
+/// A connection that was open before xctl came, seeded from /proc as on kernels without the iterator; and, to see that
+/// it is the seeding that tells, not seeded at all.
+pub fn seeded_from_proc(set: Set, family: Family) -> Outcome {
+    let seen = already_open(set, family, "proc", |record, sender| {
+        record.at.owner == Owner::Seed && record.at.uid == Some(0) && record.at.tid == Some(sender.pid)
+    })?;
+    let unseen = already_open(set, family, "none", |record, _| record.at.owner == Owner::Unknown)?;
+    Ok(Verdict::Passed(format!("{seen} retransmits; {unseen} unknown without")))
+}
+
+/// How many retransmits there were, all of which are what they should be; those known to be seeded name the sender.
+fn already_open(set: Set, family: Family, seed: &str, right: impl Fn(&Retransmit, &Who) -> bool) -> Result<usize> {
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut sender = Puppet::new(&link.a, "was-here", receiver.at)?;
+    link.lose(100)?;
+    sender.send()?;
+    // it has sent by then, and the next retransmits are still to come: after 0.6, 1.4 and 3 s
+    thread::sleep(Duration::from_millis(300));
+    let xctl = Xctl::start(set, &["--seed", seed])?;
+    ensure!((seed == "none") == (xctl.ready.seeded == 0), "--seed {seed}: seeded {} sockets", xctl.ready.seeded);
+    thread::sleep(Duration::from_millis(3500));
+    let trace = xctl.stop(Signal::SIGINT)?;
+    let truth = sender.truth.clone();
+    let records: Vec<_> = trace.of(link.a.inode).collect();
+    ensure!(!records.is_empty(), "no retransmits");
+    for record in &records {
+        ensure!(right(record, &truth.who), "--seed {seed}: {record:?}");
+        if record.at.pid.is_some() {
+            record.at.is_of(&truth.who, truth.flow()?)?;
+        }
+    }
+    link.lose(0)?;
+    sender.exit()?;
+    link.quiet()?;
+    Ok(records.len())
+}
+
+/// A socket as xctl tells it.
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+struct Socket {
+    r#type: String,
+    family: String,
+    saddr: IpAddr,
+    sport: u16,
+    daddr: IpAddr,
+    dport: u16,
+    netns: u64,
+    state: String,
+    pid: Option<u32>,
+    comm: Option<String>,
+    uid: Option<u32>,
+    owner: String,
+}
+
+impl Socket {
+    fn local(&self) -> SocketAddr {
+        (self.saddr, self.sport).into()
+    }
+
+    fn remote(&self) -> SocketAddr {
+        (self.daddr, self.dport).into()
+    }
+}
+
+#[derive(Deserialize)]
+struct Counts {
+    schema: u32,
+    sockets: usize,
+    namespaces: usize,
+    owners: BTreeMap<String, usize>,
+}
+
+/// What `xctl sockets --json` prints, each line as strict as the contract.
+fn sockets() -> Result<Vec<Socket>> {
+    let output = command(&["sockets", "--json"])?.output().context("starting xctl")?;
+    let (printed, said) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "xctl ended with {} and said {said:?}", output.status);
+    let (list, last) = printed.trim_end().rsplit_once('\n').with_context(|| format!("only {printed:?}"))?;
+    let counts: Counts = serde_json::from_str(last).with_context(|| format!("the counts: {last}"))?;
+    let sockets: Vec<Socket> = list
+        .lines()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("not a record of the contract: {line}")))
+        .collect::<Result<_>>()?;
+    ensure!(counts.schema == 1 && counts.sockets == sockets.len() && counts.namespaces >= 3, "odd counts: {last}");
+    let mut owners = BTreeMap::new();
+    for socket in &sockets {
+        let process = !["unknown", "kernel"].contains(&socket.owner.as_str());
+        let complete = [socket.pid.is_some(), socket.comm.is_some(), socket.uid.is_some()] == [process; 3];
+        let family = if socket.saddr.is_ipv4() { "ipv4" } else { "ipv6" };
+        ensure!(socket.r#type == "socket" && complete && socket.family == family, "odd: {socket:?}");
+        *owners.entry(socket.owner.clone()).or_insert(0) += 1;
+    }
+    ensure!(owners == counts.owners, "counted {owners:?}, told {:?}", counts.owners);
+    Ok(sockets)
+}
+
+/// A socket as ss tells it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Line {
+    state: String,
+    local: SocketAddr,
+    remote: SocketAddr,
+    /// Name and PID.
+    users: BTreeSet<(u32, String)>,
+}
+
+fn ss(ns: &Netns) -> Result<Vec<Line>> {
+    let output = ns.enter(|| tool("ss").args(["-H", "-O", "-tanp"]).output().context("starting ss"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "ss: {}", String::from_utf8_lossy(&output.stderr));
+    let mut lines: Vec<_> = text
+        .lines()
+        .map(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let [state, _, _, local, remote, ..] = fields.as_slice() else { bail!("ss said {line:?}") };
+            let v6 = local.contains('[') || local.starts_with('*');
+            let (local, remote) = (address(local, v6)?, address(remote, v6)?);
+            Ok(Line { state: (*state).into(), local, remote, users: users(line) })
+        })
+        .collect::<Result<_>>()?;
+    lines.sort();
+    Ok(lines)
+}
+
+/// ss writes `*` for any port, and for the address of a listener for both families.
+fn address(text: &str, v6: bool) -> Result<SocketAddr> {
+    let (ip, port) = text.rsplit_once(':').with_context(|| format!("ss: no port in {text:?}"))?;
+    let ip: IpAddr = match ip.trim_matches(['[', ']']) {
+        "*" if v6 => Ipv6Addr::UNSPECIFIED.into(),
+        "*" => Ipv4Addr::UNSPECIFIED.into(),
+        ip => ip.parse().with_context(|| format!("ss: no address in {text:?}"))?,
+    };
+    let port = if port == "*" { 0 } else { port.parse().with_context(|| format!("ss: no port in {text:?}"))? };
+    Ok((ip.to_canonical(), port).into())
+}
+
+/// `users:(("sleep",pid=7,fd=0),("sleep",pid=8,fd=0))`
+fn users(line: &str) -> BTreeSet<(u32, String)> {
+    let one = |user: &str| {
+        let (name, rest) = user.split_once("\",pid=")?;
+        Some((rest.split(',').next()?.parse().ok()?, name.to_owned()))
+    };
+    line.split("(\"").skip(1).filter_map(one).collect()
+}
+
+/// The same addresses in the same states, and the first of the processes that ss knows; where it knows none, nobody, or
+/// the listener of a request.
+fn same(ours: &[&Socket], theirs: &[Line]) -> Result<()> {
+    let state = |socket: &Socket| match socket.state.as_str() {
+        "ESTABLISHED" => "ESTAB".to_owned(),
+        "NEW_SYN_RECV" => "SYN-RECV".to_owned(),
+        "FIN_WAIT1" => "FIN-WAIT-1".to_owned(),
+        "FIN_WAIT2" => "FIN-WAIT-2".to_owned(),
+        state => state.replace('_', "-"),
+    };
+    let mut ours: Vec<_> = ours
+        .iter()
+        .map(|socket| {
+            let owner = if socket.state == "NEW_SYN_RECV" { None } else { socket.pid.zip(socket.comm.clone()) };
+            (state(socket), socket.local(), socket.remote(), owner)
+        })
+        .collect();
+    let mut theirs: Vec<_> =
+        theirs.iter().map(|line| (line.state.clone(), line.local, line.remote, line.users.first().cloned())).collect();
+    ours.sort();
+    theirs.sort();
+    ensure!(ours == theirs, "xctl: {ours:#?}\nss: {theirs:#?}");
+    Ok(())
+}
+
+/// A process that only holds sockets, until it is dropped.
+struct Holder(Child);
+
+impl Holder {
+    /// With at most two sockets: they become its standard input and output.
+    fn new(sockets: &[OwnedFd], user: Option<u32>) -> Result<Holder> {
+        let mut command: Command = tool("sleep");
+        command.arg("600").stdout(Stdio::null());
+        let mut sockets = sockets.iter().map(OwnedFd::try_clone);
+        command.stdin(sockets.next().context("nothing to hold")??);
+        if let Some(second) = sockets.next() {
+            command.stdout(second?);
+        }
+        if let Some(user) = user {
+            command.uid(user);
+        }
+        Ok(Holder(command.spawn().context("starting sleep")?))
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn listener(at: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(at).with_context(|| format!("listening on {at}"))
+}
+
+/// A listener that shares its address.
+fn listener_of(at: SocketAddr) -> Result<OwnedFd> {
+    let family = if at.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).context("making a socket")?;
+    setsockopt(&socket, sockopt::ReusePort, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(at)).with_context(|| format!("binding to {at}"))?;
+    listen(&socket, Backlog::new(5)?)?;
+    Ok(socket)
+}
+
+/// None where the kernel has no MPTCP.
+fn mptcp_listener(at: SocketAddr) -> Result<Option<OwnedFd>> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = match Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::MPTCP)) {
+        Ok(socket) => socket,
+        Err(error)
+            if [libc::EPROTONOSUPPORT, libc::EINVAL, libc::ENOPROTOOPT]
+                .contains(&error.raw_os_error().unwrap_or(0)) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error).context("making an MPTCP socket"),
+    };
+    socket.bind(&at.into()).with_context(|| format!("binding to {at}"))?;
+    socket.listen(5)?;
+    Ok(Some(socket.into()))
+}
+
+/// A connection from `a` to the listener in `b`: both ends.
+fn connection(link: &Link, listener: &TcpListener, at: SocketAddr) -> Result<(TcpStream, TcpStream)> {
+    let ours = link.a.enter(|| TcpStream::connect(at).context("connecting"))?;
+    let theirs = listener.accept().context("accepting")?.0;
+    Ok((ours, theirs))
+}
+
+/// Asks for a connection and does not wait for the answer.
+fn ask(from: IpAddr, to: SocketAddr) -> Result<OwnedFd> {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket(family, SockType::Stream, flags, None).context("making a socket")?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))
+        .with_context(|| format!("binding to {from}"))?;
+    match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
+        Err(Errno::EINPROGRESS) => Ok(socket),
+        other => bail!("connect() to {to} said {other:?}"),
+    }
+}
+
+fn asking_port(socket: &OwnedFd) -> Result<u16> {
+    Ok(TcpStream::from(socket.try_clone()?).local_addr()?.port())
+}
+
+/// A namespace that only one thread of this process is in, as long as the handle lives, with a listener on port 5203.
+fn thread_in_a_namespace_of_its_own() -> Result<(u64, mpsc::Sender<()>)> {
+    let (hold, held) = mpsc::channel::<()>();
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let inside = || -> Result<_> {
+            unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+            let inode = File::open("/proc/thread-self/ns/net")?.metadata()?.ino();
+            Ok((inode, listener((Ipv4Addr::UNSPECIFIED, 5203).into())?))
+        };
+        match inside() {
+            Ok((inode, listener)) => {
+                let _ = tell.send(Ok(inode));
+                let _ = held.recv();
+                drop(listener);
+            }
+            Err(error) => drop(tell.send(Err(error))),
+        }
+    });
+    let inode = told.recv_timeout(Duration::from_secs(10)).context("the thread said nothing")??;
+    Ok((inode, hold))
+}

@@ -1,0 +1,305 @@
+//! `--verify`: what xctl says of the kernel's counters, held against the test's own reading of them; and that it can say no.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+
+use crate::counters::Counters;
+use crate::host::{Set, tool};
+use crate::link::{DEAD_V4, Link, Netns};
+use crate::missed::Witness;
+use crate::process::Process;
+use crate::workers::{Plan, Puppet, Receiver, Sender, connect_in_vain, send_all};
+use crate::xctl::{Hook, command};
+use crate::{Family, Outcome, Verdict};
+
+const CHECKS: [&str; 5] = ["retrans_segs", "fast", "slow_start", "syn", "tlp"];
+const DIFFERENCE: i32 = 5;
+
+/// The most segments in one skb: 64 KiB of GSO payload by the smallest segment size here.
+const MAX_SEGS: u64 = 65536 / 1428 + 1;
+
+/// A SYN goes again after one second.
+const ONE_SYN: Duration = Duration::from_millis(1400);
+
+#[derive(Deserialize, Debug)]
+struct Record {
+    netns: u64,
+    check: String,
+    kernel: Option<(i64, i64)>,
+    xctl: i64,
+    verdict: String,
+    note: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Line {
+    Ready {
+        hooks: Vec<Hook>,
+    },
+    Verify(Record),
+    Summary {
+        verified: Option<bool>,
+    },
+    #[serde(other)]
+    Other,
+}
+
+/// An xctl that runs with --verify.
+struct Run {
+    process: Process,
+    hooks: Vec<Hook>,
+}
+
+struct Verified {
+    code: Option<i32>,
+    records: Vec<Record>,
+    said: String,
+}
+
+impl Verified {
+    fn of<'a>(&'a self, ns: &Netns, check: &str) -> Result<&'a Record> {
+        let mut found = self.records.iter().filter(|record| record.netns == ns.inode && record.check == check);
+        match (found.next(), found.next()) {
+            (Some(record), None) => Ok(record),
+            _ => bail!("not one record of {check} for namespace {}: {:?}", ns.inode, self.records),
+        }
+    }
+
+    /// Every check of the namespace has this verdict.
+    fn all_are(&self, ns: &Netns, verdict: &str) -> Result<()> {
+        for check in CHECKS {
+            let record = self.of(ns, check)?;
+            ensure!(record.verdict == verdict, "not {verdict}: {record:?}");
+        }
+        Ok(())
+    }
+
+    /// The kernel's side of every check is exact and what the test read itself; ours is equal, but for what `skipped` runs
+    /// of programs may have kept from us; and the verdict says which. How many segments that was.
+    fn agrees(&self, ns: &Netns, before: &Counters, skipped: u64) -> Result<i64> {
+        let after = Counters::of(ns)?;
+        let grew = |name| after.since(before, name);
+        for (check, kernel) in [
+            ("retrans_segs", grew("RetransSegs")? - grew("TCPRetransFail")?),
+            ("fast", grew("TCPFastRetrans")?),
+            ("slow_start", grew("TCPSlowStartRetrans")?),
+            ("syn", grew("TCPSynRetrans")?),
+        ] {
+            let record = self.of(ns, check)?;
+            ensure!(record.kernel == Some((kernel, kernel)), "the kernel counted {kernel}: {record:?}");
+            let verdict = if record.xctl == kernel { "equal" } else { "differs" };
+            ensure!(record.verdict == verdict, "it {verdict}: {record:?}");
+            let short = kernel - record.xctl;
+            let possible = 0..=i64::try_from(skipped * MAX_SEGS)?;
+            ensure!(possible.contains(&short), "{short} are missing, and {skipped} runs were skipped: {record:?}");
+        }
+        let (tlp, probes) = (self.of(ns, "tlp")?, grew("TCPLossProbes")?);
+        ensure!(tlp.kernel == Some((0, probes)) && tlp.xctl <= probes, "{probes} loss probes: {tlp:?}");
+        ensure!(tlp.verdict == "equal", "it is within what the kernel counted: {tlp:?}");
+        Ok(self.of(ns, "retrans_segs")?.xctl)
+    }
+}
+
+impl Run {
+    fn start(set: Set, args: &[&str]) -> Result<Run> {
+        let attach = set.to_string();
+        let args = [&["trace", "--json", "--verify", "--attach", &attach], args].concat();
+        let mut process = Process::start("xctl", command(&args)?)?;
+        let line = process.line()?;
+        let Line::Ready { hooks } = parse(&line)? else { bail!("the first record is not `ready`: {line}") };
+        Ok(Run { process, hooks })
+    }
+
+    /// Runs of its programs that the kernel skipped because the same program was running on that CPU already, as their
+    /// descriptors tell (5.12 and newer).
+    fn recursions(&self) -> Result<u64> {
+        let directory = format!("/proc/{}/fdinfo", self.process.pid());
+        let mut sum = 0;
+        for entry in std::fs::read_dir(&directory).with_context(|| format!("reading {directory}"))? {
+            let text = std::fs::read_to_string(entry?.path()).unwrap_or_default();
+            let count = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+            sum += count.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(sum)
+    }
+
+    /// Ends it, and reads what it says about the counters: after all else, but for the summary, and once.
+    fn stop(mut self) -> Result<Verified> {
+        self.process.signal(Signal::SIGINT)?;
+        let lines = self.process.rest()?;
+        let code = self.process.wait()?.code();
+        let said = self.process.errors();
+        let (mut records, mut summary) = (vec![], None);
+        for line in &lines {
+            ensure!(summary.is_none(), "a record after the summary: {line}");
+            match parse(line)? {
+                Line::Verify(record) => records.push(record),
+                Line::Summary { verified } => summary = Some(verified),
+                Line::Ready { .. } => bail!("a second `ready`: {line}"),
+                Line::Other => ensure!(records.is_empty(), "an event after the verdicts: {line}"),
+            }
+        }
+        let verified = summary.with_context(|| format!("no summary; it said {said:?}"))?;
+        let differs = records.iter().any(|record: &Record| record.verdict == "differs");
+        let right = if differs { Some(DIFFERENCE) } else { Some(0) };
+        ensure!(code == right, "it ended with {code:?}, not {right:?}; it said {said:?}");
+        ensure!(verified == Some(!differs), "verified is {verified:?}, and a difference: {differs}");
+        Ok(Verified { code, records, said })
+    }
+}
+
+fn parse(line: &str) -> Result<Line> {
+    serde_json::from_str(line).with_context(|| format!("in {line}"))
+}
+
+/// Namespaces that were there before, that come, and that go.
+pub fn run(set: Set, family: Family) -> Outcome {
+    let link = Link::lossy()?;
+    let doomed = Link::up()?;
+    let before = (Counters::of(&link.a)?, Counters::of(&link.b)?);
+    // A filter picks events; what is verified is everything.
+    let xctl = Run::start(set, &["--port", "1"])?;
+    let witness = Witness::of(&xctl.hooks)?;
+    let fresh = Link::lossy()?;
+    let zero = (Counters::of(&fresh.a)?, Counters::of(&fresh.b)?);
+    let mut senders = vec![];
+    let mut receivers = vec![];
+    for link in [&link, &fresh] {
+        let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+        let plan = Plan::new("verified", receiver.at);
+        let short = Plan { sizes: vec![2000], sends_a_connection: 3, ..plan.clone() };
+        let bulk = Plan { sizes: vec![1 << 16], burst: 8, sends: 64, pause: Duration::from_millis(10), ..plan.clone() };
+        for plan in [plan, short, bulk] {
+            senders.push(Sender::new(&link.a, plan)?);
+        }
+        receivers.push(receiver);
+    }
+    let vain = connect_in_vain(&doomed.a, "in-vain", (DEAD_V4, 443).into(), ONE_SYN)?;
+    send_all(senders)?;
+    link.quiet()?;
+    fresh.quiet()?;
+    let (inode_a, inode_b) = (doomed.a.inode, doomed.b.inode);
+    drop(doomed);
+    let skipped = witness.missed()? + xctl.recursions()?;
+    let verified = xctl.stop()?;
+
+    let old = [verified.agrees(&link.a, &before.0, skipped)?, verified.agrees(&link.b, &before.1, skipped)?];
+    let new = [verified.agrees(&fresh.a, &zero.0, skipped)?, verified.agrees(&fresh.b, &zero.1, skipped)?];
+    ensure!(old[0] > 0 && new[0] > 0, "nothing was sent again, so nothing was compared: {old:?} {new:?}");
+    for inode in [inode_a, inode_b] {
+        let gone = verified.records.iter().filter(|record| record.netns == inode && record.verdict == "gone");
+        ensure!(gone.count() == CHECKS.len(), "namespace {inode} was deleted: {:?}", verified.records);
+    }
+    let syns = verified.records.iter().find(|record| record.netns == inode_a && record.check == "syn");
+    let syns = syns.map_or(0, |record| record.xctl);
+    ensure!(syns == 1 || skipped > 0, "{syns} SYNs sent again by {vain:?} in the namespace that is gone");
+    let skipped = if skipped > 0 { format!(", {skipped} runs skipped") } else { String::new() };
+    Ok(Verdict::Passed(format!("{old:?} segments, {new:?} in new namespaces{skipped}")))
+}
+
+/// Attempts that fail before they leave are in RetransSegs and TCPRetransFail, and SYNs in TCPSynRetrans too.
+pub fn failed(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut puppet = Puppet::new(&link.a, "puppet", receiver.at)?;
+    let before = Counters::of(&link.a)?;
+    let xctl = Run::start(set, &[])?;
+    // What is to go again has to go once.
+    link.lose(100)?;
+    puppet.send()?;
+    thread::sleep(Duration::from_millis(20));
+    // A queue with no room: what is sent into it fails at once, and TCP is told.
+    let full = link.a.enter(|| {
+        let done = tool("tc").args("qdisc replace dev veth0 root pfifo limit 0".split(' ')).output();
+        done.context("running tc")
+    })?;
+    if !full.status.success() {
+        return Ok(Verdict::Skipped(format!("tc: {}", String::from_utf8_lossy(&full.stderr).trim())));
+    }
+    connect_in_vain(&link.a, "in-vain", (DEAD_V4, 443).into(), ONE_SYN)?;
+    let open =
+        link.a.enter(|| tool("tc").args("qdisc del dev veth0 root".split(' ')).output().context("running tc"))?;
+    ensure!(open.status.success(), "tc: {}", String::from_utf8_lossy(&open.stderr));
+    link.lose(0)?;
+    puppet.exit()?;
+    link.quiet()?;
+    let verified = xctl.stop()?;
+
+    let after = Counters::of(&link.a)?;
+    let (tried, failed) = (after.since(&before, "RetransSegs")?, after.since(&before, "TCPRetransFail")?);
+    ensure!(failed >= 2, "{failed} attempts failed: not both the data's and the SYN's");
+    verified.all_are(&link.a, "equal")?;
+    let segs = verified.of(&link.a, "retrans_segs")?;
+    ensure!(segs.xctl == tried - failed, "{failed} of {tried} failed: {segs:?}");
+    let (syn, tried_syns) = (verified.of(&link.a, "syn")?, after.since(&before, "TCPSynRetrans")?);
+    ensure!(syn.kernel == Some((tried_syns, tried_syns)) && syn.xctl < tried_syns, "{tried_syns} SYNs: {syn:?}");
+    ensure!(syn.note.as_ref().is_some_and(|note| note.contains("could not be sent")), "it does not say why: {syn:?}");
+    Ok(Verdict::Passed(format!("{failed} of {tried} segments failed, {tried_syns} SYNs")))
+}
+
+/// A difference, made for real: an object whose totals have room for one namespace, and two that retransmit.
+pub fn difference(set: Set, _family: Family) -> Outcome {
+    let object = Object::with_room_for_one()?;
+    let link = Link::up()?;
+    let xctl = Run::start(set, &["--object", &object.path.to_string_lossy()])?;
+    for ns in [&link.a, &link.b] {
+        connect_in_vain(ns, "in-vain", (DEAD_V4, 443).into(), ONE_SYN)?;
+    }
+    let verified = xctl.stop()?;
+
+    ensure!(verified.code == Some(DIFFERENCE), "it ended with {:?}", verified.code);
+    let mut differ = 0;
+    for ns in [&link.a, &link.b] {
+        for check in ["retrans_segs", "syn"] {
+            let record = verified.of(ns, check)?;
+            ensure!(record.kernel == Some((1, 1)), "one SYN went again: {record:?}");
+            if record.verdict == "differs" {
+                differ += 1;
+                let says_why = record.note.as_ref().is_some_and(|note| note.contains("lost.totals"));
+                ensure!(record.xctl == 0 && says_why, "it does not say that this was lost: {record:?}");
+            }
+        }
+        ensure!(verified.of(ns, "fast")?.verdict == "equal", "nothing was of kind fast");
+    }
+    // The one place may have been another namespace's, if this machine has more.
+    ensure!(differ >= 2, "a difference in one namespace at least: {:?}", verified.records);
+    let said: Vec<_> = verified.said.lines().filter(|line| line.contains("--verify found a difference")).collect();
+    ensure!(said.len() == 1 && said[0].contains("lost.totals"), "not one line about it: {:?}", verified.said);
+    Ok(Verdict::Passed(said[0].into()))
+}
+
+/// An object file of the test's own making, gone when dropped.
+struct Object {
+    path: PathBuf,
+}
+
+impl Object {
+    /// The object inside xctl, with another size of NETNS_TOTALS: the length of the array type that says it in the BTF.
+    fn with_room_for_one() -> Result<Object> {
+        let mut bytes = ::xctl::embedded::object().to_vec();
+        // struct btf_type of a BTF_KIND_ARRAY has no name and no size; then struct btf_array: type, index type, length
+        let (array, usual) = ([0, 3 << 24, 0].map(u32::to_ne_bytes).concat(), 1024_u32.to_ne_bytes());
+        let places: Vec<_> = (0..bytes.len().saturating_sub(24))
+            .filter(|&at| bytes[at..].starts_with(&array) && bytes[at + 20..].starts_with(&usual))
+            .collect();
+        ensure!(!places.is_empty(), "no map of the object has 1024 entries: NETNS_TOTALS has another size by now");
+        for at in places {
+            bytes[at + 20..at + 24].copy_from_slice(&1_u32.to_ne_bytes());
+        }
+        let path = std::env::temp_dir().join(format!("xctl-room-for-one-{}.o", std::process::id()));
+        std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
+        Ok(Object { path })
+    }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

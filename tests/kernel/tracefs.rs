@@ -1,0 +1,41 @@
+//! tracefs, which a host need not have mounted.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+use std::{panic, thread};
+
+use anyhow::{Context, Result};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+const TRACING: &str = "/sys/kernel/tracing";
+
+/// Does `work` where tracefs is mounted: for this thread alone if it was not. `work` is given the mount point.
+pub fn with<T: Send>(work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
+    let tracing = Path::new(TRACING);
+    if tracing.join("events").exists() {
+        return work(tracing);
+    }
+    let inside = || {
+        private_mounts()?;
+        mount(Some("none"), tracing, Some("tracefs"), MsFlags::empty(), None::<&str>).context("mounting tracefs")?;
+        work(tracing)
+    };
+    thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| panic::resume_unwind(panic))
+}
+
+/// From now on, what the calling thread mounts only it sees, and what it starts.
+pub fn private_mounts() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
+    let nothing = None::<&str>;
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).context("making mounts private")
+}
+
+/// Gives one command to a file of tracefs. Appending keeps what others put there.
+pub fn write(file: &Path, command: &str) -> Result<()> {
+    let opened = OpenOptions::new().append(true).open(file);
+    opened
+        .and_then(|mut file| file.write_all(command.as_bytes()))
+        .with_context(|| format!("writing {command:?} to {}", file.display()))
+}

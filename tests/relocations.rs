@@ -1,0 +1,700 @@
+//! CO-RE relocations, held against three truths: what a person computed (the comments in tests/objects/*.c), what libbpf
+//! makes of the same objects, and what libbpf makes of accesses to real kernels' types, chosen at random.
+//!
+//! libbpf relocates without loading any program (`bpf_object__prepare`), which still takes privilege: without it, that
+//! half is skipped.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::ffi::{CStr, CString};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::{env, fs};
+
+use libbpf_sys as sys;
+use xctl::embedded;
+use xctl::object::hook::hook;
+use xctl::object::insn::Insn;
+use xctl::object::relo::{Outcome, RelocationKind, Relocations, Resolver};
+use xctl::object::uses::Places;
+use xctl::object::{Btf, BtfExt, KERNEL_BTF, Kind, ObjectFile, TypeId, btf_ext::CoreRelocation, source};
+
+/// A folder that is gone with the test.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = env::temp_dir().join(format!("xctl-relocations-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Scratch(path)
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+// ---- our side ----
+
+/// A relocation and what we make of it.
+#[derive(Clone, Debug)]
+struct Ours {
+    program: String,
+    kind: u32,
+    value: Option<u64>,
+    outcome: Outcome,
+}
+
+/// Every relocation of the programs that `loaded` is true for, and every program's code afterwards, where an instruction
+/// that the ELF file relocates, and whose content nobody knows before loading, is `None`.
+fn relocate(
+    bytes: &[u8],
+    target: &Btf,
+    loaded: impl Fn(&str, &str) -> bool,
+) -> (Vec<Ours>, Vec<(String, Vec<Option<Insn>>)>) {
+    let object = ObjectFile::parse(bytes).unwrap();
+    let btf = Btf::parse(object.btf.unwrap()).unwrap();
+    let ext = BtfExt::parse(object.btf_ext.unwrap(), &btf).unwrap();
+    let mut relocations = Relocations::new(bytes, &object, &btf, &ext, Some(target)).unwrap();
+    let mut all = Vec::new();
+    relocations
+        .run::<()>(
+            |program| loaded(program.name, program.section),
+            |relocated| {
+                all.push(Ours {
+                    program: relocated.program.unwrap().name.to_owned(),
+                    kind: relocated.relocation.kind,
+                    value: relocated.resolution.as_ref().and_then(|resolution| resolution.value),
+                    outcome: relocated.outcome.clone(),
+                });
+                Ok(())
+            },
+        )
+        .unwrap();
+    let places = Places::new(&object);
+    let code = |program: &xctl::object::Program<'_>| {
+        let addresses = places.of(program, &relocations).addresses;
+        let unknown = |index: &usize| addresses.contains(index) || (*index > 0 && addresses.contains(&(*index - 1)));
+        let insns = relocations.code(program).enumerate();
+        insns.map(|(index, insn)| (!unknown(&index)).then_some(insn)).collect()
+    };
+    let code = object.programs.iter().map(|program| (program.name.to_owned(), code(program))).collect();
+    (all, code)
+}
+
+// ---- libbpf's side ----
+
+/// libbpf is told once to be quiet: what it would say about objects that it refuses is expected here.
+static LIBBPF: Mutex<()> = Mutex::new(());
+
+/// An object opened by libbpf, closed with this.
+struct Opened(*mut sys::bpf_object);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        // SAFETY: it came from bpf_object__open_mem and is closed once.
+        unsafe { sys::bpf_object__close(self.0) };
+    }
+}
+
+impl Opened {
+    fn programs(&self) -> impl Iterator<Item = *mut sys::bpf_program> {
+        // SAFETY: the object is open; libbpf takes null as "before the first" and gives null after the last.
+        let next = |previous| unsafe { sys::bpf_object__next_program(self.0, previous) };
+        let mut program = next(std::ptr::null_mut());
+        std::iter::from_fn(move || {
+            let this = program;
+            if this.is_null() {
+                return None;
+            }
+            program = next(this);
+            Some(this)
+        })
+    }
+}
+
+fn name_of(program: *const sys::bpf_program) -> String {
+    // SAFETY: the program belongs to an open object, and its name lives as long as that.
+    unsafe { CStr::from_ptr(sys::bpf_program__name(program)) }.to_str().unwrap().to_owned()
+}
+
+/// What libbpf makes of an object: every program's instructions, or its error. Programs that `loaded` is false for are not
+/// relocated.
+fn libbpf(bytes: &[u8], btf: &Path, loaded: impl Fn(&str) -> bool) -> Result<Vec<(String, Vec<Insn>)>, i32> {
+    let _lock = LIBBPF.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // SAFETY: no callback.
+    unsafe { sys::libbpf_set_print(None) };
+    let path = CString::new(btf.to_str().unwrap()).unwrap();
+    let options = sys::bpf_object_open_opts {
+        sz: size_of::<sys::bpf_object_open_opts>() as sys::size_t,
+        btf_custom_path: path.as_ptr(),
+        object_name: c"test".as_ptr(),
+        ..Default::default()
+    };
+    // SAFETY: the bytes and options live through the call, which copies what it needs.
+    let object = unsafe { sys::bpf_object__open_mem(bytes.as_ptr().cast(), bytes.len() as sys::size_t, &options) };
+    if object.is_null() {
+        return Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0));
+    }
+    let opened = Opened(object);
+    for program in opened.programs() {
+        // SAFETY: the object is open and not loaded yet.
+        unsafe { sys::bpf_program__set_autoload(program, loaded(&name_of(program))) };
+    }
+    // SAFETY: the object is open and not loaded yet.
+    let result = unsafe { sys::bpf_object__prepare(opened.0) };
+    if result != 0 {
+        return Err(result);
+    }
+    let one = |program: *mut sys::bpf_program| {
+        // SAFETY: the object is open; libbpf gives as many instructions as it says, which live as long as the object
+        // does. They are copied at once.
+        let insns = unsafe {
+            std::slice::from_raw_parts(
+                sys::bpf_program__insns(program).cast::<[u8; 8]>(),
+                sys::bpf_program__insn_cnt(program) as usize,
+            )
+        };
+        let insns = insns.iter().map(|bytes| Insn::decode(*bytes, cfg!(target_endian = "big"))).collect();
+        (name_of(program), insns)
+    };
+    Ok(opened.programs().map(one).collect())
+}
+
+/// Whether this process may do what libbpf does before it relocates.
+fn may_prepare() -> bool {
+    static MAY: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *MAY.get_or_init(|| {
+        let may = Path::new(KERNEL_BTF).exists() && libbpf(embedded::object(), Path::new(KERNEL_BTF), |_| true).is_ok();
+        if !may {
+            println!("not compared with libbpf: that needs root and {KERNEL_BTF}");
+        }
+        may
+    })
+}
+
+/// Our result and libbpf's, instruction by instruction. Returns how many relocations were compared.
+fn compare(what: &str, bytes: &[u8], target: &Btf, btf: &Path) -> usize {
+    if !may_prepare() {
+        return 0;
+    }
+    let by_default = |_: &str, section: &str| hook(section).autoload;
+    let (all, _) = relocate(bytes, target, by_default);
+    let refused: BTreeSet<String> =
+        all.iter().filter(|r| matches!(r.outcome, Outcome::Refused(_))).map(|r| r.program.clone()).collect();
+    let object = ObjectFile::parse(bytes).unwrap();
+    let defaults: BTreeSet<&str> =
+        object.programs.iter().filter(|program| hook(program.section).autoload).map(|program| program.name).collect();
+    // What we refuse libbpf must refuse; a few are enough to know, for each takes libbpf a while.
+    for program in refused.iter().take(8) {
+        let result = libbpf(bytes, btf, |name| name == program);
+        assert!(result.is_err(), "{what}: libbpf relocates {program}, we refuse: {all:?}");
+    }
+    let taken = |name: &str| defaults.contains(name) && !refused.contains(name);
+    let (all, ours) = relocate(bytes, target, |name, _| taken(name));
+    let still: Vec<_> = all.iter().filter(|r| matches!(r.outcome, Outcome::Refused(_))).collect();
+    assert!(still.is_empty(), "{what}: {still:?}");
+    let theirs = libbpf(bytes, btf, taken).unwrap_or_else(|error| panic!("{what}: libbpf refuses: {error}"));
+    // Theirs have functions of .text among them.
+    for (name, insns) in &ours {
+        let (_, other) = theirs.iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("{what}: no {name}"));
+        if !taken(name) {
+            continue;
+        }
+        for (index, (one, two)) in insns.iter().zip(other).enumerate() {
+            let Some(one) = one else { continue };
+            assert_eq!(one, two, "{what}: {name}, instruction {index}: {} and {}", one.text(None), two.text(None));
+        }
+        assert!(insns.len() <= other.len(), "{what}: {name}");
+    }
+    all.iter().filter(|r| r.outcome != Outcome::Skipped).count()
+}
+
+// ---- the corpus ----
+
+fn objects() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/objects")
+}
+
+fn clang() -> String {
+    env::var("CLANG").unwrap_or_else(|_| "clang".to_owned())
+}
+
+fn have_clang() -> bool {
+    let have = Command::new(clang()).arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success());
+    if !have {
+        println!("skipped: no clang");
+    }
+    have
+}
+
+/// Compiles one half of a file of the corpus.
+fn compile(source: &Path, big_endian: bool, target: bool, into: &Path) -> Vec<u8> {
+    let mut command = Command::new(clang());
+    command.arg(if big_endian { "--target=bpfeb" } else { "--target=bpfel" }).args(["-g", "-O2", "-c"]);
+    command.args(target.then_some("-DTARGET"));
+    let status = command.arg(source).arg("-o").arg(into).status().unwrap();
+    assert!(status.success(), "{}", source.display());
+    fs::read(into).unwrap()
+}
+
+/// One answer in a comment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Answer {
+    Value(i64),
+    Poison,
+    Refused(String),
+    Any,
+}
+
+/// The comments' answers: program by program, relocation by relocation.
+fn answers(text: &str, big_endian: bool) -> Vec<(String, Answer)> {
+    let mut all = Vec::new();
+    for line in text.lines() {
+        let macros = ["PROGRAM(", "LOAD(", "STORE("].iter().find_map(|start| line.strip_prefix(start)).and_then(|rest| {
+            let (name, rest) = rest.split_once(',')?;
+            Some((name, rest))
+        });
+        let function = line.strip_prefix("SEC(").and_then(|rest| rest.split_once(" long ")?.1.split_once('('));
+        let Some((name, rest)) = macros.or(function) else { continue };
+        let said = rest.split_once("// ").unwrap_or_else(|| panic!("no answer for {name}")).1.trim();
+        if let Some(words) = said.strip_prefix("refused: ") {
+            all.push((name.to_owned(), Answer::Refused(words.to_owned())));
+            continue;
+        }
+        for word in said.split(' ') {
+            let (little, big) = word.split_once('|').unwrap_or((word, word));
+            let answer = match if big_endian { big } else { little } {
+                "poison" => Answer::Poison,
+                "any" => Answer::Any,
+                number => Answer::Value(number.parse().unwrap_or_else(|_| panic!("{name}: {said}"))),
+            };
+            all.push((name.to_owned(), answer));
+        }
+    }
+    all
+}
+
+fn sources() -> Vec<PathBuf> {
+    let mut sources: Vec<PathBuf> = fs::read_dir(objects()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    sources.retain(|path| path.extension().is_some_and(|extension| extension == "c"));
+    sources.sort();
+    assert!(sources.len() >= 10, "{sources:?}");
+    sources
+}
+
+/// Changes what the relocations of an object ask.
+fn ask_instead(bytes: &mut [u8], from: RelocationKind, to: RelocationKind) {
+    let object = ObjectFile::parse(bytes).unwrap();
+    let big_endian = !object.is_little_endian;
+    let section = object.sections.iter().find(|section| section.name == ".BTF.ext").unwrap().offset as usize;
+    let word = |at: usize| {
+        let four = bytes[at..at + 4].try_into().unwrap();
+        if big_endian { u32::from_be_bytes(four) } else { u32::from_le_bytes(four) }
+    };
+    // The tables' layout is that of src/object/btf_ext.rs.
+    let (mut at, len) = ((section as u32 + word(section + 4) + word(section + 24)) as usize, word(section + 28) as usize);
+    let (end, size) = (at + len, word(at) as usize);
+    at += 4;
+    let mut places = Vec::new();
+    while at < end {
+        let count = word(at + 4) as usize;
+        at += 8;
+        places.extend((0..count).map(|number| at + number * size + 12));
+        at += count * size;
+    }
+    let number = |kind: RelocationKind| RelocationKind::ALL.iter().position(|other| *other == kind).unwrap() as u32;
+    let places: Vec<usize> = places.into_iter().filter(|place| word(*place) == number(from)).collect();
+    assert!(!places.is_empty());
+    for place in places {
+        let bytes_of = if big_endian { u32::to_be_bytes } else { u32::to_le_bytes };
+        bytes[place..place + 4].copy_from_slice(&bytes_of(number(to)));
+    }
+}
+
+#[test]
+fn the_corpus_comes_out_as_computed_by_hand_and_as_by_libbpf() {
+    if !have_clang() {
+        return;
+    }
+    let scratch = Scratch::new("corpus");
+    let mut kinds = BTreeSet::new();
+    let (mut relocations, mut compared) = (0, 0);
+    for source in sources() {
+        let name = source.file_stem().unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&source).unwrap();
+        for big_endian in [false, true] {
+            let what = format!("{name}, {}-endian", if big_endian { "big" } else { "little" });
+            let target = compile(&source, big_endian, true, &scratch.0.join("target.o"));
+            let target = Btf::parse(ObjectFile::parse(&target).unwrap().btf.unwrap()).unwrap();
+            let mut bytes = compile(&source, big_endian, false, &scratch.0.join("object.o"));
+            if name == "matches" {
+                ask_instead(&mut bytes, RelocationKind::TypeExists, RelocationKind::TypeMatches);
+            }
+            let (all, _) = relocate(&bytes, &target, |_, _| true);
+            // The compiler may put programs and relocations in another order than the file.
+            let mut wanted = answers(&text, big_endian);
+            for ours in &all {
+                let place = wanted.iter().position(|(program, _)| *program == ours.program);
+                let (_, answer) = wanted.remove(place.unwrap_or_else(|| panic!("{what}: {ours:?} was not expected")));
+                let fits = match (&answer, &ours.outcome) {
+                    (Answer::Any, Outcome::Applied) => true,
+                    (Answer::Value(value), Outcome::Applied) => ours.value == Some(*value as u64),
+                    (Answer::Poison, Outcome::Poisoned(_)) => true,
+                    (Answer::Refused(words), Outcome::Refused(why)) => why.contains(words.as_str()),
+                    _ => false,
+                };
+                assert!(fits, "{what}: {ours:?}, by hand: {answer:?}");
+                kinds.insert(ours.kind);
+            }
+            assert!(wanted.is_empty(), "{what}: no relocation for {wanted:?}");
+            relocations += all.len();
+            // libbpf computes shifts for the byte order of the machine that it runs on.
+            let shifts = big_endian && all.iter().any(|ours| ours.kind == RelocationKind::FieldLshiftU64 as u32);
+            if !shifts {
+                let btf = scratch.file("target.btf", target.bytes());
+                compared += compare(&what, &bytes, &target, &btf);
+            }
+        }
+    }
+    println!("{relocations} relocations as computed by hand, {compared} as by libbpf");
+    assert_eq!(kinds.len(), RelocationKind::ALL.len(), "{kinds:?}");
+}
+
+// ---- real kernels ----
+
+/// Finds BTF in a kernel image: in it as it is, or compressed within.
+fn btf_of_kernel(image: &[u8]) -> Option<Vec<u8>> {
+    let packed: [(&[u8], &[&str]); 4] = [
+        (b"\xfd7zXZ\0", &["xz", "-dc", "--single-stream"]),
+        (b"\x28\xb5\x2f\xfd", &["zstd", "-dc"]),
+        (b"\x02!L\x18", &["lz4", "-dc"]),
+        (b"\x1f\x8b\x08", &["gzip", "-dc"]),
+    ];
+    if let Some(found) = btf_within(image) {
+        return Some(found);
+    }
+    for (magic, command) in packed {
+        for at in places_of(image, magic) {
+            let input = Scratch::new("kernel");
+            let input = (input.file("packed", &image[at..]), input);
+            let (program, arguments) = command.split_first().unwrap();
+            // What follows the compressed data makes some of them complain after they did all.
+            let output = Command::new(program)
+                .args(arguments)
+                .stdin(fs::File::open(&input.0).unwrap())
+                .stderr(Stdio::null())
+                .output();
+            let Ok(output) = output else {
+                println!("no {program}");
+                break;
+            };
+            if let Some(found) = btf_within(&output.stdout) {
+                return Some(found);
+            }
+        }
+    }
+    None
+}
+
+fn places_of<'a>(bytes: &'a [u8], wanted: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
+    let first = wanted[0];
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        while let Some(at) = bytes.get(from..)?.iter().position(|byte| *byte == first) {
+            let at = from + at;
+            from = at + 1;
+            if bytes[at..].starts_with(wanted) {
+                return Some(at);
+            }
+        }
+        None
+    })
+}
+
+/// BTF of a kernel's size in the middle of other bytes: its header says how long it is.
+fn btf_within(bytes: &[u8]) -> Option<Vec<u8>> {
+    places_of(bytes, &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0]).find_map(|at| {
+        let word = |n: usize| Some(u32::from_le_bytes(bytes.get(at + n..at + n + 4)?.try_into().ok()?) as usize);
+        let end = 24 + word(16)? + word(20)?;
+        let found = bytes.get(at..at + end).filter(|found| found.len() > 1_000_000)?;
+        Btf::parse(found).is_ok().then(|| found.to_vec())
+    })
+}
+
+/// The BTF of the running kernel and of the kernels that tests/vm has fetched: name, file, types.
+fn kernels() -> &'static [(String, PathBuf, Btf)] {
+    static KERNELS: std::sync::OnceLock<Vec<(String, PathBuf, Btf)>> = std::sync::OnceLock::new();
+    KERNELS.get_or_init(|| {
+        let mut all = Vec::new();
+        if let Ok(bytes) = source::read_btf(Path::new(KERNEL_BTF)) {
+            all.push(("running".to_owned(), PathBuf::from(KERNEL_BTF), Btf::from_vec(bytes).unwrap()));
+        }
+        let cache = env::var_os("XCTL_CACHE").map(PathBuf::from).or_else(|| {
+            let home = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+            Some(home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))?.join("xctl"))
+        });
+        let folders = cache.and_then(|cache| fs::read_dir(cache.join("kernels")).ok()).into_iter().flatten().flatten();
+        for folder in folders {
+            let name = folder.file_name().to_string_lossy().into_owned();
+            let image = folder.path().join("vmlinuz");
+            // Unpacking takes a while in a debug build; the next run finds what this one did.
+            let kept = folder.path().join("vmlinux.btf");
+            let newer = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
+            if newer(&kept) < newer(&image) {
+                let Some(found) = fs::read(&image).ok().and_then(|image| btf_of_kernel(&image)) else { continue };
+                let new = folder.path().join(format!("vmlinux.btf.{}", std::process::id()));
+                if fs::write(&new, found).and_then(|()| fs::rename(&new, &kept)).is_err() {
+                    continue;
+                }
+            }
+            let btf = Btf::from_vec(fs::read(&kept).unwrap()).unwrap();
+            all.push((name, kept, btf));
+        }
+        all.sort_by(|one, two| one.0.cmp(&two.0));
+        if all.len() < 2 {
+            println!("few kernels to compare with: tests/vm/fetch gets more");
+        }
+        all
+    })
+}
+
+#[test]
+fn our_object_comes_out_as_by_libbpf_on_every_kernel() {
+    for (name, path, btf) in kernels() {
+        let compared = compare(&format!("our object, {name}"), embedded::object(), btf, path);
+        println!("{name}: {compared} relocations as by libbpf");
+        let (all, _) = relocate(embedded::object(), btf, |_, _| true);
+        assert!(all.len() > 100);
+        assert!(!all.iter().any(|ours| matches!(ours.outcome, Outcome::Refused(_))));
+    }
+}
+
+// ---- accesses chosen at random ----
+
+/// A generator of numbers that look random and are the same every time.
+struct Noise(u64);
+
+impl Noise {
+    fn below(&mut self, limit: u32) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 33) as u32) % limit.max(1)
+    }
+}
+
+/// An access to something in a kernel's types: root type, access string, kind.
+fn any_access(btf: &Btf, noise: &mut Noise) -> Option<(TypeId, String, RelocationKind)> {
+    let root = TypeId(1 + noise.below(btf.len() as u32));
+    if btf.name(root).is_empty() {
+        return None;
+    }
+    let resolved = btf.resolve(root);
+    let kind = RelocationKind::ALL[noise.below(13) as usize];
+    if kind.is_type() {
+        let sensible = matches!(
+            btf.kind(root),
+            Kind::Struct | Kind::Union | Kind::Enum | Kind::Enum64 | Kind::Typedef | Kind::Int | Kind::Fwd | Kind::Float
+        );
+        return sensible.then(|| (root, "0".to_owned(), kind));
+    }
+    if kind.is_enumval() {
+        let count = btf.entry_count(resolved);
+        let known = btf.kind(resolved).is_enum() && count > 0;
+        return known.then(|| (root, noise.below(count).to_string(), kind));
+    }
+    if !btf.kind(resolved).is_composite() {
+        return None;
+    }
+    let mut access = if noise.below(20) == 0 { noise.below(4).to_string() } else { "0".to_owned() };
+    let mut id = resolved;
+    for _ in 0..12 {
+        id = btf.resolve(id);
+        let index = if let Some(array) = btf.array(id) {
+            id = array.elem;
+            noise.below(array.nelems.max(1))
+        } else {
+            let count = btf.entry_count(id);
+            if !btf.kind(id).is_composite() || count == 0 {
+                break;
+            }
+            let index = noise.below(count);
+            id = btf.member_as_written(id, index)?.ty;
+            index
+        };
+        access.push_str(&format!(":{index}"));
+        if noise.below(3) == 0 {
+            break;
+        }
+    }
+    Some((root, access, kind))
+}
+
+/// An ELF object with the types of `btf`, and a program of one or two instructions for each access.
+fn object_of(btf: &Btf, accesses: &[(TypeId, String, RelocationKind)], noise: &mut Noise) -> Vec<u8> {
+    const HEADER: usize = 24;
+    // The kernel's own BTF has its strings last, so that more can follow.
+    let mut types = btf.bytes().to_vec();
+    let section_name = types.len() - (types.len() - btf.strings_len());
+    types.extend_from_slice(b"socket\0");
+    let (mut code, mut records, mut symbols) = (Vec::new(), Vec::new(), vec![0u8; 24]);
+    let mut names = b"\0".to_vec();
+    for (number, (root, access, kind)) in accesses.iter().enumerate() {
+        let at = types.len() - types_start(btf);
+        types.extend_from_slice(access.as_bytes());
+        types.push(0);
+        let relocation = CoreRelocation { offset: 0, root: *root, access, kind: *kind as u32 };
+        let local = Resolver::describe(btf, &relocation).map_or(0, |(.., value)| value);
+        let start = code.len();
+        let mut insn = |code_: u8, off: i16, imm: i32| {
+            code.extend_from_slice(&Insn { code: code_, dst: 0, src: u8::from(code_ & 7 == 1), off, imm }.encode(false));
+        };
+        let load = *kind == RelocationKind::FieldByteOffset && noise.below(2) == 0;
+        match (load, i16::try_from(local), i32::try_from(local as i64)) {
+            (true, Ok(offset), _) => insn([0x61, 0x69, 0x71, 0x79][load_size(btf, *root, access, noise)], offset, 0),
+            (_, _, Ok(value)) => insn(0xb7, 0, value),
+            _ => {
+                insn(0x18, 0, local as i32);
+                insn(0, 0, (local >> 32) as i32);
+            }
+        }
+        insn(0x95, 0, 0);
+        for word in [start as u32, root.0, at as u32, *kind as u32] {
+            records.extend_from_slice(&word.to_le_bytes());
+        }
+        symbols.extend_from_slice(&(names.len() as u32).to_le_bytes());
+        symbols.extend_from_slice(&[0x12, 0, 1, 0]); // a global function in section 1
+        symbols.extend_from_slice(&(start as u64).to_le_bytes());
+        symbols.extend_from_slice(&((code.len() - start) as u64).to_le_bytes());
+        names.extend_from_slice(format!("p{number}\0").as_bytes());
+    }
+    let strings = (types.len() - types_start(btf)) as u32;
+    types[20..24].copy_from_slice(&strings.to_le_bytes());
+    let mut ext = vec![0x9f, 0xeb, 1, 0, 32, 0, 0, 0];
+    let stretch = 4 + 8 + records.len() as u32;
+    for word in [0, 0, 0, 0, 0, stretch, 16, section_name as u32, accesses.len() as u32] {
+        ext.extend_from_slice(&word.to_le_bytes());
+    }
+    ext.extend_from_slice(&records);
+    assert!(types.len() > HEADER);
+    elf(&[
+        ("socket", 1, 6, 0, 0, &code),
+        (".BTF", 1, 0, 0, 0, &types),
+        (".BTF.ext", 1, 0, 0, 0, &ext),
+        ("license", 1, 3, 0, 0, b"GPL\0"),
+        (".symtab", 2, 0, 6, 24, &symbols),
+        (".strtab", 3, 0, 0, 0, &names),
+    ])
+}
+
+/// Where the strings begin in the data.
+fn types_start(btf: &Btf) -> usize {
+    btf.bytes().len() - btf.strings_len()
+}
+
+/// Index of the load instruction for a field, or sometimes of another.
+fn load_size(btf: &Btf, root: TypeId, access: &str, noise: &mut Noise) -> usize {
+    let mut id = root;
+    for index in access.split(':').skip(1) {
+        id = btf.resolve(id);
+        id = match btf.array(id) {
+            Some(array) => array.elem,
+            None => btf.member_as_written(id, index.parse().unwrap()).unwrap().ty,
+        };
+    }
+    match btf.size_of(id) {
+        _ if noise.below(10) == 0 => noise.below(4) as usize,
+        Some(2) => 1,
+        Some(1) => 2,
+        Some(8) => 3,
+        _ => 0,
+    }
+}
+
+/// An ELF file for BPF with these sections: name, type, flags, link, entry size, bytes.
+fn elf(sections: &[(&str, u32, u64, u32, u64, &[u8])]) -> Vec<u8> {
+    let mut names = b"\0".to_vec();
+    let mut headers = vec![0u8; 64];
+    let mut out = vec![0u8; 64];
+    let header = |names: &mut Vec<u8>, out: &[u8], (name, kind, flags, link, entry, bytes): (&str, u32, u64, u32, u64, &[u8])| {
+        let mut header = Vec::new();
+        header.extend_from_slice(&(names.len() as u32).to_le_bytes());
+        names.extend_from_slice(name.as_bytes());
+        names.push(0);
+        header.extend_from_slice(&kind.to_le_bytes());
+        for word in [flags, 0, out.len() as u64, bytes.len() as u64] {
+            header.extend_from_slice(&word.to_le_bytes());
+        }
+        header.extend_from_slice(&link.to_le_bytes());
+        header.extend_from_slice(&u32::from(kind == 2).to_le_bytes());
+        for word in [8, entry] {
+            header.extend_from_slice(&word.to_le_bytes());
+        }
+        header
+    };
+    for section in sections {
+        headers.extend(header(&mut names, &out, *section));
+        out.extend_from_slice(section.5);
+        out.resize(out.len().next_multiple_of(8), 0);
+    }
+    let last = header(&mut names, &out, (".shstrtab", 3, 0, 0, 0, &[]));
+    let start = out.len() as u64;
+    headers.extend(last);
+    let at = headers.len() - 64 + 32;
+    headers[at..at + 8].copy_from_slice(&(names.len() as u64).to_le_bytes());
+    headers[at - 8..at].copy_from_slice(&start.to_le_bytes());
+    out.extend_from_slice(&names);
+    out.resize(out.len().next_multiple_of(8), 0);
+    let table = out.len() as u64;
+    let count = sections.len() as u16 + 2;
+    out.extend_from_slice(&headers);
+    out[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\0");
+    out[16..20].copy_from_slice(&[1, 0, 247, 0]);
+    out[20..24].copy_from_slice(&1u32.to_le_bytes());
+    out[40..48].copy_from_slice(&table.to_le_bytes());
+    out[52..54].copy_from_slice(&64u16.to_le_bytes());
+    out[58..60].copy_from_slice(&64u16.to_le_bytes());
+    out[60..62].copy_from_slice(&count.to_le_bytes());
+    out[62..64].copy_from_slice(&(count - 1).to_le_bytes());
+    out
+}
+
+#[test]
+fn random_accesses_come_out_as_by_libbpf_from_every_kernel_to_every_other() {
+    let accesses: usize = env::var("XCTL_RANDOM_ACCESSES").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    let mut seen = std::collections::BTreeMap::<&str, usize>::new();
+    if !may_prepare() {
+        return;
+    }
+    for (from, _, local) in kernels() {
+        for (to, path, target) in kernels() {
+            let mut noise = Noise(from.len() as u64 * 31 + to.len() as u64);
+            let mut chosen = Vec::new();
+            while chosen.len() < accesses {
+                chosen.extend(any_access(local, &mut noise));
+            }
+            let bytes = object_of(local, &chosen, &mut noise);
+            let (all, _) = relocate(&bytes, target, |_, _| true);
+            for ours in &all {
+                *seen.entry(match ours.outcome {
+                    Outcome::Applied => "applied",
+                    Outcome::Poisoned(_) => "poisoned",
+                    Outcome::Refused(_) => "refused",
+                    Outcome::Skipped | Outcome::Unresolved => "skipped",
+                }).or_default() += 1;
+            }
+            let compared = compare(&format!("accesses to {from} on {to}"), &bytes, target, path);
+            println!("{from} on {to}: {compared} of {} as by libbpf", all.len());
+        }
+    }
+    println!("{seen:?}");
+}
