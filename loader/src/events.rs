@@ -117,7 +117,7 @@ mirror! {
     "owner" Owner {
         /// The socket that the entry belongs to; 0: not known.
         sk: u64,
-        /// When the process started, ns of CLOCK_BOOTTIME.
+        /// When the process started, ns of CLOCK_BOOTTIME in steps of 10 ms.
         born: u64,
         /// cgroup v2 id.
         cgroup: u64,
@@ -223,7 +223,7 @@ mirror! {
 mirror! {
     /// Whose totals.
     "process_key" ProcessKey {
-        /// When the process started, ns of CLOCK_BOOTTIME.
+        /// When the process started, ns of CLOCK_BOOTTIME in steps of 10 ms.
         born: u64,
         /// The process.
         tgid: u32,

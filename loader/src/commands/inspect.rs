@@ -2,6 +2,7 @@
 //!
 //! Needs no privilege and asks the kernel nothing but its BTF file.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -11,11 +12,12 @@ use serde::Serialize;
 use crate::embedded;
 use crate::fault::Exit;
 use crate::object::btf_ext::LineInfo;
+use crate::object::elf::INSN_SIZE;
 use crate::object::facts::{Facts, FunctionFacts, MapFacts, hex};
 use crate::object::hook::hook;
 use crate::object::relo::patch::Place;
 use crate::object::relo::reach::reachable;
-use crate::object::relo::{Outcome, Relocated, Relocations, Resolver};
+use crate::object::relo::{Outcome, Relocated, RelocationKind, Relocations, Resolver, Spec, type_name};
 use crate::object::uses::Places;
 use crate::object::{Btf, BtfExt, KERNEL_BTF, ObjectFile, Program, read_btf, second_opinion, source};
 
@@ -24,6 +26,9 @@ const SCHEMA: u32 = 1;
 
 /// Problems that are listed; a hostile file has as many as it likes.
 const MOST_PROBLEMS: usize = 100;
+
+/// Poisoned instructions whose reason is kept until it is known whether they are reached.
+const MOST_POISONED: usize = 4096;
 
 /// What was asked for.
 #[derive(Clone, Debug, Default)]
@@ -83,7 +88,7 @@ struct Side {
     access: String,
     /// Bits from the beginning of the root type; null if it is no field.
     bit_offset: Option<u32>,
-    value: Option<u64>,
+    value: Option<i64>,
 }
 
 /// A relocation.
@@ -98,7 +103,7 @@ struct Record<'r> {
     local: Option<Side>,
     target: Option<Side>,
     /// What the instruction gets; null if it is poisoned or refused.
-    value: Option<u64>,
+    value: Option<i64>,
     /// How many of the target's types have it.
     matches: usize,
     /// `applied`, `poisoned`, `refused`, `skipped`, `unresolved`.
@@ -121,6 +126,12 @@ struct Verdict {
     problems: Vec<String>,
     /// Whether everything in it would load, as far as its relocations decide that; null without a BTF.
     runs: Option<bool>,
+}
+
+/// Values are 64 bits that mean what the program makes of them. All but constants of enums are small, and those are more
+/// often negative than huge.
+fn signed(value: Option<u64>) -> Option<i64> {
+    value.map(|value| value as i64)
 }
 
 impl Verdict {
@@ -169,15 +180,17 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         verdict.problem("the object and the BTF are of different byte order".to_owned());
     }
     let view = View { btf: local, target: target.as_ref(), ext: &ext, big_endian: !object.is_little_endian };
+    let mut poisoned = Poisoned::new();
     code.run(
         |_| true,
         |relocated| {
-            count(&mut verdict, relocated);
-            writer.relocation(&view.record(relocated))
+            let record = view.record(relocated);
+            count(&mut verdict, &mut poisoned, relocated, &record);
+            writer.relocation(&record)
         },
     )?;
     if target.is_some() {
-        poisoned_programs(&object, &code, &mut verdict);
+        poisoned_programs(&object, &code, &poisoned, &mut verdict);
         verdict.runs = Some(verdict.problems.is_empty());
     }
     writer.verdict(&verdict)?;
@@ -209,22 +222,37 @@ fn place_of(relocated: &Relocated<'_, '_>) -> String {
     format!("program {name}, instruction {}", relocated.index)
 }
 
-fn count(verdict: &mut Verdict, relocated: &Relocated<'_, '_>) {
+/// Poisoned instructions by section and byte offset, and why they are.
+type Poisoned = BTreeMap<(usize, u64), String>;
+
+fn count(verdict: &mut Verdict, poisoned: &mut Poisoned, relocated: &Relocated<'_, '_>, record: &Record<'_>) {
     verdict.relocations_total += 1;
+    let access = record.local.as_ref().map_or("", |local| &local.access);
     match &relocated.outcome {
         Outcome::Applied => verdict.applied += 1,
-        Outcome::Poisoned(_) => verdict.poisoned += 1,
+        Outcome::Poisoned(why) => {
+            verdict.poisoned += 1;
+            if let Some(program) = relocated.program.filter(|_| poisoned.len() < MOST_POISONED) {
+                let place = (program.section_index, relocated.relocation.offset.into());
+                poisoned.insert(place, format!("{access}: {why}"));
+            }
+        }
         Outcome::Skipped => verdict.skipped += 1,
         Outcome::Unresolved => {}
         Outcome::Refused(why) => {
             verdict.refused += 1;
-            verdict.problem(format!("{}: {why}", place_of(relocated)));
+            verdict.problem(format!("{}, {} of {access}: {why}", place_of(relocated), record.kind));
         }
     }
 }
 
 /// A problem for every program that reaches an instruction that did not resolve.
-fn poisoned_programs(object: &ObjectFile<'_>, code: &Relocations<'_, '_>, verdict: &mut Verdict) {
+fn poisoned_programs(
+    object: &ObjectFile<'_>,
+    code: &Relocations<'_, '_>,
+    poisoned: &Poisoned,
+    verdict: &mut Verdict,
+) {
     if verdict.poisoned == 0 {
         return;
     }
@@ -239,10 +267,9 @@ fn poisoned_programs(object: &ObjectFile<'_>, code: &Relocations<'_, '_>, verdic
         let runs = reachable(&insns, |index| !uses.addresses.contains(&index));
         let reached = insns.iter().zip(runs).position(|(insn, runs)| runs && insn.is_poison());
         if let Some(index) = reached {
-            verdict.problem(format!(
-                "program {} reaches instruction {index}, which accesses something that is not there",
-                function.name
-            ));
+            let place = (function.section_index, function.offset + index as u64 * INSN_SIZE);
+            let why = poisoned.get(&place).map_or("something is not there", String::as_str);
+            verdict.problem(format!("program {} reaches instruction {index}: {why}", function.name));
         }
     }
 }
@@ -274,13 +301,13 @@ impl<'r> View<'r> {
             Some(resolution) => Ok((resolution.kind, resolution.local.clone(), resolution.local_value)),
             None => Resolver::describe(self.btf, relocation),
         };
-        let side = |btf: &Btf, spec: &crate::object::relo::Spec, kind: crate::object::relo::RelocationKind, value| Side {
+        let side = |btf: &Btf, spec: &Spec, kind: RelocationKind, value| Side {
             type_id: spec.root.0,
-            ty: crate::object::relo::type_name(btf, spec.root),
+            ty: type_name(btf, spec.root),
             spec: spec.raw_text(),
             access: spec.text(btf, kind),
             bit_offset: kind.is_field().then_some(spec.bit_offset),
-            value,
+            value: signed(value),
         };
         let local = described.as_ref().ok().map(|(kind, spec, value)| side(self.btf, spec, *kind, Some(*value)));
         let target = resolution.and_then(|resolution| {
@@ -297,7 +324,7 @@ impl<'r> View<'r> {
             source: self.line(relocated.section, relocation.offset),
             local,
             target,
-            value: resolution.and_then(|resolution| resolution.value).filter(|_| done),
+            value: signed(resolution.and_then(|resolution| resolution.value).filter(|_| done)),
             matches: resolution.map_or(0, |resolution| resolution.matches),
             outcome,
             why: why.or(missing).map(String::as_str),
@@ -493,7 +520,10 @@ impl Report for Text<'_> {
             self.line(&format!("  {}", plain(name)))?;
             self.program = Some(name.to_owned());
         }
-        let access = record.local.as_ref().map_or("?", |local| &local.access);
+        let access = record.local.as_ref().map_or("?".to_owned(), |local| match record.kind.starts_with("enumval") {
+            true => format!("{} of {}", local.access, local.ty),
+            false => local.access.clone(),
+        });
         let was = record.local.as_ref().and_then(|local| local.value).map(|value| format!("{value} here"));
         let is = match (record.outcome, record.value) {
             ("applied", Some(value)) => Some(format!("{value} there")),
@@ -507,7 +537,7 @@ impl Report for Text<'_> {
             "    {:>5}  {:<14} {}: {}{why}{}",
             record.insn,
             record.kind,
-            plain(access),
+            plain(&access),
             values.join(", "),
             source.unwrap_or_default()
         ))?;

@@ -116,19 +116,6 @@ impl Run {
         Ok(Run { process, hooks })
     }
 
-    /// Runs of its programs that the kernel skipped because the same program was running on that CPU already, as their
-    /// descriptors tell (5.12 and newer).
-    fn recursions(&self) -> Result<u64> {
-        let directory = format!("/proc/{}/fdinfo", self.process.pid());
-        let mut sum = 0;
-        for entry in std::fs::read_dir(&directory).with_context(|| format!("reading {directory}"))? {
-            let text = std::fs::read_to_string(entry?.path()).unwrap_or_default();
-            let count = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
-            sum += count.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
-        }
-        Ok(sum)
-    }
-
     /// Ends it, and reads what it says about the counters: after all else, but for the summary, and once.
     fn stop(mut self) -> Result<Verified> {
         self.process.signal(Signal::SIGINT)?;
@@ -186,7 +173,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     fresh.quiet()?;
     let (inode_a, inode_b) = (doomed.a.inode, doomed.b.inode);
     drop(doomed);
-    let skipped = witness.missed()? + xctl.recursions()?;
+    let skipped = witness.missed()?;
     let verified = xctl.stop()?;
 
     let old = [verified.agrees(&link.a, &before.0, skipped)?, verified.agrees(&link.b, &before.1, skipped)?];

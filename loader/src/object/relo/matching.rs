@@ -120,7 +120,7 @@ impl Pair<'_> {
                 return Ok(Ok(found));
             }
         }
-        Ok(Err(Miss::NoConstant(id)))
+        Ok(Err(Miss::NoConstant(root)))
     }
 
     /// Looks for a member by name in the target's struct `id` and the anonymous ones within, in their order; on success
