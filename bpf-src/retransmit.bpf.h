@@ -10,6 +10,7 @@
 #define ICSK_TIME_LOSS_PROBE 5
 #define CA_RECOVERY 3
 #define CA_LOSS 4
+#define TCPCB_LOST 0x04	/* include/net/tcp.h */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
@@ -64,18 +65,20 @@ static __always_inline bool wanted_kind(__u8 kind)
 /*
  * Why this skb goes out again, read inside the one place that all retransmissions pass. tcp_write_timer_handler()
  * clears icsk_pending before an RTO; a loss probe runs with it still set; what is sent in CA_Loss with a timer pending
- * is slow start after that RTO, driven by ACKs.
+ * is slow start after that RTO, driven by ACKs. A loss probe that was due before recovery began runs in recovery, with
+ * the timer pending as it may be for a fast retransmit too; but what tcp_xmit_retransmit_queue() sends is marked lost.
  */
-static __always_inline enum kind kind_of(const struct sock *sk, __u8 tcp_flags)
+static __always_inline enum kind kind_of(const struct sock *sk, const struct tcp_skb_cb *tcb, __u8 tcp_flags)
 {
 	const struct inet_connection_sock *icsk = (const void *)sk;
 	__u8 ca_state = BPF_CORE_READ_BITFIELD_PROBED(icsk, icsk_ca_state);
 	__u8 pending = BPF_CORE_READ(icsk, icsk_pending);
+	bool lost = BPF_CORE_READ_BITFIELD_PROBED(tcb, sacked) & TCPCB_LOST;
 
 	if (tcp_flags & TCPHDR_SYN)
 		return KIND_SYN;
 	if (ca_state == CA_RECOVERY)
-		return KIND_FAST;
+		return pending == ICSK_TIME_LOSS_PROBE && !lost ? KIND_TLP : KIND_FAST;
 	if (ca_state == CA_LOSS)
 		return pending ? KIND_SLOW_START : KIND_RTO;
 	if (pending == ICSK_TIME_LOSS_PROBE)
@@ -113,7 +116,7 @@ static __always_inline void retransmitted(void *ctx, const struct sock *sk, cons
 		return;
 	tcp_flags = BPF_CORE_READ_BITFIELD_PROBED(tcb, tcp_flags);	/* 8 bits; 16 since AccECN */
 	owner_of(sk, &event.flow, &event.owner);
-	event.err = err;
+	event.err = err > 0 ? -ENOBUFS : err;	/* a queue dropped it (NET_XMIT_DROP): what net_xmit_errno() says */
 	event.segs = BPF_CORE_READ(tcb, tcp_gso_segs);
 	event.bytes = BPF_CORE_READ(skb, len);
 	event.srtt_us = BPF_CORE_READ(tp, srtt_us) >> 3;	/* kept shifted left by 3 */
@@ -121,7 +124,7 @@ static __always_inline void retransmitted(void *ctx, const struct sock *sk, cons
 	event.ssthresh = BPF_CORE_READ(tp, snd_ssthresh);
 	event.mss = BPF_CORE_READ(tp, mss_cache);
 	event.sk_retrans = BPF_CORE_READ(icsk, icsk_retransmits);
-	event.kind = kind_of(sk, tcp_flags);
+	event.kind = kind_of(sk, tcb, tcp_flags);
 	event.state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	event.fin = !!(tcp_flags & TCPHDR_FIN);
 	emit_retransmit(ctx, &event);

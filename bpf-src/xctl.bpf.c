@@ -13,6 +13,7 @@
 
 #define EEXIST 17
 #define ENOSPC 28
+#define ENOBUFS 105
 
 const volatile struct settings settings = {};
 

@@ -14,7 +14,9 @@ use std::sync::Mutex;
 use std::{env, fs};
 
 use libbpf_sys as sys;
+use xctl::commands::inspect::{self, Args};
 use xctl::embedded;
+use xctl::fault::Exit;
 use xctl::object::hook::hook;
 use xctl::object::insn::Insn;
 use xctl::object::relo::{Outcome, RelocationKind, Relocations, Resolver};
@@ -55,13 +57,12 @@ struct Ours {
     outcome: Outcome,
 }
 
+/// A program's name, and its instructions as far as they are known.
+type Code = Vec<(String, Vec<Option<Insn>>)>;
+
 /// Every relocation of the programs that `loaded` is true for, and every program's code afterwards, where an instruction
 /// that the ELF file relocates, and whose content nobody knows before loading, is `None`.
-fn relocate(
-    bytes: &[u8],
-    target: &Btf,
-    loaded: impl Fn(&str, &str) -> bool,
-) -> (Vec<Ours>, Vec<(String, Vec<Option<Insn>>)>) {
+fn relocate(bytes: &[u8], target: &Btf, loaded: impl Fn(&str, &str) -> bool) -> (Vec<Ours>, Code) {
     let object = ObjectFile::parse(bytes).unwrap();
     let btf = Btf::parse(object.btf.unwrap()).unwrap();
     let ext = BtfExt::parse(object.btf_ext.unwrap(), &btf).unwrap();
@@ -231,7 +232,8 @@ fn clang() -> String {
 }
 
 fn have_clang() -> bool {
-    let have = Command::new(clang()).arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success());
+    let have =
+        Command::new(clang()).arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success());
     if !have {
         println!("skipped: no clang");
     }
@@ -261,10 +263,11 @@ enum Answer {
 fn answers(text: &str, big_endian: bool) -> Vec<(String, Answer)> {
     let mut all = Vec::new();
     for line in text.lines() {
-        let macros = ["PROGRAM(", "LOAD(", "STORE("].iter().find_map(|start| line.strip_prefix(start)).and_then(|rest| {
-            let (name, rest) = rest.split_once(',')?;
-            Some((name, rest))
-        });
+        let macros =
+            ["PROGRAM(", "LOAD(", "STORE("].iter().find_map(|start| line.strip_prefix(start)).and_then(|rest| {
+                let (name, rest) = rest.split_once(',')?;
+                Some((name, rest))
+            });
         let function = line.strip_prefix("SEC(").and_then(|rest| rest.split_once(" long ")?.1.split_once('('));
         let Some((name, rest)) = macros.or(function) else { continue };
         let said = rest.split_once("// ").unwrap_or_else(|| panic!("no answer for {name}")).1.trim();
@@ -303,7 +306,8 @@ fn ask_instead(bytes: &mut [u8], from: RelocationKind, to: RelocationKind) {
         if big_endian { u32::from_be_bytes(four) } else { u32::from_le_bytes(four) }
     };
     // The tables' layout is that of src/object/btf_ext.rs.
-    let (mut at, len) = ((section as u32 + word(section + 4) + word(section + 24)) as usize, word(section + 28) as usize);
+    let (mut at, len) =
+        ((section as u32 + word(section + 4) + word(section + 24)) as usize, word(section + 28) as usize);
     let (end, size) = (at + len, word(at) as usize);
     at += 4;
     let mut places = Vec::new();
@@ -480,6 +484,108 @@ fn our_object_comes_out_as_by_libbpf_on_every_kernel() {
     }
 }
 
+// ---- what the command makes of it ----
+
+/// Runs `inspect`: its output, and its error if it fails.
+fn inspect(object: &Path, btf: &Path, json: bool) -> (String, Option<anyhow::Error>) {
+    let args = Args { object: Some(object.to_owned()), btf: Some(btf.to_owned()), json };
+    let mut out = Vec::new();
+    let error = inspect::run(&args, &mut out).err();
+    (String::from_utf8(out).unwrap(), error)
+}
+
+/// It is refused with exit code 4 and a message that has all of `words`.
+fn refused(what: &str, object: &Path, btf: &Path, words: &[&str]) {
+    let (_, error) = inspect(object, btf, false);
+    let error = error.unwrap_or_else(|| panic!("{what}: not refused"));
+    let message = format!("{error:#}");
+    assert_eq!(Exit::code_of(&error), 4, "{what}: {message}");
+    for word in words {
+        assert!(message.contains(word), "{what}: no {word:?} in {message}");
+    }
+}
+
+#[test]
+fn inspect_says_whether_it_would_run() {
+    if !have_clang() {
+        return;
+    }
+    let scratch = Scratch::new("inspect");
+    for big_endian in [false, true] {
+        for (name, words) in [
+            ("guarded", None),
+            (
+                "flavours",
+                Some(&["old_field_offset reaches instruction 0", "three___old->before", "has no member before"][..]),
+            ),
+            ("unguarded", Some(&["program unguarded reaches instruction 0: one->a", "did you mean aa?"][..])),
+            ("ambiguous", Some(&["program which, instruction 0, byte_off of one->a", "ambiguous", "0 and 32"][..])),
+        ] {
+            let source = objects().join(name).with_extension("c");
+            let target = scratch.0.join("target.o");
+            let object = scratch.0.join("object.o");
+            compile(&source, big_endian, true, &target);
+            compile(&source, big_endian, false, &object);
+            // The BTF inside an ELF file serves as well as one by itself.
+            let (text, error) = inspect(&object, &target, false);
+            match words {
+                None => assert!(error.is_none() && text.contains("it would run there"), "{name}: {error:?}"),
+                Some(words) => refused(name, &object, &target, words),
+            }
+            let (json, _) = inspect(&object, &target, true);
+            let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+            assert_eq!(json["runs"], words.is_none(), "{name}");
+            assert_eq!(json["endian"], if big_endian { "big" } else { "little" });
+            let relocations = json["relocations"].as_array().unwrap();
+            assert_eq!(json["relocations_total"], relocations.len());
+            assert!(relocations.iter().all(|record| record["source"]["line"].as_u64().is_some()), "{name}");
+        }
+    }
+    // An object for one byte order, types of the other.
+    let source = objects().join("guarded.c");
+    compile(&source, true, true, &scratch.0.join("target.o"));
+    compile(&source, false, false, &scratch.0.join("object.o"));
+    refused("byte order", &scratch.0.join("object.o"), &scratch.0.join("target.o"), &["different byte order"]);
+}
+
+#[test]
+fn altered_objects_are_refused_and_the_place_is_named() {
+    if !have_clang() {
+        return;
+    }
+    let scratch = Scratch::new("altered");
+    let source = objects().join("guarded.c");
+    let target = scratch.0.join("target.o");
+    compile(&source, false, true, &target);
+    let good = compile(&source, false, false, &scratch.0.join("good.o"));
+    let object = ObjectFile::parse(&good).unwrap();
+    let at = |name: &str| object.sections.iter().find(|section| section.name == name).unwrap().offset as usize;
+    let word = |at: usize| u32::from_le_bytes(good[at..at + 4].try_into().unwrap());
+    let ext = at(".BTF.ext");
+    // Past the record size and the section's name and count, the first relocation.
+    let relocation = ext + (word(ext + 4) + word(ext + 24)) as usize + 12;
+    let types = at(".BTF") + 24;
+    let check = |what: &str, place: usize, value: u32, words: &[&str]| {
+        let mut bad = good.clone();
+        bad[place..place + 4].copy_from_slice(&value.to_le_bytes());
+        refused(what, &scratch.file("bad.o", &bad), &target, words);
+    };
+    check("a relocation beyond the program", relocation, 8000, &["CO-RE relocation record for byte 8000", "socket"]);
+    check("a relocation between instructions", relocation, 4, &["byte 4 of section socket: no instruction"]);
+    check("a relocation of no type", relocation + 4, 4000, &["refers to type [4000]", ".BTF.ext"]);
+    check("a string past the end", relocation + 8, 1 << 20, &["string offset 1048576, past the end", ".BTF.ext"]);
+    check("an unknown question", relocation + 12, 77, &["program guarded, instruction", "kind 77"]);
+    check("a name past the end", types + 12, 1 << 20, &["not valid BTF", "name offset 1048576", "type ["]);
+    // Type 1 is the pointer that the program takes, and 2 the struct: now a pointer to itself.
+    check("a type cycle", types + 8, 1, &["its types", "[1] contains itself"]);
+    check("16 million members", types + 16, 0x04ff_ffff, &["not valid BTF", "16777215 entries"]);
+    let code = object.programs[0].section_index;
+    let code = object.sections[code].offset as usize;
+    let insn = code + word(relocation) as usize;
+    check("another number than the types say", insn + 4, 5, &["it holds 5, but in the object's own types it is 1"]);
+    check("another instruction", insn, 0x0000_000f, &["arithmetic on a register has no value to relocate"]);
+}
+
 // ---- accesses chosen at random ----
 
 /// A generator of numbers that look random and are the same every time.
@@ -503,7 +609,14 @@ fn any_access(btf: &Btf, noise: &mut Noise) -> Option<(TypeId, String, Relocatio
     if kind.is_type() {
         let sensible = matches!(
             btf.kind(root),
-            Kind::Struct | Kind::Union | Kind::Enum | Kind::Enum64 | Kind::Typedef | Kind::Int | Kind::Fwd | Kind::Float
+            Kind::Struct
+                | Kind::Union
+                | Kind::Enum
+                | Kind::Enum64
+                | Kind::Typedef
+                | Kind::Int
+                | Kind::Fwd
+                | Kind::Float
         );
         return sensible.then(|| (root, "0".to_owned(), kind));
     }
@@ -556,7 +669,9 @@ fn object_of(btf: &Btf, accesses: &[(TypeId, String, RelocationKind)], noise: &m
         let local = Resolver::describe(btf, &relocation).map_or(0, |(.., value)| value);
         let start = code.len();
         let mut insn = |code_: u8, off: i16, imm: i32| {
-            code.extend_from_slice(&Insn { code: code_, dst: 0, src: u8::from(code_ & 7 == 1), off, imm }.encode(false));
+            code.extend_from_slice(
+                &Insn { code: code_, dst: 0, src: u8::from(code_ & 7 == 1), off, imm }.encode(false),
+            );
         };
         let load = *kind == RelocationKind::FieldByteOffset && noise.below(2) == 0;
         match (load, i16::try_from(local), i32::try_from(local as i64)) {
@@ -644,12 +759,15 @@ fn load_size(btf: &Btf, root: TypeId, access: &str, noise: &mut Noise) -> usize 
     }
 }
 
-/// An ELF file for BPF with these sections: name, type, flags, link, entry size, bytes.
-fn elf(sections: &[(&str, u32, u64, u32, u64, &[u8])]) -> Vec<u8> {
+/// A section: name, type, flags, link, entry size, bytes.
+type Section<'a> = (&'a str, u32, u64, u32, u64, &'a [u8]);
+
+/// An ELF file for BPF with these sections.
+fn elf(sections: &[Section<'_>]) -> Vec<u8> {
     let mut names = b"\0".to_vec();
     let mut headers = vec![0u8; 64];
     let mut out = vec![0u8; 64];
-    let header = |names: &mut Vec<u8>, out: &[u8], (name, kind, flags, link, entry, bytes): (&str, u32, u64, u32, u64, &[u8])| {
+    let header = |names: &mut Vec<u8>, out: &[u8], (name, kind, flags, link, entry, bytes): Section<'_>| {
         let mut header = Vec::new();
         header.extend_from_slice(&(names.len() as u32).to_le_bytes());
         names.extend_from_slice(name.as_bytes());
@@ -715,12 +833,14 @@ fn random_accesses_to_one_kernel_come_out_on_another_as_by_libbpf() {
             let bytes = object_of(local, &chosen, &mut noise);
             let (all, _) = relocate(&bytes, target, |_, _| true);
             for ours in &all {
-                *seen.entry(match ours.outcome {
-                    Outcome::Applied => "applied",
-                    Outcome::Poisoned(_) => "poisoned",
-                    Outcome::Refused(_) => "refused",
-                    Outcome::Skipped | Outcome::Unresolved => "skipped",
-                }).or_default() += 1;
+                *seen
+                    .entry(match ours.outcome {
+                        Outcome::Applied => "applied",
+                        Outcome::Poisoned(_) => "poisoned",
+                        Outcome::Refused(_) => "refused",
+                        Outcome::Skipped | Outcome::Unresolved => "skipped",
+                    })
+                    .or_default() += 1;
             }
             let compared = compare(&format!("accesses to {from} on {to}"), &bytes, target, path);
             println!("{from} on {to}: {compared} of {} as by libbpf", all.len());

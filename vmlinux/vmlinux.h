@@ -169,10 +169,9 @@ struct sk_buff {
 };
 
 struct tcp_skb_cb {
-	__u32 seq;
-	__u32 end_seq;
 	u16 tcp_gso_segs;
 	__u16 tcp_flags;
+	__u8 sacked;
 };
 
 typedef int __kernel_pid_t;

@@ -52,19 +52,15 @@ impl Witness {
         Ok(witness)
     }
 
-    /// How many runs were skipped.
-    pub fn missed(&self) -> Result<u64> {
-        tracefs::with(|tracing| Ok(self.by_kprobes(tracing)? + self.above_pid_1(tracing)?))
-    }
-
-    /// Summed over the functions. A function's entry and return probe share the skips of its address, so the larger of
-    /// the two counts.
-    fn by_kprobes(&self, tracing: &Path) -> Result<u64> {
-        let mut missed: BTreeMap<&str, u64> = BTreeMap::new();
+    /// How many runs kprobes skipped, summed over the functions. A function's entry and return probe share the skips of
+    /// its address, so the larger of the two counts.
+    pub fn skipped(&self) -> Result<u64> {
         if self.probes.is_empty() {
             return Ok(0);
         }
-        for line in read(&tracing.join("kprobe_profile"))?.lines() {
+        let profile = tracefs::with(|tracing| read(&tracing.join("kprobe_profile")))?;
+        let mut missed: BTreeMap<&str, u64> = BTreeMap::new();
+        for line in profile.lines() {
             let mut words = line.split_whitespace();
             if let (Some(probe), Some(_hits), Some(skips)) = (words.next(), words.next(), words.next())
                 && let Some(function) = self.probes.get(probe)
@@ -76,9 +72,10 @@ impl Witness {
         Ok(missed.values().sum())
     }
 
-    /// Retransmits in softirqs that interrupted PID 1. A line is `   comm-TID   [CPU] flags time: event: ...`.
-    fn above_pid_1(&self, tracing: &Path) -> Result<u64> {
-        let trace = read(&self.instance(tracing).join("trace"))?;
+    /// How many retransmits happened in softirqs that interrupted PID 1. A line of the trace is
+    /// `   comm-TID   [CPU] flags time: event: ...`.
+    pub fn above_pid_1(&self) -> Result<u64> {
+        let trace = tracefs::with(|tracing| read(&self.instance(tracing).join("trace")))?;
         let tasks = trace.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(" [").next());
         let tids = tasks.filter_map(|task| task.trim_end().rsplit('-').next());
         Ok(tids.filter(|tid| Path::new("/proc/1/task").join(tid).exists()).count() as u64)

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -100,6 +100,13 @@ impl Process {
             }
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Waits for its end; an error unless it ended well.
+    pub fn succeed(&mut self) -> Result<()> {
+        let (status, said) = (self.wait()?, self.errors());
+        ensure!(status.success(), "{} ended ({status}) and said: {}", self.what, said.trim());
+        Ok(())
     }
 
     /// What it wrote to standard error; only after its end.

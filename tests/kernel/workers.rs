@@ -140,7 +140,7 @@ impl Sender {
     /// Waits until it has sent all, the peer has read all, and it is gone.
     pub fn finish(mut self) -> Result<Truth> {
         let line = self.process.line()?;
-        self.process.wait()?;
+        self.process.succeed()?;
         serde_json::from_str(&line).with_context(|| format!("a worker said {line}"))
     }
 }
@@ -172,7 +172,7 @@ impl Receiver {
 /// A process that asks for a connection with someone who never answers, and gives up after `hold`.
 pub fn connect_in_vain(ns: &Netns, comm: &str, to: SocketAddr, hold: Duration) -> Result<Truth> {
     let (mut process, truth) = start(ns, comm, &Job::Connect { comm: comm.into(), to, hold })?;
-    process.wait()?;
+    process.succeed()?;
     Ok(truth)
 }
 
@@ -196,7 +196,7 @@ impl Puppet {
     /// It exits without closing first, as soon as it has done what it was told before. Returns when it is reaped.
     pub fn exit(mut self) -> Result<()> {
         self.process.tell("exit")?;
-        self.process.wait().map(drop)
+        self.process.succeed()
     }
 }
 

@@ -160,6 +160,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let object = ObjectFile::parse(bytes).map_err(|error| refused(error.into()))?;
     second_opinion(bytes, &object).map_err(|error| refused(error.into()))?;
     let btf = object.btf.map(Btf::parse).transpose().map_err(|error| refused(anyhow!(error).context("its types")))?;
+    if let Some((btf, id)) = btf.as_ref().and_then(|btf| Some((btf, btf.cycle()?))) {
+        return Err(refused(anyhow!("its types: {} {id} contains itself", type_name(btf, id))));
+    }
     let (target, target_facts) = target(args)?;
 
     let nothing = Btf::nothing();
@@ -172,7 +175,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
 
     let sha256 = hex(&hmac_sha256::Hash::hash(bytes));
     let head = Head { schema: SCHEMA, object: shown.clone(), sha256, bytes: bytes.len(), facts, btf: target_facts };
-    let mut writer: Box<dyn Report> = if args.json { Box::new(Json { out, first: true }) } else { Box::new(Text { out, program: None }) };
+    let mut writer: Box<dyn Report> =
+        if args.json { Box::new(Json { out, first: true }) } else { Box::new(Text { out, program: None }) };
     writer.head(&head)?;
 
     let mut verdict = Verdict::default();
@@ -247,12 +251,7 @@ fn count(verdict: &mut Verdict, poisoned: &mut Poisoned, relocated: &Relocated<'
 }
 
 /// A problem for every program that reaches an instruction that did not resolve.
-fn poisoned_programs(
-    object: &ObjectFile<'_>,
-    code: &Relocations<'_, '_>,
-    poisoned: &Poisoned,
-    verdict: &mut Verdict,
-) {
+fn poisoned_programs(object: &ObjectFile<'_>, code: &Relocations<'_, '_>, poisoned: &Poisoned, verdict: &mut Verdict) {
     if verdict.poisoned == 0 {
         return;
     }
@@ -478,7 +477,10 @@ impl Report for Text<'_> {
         self.line(&format!("\nsections ({})", facts.sections.len()))?;
         for section in &facts.sections {
             let (name, kind) = (plain(section.name), &section.section_type);
-            self.line(&format!("  {:>8} bytes at {:>8}  {kind:<10} {:<3} {name}", section.size, section.offset, section.flags))?;
+            self.line(&format!(
+                "  {:>8} bytes at {:>8}  {kind:<10} {:<3} {name}",
+                section.size, section.offset, section.flags
+            ))?;
         }
         self.line(&format!("\nprograms ({})", facts.programs.len()))?;
         for program in &facts.programs {
@@ -508,7 +510,8 @@ impl Report for Text<'_> {
             ))?;
         }
         if !facts.externs.is_empty() {
-            let names = facts.externs.iter().map(|e| format!("{}{}", e.name, if e.weak { " (may be missing)" } else { "" }));
+            let names =
+                facts.externs.iter().map(|e| format!("{}{}", e.name, if e.weak { " (may be missing)" } else { "" }));
             self.line(&format!("\nexpected from outside: {}", list(names)))?;
         }
         self.line("\nCO-RE relocations")
@@ -542,7 +545,8 @@ impl Report for Text<'_> {
             source.unwrap_or_default()
         ))?;
         let spaced = |code: &Code| {
-            let pairs: Vec<&str> = (0..code.bytes.len()).step_by(2).filter_map(|at| code.bytes.get(at..at + 2)).collect();
+            let pairs: Vec<&str> =
+                (0..code.bytes.len()).step_by(2).filter_map(|at| code.bytes.get(at..at + 2)).collect();
             format!("{}  {}", pairs.join(" "), code.text)
         };
         self.line(&format!("             {}", spaced(&record.before)))?;

@@ -9,6 +9,7 @@
 //! section that newer kernels define. Either byte order is read. Split BTF (of kernel modules) is not.
 
 mod check;
+mod cycle;
 mod query;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -482,6 +483,12 @@ impl Btf {
     pub fn proto_params(&self, id: TypeId) -> impl Iterator<Item = Param<'_>> {
         self.entries(self.head_of(id, |k| k == Kind::FuncProto), 8)
             .map(|entry| Param { name: self.name_at(self.entry_word(entry, 0)), ty: TypeId(self.entry_word(entry, 1)) })
+    }
+
+    /// The type of parameter `index`, at once.
+    pub fn proto_param(&self, id: TypeId, index: u32) -> Option<TypeId> {
+        let entry = self.entries(self.head_of(id, |k| k == Kind::FuncProto), 8).nth(index as usize)?;
+        Some(TypeId(self.entry_word(entry, 1)))
     }
 
     /// What a function prototype returns; [`TypeId::VOID`] also for other kinds.

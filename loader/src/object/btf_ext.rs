@@ -318,3 +318,104 @@ fn check_stretch(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::object::btf::tests::{Builder, Noise};
+
+    /// BTF with the texts that [`sample`] refers to, and their offsets: section, file, line, access.
+    fn types(big_endian: bool) -> (Btf, [u32; 4]) {
+        let mut b = Builder::new(big_endian);
+        let int = b.int("int", 4, true);
+        b.composite(4, "s", 4, false, &[("a", int, 0)]);
+        let texts = [b.string(b"kprobe/f"), b.string(b"a.c"), b.string(b"return 0;"), b.string(b"0:0")];
+        (Btf::parse(&b.finish()).unwrap(), texts)
+    }
+
+    /// One function, two lines, one relocation.
+    fn words([section, file, text, access]: [u32; 4]) -> Vec<u32> {
+        let tables = [
+            vec![8, section, 1, 0, 2],
+            vec![16, section, 2, 0, file, text, (7 << 10) | 3, 8, file, text, 8 << 10],
+            vec![16, section, 1, 8, 2, access, 0],
+        ];
+        let mut words = vec![32];
+        let mut offset = 0;
+        for table in &tables {
+            words.extend([offset, table.len() as u32 * 4]);
+            offset += table.len() as u32 * 4;
+        }
+        words.into_iter().chain(tables.into_iter().flatten()).collect()
+    }
+
+    fn bytes(words: &[u32], big_endian: bool) -> Vec<u8> {
+        let magic: [u8; 4] = if big_endian { [0xeb, 0x9f, 1, 0] } else { [0x9f, 0xeb, 1, 0] };
+        let words = words.iter().flat_map(|word| if big_endian { word.to_be_bytes() } else { word.to_le_bytes() });
+        magic.into_iter().chain(words).collect()
+    }
+
+    #[test]
+    fn reads_what_was_written_in_either_byte_order() {
+        for big_endian in [false, true] {
+            let (btf, texts) = types(big_endian);
+            let data = bytes(&words(texts), big_endian);
+            let ext = BtfExt::parse(&data, &btf).unwrap();
+            assert_eq!(ext.functions[0].section, "kprobe/f");
+            assert_eq!(ext.functions[0].records, [FuncInfo { offset: 0, func: TypeId(2) }]);
+            let [_, file, text, _] = texts;
+            let line = LineInfo { offset: 0, file, text, line: 7, column: 3 };
+            assert_eq!(ext.lines[0].records, [line, LineInfo { offset: 8, line: 8, column: 0, ..line }]);
+            let relocation = CoreRelocation { offset: 8, root: TypeId(2), access: "0:0", kind: 0 };
+            assert_eq!(ext.relocations[0].records, [relocation]);
+            assert!(BtfExt::parse(&bytes(&words(texts), !big_endian), &btf).unwrap_err().what.contains("magic"));
+        }
+    }
+
+    #[test]
+    fn a_flaw_is_named_with_its_place() {
+        let (btf, texts) = types(false);
+        let good = words(texts);
+        // Words after the magic: 1 to 6 are the tables' offsets and lengths, 7 the first table, 12 the second, 23 the third.
+        let flaws: &[(usize, u32, usize, &str)] = &[
+            (0, 20, 4, "header length 20"),
+            (0, 1 << 20, 4, "header length 1048576"),
+            (2, 400, 32, "function table ends beyond"),
+            (1, 2, 34, "does not begin at a multiple of 4"),
+            (2, 3, 32, "too short"),
+            (7, 4, 32, "function records of 4 bytes"),
+            (7, 10, 32, "function records of 10 bytes"),
+            (2, 4, 32, "no records"),
+            (8, 9999, 36, "string offset 9999, past the end"),
+            (8, 0, 36, "a section without name"),
+            (9, 0, 40, "0 function records"),
+            (9, 1_000_000_000, 40, "1000000000 function records"),
+            (10, 4, 44, "byte 4 of section kprobe/f: no instruction"),
+            (11, 77, 48, "refers to type [77], the last is [2]"),
+            (16, 9999, 68, "refers to string offset 9999"),
+            (27, 0, 112, "type void"),
+            (28, 9999, 116, "an access string is at string offset 9999"),
+        ];
+        for (word, value, place, text) in flaws {
+            let mut bad = good.clone();
+            bad[*word] = *value;
+            let error = BtfExt::parse(&bytes(&bad, false), &btf).unwrap_err();
+            assert!(error.what.contains(text), "word {word}: {error}, not {text:?}");
+            assert_eq!(error.offset, *place, "word {word}: {error}");
+        }
+    }
+
+    #[test]
+    fn damaged_and_truncated_data_is_refused_or_read() {
+        let (btf, texts) = types(true);
+        let good = bytes(&words(texts), true);
+        for length in 0..good.len() {
+            assert!(BtfExt::parse(&good[..length], &btf).is_err(), "{length}");
+        }
+        let mut noise = Noise(3);
+        for _ in 0..20_000 {
+            let _ = BtfExt::parse(&noise.damage(&good), &btf);
+        }
+    }
+}

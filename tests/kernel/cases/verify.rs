@@ -173,7 +173,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     fresh.quiet()?;
     let (inode_a, inode_b) = (doomed.a.inode, doomed.b.inode);
     drop(doomed);
-    let skipped = witness.missed()?;
+    let skipped = witness.skipped()? + witness.above_pid_1()?;
     let verified = xctl.stop()?;
 
     let old = [verified.agrees(&link.a, &before.0, skipped)?, verified.agrees(&link.b, &before.1, skipped)?];

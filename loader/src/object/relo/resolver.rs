@@ -88,9 +88,7 @@ impl<'b> Resolver<'b> {
     pub fn resolve(&mut self, relocation: &CoreRelocation<'b>) -> Answer {
         let key = (relocation.root, relocation.access, relocation.kind);
         let left = self.left.get(&relocation.root).map_or(0, Vec::len);
-        if let Some((then, answer)) = self.kept.get(&key)
-            && *then == left
-        {
+        if let Some((_, answer)) = self.kept.get(&key).filter(|(then, _)| *then == left) {
             return answer.clone();
         }
         let answer = self.compute(relocation).map(Rc::new);

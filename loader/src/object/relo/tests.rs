@@ -15,11 +15,9 @@ fn parsed(builder: Builder) -> Btf {
 }
 
 /// The value of one access, or the error.
-fn ask(local: &Btf, target: &Btf, relocation: &CoreRelocation<'_>) -> Result<Option<u64>, String> {
-    let roots = [relocation.root].into_iter();
-    // The resolver keeps its answers by text that must live as long as it.
-    let mut resolver = Resolver::new(local, target, roots);
-    resolver.compute_alone(relocation).map(|resolution| resolution.value)
+fn ask<'a>(local: &'a Btf, target: &'a Btf, relocation: &CoreRelocation<'a>) -> Result<Option<u64>, String> {
+    let mut resolver = Resolver::new(local, target, [relocation.root].into_iter());
+    resolver.resolve(relocation).map(|resolution| resolution.value)
 }
 
 #[test]
@@ -91,7 +89,10 @@ fn malformed_accesses_are_refused_and_say_why() {
     let s = b.composite(4, "s", 16, false, &[("a", int, 0), ("list", array, 32)]);
     let nameless = b.composite(4, "", 4, false, &[("a", int, 0)]);
     let btf = parsed(b);
-    let fails = |root, text, kind| ask(&btf, &btf, &access(root, text, kind)).unwrap_err();
+    fn fails_in<'a>(btf: &'a Btf, root: TypeId, text: &'a str, kind: RelocationKind) -> String {
+        ask(btf, btf, &access(root, text, kind)).unwrap_err()
+    }
+    let fails = |root, text, kind| fails_in(&btf, root, text, kind);
     let offset = RelocationKind::FieldByteOffset;
     for text in ["", ":", "0:", "0::1", "-1", "+1", " 0", "0:a", "0:4294967295", "99999999999999999999", "0;1"] {
         assert!(fails(s, text, offset).contains("is not numbers between colons"), "{text}");
@@ -100,7 +101,8 @@ fn malformed_accesses_are_refused_and_say_why() {
     assert!(fails(s, "0:1:3", offset).contains("element 3 of an array of 3"));
     assert!(fails(s, "0:0:0", offset).contains("leads into int"));
     assert!(fails(s, "2000000000:0", offset).contains("beyond 512 MiB"));
-    assert!(fails(s, &["0"; 65].join(":"), offset).contains("more than 64 steps"));
+    let long = ["0"; 65].join(":");
+    assert!(fails(s, &long, offset).contains("more than 64 steps"));
     assert!(fails(s, "1", RelocationKind::TypeExists).contains("not \"0\""));
     assert!(fails(s, "0", RelocationKind::EnumvalValue).contains("has no constant"));
     assert!(fails(nameless, "0:0", offset).contains("has no name"));
@@ -195,12 +197,7 @@ fn damaged_types_give_answers_or_errors() {
     let mut noise = Noise(7);
     let mut parsed = 0;
     for _ in 0..4000 {
-        let mut damaged = bytes.clone();
-        for _ in 0..=noise.below(3) {
-            let at = noise.below(damaged.len() as u32) as usize;
-            damaged[at] = noise.below(256) as u8;
-        }
-        let Ok(bad) = Btf::parse(&damaged) else { continue };
+        let Ok(bad) = Btf::parse(&noise.damage(&bytes)) else { continue };
         parsed += 1;
         for (local, target) in [(&good, &bad), (&bad, &good), (&bad, &bad)] {
             for kind in RelocationKind::ALL {
@@ -211,4 +208,30 @@ fn damaged_types_give_answers_or_errors() {
         }
     }
     assert!(parsed > 100, "{parsed}");
+}
+
+#[test]
+fn types_that_contain_themselves_are_found() {
+    let mut b = Builder::new(false);
+    let int = b.int("int", 4, true);
+    let list = b.composite(4, "list", 16, false, &[("next", TypeId(3), 0), ("x", int, 64)]);
+    b.ptr(list);
+    let proto = b.raw(0, 13, false, 2, list.0, &[0, 3, 0, 1]);
+    b.refer(8, "callback", TypeId(6));
+    b.ptr(proto);
+    b.array(list, 3);
+    assert_eq!(parsed(b).cycle(), None);
+
+    let mut b = Builder::new(false);
+    let int = b.int("int", 4, true);
+    b.composite(4, "a", 8, false, &[("x", int, 0), ("b", TypeId(3), 32)]);
+    b.array(TypeId(4), 1);
+    b.refer(10, "", TypeId(2));
+    assert_eq!(parsed(b).cycle(), Some(TypeId(2)));
+
+    let mut b = Builder::new(false);
+    b.refer(8, "a", TypeId(2));
+    b.ptr(TypeId(3));
+    b.raw(0, 13, false, 1, 0, &[0, 1]);
+    assert_eq!(parsed(b).cycle(), Some(TypeId(1)));
 }

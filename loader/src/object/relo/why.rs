@@ -59,7 +59,8 @@ fn missed(pair: &Pair<'_>, kind: RelocationKind, local: &Spec, miss: Miss) -> St
         Miss::Beyond { index, nelems } => format!("element {index} of an array of {nelems}"),
         Miss::NoConstant(id) => {
             let wanted = local.text(pair.local.btf, kind);
-            let names = pair.target.btf.enumerators(pair.target.btf.resolve(id)).map(|constant| constant.name).take(MOST_NAMES);
+            let names =
+                pair.target.btf.enumerators(pair.target.btf.resolve(id)).map(|constant| constant.name).take(MOST_NAMES);
             format!("{} has no constant {wanted}{}", theirs(id), hint(&nearest(&wanted, names)))
         }
         Miss::Different(id) => {
