@@ -39,7 +39,7 @@ all: $(BIN) ## Build target/<machine>/release/xctl, one static binary (default)
 $(BIN): $(RUST_SOURCES) $(BPF_SOURCES) Makefile
 	$(say) CARGO $@
 	$(Q)./scripts/need $(CARGO) $(CLANG) $(LLVM_STRIP) libbpf-headers autotools
-	$(Q)$(CARGO) build --release  $(if $(Q),--quiet) --target $(TRIPLE)
+	$(Q)$(CARGO) build --release --locked $(if $(Q),--quiet) --target $(TRIPLE)
 	$(Q)touch $@
 
 .PHONY: bpf
@@ -86,11 +86,11 @@ test: setup-test ## Set up, build, and run every test
 	$(Q)$(MAKE) --no-print-directory test-native
 	$(Q)$(MAKE) --no-print-directory test-vm
 
-CARGO_TEST = $(CARGO) test --release  --target $(TRIPLE)
+CARGO_TEST = $(CARGO) test --release --locked --target $(TRIPLE)
 
 test-unit: ## Tests that need neither privilege nor a kernel of their own
 	$(say) TEST unit
-	$(Q)$(CARGO_TEST) --lib --bins --test cli
+	$(Q)$(CARGO_TEST) --lib --bins --test cli --test relocations --test seeds
 
 # The same executable natively and in the virtual machines; cargo alone knows its name.
 kernel_test = $$($(CARGO_TEST) --no-run --test kernel 2>&1 | tee /dev/stderr | sed -n 's/.*Executable.*(\(.*\))$$/\1/p')
@@ -108,7 +108,7 @@ check: ## Formatting and lints, warnings as errors
 	$(say) CHECK fmt
 	$(Q)$(CARGO) fmt --check
 	$(say) CHECK clippy
-	$(Q)$(CARGO) clippy --release  --quiet --all-targets --target $(TRIPLE) -- -D warnings
+	$(Q)$(CARGO) clippy --release --locked --quiet --all-targets --target $(TRIPLE) -- -D warnings
 
 fmt: ## Format the Rust code
 	$(Q)$(CARGO) fmt

@@ -11,10 +11,13 @@ use xctl::object;
 #[path = "../fuzz/src/bodies.rs"]
 mod bodies;
 
+/// A fuzz target's name, and what it does with its bytes.
+type Target = (&'static str, fn(&[u8]));
+
 #[test]
 fn seeds_and_findings_are_read_or_refused() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
-    let targets: [(&str, fn(&[u8])); 4] =
+    let targets: [Target; 4] =
         [("elf", bodies::elf), ("btf", bodies::btf), ("btf_ext", bodies::btf_ext), ("resolver", bodies::resolver)];
     for (name, body) in targets {
         let mut files: Vec<_> = fs::read_dir(seeds.join(name)).unwrap().map(|entry| entry.unwrap().path()).collect();

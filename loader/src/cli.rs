@@ -29,6 +29,8 @@ pub enum Command {
     Sockets(commands::sockets::Args),
     /// `xctl btf`
     Btf(commands::btf::Args),
+    /// `xctl inspect`
+    Inspect(commands::inspect::Args),
 }
 
 /// Which events to print.
@@ -197,12 +199,23 @@ pub fn clap() -> Clap {
         option("list", "FILE", "Read the types from this file").value_parser(value_parser!(PathBuf)),
         option("btf", "FILE", "Take this BTF instead of the kernel's own").value_parser(value_parser!(PathBuf)),
     ]);
+    let inspect = Clap::new("inspect")
+        .about("Show what a BPF object holds, and how it would be relocated; needs no privilege")
+        .args([
+            Arg::new("object")
+                .value_name("OBJECT")
+                .value_parser(value_parser!(PathBuf))
+                .help("The object file; the one inside the binary if there is none"),
+            option("btf", "FILE", "Resolve against this BTF instead of the kernel's own")
+                .value_parser(value_parser!(PathBuf)),
+            flag("json", "Print one JSON document"),
+        ]);
     Clap::new("xctl")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Which process is really behind TCP retransmissions")
         .args_conflicts_with_subcommands(true)
         .args(trace_options())
-        .subcommands([trace, sockets, btf])
+        .subcommands([trace, sockets, inspect, btf])
         .after_help(
             "Exit codes: 0 done; 1 a failure while running; 2 wrong usage; 3 this host cannot run it; 4 the object file \
              was refused; 5 --verify found a difference",
@@ -232,6 +245,11 @@ fn command(mut matches: ArgMatches) -> Result<Command> {
             json: matches.get_flag("json"),
             btf: matches.remove_one("btf"),
             verbose: matches.get_flag("verbose"),
+        })),
+        Some((name, mut matches)) if name == "inspect" => Ok(Command::Inspect(commands::inspect::Args {
+            object: matches.remove_one("object"),
+            btf: matches.remove_one("btf"),
+            json: matches.get_flag("json"),
         })),
         Some((name, mut matches)) if name == "btf" => Ok(Command::Btf(commands::btf::Args {
             types: matches.remove_many("types").into_iter().flatten().collect(),

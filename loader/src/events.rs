@@ -514,8 +514,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_what_is_read() {
-        let mut event = Retransmit::default();
-        event.header = Header { mono_ns: 7, kind: 1, cpu: 3 };
+        let header = Header { mono_ns: 7, kind: 1, cpu: 3 };
+        let mut event = Retransmit { header, ..Retransmit::default() };
         event.flow.saddr = [9; 16];
         event.owner.comm = *b"0123456789abcde\0";
         event.err = -11;

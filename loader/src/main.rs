@@ -10,6 +10,7 @@ fn main() -> ExitCode {
     let result = cli::parse().and_then(|command| match command {
         Command::Trace(options) => commands::trace::run(&options),
         Command::Sockets(options) => commands::sockets::run(&options),
+        Command::Inspect(options) => commands::inspect::run(&options, &mut std::io::stdout().lock()),
         Command::Btf(options) => commands::btf::run(&options, &mut std::io::stdout().lock()),
     });
     match result {

@@ -3,7 +3,7 @@
 //! Needs no privilege and asks the kernel nothing but its BTF file.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -175,8 +175,13 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
 
     let sha256 = hex(&hmac_sha256::Hash::hash(bytes));
     let head = Head { schema: SCHEMA, object: shown.clone(), sha256, bytes: bytes.len(), facts, btf: target_facts };
-    let mut writer: Box<dyn Report> =
-        if args.json { Box::new(Json { out, first: true }) } else { Box::new(Text { out, program: None }) };
+    // Standard output hands on every line by itself.
+    let mut out = BufWriter::new(out);
+    let mut writer: Box<dyn Report> = if args.json {
+        Box::new(Json { out: &mut out, first: true })
+    } else {
+        Box::new(Text { out: &mut out, program: None })
+    };
     writer.head(&head)?;
 
     let mut verdict = Verdict::default();
@@ -545,9 +550,14 @@ impl Report for Text<'_> {
             source.unwrap_or_default()
         ))?;
         let spaced = |code: &Code| {
-            let pairs: Vec<&str> =
-                (0..code.bytes.len()).step_by(2).filter_map(|at| code.bytes.get(at..at + 2)).collect();
-            format!("{}  {}", pairs.join(" "), code.text)
+            let mut line = String::with_capacity(code.bytes.len() * 3);
+            for (number, digit) in code.bytes.chars().enumerate() {
+                if number > 0 && number % 2 == 0 {
+                    line.push(' ');
+                }
+                line.push(digit);
+            }
+            line + "  " + &code.text
         };
         self.line(&format!("             {}", spaced(&record.before)))?;
         if record.after == record.before {

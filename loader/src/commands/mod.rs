@@ -1,6 +1,7 @@
 //! One file a command.
 
 pub mod btf;
+pub mod inspect;
 pub mod sockets;
 pub mod trace;
 

@@ -157,7 +157,7 @@ impl<'b> Reader<'_, 'b> {
             return Err(flaw(start, format!("the {name} table is too short for its record size")));
         }
         let size = self.word(start)? as usize;
-        if size < least || size % 4 != 0 {
+        if size < least || !size.is_multiple_of(4) {
             return Err(flaw(start, format!("{name} records of {size} bytes, at least {least} are known")));
         }
         let mut at = start + 4;
@@ -245,7 +245,7 @@ impl<'b> BtfExt<'b> {
             return Err(flaw(2, "only version 1 without flags is known"));
         }
         let header = reader.word(4)? as usize;
-        if header < HEADER || header > data.len() || header % 4 != 0 {
+        if header < HEADER || header > data.len() || !header.is_multiple_of(4) {
             return Err(flaw(4, format!("header length {header}: multiples of 4 from {HEADER} would be possible")));
         }
         let range = |at: usize| -> Result<(usize, usize), BtfExtError> {

@@ -23,7 +23,7 @@ pub struct Field {
 impl Field {
     /// Bytes from the beginning of the outermost struct, when it begins at a whole byte and is no bitfield.
     pub fn byte_offset(&self) -> Option<u64> {
-        (self.bitfield_size == 0 && self.bit_offset % 8 == 0).then_some(self.bit_offset / 8)
+        (self.bitfield_size == 0 && self.bit_offset.is_multiple_of(8)).then_some(self.bit_offset / 8)
     }
 }
 

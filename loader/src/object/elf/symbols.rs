@@ -44,7 +44,7 @@ pub struct Relocation {
 /// How many entries a section's table has.
 fn entries(section: &Section<'_>, size: usize) -> Result<usize, Refused> {
     let size = size as u64;
-    if section.entry_size != size || section.size % size != 0 {
+    if section.entry_size != size || !section.size.is_multiple_of(size) {
         let what = format!(
             "section {}: {} bytes in entries of {}, but entries have {size} bytes",
             section.name, section.size, section.entry_size
