@@ -86,21 +86,30 @@ int BPF_PROG(tp2_synack, struct sock *sk, struct request_sock *req)
 SEC("raw_tp/inet_sock_set_state")
 int BPF_PROG(tp_state, struct sock *sk, int oldstate, int newstate)
 {
-	state_changed(sk, newstate);
+	if (claim((const char *)sk + newstate))	/* sockets lie further apart than states */
+		state_changed(sk, newstate);
 	return 0;
 }
 
-/* To do this work twice changes nothing, so here nobody needs to know what the first has done. */
 SEC("raw_tp/inet_sock_set_state")
 int BPF_PROG(tp2_state, struct sock *sk, int oldstate, int newstate)
 {
-	state_changed(sk, newstate);
+	if (must_stand_in((const char *)sk + newstate))
+		state_changed(sk, newstate);
 	return 0;
 }
 
 /* Before the bytes leave, unlike sock_send_length; once for each skb that the call fills. */
 SEC("raw_tp/tcp_sendmsg_locked")
 int BPF_PROG(tp_sendmsg, struct sock *sk)
+{
+	remember_sender(sk);
+	return 0;
+}
+
+/* To remember twice changes nothing, so this second program needs not to know what the first has done. */
+SEC("raw_tp/tcp_sendmsg_locked")
+int BPF_PROG(tp2_sendmsg, struct sock *sk)
 {
 	remember_sender(sk);
 	return 0;
@@ -226,7 +235,11 @@ int BPF_KPROBE(kp_mptcp_sendmsg, struct sock *sk)
 	return 0;
 }
 
-/* ---- fentry and fexit: what kprobes show, at a sixth of the cost ---- */
+/*
+ * ---- fentry and fexit: what kprobes show, at a sixth of the cost; fe2_ is the second program of fe_ ----
+ *
+ * These run preemptibly, and a program is skipped for whoever runs on its CPU while it is preempted.
+ */
 
 SEC("fentry/tcp_sendmsg")
 int BPF_PROG(fe_sendmsg, struct sock *sk, const void *msg, __u64 size)
@@ -243,8 +256,22 @@ int BPF_PROG(fe_sendmsg_locked, struct sock *sk)
 	return 0;
 }
 
+SEC("fentry/tcp_sendmsg_locked")
+int BPF_PROG(fe2_sendmsg_locked, struct sock *sk)
+{
+	remember_sender(sk);
+	return 0;
+}
+
 SEC("fentry/do_tcp_sendpages")
 int BPF_PROG(fe_sendpages, struct sock *sk)
+{
+	remember_sender(sk);
+	return 0;
+}
+
+SEC("fentry/do_tcp_sendpages")
+int BPF_PROG(fe2_sendpages, struct sock *sk)
 {
 	remember_sender(sk);
 	return 0;
@@ -257,6 +284,13 @@ int BPF_PROG(fe_mptcp_sendmsg, struct sock *sk)
 	return 0;
 }
 
+SEC("fentry/mptcp_sendmsg")
+int BPF_PROG(fe2_mptcp_sendmsg, struct sock *sk)
+{
+	remember_mptcp_sender(sk);
+	return 0;
+}
+
 SEC("fentry/tcp_connect")
 int BPF_PROG(fe_connect, struct sock *sk)
 {
@@ -264,8 +298,22 @@ int BPF_PROG(fe_connect, struct sock *sk)
 	return 0;
 }
 
+SEC("fentry/tcp_connect")
+int BPF_PROG(fe2_connect, struct sock *sk)
+{
+	remember_connection(sk, HOW_CONNECT);
+	return 0;
+}
+
 SEC("fentry/inet_csk_listen_start")
 int BPF_PROG(fe_listen, struct sock *sk)
+{
+	remember_by_address(sk, HOW_LISTEN);
+	return 0;
+}
+
+SEC("fentry/inet_csk_listen_start")
+int BPF_PROG(fe2_listen, struct sock *sk)
 {
 	remember_by_address(sk, HOW_LISTEN);
 	return 0;
@@ -281,7 +329,23 @@ int BPF_PROG(fe_accept_4, struct sock *listener, int flags, int *err, bool kern,
 }
 
 SEC("fexit/inet_csk_accept")
+int BPF_PROG(fe2_accept_4, struct sock *listener, int flags, int *err, bool kern, struct sock *sk)
+{
+	if (sk)
+		remember_connection(sk, HOW_ACCEPT);
+	return 0;
+}
+
+SEC("fexit/inet_csk_accept")
 int BPF_PROG(fe_accept_2, struct sock *listener, void *arg, struct sock *sk)
+{
+	if (sk)
+		remember_connection(sk, HOW_ACCEPT);
+	return 0;
+}
+
+SEC("fexit/inet_csk_accept")
+int BPF_PROG(fe2_accept_2, struct sock *listener, void *arg, struct sock *sk)
 {
 	if (sk)
 		remember_connection(sk, HOW_ACCEPT);

@@ -46,6 +46,8 @@ pub struct Hook {
     pub purpose: Purpose,
     /// A program that does the work where the kernel skips the first: the same kind, the same place, attached after it.
     pub second: Option<&'static str>,
+    /// The second does nothing but the work of runs that were skipped, and counts them. Else both do all of it.
+    pub second_stands_in: bool,
 }
 
 impl Hook {
@@ -56,17 +58,21 @@ impl Hook {
     }
 
     const fn owner(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
-        Self { kind, target, program, purpose: Purpose::Owner, second: None }
+        Self { kind, target, program, purpose: Purpose::Owner, second: None, second_stands_in: false }
     }
 
     const fn retransmit(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
-        Self { kind, target, program, purpose: Purpose::Retransmit, second: None }
+        Self { kind, target, program, purpose: Purpose::Retransmit, second: None, second_stands_in: false }
     }
 }
 
 impl Hook {
     const fn with_second(self, program: &'static str) -> Self {
         Self { second: Some(program), ..self }
+    }
+
+    const fn with_stand_in(self, program: &'static str) -> Self {
+        Self { second: Some(program), second_stands_in: true, ..self }
     }
 
     /// Its programs, in the order in which they are attached.
@@ -84,6 +90,8 @@ const OWNERS_BY_KPROBE: [Hook; 4] = [
     Hook::owner(Kprobe, c"inet_csk_listen_start", "kp_listen"),
     Hook::owner(Kretprobe, c"inet_csk_accept", "kp_accept_return"),
 ];
+/// Of these the one that sees each call of send() once, for send events.
+const SENDS_BY_KPROBE: &str = "kp_sendmsg";
 /// Senders that do not pass tcp_sendmsg: sendfile and kTLS until 6.4.
 const SENDPAGES_BY_KPROBE: Hook = Hook::owner(Kprobe, c"do_tcp_sendpages", "kp_sendpages");
 /// kTLS from 6.5 on, where sendfile passes tcp_sendmsg.
@@ -103,29 +111,31 @@ const RETRANSMITS_BY_KPROBE: [Hook; 6] = [
 ];
 
 /// Every sender but MPTCP's: tcp_sendmsg and kTLS from 6.5 on pass here.
-const SENDER_BY_FENTRY: Hook = Hook::owner(Fentry, c"tcp_sendmsg_locked", "fe_sendmsg_locked");
+const SENDER_BY_FENTRY: Hook =
+    Hook::owner(Fentry, c"tcp_sendmsg_locked", "fe_sendmsg_locked").with_second("fe2_sendmsg_locked");
 /// Once for each call, for send events.
 const SENDS_BY_FENTRY: Hook = Hook::owner(Fentry, c"tcp_sendmsg", "fe_sendmsg");
-const SENDPAGES_BY_FENTRY: Hook = Hook::owner(Fentry, c"do_tcp_sendpages", "fe_sendpages");
-const MPTCP_BY_FENTRY: Hook = Hook::owner(Fentry, c"mptcp_sendmsg", "fe_mptcp_sendmsg");
-const CONNECT_BY_FENTRY: Hook = Hook::owner(Fentry, c"tcp_connect", "fe_connect");
-const LISTEN_BY_FENTRY: Hook = Hook::owner(Fentry, c"inet_csk_listen_start", "fe_listen");
+const SENDPAGES_BY_FENTRY: Hook = Hook::owner(Fentry, c"do_tcp_sendpages", "fe_sendpages").with_second("fe2_sendpages");
+const MPTCP_BY_FENTRY: Hook =
+    Hook::owner(Fentry, c"mptcp_sendmsg", "fe_mptcp_sendmsg").with_second("fe2_mptcp_sendmsg");
+const CONNECT_BY_FENTRY: Hook = Hook::owner(Fentry, c"tcp_connect", "fe_connect").with_second("fe2_connect");
+const LISTEN_BY_FENTRY: Hook = Hook::owner(Fentry, c"inet_csk_listen_start", "fe_listen").with_second("fe2_listen");
 /// The return value comes after the arguments, of which there are four, or two since 6.10.
-const ACCEPT_4_BY_FEXIT: Hook = Hook::owner(Fexit, c"inet_csk_accept", "fe_accept_4");
-const ACCEPT_2_BY_FEXIT: Hook = Hook::owner(Fexit, c"inet_csk_accept", "fe_accept_2");
+const ACCEPT_4_BY_FEXIT: Hook = Hook::owner(Fexit, c"inet_csk_accept", "fe_accept_4").with_second("fe2_accept_4");
+const ACCEPT_2_BY_FEXIT: Hook = Hook::owner(Fexit, c"inet_csk_accept", "fe_accept_2").with_second("fe2_accept_2");
 
 /// A socket's end, who closes it, and, where nothing better shows them, connect() and listen().
-const STATE: Hook = Hook::owner(RawTracepoint, c"inet_sock_set_state", "tp_state").with_second("tp2_state");
+const STATE: Hook = Hook::owner(RawTracepoint, c"inet_sock_set_state", "tp_state").with_stand_in("tp2_state");
 /// A sender, before its bytes leave (6.16 and newer).
-const SENDER: Hook = Hook::owner(RawTracepoint, c"tcp_sendmsg_locked", "tp_sendmsg");
+const SENDER: Hook = Hook::owner(RawTracepoint, c"tcp_sendmsg_locked", "tp_sendmsg").with_second("tp2_sendmsg");
 /// A sender, when its call returns (6.3 and newer).
 const SEND_LENGTH: Hook = Hook::owner(RawTracepoint, c"sock_send_length", "tp_send_length");
 const RETRANSMIT: Hook =
-    Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit").with_second("tp2_retransmit");
+    Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit").with_stand_in("tp2_retransmit");
 /// The same tracepoint where it tells whether the attempt failed.
 const RETRANSMIT_ERR: Hook =
-    Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit_err").with_second("tp2_retransmit_err");
-const SYNACK: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_synack", "tp_synack").with_second("tp2_synack");
+    Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit_err").with_stand_in("tp2_retransmit_err");
+const SYNACK: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_synack", "tp_synack").with_stand_in("tp2_synack");
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,10 +207,10 @@ pub fn choose(attach: Attach, sends: bool, kernel: &impl Offer) -> Result<Vec<Pl
         Attach::Kprobe => vec![by_kprobe(kernel)],
         Attach::Tracepoint => vec![by_tracepoint(sends, kernel)],
         Attach::Fentry => vec![by_fentry(sends, kernel)],
-        Attach::Mixed => vec![mixed(kernel)],
+        Attach::Mixed => vec![mixed(sends, kernel)],
         // Kprobes first, though fentry is cheaper: a fentry program can be preempted, and is skipped for whoever runs
         // on that CPU meanwhile; a kprobe cannot.
-        Attach::Auto => vec![mixed(kernel), by_fentry(sends, kernel), by_tracepoint(sends, kernel)],
+        Attach::Auto => vec![mixed(sends, kernel), by_fentry(sends, kernel), by_tracepoint(sends, kernel)],
     };
     let (mut possible, mut missing) = (Vec::new(), Vec::new());
     for plan in plans {
@@ -243,13 +253,13 @@ fn by_kprobe(kernel: &impl Offer) -> Result<Plan, Missing> {
     Ok(Plan { hooks, name: "kprobe", births_by_state: false })
 }
 
-/// Owners by kprobe, which sees a send before its bytes leave; the rest by raw tracepoints, which are never skipped.
-fn mixed(kernel: &impl Offer) -> Result<Plan, Missing> {
+/// Owners by kprobe, which sees a send before its bytes leave and is never preempted; the rest by raw tracepoints, whose
+/// events are never skipped. Where sendfile and kTLS pass tcp_sendmsg_locked, so does all else, and one kprobe is enough.
+fn mixed(sends: bool, kernel: &impl Offer) -> Result<Plan, Missing> {
     let mut hooks = owners_by_kprobe(kernel)?;
     if !hooks.contains(&SENDPAGES_BY_KPROBE) {
-        // A raw tracepoint costs a ninth of a kprobe.
-        let by_tracepoint = [SENDER, SEND_LENGTH].into_iter().find(|hook| has_tracepoint(hook, kernel));
-        hooks.push(by_tracepoint.unwrap_or(SENDMSG_LOCKED_BY_KPROBE));
+        hooks.retain(|hook| sends || hook.program != SENDS_BY_KPROBE);
+        hooks.push(SENDMSG_LOCKED_BY_KPROBE);
     }
     hooks.extend(common_tracepoints(kernel)?);
     Ok(Plan { hooks, name: "kprobe+tracepoint", births_by_state: false })
@@ -387,7 +397,7 @@ mod tests {
     fn auto_takes_kprobes_for_owners_and_tracepoints_for_the_rest() {
         let plan = first(Attach::Auto, false, &kernel(true, &[("tcp_retransmit_skb", 2)]));
         assert_eq!(plan.name, "kprobe+tracepoint");
-        assert!(plan.has("kp_sendmsg") && plan.has("tp_retransmit") && !plan.has("kp_retransmit"));
+        assert!(plan.has("kp_sendmsg_locked") && plan.has("tp_retransmit") && !plan.has("kp_retransmit"));
         assert!(!plan.births_by_state && !plan.can_miss());
     }
 

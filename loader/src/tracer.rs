@@ -17,7 +17,7 @@ use crate::kernel::libbpf::{self, Loaded, Open};
 use crate::kernel::mmap::Mapped;
 use crate::kernel::wait::Waiter;
 use crate::kernel::{bpf, perf};
-use crate::object::{self, Btf, ObjectFile};
+use crate::object::{self, Btf, BtfExt, ObjectFile};
 use crate::output::summary::{ByProcess, Lost};
 use crate::owners;
 use crate::ring::{Reader, Record};
@@ -103,6 +103,14 @@ pub fn check_object(bytes: &[u8]) -> Result<Checked<'_>> {
     object::second_opinion(bytes, &file).map_err(|error| refused(error.into()))?;
     let btf = file.btf.ok_or_else(|| refused(anyhow!("it has no .BTF section: compile it with -g")))?;
     let btf = Btf::parse(btf).context("its BTF").map_err(refused)?;
+    // libbpf follows a chain of modifiers without a limit.
+    if let Some(id) = btf.cycle() {
+        return Err(refused(anyhow!("its BTF: type {} is part of itself", id.0)));
+    }
+    if let Some(bytes) = file.btf_ext {
+        let ext = BtfExt::parse(bytes, &btf).map_err(|error| refused(error.into()))?;
+        ext.check_places(&file).map_err(|error| refused(error.into()))?;
+    }
     events::check(&btf)?;
     Ok(Checked { bytes, programs: file.programs.iter().map(|program| program.name).collect() })
 }
@@ -241,17 +249,18 @@ impl Tracer {
     fn missed(&self) -> Result<Option<u64>> {
         let kprobes: Option<u64> = self.links.iter().map(Attached::missed).sum::<Result<_>>()?;
         let kprobes = kprobes.or((!self.plan.can_miss()).then_some(0));
-        let (mut missed, mut first_of_two) = (0, 0);
+        let (mut missed, mut claimed) = (0, 0);
         for hook in &self.plan.hooks {
             let skipped = self.object.skipped(hook.program)?;
-            match (hook.second, hook.purpose) {
-                (None, _) => missed += skipped,
-                // Either does the whole work: lost is at most what both missed.
-                (Some(second), Purpose::Owner) => missed += skipped.min(self.object.skipped(second)?),
-                (Some(_), Purpose::Retransmit) => first_of_two += skipped,
+            match hook.second {
+                None => missed += skipped,
+                // The second counts each time that it does the first's work.
+                Some(_) if hook.second_stands_in => claimed += skipped,
+                // Both do the whole work: lost is at most what both missed.
+                Some(second) => missed += skipped.min(self.object.skipped(second)?),
             }
         }
-        missed += u64::saturating_sub(first_of_two, self.count(STOOD_IN)?);
+        missed += u64::saturating_sub(claimed, self.count(STOOD_IN)?);
         Ok(kprobes.map(|kprobes| kprobes + missed))
     }
 
