@@ -25,8 +25,11 @@ use crate::ring::order::Order;
 use crate::tracer::{self, Kernel, Sizes, Tracer};
 use crate::verify::{Report, Source, Verifier};
 
-/// How long records are held back to be put in order, and so how often the rings are drained under load.
+/// How often the rings are drained while records come.
 const ROUND: Duration = Duration::from_millis(5);
+
+/// How much longer than a round records are held back to be put in order.
+const MARGIN_NS: u64 = 20_000_000;
 
 /// Run the command until something ends it.
 ///
@@ -69,7 +72,7 @@ fn trace(options: &TraceOptions) -> Result<()> {
     let (mut tracer, plan) = Tracer::start(&object, plans, &kernel, btf, settings, sizes)?;
     drop(kernel);
     tracer.watch(&waiter)?;
-    let mut order = Order::default();
+    let mut order = Order::new(MARGIN_NS);
     let verifier = if options.verify {
         Some(Verifier::begin(&mut Live { tracer: &mut tracer, order: &mut order })?)
     } else {

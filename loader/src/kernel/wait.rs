@@ -34,7 +34,7 @@ pub struct Waiter {
     all: Epoll,
     /// The same without the rings, for a pause that records do not cut short.
     pause: Epoll,
-    _signals: SignalFd,
+    signals: SignalFd,
 }
 
 impl Waiter {
@@ -50,9 +50,9 @@ impl Waiter {
         let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot open a signalfd")?;
         let epoll = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot open an epoll instance");
-        let waiter = Self { all: epoll()?, pause: epoll()?, _signals: signals };
+        let waiter = Self { all: epoll()?, pause: epoll()?, signals };
         for set in [&waiter.all, &waiter.pause] {
-            set.add(&waiter._signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNAL)).context("cannot watch signals")?;
+            set.add(&waiter.signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNAL)).context("cannot watch signals")?;
             match set.add(io::stdout().as_fd(), EpollEvent::new(EpollFlags::empty(), OUTPUT)) {
                 // A regular file cannot be watched, and has no reader that could go away; nor has a closed stdout.
                 Ok(()) | Err(Errno::EPERM | Errno::EBADF) => {}

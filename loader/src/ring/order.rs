@@ -1,8 +1,8 @@
 //! Records of several rings, put in the order of their times.
 //!
-//! Each ring is in order by itself (but for a program that was interrupted between taking the time and writing). A
-//! record that was read is held back until every ring was drained again: what another CPU saw earlier has been read by
-//! then.
+//! Each ring is in order by itself, but for a program that was interrupted between taking the time and writing. A record
+//! that was read is held back until every ring was drained again: what another CPU saw earlier has been read by then. On
+//! top comes a margin, for a CPU that stood still in between, as virtual CPUs do.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,6 +11,8 @@ use std::collections::BinaryHeap;
 #[derive(Debug)]
 pub struct Order<T> {
     held: BinaryHeap<Reverse<Held<T>>>,
+    /// In the records' clock.
+    margin: u64,
     /// Times before this are complete.
     complete: u64,
     started: u64,
@@ -44,16 +46,16 @@ impl<T> Ord for Held<T> {
     }
 }
 
-impl<T> Default for Order<T> {
-    fn default() -> Self {
-        Self { held: BinaryHeap::new(), complete: 0, started: 0, count: 0 }
-    }
-}
-
 impl<T> Order<T> {
+    /// Nothing yet; how long a CPU may have stood still, in the records' clock.
+    #[must_use]
+    pub fn new(margin: u64) -> Self {
+        Self { held: BinaryHeap::new(), margin, complete: 0, started: 0, count: 0 }
+    }
+
     /// A round of draining all rings begins at this time, in the records' clock.
     pub fn begin_round(&mut self, now: u64) {
-        self.complete = self.started;
+        self.complete = self.started.saturating_sub(self.margin);
         self.started = now;
     }
 
@@ -91,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_record_waits_for_a_round_that_began_after_it() {
-        let mut order = Order::default();
+        let mut order = Order::new(0);
         order.begin_round(100);
         order.push(90, 'b');
         assert_eq!(order.next_complete(), None);
@@ -108,8 +110,21 @@ mod tests {
     }
 
     #[test]
+    fn the_margin_holds_a_record_back_for_longer() {
+        let mut order = Order::new(20);
+        order.push(90, 'a');
+        order.begin_round(100);
+        order.begin_round(110);
+        assert_eq!(order.next_complete(), None);
+        order.begin_round(120);
+        assert_eq!(order.next_complete(), None);
+        order.begin_round(130);
+        assert_eq!(order.next_complete(), Some('a'));
+    }
+
+    #[test]
     fn equal_times_keep_the_order_of_arrival() {
-        let mut order = Order::default();
+        let mut order = Order::new(0);
         for record in 0..100 {
             order.push(7, record);
         }
