@@ -81,6 +81,13 @@ impl Witness {
         Ok(tids.filter(|tid| Path::new("/proc/1/task").join(tid).exists()).count() as u64)
     }
 
+    /// Why a case that needs every single event cannot tell anything: some were hidden. None: none were.
+    pub fn hidden(&self) -> Result<Option<String>> {
+        let hidden = self.above_pid_1()?;
+        Ok((hidden > 0)
+            .then(|| format!("{hidden} retransmits interrupted PID 1, where this kernel runs no BPF program")))
+    }
+
     fn instance(&self, tracing: &Path) -> PathBuf {
         tracing.join("instances").join(&self.name)
     }
