@@ -132,7 +132,8 @@ pub struct Tracer {
     links: Vec<Attached>,
     rings: Vec<Reader<Mapped>>,
     object: Loaded,
-    plan: Plan,
+    /// The hooks in use.
+    pub plan: Plan,
     /// As of the end; none until then, and where the kernel does not tell.
     missed: Option<u64>,
     /// What was known before the first event.
@@ -140,7 +141,7 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// Load the programs of the first plan that this kernel takes, and attach them. Which plan that was comes with it.
+    /// Load the programs of the first plan that this kernel takes, and attach them.
     ///
     /// # Errors
     /// [`Exit::Host`] or [`Exit::Object`], according to whose fault it is: that of the last plan.
@@ -151,12 +152,12 @@ impl Tracer {
         btf: &Path,
         settings: Settings,
         sizes: Sizes,
-    ) -> Result<(Self, Plan)> {
+    ) -> Result<Self> {
         let mut refusal = anyhow!("there is no plan");
         for plan in plans {
             let settings = Settings { births_by_state: u8::from(plan.births_by_state), ..settings };
-            match Self::start_plan(object, &plan, kernel, btf, &settings, sizes) {
-                Ok(tracer) => return Ok((tracer, plan)),
+            match Self::start_plan(object, plan, kernel, btf, &settings, sizes) {
+                Ok(tracer) => return Ok(tracer),
                 // Only this plan's hooks were refused; the next has others.
                 Err(error) if error.downcast_ref() == Some(&Exit::Host) => refusal = error,
                 Err(error) => return Err(error),
@@ -167,7 +168,7 @@ impl Tracer {
 
     fn start_plan(
         object: &Checked<'_>,
-        plan: &Plan,
+        plan: Plan,
         kernel: &Kernel,
         btf: &Path,
         settings: &Settings,
@@ -202,7 +203,7 @@ impl Tracer {
         // After the hooks, so that no socket falls in between; before the first event, so that it has its owner.
         let seeded = owners::seed(&loaded, source, settings.cgroup)?;
         links.extend(attach_all(Purpose::Retransmit)?);
-        Ok(Self { links, rings, object: loaded, plan: plan.clone(), missed: None, seeded })
+        Ok(Self { links, rings, object: loaded, plan, missed: None, seeded })
     }
 
     /// Let records end a wait.

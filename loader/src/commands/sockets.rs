@@ -8,7 +8,8 @@ use anyhow::{Context, Result, anyhow};
 use super::{check_privilege, default_max_sockets};
 use crate::events::Settings;
 use crate::fault::Exit;
-use crate::kernel::{host, libbpf};
+use crate::kernel::libbpf;
+use crate::object::KERNEL_BTF;
 use crate::output::sockets;
 use crate::tracer::{self, Kernel};
 use crate::{embedded, owners};
@@ -40,7 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn print(args: &Args) -> Result<()> {
     let object = tracer::check_object(embedded::object()).context("the object inside this binary")?;
     check_privilege()?;
-    let btf = args.btf.as_deref().unwrap_or(Path::new(host::KERNEL_BTF));
+    let btf = args.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
     let kernel = Kernel::ask(btf)?;
     if !kernel.has_struct(owners::SEED_CONTEXT) || !kernel.has_struct(owners::LIST_CONTEXT) {
         return Err(anyhow!(

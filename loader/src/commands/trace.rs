@@ -17,6 +17,8 @@ use crate::hooks;
 use crate::kernel::tcp_counters::{self, Reading};
 use crate::kernel::wait::{Waiter, Woken, monotonic_ns, realtime_ns};
 use crate::kernel::{host, libbpf};
+use crate::object::KERNEL_BTF;
+use crate::object::facts::hex;
 use crate::output::json::Json;
 use crate::output::summary::{self, ByProcess, Summary};
 use crate::output::text::Text;
@@ -58,7 +60,7 @@ fn trace(options: &TraceOptions) -> Result<()> {
         Some(path) => path.display().to_string(),
     })?;
     check_privilege()?;
-    let btf = options.btf.as_deref().unwrap_or(Path::new(host::KERNEL_BTF));
+    let btf = options.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
     let kernel = Kernel::ask(btf)?;
     let plans = hooks::choose(options.attach, options.events != Events::Retransmit, &kernel)?;
     let settings = settings(options);
@@ -69,7 +71,7 @@ fn trace(options: &TraceOptions) -> Result<()> {
         None => default_max_sockets()?,
     };
     let sizes = Sizes { max_sockets, perf_pages: options.perf_pages, seed: options.seed };
-    let (mut tracer, plan) = Tracer::start(&object, plans, &kernel, btf, settings, sizes)?;
+    let mut tracer = Tracer::start(&object, plans, &kernel, btf, settings, sizes)?;
     drop(kernel);
     tracer.watch(&waiter)?;
     let mut order = Order::new(MARGIN_NS);
@@ -85,7 +87,7 @@ fn trace(options: &TraceOptions) -> Result<()> {
     let mut printer = Printer { output, by_process: ByProcess::new(), left: options.count };
     let sha256 = hex(&hmac_sha256::Hash::hash(bytes));
     printer.output.ready(&Ready {
-        plan: &plan,
+        plan: &tracer.plan,
         btf: &btf.to_string_lossy(),
         object_sha256: &sha256,
         max_sockets,
@@ -239,8 +241,4 @@ fn settings(options: &TraceOptions) -> Settings {
         births_by_state: 0, // the plan's business
         zero: [0; 5],
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

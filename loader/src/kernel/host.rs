@@ -7,9 +7,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-/// Where the kernel offers its BTF.
-pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
-
 const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe";
 
 fn read(path: impl AsRef<Path>) -> Result<String> {
