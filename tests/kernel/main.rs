@@ -87,7 +87,8 @@ fn main() -> ExitCode {
     if !list {
         link::sweep();
     }
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    let (mut passed, mut skipped) = (0, 0);
+    let mut failed = Vec::new();
     for case in cases::ALL {
         for (set, family) in case.sets.iter().flat_map(|set| case.families.iter().map(move |family| (*set, *family))) {
             let name = case.name_with(set, family);
@@ -111,16 +112,21 @@ fn main() -> ExitCode {
                     println!("skip  {name}: {why}");
                 }
                 Err(error) => {
-                    failed += 1;
-                    println!("FAIL  {name}: {error:#}");
+                    let line = format!("FAIL  {name}: {error:#}");
+                    println!("{line}");
+                    failed.push(line);
                 }
             }
         }
     }
-    if !list {
-        println!("{passed} passed, {failed} failed, {skipped} skipped");
+    // a log's reader starts at its end
+    for line in &failed {
+        println!("again {line}");
     }
-    if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if !list {
+        println!("{passed} passed, {} failed, {skipped} skipped", failed.len());
+    }
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Runs one case; a panic in it is its failure, not the end of the run.
