@@ -20,12 +20,17 @@ CLANG ?= clang
 LLVM_STRIP ?= llvm-strip
 CARGO ?= cargo
 BTF ?= /sys/kernel/btf/vmlinux
-KERNELS ?= 5.10 6.1 6.12 newest
+KERNELS ?= 5.10 6.1 6.12 newest 6.12-rt 6.12-arm64
 
 # The target, as Rust names the machine and as libbpf's bpf_tracing.h does.
 ARCH ?= $(shell uname -m)
 TRIPLE := $(ARCH)-unknown-linux-gnu
 BPF_ARCH := $(patsubst x86_64,x86,$(patsubst aarch64,arm64,$(ARCH)))
+HOST_ARCH := $(shell uname -m)
+ifneq ($(ARCH),$(HOST_ARCH))
+  CROSS := $(ARCH)-linux-gnu-gcc
+  export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_LINKER := $(CROSS)
+endif
 
 BUILD := target/$(TRIPLE)/release
 BIN := $(BUILD)/xctl
@@ -38,7 +43,7 @@ all: $(BIN) ## Build target/<machine>/release/xctl, one static binary (default)
 
 $(BIN): $(RUST_SOURCES) $(BPF_SOURCES) Makefile
 	$(say) CARGO $@
-	$(Q)./scripts/need $(CARGO) $(CLANG) $(LLVM_STRIP) libbpf-headers autotools
+	$(Q)./scripts/need $(CARGO) $(CLANG) $(LLVM_STRIP) libbpf-headers autotools $(CROSS)
 	$(Q)$(CARGO) build --release --locked $(if $(Q),--quiet) --target $(TRIPLE)
 	$(Q)touch $@
 
@@ -68,7 +73,7 @@ setup: ## Install what building needs (apt-get or dnf; does nothing if all is th
 	$(Q)./scripts/setup build
 
 setup-test: setup ## ... and what testing needs
-	$(Q)./scripts/setup test
+	$(Q)./scripts/setup test $(if $(filter %-arm64,$(KERNELS)),aarch64)
 
 .PHONY: run
 run: setup ## Set up, build, and trace this host (ARGS='--json ...')
@@ -99,8 +104,22 @@ test-native: $(BIN) ## Tests on this machine's kernel
 	$(say) TEST native
 	$(Q)XCTL=$(CURDIR)/$(BIN) $(kernel_test) $(CASES)
 
-test-vm: $(BIN) ## Tests on real Debian kernels in virtual machines (KERNELS='6.1 6.12')
-	$(say) TEST vm
+test-vm: ## Tests on real Debian kernels in virtual machines (KERNELS='6.1 6.12-arm64')
+	$(Q)bad=; \
+	run() { \
+		[ -n "$$2" ] || return 0; \
+		./scripts/need rust-std-$$1 2>/dev/null || { echo "[$$2] skip: Rust has no standard library for $$1 here"; return 0; }; \
+		$(MAKE) --no-print-directory test-vm-group ARCH="$$1" KERNELS="$$2" CASES="$$3" || bad=1; \
+	}; \
+	run x86_64 '$(filter-out %-rt %-arm64,$(KERNELS))' '$(CASES)'; \
+	run x86_64 '$(filter %-rt,$(KERNELS))' '$(or $(CASES),lossy_link)'; \
+	run aarch64 '$(filter %-arm64,$(KERNELS))' '$(CASES)'; \
+	[ -z "$$bad" ]
+
+# Kernels of one architecture. On PREEMPT_RT, where softirq runs in threads, only what depends on that.
+.PHONY: test-vm-group
+test-vm-group: $(BIN)
+	$(say) TEST 'vm $(KERNELS)'
 	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(kernel_test) KERNELS='$(KERNELS)' ./tests/vm/run -- $(CASES)
 
 .PHONY: check fmt ci

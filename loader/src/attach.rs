@@ -30,6 +30,12 @@ pub struct Attached {
 }
 
 impl Attached {
+    /// What it is attached by.
+    #[must_use]
+    pub fn hook(&self) -> &Hook {
+        &self.hook
+    }
+
     /// Runs that the kernel skipped; none where it does not tell.
     ///
     /// # Errors
@@ -47,11 +53,12 @@ impl Attached {
     }
 }
 
-/// Attach one of a hook's programs. `cpu` is one that is online.
+/// Attach one of a hook's programs; none if the hook is optional and this kernel has not got it. `cpu` is one that is
+/// online.
 ///
 /// # Errors
 /// [`Exit::Host`], naming the blocker.
-pub fn attach(hook: &Hook, program: &str, object: &Loaded, probes: &Probes, cpu: u32) -> Result<Attached> {
+pub fn attach(hook: &Hook, program: &str, object: &Loaded, probes: &Probes, cpu: u32) -> Result<Option<Attached>> {
     let program = object.program(program)?;
     let attached = match hook.kind {
         Kind::RawTracepoint => bpf::attach_raw_tracepoint(hook.target, program).map(|held| (held, None)),
@@ -71,11 +78,27 @@ pub fn attach(hook: &Hook, program: &str, object: &Loaded, probes: &Probes, cpu:
             })
         }
     };
+    if let Err(error) = &attached
+        && hook.optional
+        && is_absent(hook.kind, error)
+    {
+        return Ok(None);
+    }
     let (held, link) = attached.map_err(|error| {
         let why = blocker(hook.kind, &error);
         Error::new(error).context(format!("cannot attach to {}: {why}", hook.target_name())).context(Exit::Host)
     })?;
-    Ok(Attached { hook: *hook, link, _held: held })
+    Ok(Some(Attached { hook: *hook, link, _held: held }))
+}
+
+/// Whether the kernel said that it has no such function or tracepoint.
+fn is_absent(kind: Kind, error: &io::Error) -> bool {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => true,
+        // A return probe on a missing function gives EINVAL before 5.11.
+        Some(libc::EINVAL) => kind == Kind::Kretprobe,
+        _ => false,
+    }
 }
 
 /// The kernel's own errno for what it does not support; it was never meant for user space, which has no name for it.
@@ -83,16 +106,20 @@ const ENOTSUPP: i32 = 524;
 
 /// What the errno of an attach call means.
 fn blocker(kind: Kind, error: &io::Error) -> &'static str {
+    if is_absent(kind, error) {
+        return if kind == Kind::RawTracepoint {
+            "this kernel has no such tracepoint"
+        } else {
+            "this kernel has no such function"
+        };
+    }
     match (kind, error.raw_os_error()) {
-        (Kind::RawTracepoint, Some(libc::ENOENT)) => "this kernel has no such tracepoint",
         (Kind::RawTracepoint, Some(libc::EINVAL)) => {
             "its arguments are not those in the BTF: give the BTF of exactly this kernel"
         }
         (Kind::Fentry | Kind::Fexit, Some(ENOTSUPP | libc::EINVAL | libc::ENODEV)) => {
             "this kernel has no trampolines for fentry programs: try --attach auto"
         }
-        // A return probe on a missing function gives EINVAL before 5.11.
-        (_, Some(libc::ENOENT)) | (Kind::Kretprobe, Some(libc::EINVAL)) => "this kernel has no such function",
         (_, Some(libc::EADDRNOTAVAIL)) => "there are several functions of that name, or it may not be probed",
         (_, Some(libc::EPERM | libc::EACCES)) => {
             "not permitted: it needs CAP_PERFMON (CAP_SYS_ADMIN before 5.8), and a kernel that is not locked down"

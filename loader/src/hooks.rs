@@ -48,6 +48,8 @@ pub struct Hook {
     pub second: Option<&'static str>,
     /// The second does nothing but the work of runs that were skipped, and counts them. Else both do all of it.
     pub second_stands_in: bool,
+    /// Only trying shows whether this kernel has the function, which is no loss where it has not.
+    pub optional: bool,
 }
 
 impl Hook {
@@ -58,11 +60,19 @@ impl Hook {
     }
 
     const fn owner(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
-        Self { kind, target, program, purpose: Purpose::Owner, second: None, second_stands_in: false }
+        Self { kind, target, program, purpose: Purpose::Owner, second: None, second_stands_in: false, optional: false }
     }
 
     const fn retransmit(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
-        Self { kind, target, program, purpose: Purpose::Retransmit, second: None, second_stands_in: false }
+        Self {
+            kind,
+            target,
+            program,
+            purpose: Purpose::Retransmit,
+            second: None,
+            second_stands_in: false,
+            optional: false,
+        }
     }
 }
 
@@ -73,6 +83,10 @@ impl Hook {
 
     const fn with_stand_in(self, program: &'static str) -> Self {
         Self { second: Some(program), second_stands_in: true, ..self }
+    }
+
+    const fn optional(self) -> Self {
+        Self { optional: true, ..self }
     }
 
     /// Its programs, in the order in which they are attached.
@@ -101,11 +115,14 @@ const MPTCP_BY_KPROBE: Hook = Hook::owner(Kprobe, c"mptcp_sendmsg", "kp_mptcp_se
 /// A socket's end, and who closes it.
 const STATE_BY_KPROBE: Hook = Hook::owner(Kprobe, c"tcp_set_state", "kp_state");
 /// What goes out again.
-const RETRANSMITS_BY_KPROBE: [Hook; 6] = [
+const RETRANSMITS_BY_KPROBE: [Hook; 8] = [
     Hook::retransmit(Kprobe, c"tcp_retransmit_skb", "kp_retransmit"),
     Hook::retransmit(Kretprobe, c"tcp_retransmit_skb", "kp_retransmit_return"),
     Hook::retransmit(Kprobe, c"__tcp_retransmit_skb", "kp_inner"),
     Hook::retransmit(Kretprobe, c"__tcp_retransmit_skb", "kp_inner_return"),
+    // What a compiler split off it: in Debian's 6.12 for arm64, where a loss probe calls this and not the whole function.
+    Hook::retransmit(Kprobe, c"__tcp_retransmit_skb.part.0", "kp_inner").optional(),
+    Hook::retransmit(Kretprobe, c"__tcp_retransmit_skb.part.0", "kp_inner_return").optional(),
     Hook::retransmit(Kprobe, c"tcp_rtx_synack", "kp_synack"),
     Hook::retransmit(Kretprobe, c"tcp_rtx_synack", "kp_synack_return"),
 ];

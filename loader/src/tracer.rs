@@ -168,7 +168,7 @@ impl Tracer {
 
     fn start_plan(
         object: &Checked<'_>,
-        plan: Plan,
+        mut plan: Plan,
         kernel: &Kernel,
         btf: &Path,
         settings: &Settings,
@@ -196,13 +196,14 @@ impl Tracer {
             let hooks = plan.hooks.iter().filter(move |hook| hook.purpose == purpose);
             hooks
                 .flat_map(|hook| hook.programs().map(move |program| (hook, program)))
-                .map(|(hook, program)| attach::attach(hook, program, &loaded, &kernel.probes, first))
+                .filter_map(|(hook, program)| attach::attach(hook, program, &loaded, &kernel.probes, first).transpose())
                 .collect::<Result<Vec<_>>>()
         };
         let mut links = attach_all(Purpose::Owner)?;
         // After the hooks, so that no socket falls in between; before the first event, so that it has its owner.
         let seeded = owners::seed(&loaded, source, settings.cgroup)?;
         links.extend(attach_all(Purpose::Retransmit)?);
+        plan.hooks.retain(|hook| links.iter().any(|link| link.hook() == hook));
         Ok(Self { links, rings, object: loaded, plan, missed: None, seeded })
     }
 

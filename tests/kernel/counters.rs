@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::link::Netns;
+use crate::process::{PATIENCE, poll};
 
 /// `/proc/self/net` shows the namespace of the main thread; this one shows the reading thread's.
 const NET: &str = "/proc/thread-self/net";
@@ -34,6 +35,13 @@ impl Counters {
         };
         Ok(value(self)? - value(earlier)?)
     }
+}
+
+/// Waits until the kernel has counted `by` more than `before`.
+pub fn wait_until_grown(ns: &Netns, before: &Counters, name: &str, by: i64) -> Result<()> {
+    let grown = || Counters::of(ns)?.since(before, name);
+    ensure!(poll(PATIENCE, || Ok(grown()? >= by))?, "{name} grew by {} only, not by {by}", grown()?);
+    Ok(())
 }
 
 /// The sockets that may still send: neither listening nor in TIME_WAIT, as lines of /proc/net/tcp.

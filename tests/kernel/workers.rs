@@ -21,7 +21,9 @@ use nix::sys::socket::{
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::link::Netns;
+use crate::Family;
+use crate::counters::{Counters, wait_until_grown};
+use crate::link::{Link, Netns};
 use crate::process::Process;
 
 /// The hidden first argument that makes a worker of this executable.
@@ -79,7 +81,7 @@ pub struct Sent {
 enum Job {
     Send(Plan),
     Receive { comm: String, on: SocketAddr },
-    Connect { comm: String, to: SocketAddr, hold: Duration },
+    Connect { comm: String, to: SocketAddr },
     Obey { comm: String, to: SocketAddr },
     Spin { comm: String, cpu: usize },
 }
@@ -169,9 +171,13 @@ impl Receiver {
     }
 }
 
-/// A process that asks for a connection with someone who never answers, and gives up after `hold`.
-pub fn connect_in_vain(ns: &Netns, comm: &str, to: SocketAddr, hold: Duration) -> Result<Truth> {
-    let (mut process, truth) = start(ns, comm, &Job::Connect { comm: comm.into(), to, hold })?;
+/// A process that asks for a connection with someone who never answers, and gives up when its SYN has gone again `syns`
+/// times, by the kernel's own count.
+pub fn connect_in_vain(ns: &Netns, comm: &str, to: SocketAddr, syns: i64) -> Result<Truth> {
+    let before = Counters::of(ns)?;
+    let (mut process, truth) = start(ns, comm, &Job::Connect { comm: comm.into(), to })?;
+    wait_until_grown(ns, &before, "TCPSynRetrans", syns)?;
+    process.tell("give up")?;
     process.succeed()?;
     Ok(truth)
 }
@@ -198,6 +204,17 @@ impl Puppet {
         self.process.tell("exit")?;
         self.process.succeed()
     }
+}
+
+/// A connection over a link that loses everything: `comm` has sent, and its data have gone again once already.
+pub fn unanswered(link: &Link, family: Family, comm: &str) -> Result<(Receiver, Puppet)> {
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut sender = Puppet::new(&link.a, comm, receiver.at)?;
+    let before = Counters::of(&link.a)?;
+    link.lose(100)?;
+    sender.send()?;
+    wait_until_grown(&link.a, &before, "RetransSegs", 1)?;
+    Ok((receiver, sender))
 }
 
 /// One busy process pinned to each CPU, so that "the current process" of a softirq is a plausible wrong one.
@@ -250,11 +267,11 @@ fn work(job: Job) -> Result<()> {
             say(&comm, sent)
         }
         Job::Receive { comm, on } => receive(&comm, on),
-        Job::Connect { comm, to, hold } => {
+        Job::Connect { comm, to } => {
             take_name(&comm)?;
             let (socket, refused) = open(None, to, SockFlag::SOCK_NONBLOCK)?;
             say(&comm, vec![Sent { flow: Flow { local: local(&socket)?, remote: to }, sends: 0, bytes: 0 }])?;
-            thread::sleep(hold);
+            told()?;
             ensure!(refused == Some(Errno::EINPROGRESS), "connect() said {refused:?}");
             Ok(())
         }

@@ -1,28 +1,21 @@
 //! What was open before xctl came: a connection whose process does nothing more, and a listener.
 
-use std::thread;
-use std::time::Duration;
-
 use anyhow::ensure;
 use nix::sys::signal::Signal;
 
+use crate::counters::{Counters, wait_until_grown};
 use crate::host::Set;
 use crate::link::Link;
-use crate::workers::{Puppet, Receiver};
+use crate::workers::unanswered;
 use crate::xctl::{Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 pub fn run(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
-    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
-    let mut sender = Puppet::new(&link.a, "was-here", receiver.at)?;
-    link.lose(100)?;
-    sender.send()?;
-    // it has sent by then, and the next retransmits are still to come: after 0.6, 1.4 and 3 s
-    thread::sleep(Duration::from_millis(300));
+    let (receiver, sender) = unanswered(&link, family, "was-here")?;
     let xctl = Xctl::start(set, &[])?;
     ensure!(xctl.ready.seeded >= 2, "seeded {} sockets; there are a connection and a listener", xctl.ready.seeded);
-    thread::sleep(Duration::from_millis(3500));
+    wait_until_grown(&link.a, &Counters::of(&link.a)?, "RetransSegs", 1)?;
     link.lose(0)?;
     let truth = sender.truth.clone();
     sender.exit()?;

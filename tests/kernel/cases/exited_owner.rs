@@ -1,12 +1,10 @@
 //! A process writes and is gone; its kernel socket goes on retransmitting, and is still its own.
 
-use std::thread;
-use std::time::Duration;
-
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 
+use crate::counters::{Counters, wait_until_grown};
 use crate::host::Set;
 use crate::link::Link;
 use crate::workers::{Puppet, Receiver};
@@ -24,8 +22,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     leaver.exit()?;
     let gone = clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?;
     let gone_ns = u64::try_from(gone.tv_sec())? * 1_000_000_000 + u64::try_from(gone.tv_nsec())?;
-    // retransmits after about 0.2, 0.4, 0.8 and 1.6 s more each
-    thread::sleep(Duration::from_millis(2500));
+    wait_until_grown(&link.a, &Counters::of(&link.a)?, "RetransSegs", 3)?;
     link.lose(0)?;
     link.quiet()?;
     let trace = xctl.stop(Signal::SIGINT)?;

@@ -1,7 +1,6 @@
 //! A connection that never comes about: its process never sends, and yet it is the one behind the retransmitted SYNs.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::ensure;
 use nix::sys::signal::Signal;
@@ -17,12 +16,12 @@ use crate::{Family, Outcome, Verdict};
 pub fn run(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     let to = SocketAddr::new(if family == Family::V4 { DEAD_V4 } else { DEAD_V6 }, 443);
-    let witness = Witness::of(&[])?;
     let xctl = Xctl::start(set, &[])?;
+    let witness = Witness::of(&xctl.ready.hooks)?;
     let before = Counters::of(&link.a)?;
-    // SYNs go again after 1 s and 3 s
-    let truth = connect_in_vain(&link.a, "in-vain", to, Duration::from_millis(3600))?;
+    let truth = connect_in_vain(&link.a, "in-vain", to, 2)?;
     let after = Counters::of(&link.a)?;
+    let skipped = witness.skipped()?;
     let trace = xctl.stop(Signal::SIGINT)?;
     if let Some(why) = witness.hidden()? {
         return Ok(Verdict::Skipped(why));
@@ -30,13 +29,16 @@ pub fn run(set: Set, family: Family) -> Outcome {
 
     trace.nothing_lost()?;
     let syns = trace.all_of(link.a.inode, &truth.who, truth.flow()?)?;
-    ensure!(syns >= 2, "only {syns} retransmits in 3.6 s");
     for record in trace.of(link.a.inode) {
         ensure!(record.kind == Kind::Syn && record.state == "SYN_SENT" && !record.fin, "not a SYN: {record:?}");
         ensure!(record.at.owner == Owner::Connect, "known by something else than connect(): {record:?}");
     }
     let kernel = after.since(&before, "TCPSynRetrans")?;
     let seen = trace.segs(|record| record.at.netns == link.a.inode);
-    ensure!(i64::try_from(seen)? == kernel, "TCPSynRetrans: the kernel counted {kernel}, xctl {seen}");
+    let short = kernel - i64::try_from(seen)?;
+    ensure!(
+        (0..=i64::try_from(skipped)?).contains(&short),
+        "TCPSynRetrans: the kernel counted {kernel}, xctl {seen}; probes skipped {skipped} runs"
+    );
     Ok(Verdict::Passed(format!("{syns} SYNs")))
 }

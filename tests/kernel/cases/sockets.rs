@@ -25,7 +25,7 @@ use serde::Deserialize;
 use crate::host::{Set, tool};
 use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
 use crate::process::{PATIENCE, Process, poll};
-use crate::workers::{Puppet, Receiver, Who};
+use crate::workers::{Who, unanswered};
 use crate::xctl::{Owner, Retransmit, Xctl, command, refusal};
 use crate::{Family, Outcome, Verdict};
 
@@ -187,12 +187,7 @@ pub fn seeded_from_proc(set: Set, family: Family) -> Outcome {
 /// How many retransmits were seen, all of which are what they should be; those with an owner name the sender.
 fn already_open(set: Set, family: Family, seed: &str, right: impl Fn(&Retransmit, &Who) -> bool) -> Result<usize> {
     let link = Link::up()?;
-    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
-    let mut sender = Puppet::new(&link.a, "was-here", receiver.at)?;
-    link.lose(100)?;
-    sender.send()?;
-    // it has sent by then; each of the following retransmits takes twice as long as the one before
-    thread::sleep(Duration::from_millis(300));
+    let (_receiver, sender) = unanswered(&link, family, "was-here")?;
     let netns = link.a.path().display().to_string();
     let xctl = Xctl::start(set, &["--seed", seed, "--netns", &netns, "--count", "1", "--duration", "60"])?;
     ensure!((seed == "none") == (xctl.ready.seeded == 0), "--seed {seed}: seeded {} sockets", xctl.ready.seeded);
