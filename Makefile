@@ -50,8 +50,9 @@ $(BIN): $(RUST_SOURCES) $(BPF_SOURCES) Makefile
 .PHONY: bpf
 bpf: $(BPF_OBJECT) ## Build the BPF object alone
 
-# The one recipe for the object; loader/build.rs calls it too. -g for BTF; what else DWARF says is stripped. mcpu=v2
-# lacks nothing we use and is the oldest that 5.2 kernels' verifier tracks well.
+# The one recipe for the object; loader/build.rs calls it too. -g for BTF; what else DWARF says is stripped, and so is
+# what only a linker would read: labels of basic blocks, and where .BTF and .BTF.ext mention sections. mcpu=v2 lacks
+# nothing we use and is the oldest that 5.2 kernels' verifier tracks well.
 BPF_CFLAGS := -target bpf -mcpu=v2 -O2 -g -D__TARGET_ARCH_$(BPF_ARCH) -Ivmlinux -Ibpf-src \
 	-Wall -Wextra -Werror -Wno-unused-parameter -fdebug-prefix-map=$(CURDIR)=. $(EXTRA_BPF_CFLAGS)
 
@@ -60,7 +61,7 @@ $(BPF_OBJECT): $(BPF_SOURCES) Makefile
 	$(Q)./scripts/need $(CLANG) $(LLVM_STRIP) libbpf-headers
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CLANG) $(BPF_CFLAGS) -c bpf-src/xctl.bpf.c -o $@
-	$(Q)$(LLVM_STRIP) -g $@
+	$(Q)$(LLVM_STRIP) -g -w -N 'LBB*' -R .rel.BTF -R .rel.BTF.ext $@
 
 .PHONY: vmlinux
 vmlinux: $(BIN) ## Write vmlinux/vmlinux.h from kernel BTF (BTF=FILE: not this kernel's)
