@@ -124,30 +124,34 @@ impl Link {
         }
     }
 
-    /// Loses that part of the packets from now on, on both ends: netem where the kernel has it, else nft.
+    /// Loses that part of the packets from now on, in both directions.
     pub fn lose(&self, percent: u8) -> Result<()> {
-        for ns in [&self.a, &self.b] {
-            let loss = format!("{percent}%");
-            let netem = run(
-                tool("tc").args(["-n", &ns.name, "qdisc", "replace", "dev", DEVICE, "root", "netem", "loss", &loss]),
-                "",
-            );
-            let Err(no_netem) = netem else { continue };
-            let which = match percent {
-                0 => "meta l4proto tcp accept".to_owned(),
-                // nft refuses a comparison that is always true
-                100.. => "meta l4proto tcp drop".to_owned(),
-                _ => format!("meta l4proto tcp numgen random mod 100 < {percent} drop"),
-            };
-            let rules = format!(
-                "add table inet loss\ndelete table inet loss\nadd table inet loss\n\
-                 add chain inet loss input {{ type filter hook input priority 0; }}\n\
-                 add rule inet loss input {which}\n"
-            );
-            ns.enter(|| run(tool("nft").args(["-f", "-"]), &rules))
-                .with_context(|| format!("no way to lose packets: netem failed too ({no_netem:#})"))?;
-        }
-        Ok(())
+        self.lose_from(&self.a, percent)?;
+        self.lose_from(&self.b, percent)
+    }
+
+    /// Loses that part of what `ns` sends: by netem where the kernel has it, else by nft where it would arrive.
+    pub fn lose_from(&self, ns: &Netns, percent: u8) -> Result<()> {
+        let loss = format!("{percent}%");
+        let netem = run(
+            tool("tc").args(["-n", &ns.name, "qdisc", "replace", "dev", DEVICE, "root", "netem", "loss", &loss]),
+            "",
+        );
+        let Err(no_netem) = netem else { return Ok(()) };
+        let which = match percent {
+            0 => "meta l4proto tcp accept".to_owned(),
+            // nft refuses a comparison that is always true
+            100.. => "meta l4proto tcp drop".to_owned(),
+            _ => format!("meta l4proto tcp numgen random mod 100 < {percent} drop"),
+        };
+        let rules = format!(
+            "add table inet loss\ndelete table inet loss\nadd table inet loss\n\
+             add chain inet loss input {{ type filter hook input priority 0; }}\n\
+             add rule inet loss input {which}\n"
+        );
+        let peer = if ns.inode == self.a.inode { &self.b } else { &self.a };
+        peer.enter(|| run(tool("nft").args(["-f", "-"]), &rules))
+            .with_context(|| format!("no way to lose packets: netem failed too ({no_netem:#})"))
     }
 
     /// Waits until no connection is left in either namespace: whatever TCP still had to say has been said.

@@ -5,7 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+mod actors;
 mod cases;
+mod claims;
 mod counters;
 mod host;
 mod link;
@@ -79,6 +81,9 @@ fn main() -> ExitCode {
         && first == workers::ARGUMENT
     {
         return workers::main(job);
+    }
+    if args.first().is_some_and(|first| first == actors::ARGUMENT) {
+        return actors::main(&args[1..]);
     }
     let list = args.iter().any(|arg| arg == "--list");
     // cargo passes libtest's flags on (--nocapture, --test-threads=1): none means anything here

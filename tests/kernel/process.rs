@@ -48,9 +48,15 @@ impl Process {
 
     /// The next line of its output; an error when it ended, with what it said on standard error.
     pub fn line(&mut self) -> Result<String> {
-        match self.lines.recv_timeout(PATIENCE) {
-            Ok(line) => Ok(line),
-            Err(RecvTimeoutError::Timeout) => bail!("{} printed nothing for {PATIENCE:?}", self.what),
+        let line = self.line_until(Instant::now() + PATIENCE)?;
+        line.with_context(|| format!("{} printed nothing for {PATIENCE:?}", self.what))
+    }
+
+    /// The same; none if there is none by then.
+    pub fn line_until(&mut self, end: Instant) -> Result<Option<String>> {
+        match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) => Ok(Some(line)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => {
                 let (status, said) = (self.wait()?, self.errors());
                 bail!("{} ended ({status}) and said: {}", self.what, said.trim())

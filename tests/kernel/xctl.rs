@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Deserializer};
 
 use crate::host::Set;
-use crate::process::Process;
+use crate::process::{PATIENCE, Process};
 use crate::workers::{Flow, Who};
 
 #[derive(Deserialize)]
@@ -205,6 +206,8 @@ pub fn refusal(mut process: Process, code: i32) -> Result<String> {
 pub struct Xctl {
     pub process: Process,
     pub ready: Ready,
+    /// What was read of its output while it ran.
+    lines: Vec<String>,
 }
 
 /// All that an xctl has said, once it has ended with exit code 0.
@@ -233,7 +236,27 @@ impl Xctl {
         let named = ready.hooks.iter().all(|hook| !hook.target.is_empty() && !hook.program.is_empty());
         ensure!(named && !ready.version.is_empty() && !ready.btf.is_empty(), "something is not named: {line}");
         ensure!(ready.seeded <= ready.max_sockets, "more sockets seeded than there is room for: {line}");
-        Ok(Xctl { process, ready })
+        Ok(Xctl { process, ready, lines: vec![] })
+    }
+
+    /// Waits until it has printed a retransmit like that; false if it does not within the patience that all waits have.
+    pub fn wait_for(&mut self, wanted: impl Fn(&Retransmit) -> bool) -> Result<bool> {
+        let is_it = |line: &str| parse(line).map(|record| matches!(record, Record::Retransmit(this) if wanted(&this)));
+        for line in &self.lines {
+            if is_it(line)? {
+                return Ok(true);
+            }
+        }
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            let Some(line) = self.process.line_until(end)? else { break };
+            let found = is_it(&line)?;
+            self.lines.push(line);
+            if found {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Ends it by a signal, and reads all.
@@ -244,7 +267,8 @@ impl Xctl {
 
     /// Waits for its own end, and reads all.
     pub fn finish(mut self) -> Result<Trace> {
-        let lines = self.process.rest()?;
+        let mut lines = std::mem::take(&mut self.lines);
+        lines.extend(self.process.rest()?);
         let status = self.process.wait()?;
         let said = self.process.errors();
         ensure!(status.code() == Some(0), "xctl ended with {status} and said {said:?}");

@@ -7,11 +7,14 @@ mod already_open;
 mod ends;
 mod exited_owner;
 mod filters;
+mod handed_over;
 mod idle;
+mod listeners;
 mod lossy_link;
 mod lost_syn;
 mod refusals;
 mod send_events;
+mod senders;
 mod sockets;
 mod tuples;
 mod verify;
@@ -37,6 +40,13 @@ pub const ALL: &[Case] = &[
     case!("v4_mapped",            Set::ALL, V4,   tuples::v4_mapped),
     case!("already_open",         AUTO,     BOTH, already_open::run),
     case!("exited_owner",         Set::ALL, V4,   exited_owner::run),
+    case!("senders",              Set::ALL, BOTH, senders::run),
+    case!("mptcp",                Set::ALL, V4,   senders::mptcp),
+    case!("handed_over",          Set::ALL, V4,   handed_over::run),
+    case!("listeners",            Set::ALL, BOTH, listeners::forked),
+    case!("shared_port",          Set::ALL, V4,   listeners::shared),
+    case!("blocked_accept",       Set::ALL, V4,   listeners::blocked_accept),
+    case!("kernels_own",          Set::ALL, V4,   listeners::kernels_own),
     case!("filters",              AUTO,     V4,   filters::run),
     case!("signals",              Set::ALL, V4,   ends::signals),
     case!("closed_pipe",          AUTO,     V4,   ends::closed_pipe),

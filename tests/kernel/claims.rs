@@ -1,0 +1,103 @@
+//! What a case knows about a connection from then on, and what xctl must have said about its retransmits.
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use crate::actors::now;
+use crate::link::Netns;
+use crate::process::PATIENCE;
+use crate::workers::{Flow, Who};
+use crate::xctl::{Kind, Owner, Retransmit, Trace, Xctl};
+use crate::{Outcome, Verdict};
+
+/// Whose a connection is.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Whose {
+    /// That process's, known that way.
+    Of(Who, Owner),
+    /// This hook set cannot know, and must say so.
+    Unknown,
+    /// The kernel's own.
+    Kernel,
+}
+
+/// From a moment on a connection is of somebody.
+pub struct Claim {
+    what: String,
+    netns: u64,
+    flow: Flow,
+    since: u64,
+    kind: Kind,
+    whose: Whose,
+}
+
+impl Claim {
+    fn covers(&self, record: &Retransmit) -> bool {
+        record.at.netns == self.netns && record.at.flow() == self.flow && record.mono_ns > self.since
+    }
+
+    fn is_true_of(&self, record: &Retransmit) -> bool {
+        let at = &record.at;
+        let named = (at.pid, at.comm.clone(), at.owner);
+        match &self.whose {
+            Whose::Of(who, owner) => named == (Some(who.pid), Some(who.comm.clone()), *owner),
+            Whose::Unknown => named == (None, None, Owner::Unknown),
+            Whose::Kernel => named == (None, None, Owner::Kernel),
+        }
+    }
+}
+
+/// The claims of a case.
+#[derive(Default)]
+pub struct Claims(Vec<Claim>);
+
+impl Claims {
+    /// From now on what this end of the connection sends again is of `whose`, and there will be a retransmit of that kind.
+    pub fn add(&mut self, what: &str, ns: &Netns, flow: Flow, kind: Kind, whose: Whose) -> Result<()> {
+        self.0.push(Claim { what: what.into(), netns: ns.inode, flow, since: now()?, kind, whose });
+        Ok(())
+    }
+
+    /// The same from the connection's first segment on.
+    pub fn add_from_start(&mut self, what: &str, ns: &Netns, flow: Flow, kind: Kind, whose: Whose) {
+        self.0.push(Claim { what: what.into(), netns: ns.inode, flow, since: 0, kind, whose });
+    }
+
+    /// Waits until xctl has printed a retransmit for each claim.
+    pub fn wait(&self, xctl: &mut Xctl) -> Result<()> {
+        for claim in &self.0 {
+            let seen = xctl.wait_for(|record| claim.covers(record) && record.kind == claim.kind)?;
+            ensure!(seen, "{}: no retransmit of kind {:?} within {PATIENCE:?}", claim.what, claim.kind);
+        }
+        Ok(())
+    }
+
+    /// Ends xctl, and holds all that it said against what is true. `note`: for the reader of the log.
+    pub fn judge(&self, xctl: Xctl, note: &str) -> Outcome {
+        let trace = xctl.stop(Signal::SIGINT)?;
+        let skipped = trace.summary.lost.missed.unwrap_or(0);
+        match self.all_true(&trace) {
+            Ok(count) => Ok(Verdict::Passed(format!("{count} retransmits{note}"))),
+            // a set whose programs can be preempted, and the kernel says that one was
+            Err(error) if trace.owners_can_be_missed() && skipped > 0 => {
+                Ok(Verdict::Skipped(format!("the kernel skipped {skipped} runs of programs, and then {error:#}")))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn all_true(&self, trace: &Trace) -> Result<usize> {
+        let mut count = 0;
+        for claim in &self.0 {
+            let records: Vec<_> = trace.retransmits.iter().filter(|record| claim.covers(record)).collect();
+            for record in &records {
+                ensure!(claim.is_true_of(record), "{} must be {:?}, but: {record:?}", claim.what, claim.whose);
+            }
+            if !records.iter().any(|record| record.kind == claim.kind) {
+                bail!("{}: no retransmit of kind {:?}", claim.what, claim.kind);
+            }
+            count += records.len();
+        }
+        (count > 0).then_some(count).context("nothing was claimed")
+    }
+}
