@@ -52,16 +52,33 @@ static __always_inline bool current_is_kthread(void)
 }
 
 /*
+ * The socket that a process uses where this one is only a subflow of MPTCP: the kernel made it, in the process that
+ * connects, in a worker, or in whoever configures addresses. NULL for every other socket.
+ */
+static __always_inline const struct sock *mptcp_parent(const struct sock *sk)
+{
+	const struct inet_connection_sock *icsk = (const void *)sk;
+	const struct tcp_sock *tp = (const void *)sk;
+	const struct mptcp_subflow_context *subflow = NULL;
+
+	if (!bpf_core_field_exists(tp->is_mptcp) || !bpf_core_field_exists(subflow->conn))
+		return NULL;
+	/* the parent itself is no tcp_sock */
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP || !BPF_CORE_READ_BITFIELD_PROBED(tp, is_mptcp))
+		return NULL;
+	subflow = BPF_CORE_READ(icsk, icsk_ulp_data);
+	return BPF_CORE_READ(subflow, conn);
+}
+
+/*
  * A socket of the kernel's own (NFS, iSCSI, RDS): no process owns it, even where one of them happens to send on it. MPTCP
- * creates its subflows as kernel sockets on behalf of a process.
+ * creates subflows as kernel sockets on behalf of a process, and whole listeners on its own.
  */
 static __always_inline bool is_kernels_own(const struct sock *sk)
 {
-	const struct tcp_sock *tp = (const void *)sk;
+	const struct sock *used = mptcp_parent(sk) ?: sk;
 
-	if (!BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
-		return false;
-	return !bpf_core_field_exists(tp->is_mptcp) || !BPF_CORE_READ_BITFIELD_PROBED(tp, is_mptcp);
+	return BPF_CORE_READ_BITFIELD_PROBED(used, sk_kern_sock);
 }
 
 /* Whether what happens to this socket is the current process's doing. */
@@ -187,8 +204,8 @@ static __always_inline bool remember_sender(const struct sock *sk)
 }
 
 /*
- * MPTCP: the process acts on the parent socket, which has no segments of its own; its subflows find it by their struct
- * socket (owner_of). As in remember_sender(), look first.
+ * MPTCP: the process acts on the parent socket, which has no segments of its own; its subflows know it (mptcp_parent).
+ * As in remember_sender(), look first.
  */
 static __always_inline void remember_mptcp_sender(const struct sock *msk)
 {
@@ -205,21 +222,28 @@ static __always_inline void remember_mptcp_sender(const struct sock *msk)
 		remember(msk, &key, HOW_SEND);
 }
 
-/* connect() and accept(): the four-tuple is complete, and nothing older about this address or tuple can be true. */
-static __always_inline void remember_connection(const struct sock *sk, enum how how)
-{
-	struct flow flow;
-
-	if (current_acts_for_itself(sk) && flow_of(&sk->__sk_common, &flow))
-		remember(sk, &flow, how);
-}
-
 static __always_inline void remember_by_address(const struct sock *sk, enum how how)
 {
 	struct flow key = flow_by_address(sk);
 
 	if (current_acts_for_itself(sk))
 		remember(sk, &key, how);
+}
+
+/* connect() and accept(): the four-tuple is complete, and nothing older about this address or tuple can be true. */
+static __always_inline void remember_connection(const struct sock *sk, enum how how)
+{
+	const struct sock *parent = mptcp_parent(sk);
+	struct flow flow;
+
+	if (parent) {
+		/* One more subflow of a connection that has its owner already is nobody's connect(). */
+		if (how != HOW_CONNECT || BPF_CORE_READ(parent, __sk_common.skc_state) == TCP_SYN_SENT)
+			remember_by_address(parent, how);
+		return;
+	}
+	if (current_acts_for_itself(sk) && flow_of(&sk->__sk_common, &flow))
+		remember(sk, &flow, how);
 }
 
 /* The socket's own entry, or one that is not tied to a socket; never another socket's under the same tuple. */
@@ -230,14 +254,38 @@ static __always_inline struct owner *own_entry(const struct sock *sk, const stru
 	return owner && (owner->sk == (__u64)sk || !owner->sk) ? owner : NULL;
 }
 
+static __always_inline struct owner *entry_by_address(const struct sock *sk)
+{
+	struct flow key = flow_by_address(sk);
+
+	return bpf_map_lookup_elem(&SOCKET_TO_PID, &key);
+}
+
+/* Keep what is known under another key. */
+static __always_inline void copy_entry(const struct owner *owner, const struct sock *sk, const struct flow *key)
+{
+	struct owner copy = *owner;
+
+	copy.sk = (__u64)sk;
+	if (bpf_map_update_elem(&SOCKET_TO_PID, key, &copy, BPF_ANY))
+		count_lost(LOST_MAP_FULL);
+}
+
 /*
  * FIN goes out from close() or shutdown(), in the process's context. For a socket that was accepted unseen and never
  * sent on, this is the last moment to learn its owner, and FIN is all that it can retransmit.
  */
 static __always_inline void remember_closer(const struct sock *sk)
 {
+	const struct sock *parent = mptcp_parent(sk);
+	const struct owner *owner = parent ? entry_by_address(parent) : NULL;
 	struct flow flow;
 
+	if (owner) {	/* subflows outlive their parent's entry */
+		if (flow_of(&sk->__sk_common, &flow))
+			copy_entry(owner, sk, &flow);
+		return;
+	}
 	/* A close() that came before the handshake's end is completed in softirq: then nobody has locked the socket. */
 	if (!BPF_CORE_READ(sk, sk_lock.owned) || !current_acts_for_itself(sk))
 		return;
@@ -256,8 +304,7 @@ static __always_inline void promote(const struct sock *sk)
 		return;
 	copy = *owner;
 	bpf_map_delete_elem(&SOCKET_TO_PID, &key);
-	if (bpf_map_update_elem(&SOCKET_TO_PID, &flow, &copy, BPF_ANY))
-		count_lost(LOST_MAP_FULL);
+	copy_entry(&copy, sk, &flow);
 }
 
 /*
@@ -283,7 +330,7 @@ static __always_inline void state_changed(const struct sock *sk, int state)
 		return;
 	switch (state) {
 	case TCP_SYN_SENT:
-		if (settings.births_by_state)
+		if (settings.births_by_state && !mptcp_parent(sk))	/* the parent has this state too */
 			remember_by_address(sk, HOW_CONNECT);
 		break;
 	case TCP_LISTEN:
@@ -291,7 +338,7 @@ static __always_inline void state_changed(const struct sock *sk, int state)
 			remember_by_address(sk, HOW_LISTEN);
 		break;
 	case TCP_ESTABLISHED:
-		if (settings.births_by_state)
+		if (settings.births_by_state && protocol == IPPROTO_TCP)
 			promote(sk);
 		break;
 	case TCP_FIN_WAIT1:
@@ -304,30 +351,22 @@ static __always_inline void state_changed(const struct sock *sk, int state)
 	}
 }
 
-static __always_inline struct owner *entry_by_address(const struct sock *sk)
-{
-	struct flow key = flow_by_address(sk);
-
-	return bpf_map_lookup_elem(&SOCKET_TO_PID, &key);
-}
-
 /* Who owns the socket of this flow; if nobody is known, say whether it is the kernel's own. Never a guess. */
 static __always_inline void owner_of(const struct sock *sk, const struct flow *flow, struct owner *to)
 {
-	struct owner *owner = own_entry(sk, flow);
+	const struct sock *parent = mptcp_parent(sk);
+	struct owner *owner = NULL;
 	__u64 address = (__u64)sk, *cached;
 
+	if (parent) {	/* what the process has done last, it has done to this one */
+		owner = entry_by_address(parent);
+		if (owner)
+			address = (__u64)parent;
+	}
+	if (!owner)
+		owner = own_entry(sk, flow);
 	if (!owner)
 		owner = entry_by_address(sk);
-	if (!owner) {
-		/* A subflow of MPTCP shares its parent's struct socket. */
-		const struct sock *parent = BPF_CORE_READ(sk, sk_socket, sk);
-
-		if (parent && parent != sk) {
-			owner = entry_by_address(parent);
-			address = (__u64)parent;
-		}
-	}
 	if (!owner) {
 		if (is_kernels_own(sk))
 			to->how = HOW_KERNEL;

@@ -119,8 +119,21 @@ int BPF_PROG(tp2_sendmsg, struct sock *sk)
 SEC("raw_tp/sock_send_length")
 int BPF_PROG(tp_send_length, struct sock *sk, int ret)
 {
-	if (remember_sender(sk) && settings.sends && ret >= 0)
+	if (!remember_sender(sk)) {
+		if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) == IPPROTO_MPTCP)
+			remember_mptcp_sender(sk);
+	} else if (settings.sends && ret >= 0) {
 		sent(ctx, sk, ret);
+	}
+	return 0;
+}
+
+/* The same tracepoint for senders of MPTCP alone, where tcp_sendmsg_locked shows the others. */
+SEC("raw_tp/sock_send_length")
+int BPF_PROG(tp_mptcp_send_length, struct sock *sk)
+{
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) == IPPROTO_MPTCP)
+		remember_mptcp_sender(sk);
 	return 0;
 }
 
@@ -160,6 +173,14 @@ SEC("kprobe/tcp_set_state")
 int BPF_KPROBE(kp_state, struct sock *sk, int state)
 {
 	state_changed(sk, state);
+	return 0;
+}
+
+/* The end of an MPTCP socket, whose state tcp_set_state() does not set. */
+SEC("kprobe/mptcp_destroy")
+int BPF_KPROBE(kp_mptcp_destroy, struct sock *sk)
+{
+	forget(sk);
 	return 0;
 }
 

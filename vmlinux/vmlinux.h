@@ -142,8 +142,13 @@ struct inet_sock {
 	__be16 inet_sport;
 };
 
+struct mptcp_subflow_context {
+	struct sock *conn;
+};
+
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	void *icsk_ulp_data;
 	__u8 icsk_ca_state:5;
 	__u8 icsk_retransmits;
 	__u8 icsk_pending;

@@ -112,6 +112,8 @@ const SENDPAGES_BY_KPROBE: Hook = Hook::owner(Kprobe, c"do_tcp_sendpages", "kp_s
 const SENDMSG_LOCKED_BY_KPROBE: Hook = Hook::owner(Kprobe, c"tcp_sendmsg_locked", "kp_sendmsg_locked");
 /// MPTCP, whose process sends on the parent socket.
 const MPTCP_BY_KPROBE: Hook = Hook::owner(Kprobe, c"mptcp_sendmsg", "kp_mptcp_sendmsg");
+/// The end of such a parent; tcp_set_state is not called for it.
+const MPTCP_END_BY_KPROBE: Hook = Hook::owner(Kprobe, c"mptcp_destroy", "kp_mptcp_destroy");
 /// A socket's end, and who closes it.
 const STATE_BY_KPROBE: Hook = Hook::owner(Kprobe, c"tcp_set_state", "kp_state");
 /// What goes out again.
@@ -147,6 +149,8 @@ const STATE: Hook = Hook::owner(RawTracepoint, c"inet_sock_set_state", "tp_state
 const SENDER: Hook = Hook::owner(RawTracepoint, c"tcp_sendmsg_locked", "tp_sendmsg").with_second("tp2_sendmsg");
 /// A sender, when its call returns (6.3 and newer).
 const SEND_LENGTH: Hook = Hook::owner(RawTracepoint, c"sock_send_length", "tp_send_length");
+/// A sender of MPTCP, where [`SENDER`] shows the others.
+const MPTCP_SEND_LENGTH: Hook = Hook::owner(RawTracepoint, c"sock_send_length", "tp_mptcp_send_length");
 const RETRANSMIT: Hook =
     Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit").with_stand_in("tp2_retransmit");
 /// The same tracepoint where it tells whether the attempt failed.
@@ -266,6 +270,7 @@ fn by_kprobe(kernel: &impl Offer) -> Result<Plan, Missing> {
         hooks.push(SENDMSG_LOCKED_BY_KPROBE);
     }
     hooks.push(STATE_BY_KPROBE);
+    hooks.extend([MPTCP_END_BY_KPROBE].into_iter().filter(|hook| exists(hook, kernel)));
     hooks.extend(RETRANSMITS_BY_KPROBE);
     Ok(Plan { hooks, name: "kprobe", births_by_state: false })
 }
@@ -323,6 +328,10 @@ fn by_tracepoint(sends: bool, kernel: &impl Offer) -> Result<Plan, Missing> {
             "this kernel has no tracepoint sock_send_length, without which sends cannot be counted: leave out --events"
                 .into(),
         ));
+    }
+    let mptcp = exists(&MPTCP_BY_KPROBE, kernel) && has_tracepoint(&MPTCP_SEND_LENGTH, kernel);
+    if mptcp && !hooks.contains(&SEND_LENGTH) {
+        hooks.push(MPTCP_SEND_LENGTH);
     }
     hooks.extend(common_tracepoints(kernel)?);
     Ok(Plan { hooks, name: "tracepoint", births_by_state: true })
@@ -441,6 +450,19 @@ mod tests {
         assert!(quiet.has("tp_sendmsg") && !quiet.has("tp_send_length"));
         let sends = first(Attach::Tracepoint, true, &both);
         assert!(sends.has("tp_sendmsg") && sends.has("tp_send_length"));
+    }
+
+    #[test]
+    fn where_there_is_mptcp_its_senders_are_seen_in_every_set() {
+        let mut kernel = kernel(true, &[("tcp_retransmit_skb", 3), ("sock_send_length", 3), ("tcp_sendmsg_locked", 4)]);
+        let with = |kernel: &Kernel, attach, program| first(attach, false, kernel).has(program);
+        assert!(!with(&kernel, Attach::Tracepoint, "tp_mptcp_send_length"));
+        kernel.functions.extend([("mptcp_sendmsg", 3), ("mptcp_destroy", 1)]);
+        assert!(with(&kernel, Attach::Tracepoint, "tp_mptcp_send_length"));
+        assert!(with(&kernel, Attach::Auto, "kp_mptcp_sendmsg"));
+        assert!(with(&kernel, Attach::Kprobe, "kp_mptcp_sendmsg") && with(&kernel, Attach::Kprobe, "kp_mptcp_destroy"));
+        let sends = first(Attach::Tracepoint, true, &kernel);
+        assert!(sends.has("tp_send_length") && !sends.has("tp_mptcp_send_length"));
     }
 
     #[test]

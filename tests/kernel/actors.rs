@@ -203,6 +203,11 @@ impl Actor {
         self.socket(&Order::Connect { to, protocol: Protocols::Tcp, wait: false })
     }
 
+    /// The same by MPTCP.
+    pub fn ask_mptcp(&mut self, to: SocketAddr) -> Result<(Id, Flow)> {
+        self.socket(&Order::Connect { to, protocol: Protocols::Mptcp, wait: false })
+    }
+
     pub fn accept(&mut self, listener: Id) -> Result<(Id, Flow)> {
         self.socket(&Order::Accept { listener, wait: true })
     }

@@ -15,8 +15,6 @@ use crate::{Outcome, Verdict};
 pub enum Whose {
     /// That process's, known that way.
     Of(Who, Owner),
-    /// This hook set cannot know, and must say so.
-    Unknown,
     /// The kernel's own.
     Kernel,
 }
@@ -41,7 +39,6 @@ impl Claim {
         let named = (at.pid, at.comm.clone(), at.owner);
         match &self.whose {
             Whose::Of(who, owner) => named == (Some(who.pid), Some(who.comm.clone()), *owner),
-            Whose::Unknown => named == (None, None, Owner::Unknown),
             Whose::Kernel => named == (None, None, Owner::Kernel),
         }
     }
@@ -54,20 +51,20 @@ pub struct Claims(Vec<Claim>);
 impl Claims {
     /// From now on what this end of the connection sends again is of `whose`, and there will be a retransmit of that kind.
     pub fn add(&mut self, what: &str, ns: &Netns, flow: Flow, kind: Kind, whose: Whose) -> Result<()> {
-        self.0.push(Claim { what: what.into(), netns: ns.inode, flow, since: now()?, kind, whose });
+        self.add_since(now()?, what, ns, flow, kind, whose);
         Ok(())
     }
 
-    /// The same from the connection's first segment on.
-    pub fn add_from_start(&mut self, what: &str, ns: &Netns, flow: Flow, kind: Kind, whose: Whose) {
-        self.0.push(Claim { what: what.into(), netns: ns.inode, flow, since: 0, kind, whose });
+    /// The same from an earlier moment on; 0 is before all.
+    pub fn add_since(&mut self, since: u64, what: &str, ns: &Netns, flow: Flow, kind: Kind, whose: Whose) {
+        self.0.push(Claim { what: what.into(), netns: ns.inode, flow, since, kind, whose });
     }
 
     /// Waits until xctl has printed a retransmit for each claim.
     pub fn wait(&self, xctl: &mut Xctl) -> Result<()> {
         for claim in &self.0 {
             let seen = xctl.wait_for(|record| claim.covers(record) && record.kind == claim.kind)?;
-            ensure!(seen, "{}: no retransmit of kind {:?} within {PATIENCE:?}", claim.what, claim.kind);
+            ensure!(seen.is_some(), "{}: no retransmit of kind {:?} within {PATIENCE:?}", claim.what, claim.kind);
         }
         Ok(())
     }

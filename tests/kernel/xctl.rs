@@ -239,24 +239,26 @@ impl Xctl {
         Ok(Xctl { process, ready, lines: vec![] })
     }
 
-    /// Waits until it has printed a retransmit like that; false if it does not within the patience that all waits have.
-    pub fn wait_for(&mut self, wanted: impl Fn(&Retransmit) -> bool) -> Result<bool> {
-        let is_it = |line: &str| parse(line).map(|record| matches!(record, Record::Retransmit(this) if wanted(&this)));
+    /// The first retransmit like that, once it is printed; none if it is not within the patience that all waits have.
+    pub fn wait_for(&mut self, wanted: impl Fn(&Retransmit) -> bool) -> Result<Option<Retransmit>> {
+        let pick = |line: &str| match parse(line)? {
+            Record::Retransmit(record) if wanted(&record) => Ok::<_, anyhow::Error>(Some(record)),
+            _ => Ok(None),
+        };
         for line in &self.lines {
-            if is_it(line)? {
-                return Ok(true);
+            if let Some(record) = pick(line)? {
+                return Ok(Some(record));
             }
         }
         let end = Instant::now() + PATIENCE;
-        while Instant::now() < end {
-            let Some(line) = self.process.line_until(end)? else { break };
-            let found = is_it(&line)?;
+        while let Some(line) = self.process.line_until(end)? {
+            let found = pick(&line)?;
             self.lines.push(line);
-            if found {
-                return Ok(true);
+            if found.is_some() {
+                return Ok(found);
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Ends it by a signal, and reads all.

@@ -8,9 +8,8 @@ use anyhow::{Context, Result, ensure};
 use crate::actors::{Actor, Protocols};
 use crate::claims::{Claims, Whose};
 use crate::host::Set;
-use crate::link::{Link, Netns};
+use crate::link::Link;
 use crate::process::{PATIENCE, poll};
-use crate::workers::Flow;
 use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
@@ -64,7 +63,7 @@ pub fn shared(set: Set, family: Family) -> Outcome {
         let is_it = |record: &crate::xctl::Retransmit| {
             record.at.netns == link.b.inode && record.at.flow() == *flow && record.kind == Kind::Synack
         };
-        ensure!(xctl.wait_for(is_it)?, "no SYN-ACK of {flow:?} went again within {PATIENCE:?}");
+        ensure!(xctl.wait_for(is_it)?.is_some(), "no SYN-ACK of {flow:?} went again within {PATIENCE:?}");
     }
     link.lose_from(&link.b, 0)?;
     let mut accepted = BTreeMap::new();
@@ -79,7 +78,7 @@ pub fn shared(set: Set, family: Family) -> Outcome {
     let mut claims = Claims::default();
     for flow in asked {
         let who = accepted.get(&flow.remote.port()).context("accepted by nobody")?;
-        claims.add_from_start("a SYN-ACK", &link.b, flow, Kind::Synack, Whose::Of(who.clone(), Owner::Listen));
+        claims.add_since(0, "a SYN-ACK", &link.b, flow, Kind::Synack, Whose::Of(who.clone(), Owner::Listen));
     }
     let of_first = accepted.values().filter(|who| **who == first.who).count();
     claims.judge(xctl, &format!(", {of_first} of {CONNECTIONS} connections to the first"))
@@ -121,31 +120,4 @@ fn wait_until_in_accept(pid: u32) -> Result<Option<String>> {
     };
     ensure!(poll(PATIENCE, waits)?, "the server does not get into accept()");
     Ok(None)
-}
-
-/// A listener that no process made for itself: that of an address which MPTCP announces together with a port.
-pub fn kernels_own(set: Set, family: Family) -> Outcome {
-    const PORT: u16 = 5204;
-    let link = Link::up()?;
-    let mut client = Actor::new(&link.a, "client")?;
-    let address = link.address(&link.b, family);
-    let mut xctl = Xctl::start(set, &[])?;
-    if let Some(why) = announce(&link.b, &format!("{address} port {PORT}"))? {
-        return Ok(Verdict::Skipped(why));
-    }
-    link.lose_from(&link.b, 100)?;
-    let mut claims = Claims::default();
-    let asked: Flow = client.ask((address, PORT).into())?.1.reversed();
-    claims.add("a SYN-ACK of the kernel's", &link.b, asked, Kind::Synack, Whose::Kernel)?;
-    claims.wait(&mut xctl)?;
-    claims.judge(xctl, "")
-}
-
-/// Makes the kernel listen there for more subflows. Says why if this kernel cannot.
-fn announce(ns: &Netns, what: &str) -> Result<Option<String>> {
-    let mut command = crate::host::tool("ip");
-    command.args(["mptcp", "endpoint", "add"]).args(what.split(' ')).arg("signal");
-    let output = ns.enter(|| command.output().context("starting ip"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    Ok((!output.status.success()).then(|| format!("this kernel listens for nobody: ip mptcp: {}", said.trim())))
 }

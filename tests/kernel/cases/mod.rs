@@ -12,6 +12,7 @@ mod idle;
 mod listeners;
 mod lossy_link;
 mod lost_syn;
+mod mptcp;
 mod refusals;
 mod send_events;
 mod senders;
@@ -41,12 +42,12 @@ pub const ALL: &[Case] = &[
     case!("already_open",         AUTO,     BOTH, already_open::run),
     case!("exited_owner",         Set::ALL, V4,   exited_owner::run),
     case!("senders",              Set::ALL, BOTH, senders::run),
-    case!("mptcp",                Set::ALL, V4,   senders::mptcp),
+    case!("mptcp",                Set::ALL, V4,   mptcp::run),
     case!("handed_over",          Set::ALL, V4,   handed_over::run),
     case!("listeners",            Set::ALL, BOTH, listeners::forked),
     case!("shared_port",          Set::ALL, V4,   listeners::shared),
     case!("blocked_accept",       Set::ALL, V4,   listeners::blocked_accept),
-    case!("kernels_own",          Set::ALL, V4,   listeners::kernels_own),
+    case!("mptcp_subflows",       Set::ALL, V4,   mptcp::subflows),
     case!("filters",              AUTO,     V4,   filters::run),
     case!("signals",              Set::ALL, V4,   ends::signals),
     case!("closed_pipe",          AUTO,     V4,   ends::closed_pipe),

@@ -1,0 +1,131 @@
+//! MPTCP: a process uses a socket that has no segments of its own; those are sent by subflows, which the kernel makes.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::actors::{Actor, Id, Protocols, now};
+use crate::claims::{Claims, Whose};
+use crate::host::{Set, tool};
+use crate::link::{DEAD_V4, Link, Netns};
+use crate::workers::Flow;
+use crate::xctl::{Kind, Owner, Xctl};
+use crate::{Family, Outcome, Verdict};
+
+/// Connections of MPTCP at both ends, one of them handed over; and those where one end speaks only TCP.
+pub fn run(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    let here = link.address(&link.b, family);
+    let mut server = Actor::new(&link.b, "server")?;
+    let mut client = Actor::new(&link.a, "client")?;
+    let mut heir = Actor::new(&link.a, "heir")?;
+    let mut xctl = Xctl::start(set, &[])?;
+    let (both, at_both) = match server.listen_mptcp((here, 0).into())? {
+        Ok(listener) => listener,
+        Err(why) => return Ok(Verdict::Skipped(why)),
+    };
+    let (plain, at_plain) = server.listen((here, 0).into())?;
+
+    let mut connect = |at: SocketAddr, listener: Id, protocol| -> Result<_> {
+        Ok((client.connect(at, protocol)?, server.accept(listener)?))
+    };
+    let (ours, theirs) = connect(at_both, both, Protocols::Mptcp)?;
+    let (handed, _) = connect(at_both, both, Protocols::Mptcp)?;
+    let (idle, _) = connect(at_both, both, Protocols::Mptcp)?;
+    let (_, from_tcp) = connect(at_both, both, Protocols::Tcp)?;
+    let (to_tcp, _) = connect(at_plain, plain, Protocols::Mptcp)?;
+    let given = client.give(handed.0, &mut heir)?;
+    let idle_given = client.give(idle.0, &mut heir)?;
+    let made = made_by_mptcp(&link.a)?;
+    ensure!(made == 3, "{made} connections of MPTCP, where the test made 3");
+
+    // what the client sends arrives, and it does not learn of that
+    link.lose_from(&link.b, 100)?;
+    let of = |actor: &Actor, owner| Whose::Of(actor.who.clone(), owner);
+    let (a, b) = (&link.a, &link.b);
+    let mut claims = Claims::default();
+    client.send(ours.0)?;
+    claims.add("the client's", a, ours.1, Kind::Rto, of(&client, Owner::Send))?;
+    server.send(theirs.0)?;
+    claims.add("the server's", b, theirs.1, Kind::Rto, of(&server, Owner::Send))?;
+    client.send(handed.0)?;
+    heir.send(given)?;
+    claims.add("handed over", a, handed.1, Kind::Rto, of(&heir, Owner::Send))?;
+    heir.send(idle_given)?;
+    claims.add("handed over before the first send", a, idle.1, Kind::Rto, of(&heir, Owner::Send))?;
+    server.send(from_tcp.0)?;
+    claims.add("the client speaks TCP", b, from_tcp.1, Kind::Rto, of(&server, Owner::Send))?;
+    client.send(to_tcp.0)?;
+    claims.add("the server speaks TCP", a, to_tcp.1, Kind::Rto, of(&client, Owner::Send))?;
+    let asked = client.ask_mptcp(at_both)?.1;
+    claims.add("a SYN", a, asked, Kind::Syn, of(&client, Owner::Connect))?;
+    claims.add("a SYN-ACK", b, asked.reversed(), Kind::Synack, of(&server, Owner::Listen))?;
+    claims.wait(&mut xctl)?;
+    claims.judge(xctl, "")
+}
+
+/// More subflows of a connection: the kernel opens them, in a worker and in the process that configures addresses, and
+/// listens for them. What a process opens or is asked for that way is its own; the listener is the kernel's.
+pub fn subflows(set: Set, _family: Family) -> Outcome {
+    const PORT: u16 = 5204;
+    /// One more address of the server, to which the way leads from a dead address of the client's.
+    const ANNOUNCED: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 50);
+    let link = Link::up()?;
+    let (a, b) = (&link.a, &link.b);
+    let mut server = Actor::new(b, "server")?;
+    let mut client = Actor::new(a, "client")?;
+    let mut xctl = Xctl::start(set, &[])?;
+    let (listener, at) = match server.listen_mptcp((link.address(b, Family::V4), 0).into())? {
+        Ok(listener) => listener,
+        Err(why) => return Ok(Verdict::Skipped(why)),
+    };
+    ip(a, &format!("addr add {DEAD_V4}/32 dev veth0"))?;
+    ip(a, &format!("route add {ANNOUNCED} dev veth0 src {DEAD_V4}"))?;
+    ip(b, &format!("addr add {ANNOUNCED}/32 dev veth0"))?;
+    ip(a, "mptcp limits set subflows 4 add_addr_accepted 4")?;
+    ip(b, "mptcp limits set subflows 4 add_addr_accepted 4")?;
+    ip(b, &format!("mptcp endpoint add {ANNOUNCED} port {PORT} signal"))?;
+
+    let (ours, _) = client.connect(at, Protocols::Mptcp)?;
+    let (theirs, _) = server.accept(listener)?;
+    // both ends know now that the other speaks MPTCP, and the server announces its address
+    client.send(ours)?;
+    server.send(theirs)?;
+    let since = now()?;
+    let announced = (ANNOUNCED, PORT).into();
+    let join = wait_for_syn(&mut xctl, a, |flow| flow.remote == announced)?;
+    // the same from the process that configures, which is not the one that connects
+    ip(a, &format!("mptcp endpoint add {DEAD_V4} dev veth0 subflow"))?;
+    let second = wait_for_syn(&mut xctl, a, |flow| flow.remote == at)?;
+
+    let mut claims = Claims::default();
+    let of_client = || Whose::Of(client.who.clone(), Owner::Send);
+    claims.add_since(since, "a subflow that a worker opens", a, join, Kind::Syn, of_client());
+    claims.add_since(since, "a subflow that ip opens", a, second, Kind::Syn, of_client());
+    claims.add_since(since, "the kernel's listener", b, join.reversed(), Kind::Synack, Whose::Kernel);
+    claims.wait(&mut xctl)?;
+    claims.judge(xctl, "")
+}
+
+/// The flow of a SYN that goes again from there.
+fn wait_for_syn(xctl: &mut Xctl, ns: &Netns, which: impl Fn(Flow) -> bool) -> Result<Flow> {
+    let found =
+        xctl.wait_for(|record| record.at.netns == ns.inode && record.kind == Kind::Syn && which(record.at.flow()))?;
+    Ok(found.context("no further subflow was opened")?.at.flow())
+}
+
+fn ip(ns: &Netns, arguments: &str) -> Result<()> {
+    let output = ns.enter(|| tool("ip").args(arguments.split(' ')).output().context("starting ip"))?;
+    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
+
+/// How many connections the peer has agreed to make MPTCP of.
+fn made_by_mptcp(ns: &Netns) -> Result<u64> {
+    let text = ns.enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/netstat")?))?;
+    let mut lines = text.lines().filter(|line| line.starts_with("MPTcpExt:"));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+    let (_, value) = pairs.find(|(name, _)| *name == "MPCapableSYNACKRX").context("no counter MPCapableSYNACKRX")?;
+    value.parse().with_context(|| format!("MPCapableSYNACKRX is {value}"))
+}
