@@ -1,6 +1,6 @@
 //! What a case knows about a connection from then on, and what xctl must have said about its retransmits.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::actors::now;
@@ -83,18 +83,20 @@ impl Claims {
         }
     }
 
+    /// How many retransmits were claimed; an error that names every claim that does not hold.
     fn all_true(&self, trace: &Trace) -> Result<usize> {
-        let mut count = 0;
+        let (mut count, mut wrong) = (0, vec![]);
         for claim in &self.0 {
             let records: Vec<_> = trace.retransmits.iter().filter(|record| claim.covers(record)).collect();
-            for record in &records {
-                ensure!(claim.is_true_of(record), "{} must be {:?}, but: {record:?}", claim.what, claim.whose);
-            }
-            if !records.iter().any(|record| record.kind == claim.kind) {
-                bail!("{}: no retransmit of kind {:?}", claim.what, claim.kind);
+            if let Some(other) = records.iter().find(|record| !claim.is_true_of(record)) {
+                wrong.push(format!("{} must be {:?}, but: {other:?}", claim.what, claim.whose));
+            } else if !records.iter().any(|record| record.kind == claim.kind) {
+                wrong.push(format!("{}: no retransmit of kind {:?}", claim.what, claim.kind));
             }
             count += records.len();
         }
-        (count > 0).then_some(count).context("nothing was claimed")
+        ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+        ensure!(count > 0, "nothing was claimed");
+        Ok(count)
     }
 }
