@@ -52,6 +52,12 @@ impl Netns {
         Path::new(NAMED).join(&self.name)
     }
 
+    /// Sets a sysctl of the namespace: `name` is a path below /proc/sys/net/ipv4.
+    pub fn set(&self, name: &str, value: &str) -> Result<()> {
+        let file = Path::new("/proc/sys/net/ipv4").join(name);
+        self.enter(|| std::fs::write(&file, value).with_context(|| format!("writing {value} to {}", file.display())))
+    }
+
     /// Does `work` inside the namespace. A thread of its own enters it, so that nothing must find the way back;
     /// what that thread starts is born inside.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
@@ -126,28 +132,31 @@ impl Link {
 
     /// Loses that part of the packets from now on, on both ends: netem where the kernel has it, else nft.
     pub fn lose(&self, percent: u8) -> Result<()> {
-        for ns in [&self.a, &self.b] {
-            let loss = format!("{percent}%");
-            let netem = run(
-                tool("tc").args(["-n", &ns.name, "qdisc", "replace", "dev", DEVICE, "root", "netem", "loss", &loss]),
-                "",
-            );
-            let Err(no_netem) = netem else { continue };
-            let which = match percent {
-                0 => "meta l4proto tcp accept".to_owned(),
-                // nft refuses a comparison that is always true
-                100.. => "meta l4proto tcp drop".to_owned(),
-                _ => format!("meta l4proto tcp numgen random mod 100 < {percent} drop"),
-            };
-            let rules = format!(
-                "add table inet loss\ndelete table inet loss\nadd table inet loss\n\
-                 add chain inet loss input {{ type filter hook input priority 0; }}\n\
-                 add rule inet loss input {which}\n"
-            );
-            ns.enter(|| run(tool("nft").args(["-f", "-"]), &rules))
-                .with_context(|| format!("no way to lose packets: netem failed too ({no_netem:#})"))?;
-        }
-        Ok(())
+        [&self.a, &self.b].into_iter().try_for_each(|ns| self.lose_into(ns, percent))
+    }
+
+    /// Loses that part of the packets that are for `ns`: netem where the other end sends them, or nft where they arrive.
+    pub fn lose_into(&self, ns: &Netns, percent: u8) -> Result<()> {
+        let other = if ns.inode == self.a.inode { &self.b } else { &self.a };
+        let loss = format!("{percent}%");
+        let netem = run(
+            tool("tc").args(["-n", &other.name, "qdisc", "replace", "dev", DEVICE, "root", "netem", "loss", &loss]),
+            "",
+        );
+        let Err(no_netem) = netem else { return Ok(()) };
+        let which = match percent {
+            0 => "meta l4proto tcp accept".to_owned(),
+            // nft refuses a comparison that is always true
+            100.. => "meta l4proto tcp drop".to_owned(),
+            _ => format!("meta l4proto tcp numgen random mod 100 < {percent} drop"),
+        };
+        let rules = format!(
+            "add table inet loss\ndelete table inet loss\nadd table inet loss\n\
+             add chain inet loss input {{ type filter hook input priority 0; }}\n\
+             add rule inet loss input {which}\n"
+        );
+        ns.enter(|| run(tool("nft").args(["-f", "-"]), &rules))
+            .with_context(|| format!("no way to lose packets: netem failed too ({no_netem:#})"))
     }
 
     /// Waits until no connection is left in either namespace: whatever TCP still had to say has been said.
