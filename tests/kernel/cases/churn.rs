@@ -30,7 +30,7 @@ const SERVERS: usize = 2;
 const LONG_LIVED: usize = 4;
 
 pub fn run(set: Set, family: Family) -> Outcome {
-    let all = crowd(20_000, 4_000);
+    let all = crowd(20_000, 2_000);
     let link = Link::up()?;
     for ns in [&link.a, &link.b] {
         ns.set("ip_local_port_range", PORTS)?;

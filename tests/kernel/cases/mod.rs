@@ -59,7 +59,7 @@ pub const ALL: &[Case] = &[
     case!("full_map",             AUTO,     V4,   full_map::run),
     case!("reused_pid",           AUTO,     V4,   reused_pid::run),
     case!("kinds",                Set::ALL, V4,   kinds::run),
-    case!("ss",                   AUTO,     BOTH, ss::run),
+    case!("same_as_ss",           AUTO,     BOTH, ss::run),
     case!("no_privilege",         AUTO,     V4,   refusals::no_privilege),
     case!("no_btf",               AUTO,     V4,   refusals::no_btf),
     case!("no_kprobes",           AUTO,     V4,   refusals::no_kprobes),
