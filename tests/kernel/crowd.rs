@@ -254,7 +254,9 @@ fn serve(on: SocketAddr) -> Result<()> {
                 })
         });
         failure.map_or(Ok(()), Err)?;
-        while ready[1] && let Ok((stream, _)) = listener.accept() {
+        while ready[1]
+            && let Ok((stream, _)) = listener.accept()
+        {
             stream.set_nonblocking(true)?;
             open.push(Served { stream, kept: false });
         }
