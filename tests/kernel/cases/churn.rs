@@ -86,7 +86,10 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let trace = xctl.stop(Signal::SIGINT)?;
 
     let missed = skipped + hidden;
-    let told = if trace.owners_can_be_missed() { trace.summary.lost.missed.unwrap_or(0) } else { 0 };
+    // the newest kernels preempt programs in process context, and skip them for others meanwhile: by how often, they tell
+    let lost = &trace.summary.lost;
+    let told = lost.missed.unwrap_or(0);
+    ensure!(lost.perf == 0 && lost.output == 0 && lost.map_full == 0, "lost: {lost:?}");
     let mut unknown = 0;
     for record in trace.of(link.a.inode) {
         let right = owners(&tuples, record).with_context(|| format!("nobody made the flow of {record:?}"))?;
@@ -110,9 +113,6 @@ pub fn run(set: Set, family: Family) -> Outcome {
     }
     nothing_is_missing(&trace, &link.a, &before.0, &after.0, missed).context("namespace a")?;
     nothing_is_missing(&trace, &link.b, &before.1, &after.1, missed).context("namespace b")?;
-    if skipped == 0 {
-        trace.nothing_lost()?;
-    }
 
     // the long-lived connections, seen from both ends, and the listeners
     let mut left = vec![];
@@ -126,17 +126,17 @@ pub fn run(set: Set, family: Family) -> Outcome {
     left.sort_unstable();
     let ours: Vec<u32> = servers.iter().map(|server| server.who.pid).collect();
     entries.retain(|entry| [link.a.inode, link.b.inode].contains(&entry.netns) || ours.contains(&entry.pid));
-    ensure!(
-        entries == left,
-        "{} sockets are left, {} remembered; the first that is wrong: {:?}",
-        left.len(),
-        entries.len(),
-        entries.iter().find(|entry| !left.contains(entry))
-    );
+    let dead: Vec<_> = entries.iter().filter(|entry| !left.contains(entry)).collect();
+    ensure!(dead.len() as u64 <= hidden + told, "{} remembered after their end: {:?}", dead.len(), dead[0]);
+    let forgotten = left.iter().find(|entry| !entries.contains(entry));
+    ensure!(forgotten.is_none() || hidden + told > 0, "not remembered: {forgotten:?}");
+    ensure!(entries.len() == left.len() + dead.len() || hidden + told > 0, "{left:?} remembered as {entries:?}");
+    let dead = dead.len();
     let total = trace.of(link.a.inode).count() + trace.of(link.b.inode).count();
     let shared = tuples.values().map(Vec::len).max().unwrap_or(0);
     Ok(Verdict::Passed(format!(
-        "{all} connections, {} tuples, one {shared} times; {total} retransmits, {unknown} unknown",
+        "{all} connections, {} tuples, one {shared} times; {total} retransmits, {unknown} unknown; {told} runs skipped, \
+         {dead} not forgotten",
         tuples.len()
     )))
 }
