@@ -48,20 +48,20 @@ pub fn run(set: Set, family: Family) -> Outcome {
         nothing_is_missing(&trace, &way.link.b, &way.before.1, &way.after.1, missed).context(name)?;
     }
     let counts = [
-        handshake.side_a(&trace, Kind::Syn, "TCPSynRetrans", missed)?,
-        handshake.side_b(&trace, Kind::Synack, "TCPSynRetrans", missed)?,
-        tail.side_a(&trace, Kind::Tlp, "TCPLossProbes", missed)?,
-        tail.side_a(&trace, Kind::Rto, "TCPTimeouts", missed)?,
-        loss.side_a(&trace, Kind::SlowStart, "TCPSlowStartRetrans", missed)?,
-        loss.side_a(&trace, Kind::Fast, "TCPFastRetrans", missed)?,
+        handshake.side_a(&trace, &[Kind::Syn], "TCPSynRetrans", missed)?,
+        handshake.side_b(&trace, &[Kind::Synack], "TCPSynRetrans", missed)?,
+        tail.side_a(&trace, &[Kind::Tlp], "TCPLossProbes", missed)?,
+        // a SYN that goes again is a timeout, too; none is lost here, but a machine may be slow
+        tail.side_a(&trace, &[Kind::Rto, Kind::Syn], "TCPTimeouts", missed)?,
+        loss.side_a(&trace, &[Kind::SlowStart], "TCPSlowStartRetrans", missed)?,
+        loss.side_a(&trace, &[Kind::Fast], "TCPFastRetrans", missed)?,
     ];
-    let ends: Vec<_> = trace.of(end.link.a.inode).collect();
+    // closed when all was acknowledged: FIN is all that is left to be sent
+    let ends: Vec<_> = trace.of(end.link.a.inode).filter(|record| record.state == "FIN_WAIT1").collect();
     ensure!(missed > 0 || !ends.is_empty(), "no FIN was sent again");
     for record in &ends {
         ensure!(record.fin && record.bytes == 0, "not a FIN alone: {record:?}");
     }
-    let none: Vec<_> = trace.of(tail.link.a.inode).filter(|record| record.fin || record.bytes == 0).collect();
-    ensure!(none.is_empty(), "no FIN was sent again there: {none:?}");
     Ok(Verdict::Passed(format!("{}, Fin {}", counts.join(", "), ends.len())))
 }
 
@@ -75,35 +75,35 @@ impl Way {
         Ok(Way { link, before, after })
     }
 
-    fn side_a(&self, trace: &Trace, kind: Kind, counter: &str, missed: u64) -> Result<String> {
-        equal(trace, &self.link.a, kind, counter, (&self.before.0, &self.after.0), missed)
+    fn side_a(&self, trace: &Trace, kinds: &[Kind], counter: &str, missed: u64) -> Result<String> {
+        equal(trace, &self.link.a, kinds, counter, (&self.before.0, &self.after.0), missed)
     }
 
-    fn side_b(&self, trace: &Trace, kind: Kind, counter: &str, missed: u64) -> Result<String> {
-        equal(trace, &self.link.b, kind, counter, (&self.before.1, &self.after.1), missed)
+    fn side_b(&self, trace: &Trace, kinds: &[Kind], counter: &str, missed: u64) -> Result<String> {
+        equal(trace, &self.link.b, kinds, counter, (&self.before.1, &self.after.1), missed)
     }
 }
 
-/// The namespace has some of this kind, and as many as the kernel counted.
+/// The namespace has some of these kinds, and as many as the kernel counted.
 fn equal(
     trace: &Trace,
     ns: &Netns,
-    kind: Kind,
+    kinds: &[Kind],
     counter: &str,
     (before, after): (&Counters, &Counters),
     missed: u64,
 ) -> Result<String> {
-    let seen = trace.segs(|record| record.at.netns == ns.inode && record.kind == kind);
+    let seen = trace.segs(|record| record.at.netns == ns.inode && kinds.contains(&record.kind));
     let kernel = after.since(before, counter)?;
-    ensure!(kernel > 0, "{kind:?} was not provoked");
+    ensure!(kernel > 0, "{kinds:?} was not provoked");
     // an attempt that failed was a timeout or a probe, too, and sent nothing
     let failed = after.since(before, "TCPRetransFail")? + after.since(before, "TCPSpuriousRtxHostQueues")?;
     let unseen = kernel - i64::try_from(seen)?;
     ensure!(
         (0..=failed + i64::try_from(missed)?).contains(&unseen),
-        "{counter}: the kernel counted {kernel}, xctl {seen} of {kind:?} ({failed} attempts failed, {missed} runs missed)"
+        "{counter}: the kernel counted {kernel}, xctl {seen} of {kinds:?} ({failed} attempts failed, {missed} runs missed)"
     );
-    Ok(format!("{kind:?} {seen}"))
+    Ok(format!("{:?} {seen}", kinds[0]))
 }
 
 /// SYNs that nobody answers, and answers that do not arrive.
