@@ -1,7 +1,7 @@
 //! Each kind of retransmit, provoked on purpose, and as many as the kernel's own counter of that kind says.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
@@ -19,9 +19,6 @@ use crate::{Family, Outcome, Verdict};
 
 /// Fits into the first congestion window: nothing is left to send that is not on its way.
 const WINDOW: usize = 12_000;
-
-/// A SYN goes again after one second.
-const ONE_SYN: Duration = Duration::from_millis(1400);
 
 /// One way to make TCP send again, on a link of its own, so that its counters tell of nothing else.
 struct Way {
@@ -110,7 +107,7 @@ fn equal(
 fn handshake(link: &Link, family: Family) -> Result<()> {
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     link.lose_into(&link.a, 100)?;
-    connect_in_vain(&link.a, "in-vain", receiver.at, ONE_SYN)?;
+    connect_in_vain(&link.a, "in-vain", receiver.at, 1)?;
     link.lose_into(&link.a, 0)?;
     link.quiet()
 }
