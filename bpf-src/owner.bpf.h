@@ -11,6 +11,7 @@
 #define PF_KTHREAD 0x00200000	/* include/linux/sched.h */
 #define IPPROTO_TCP 6
 #define IPPROTO_MPTCP 262
+#define NO_ROOM 0		/* nobody's pid_tgid but the idle task's, which sends nothing */
 
 /*
  * Four-tuple -> owner. A socket without a four-tuple of its own is kept under its address instead, the rest of the key
@@ -28,6 +29,7 @@ struct {
  * Socket address -> pid_tgid of the last sender. It answers the common send, same socket and same process, with one
  * lookup, and a change of thread with one store. An entry says "SOCKET_TO_PID names this process as the sender on this
  * socket", and is dropped together with what it vouches for; when it is evicted, the next send does the work again.
+ * NO_ROOM vouches for nothing: there was no room in SOCKET_TO_PID, and that has been counted.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -161,22 +163,71 @@ static __always_inline void describe(struct owner *owner, struct task_struct *ta
 	bpf_core_read(owner->comm, sizeof(owner->comm), &leader->comm);
 }
 
+/* The socket's own entry, or one that is not tied to a socket; never another socket's under the same tuple. */
+static __always_inline struct owner *own_entry(const struct sock *sk, const struct flow *key)
+{
+	struct owner *owner = bpf_map_lookup_elem(&SOCKET_TO_PID, key);
+
+	return owner && (owner->sk == (__u64)sk || !owner->sk) ? owner : NULL;
+}
+
+/*
+ * The socket's end, which is not close(): FIN and data are retransmitted long after that. Only the socket's own entry
+ * goes: a connect() whose four-tuple is in use puts its own socket into TCP_CLOSE with the tuple of the live one.
+ */
+static __always_inline void forget(const struct sock *sk)
+{
+	struct flow key = flow_by_address(sk), flow;
+	__u64 address = (__u64)sk;
+
+	bpf_map_delete_elem(&SK_CACHE, &address);
+	bpf_map_delete_elem(&SOCKET_TO_PID, &key);
+	if (flow_of_closing(sk, &flow) && own_entry(sk, &flow))
+		bpf_map_delete_elem(&SOCKET_TO_PID, &flow);
+}
+
+/*
+ * No connection, or none any more: no end would come to forget it. tcp_set_state() gives the port back before it tells
+ * of TCP_CLOSE, and stores that last. MPTCP's parent has a port of its own only sometimes.
+ */
+static __always_inline bool is_closed(const struct sock *sk, const struct flow *key)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE ||
+	       (!key->sk && !BPF_CORE_READ(sk, __sk_common.skc_num));
+}
+
 /* Make the current process the owner of the socket behind this key. */
 static __always_inline void remember(const struct sock *sk, const struct flow *key, enum how how)
 {
-	__u64 address = (__u64)sk, pid_tgid = bpf_get_current_pid_tgid();
-	bool vouch = how == HOW_SEND;
+	__u64 address = (__u64)sk, vouched = bpf_get_current_pid_tgid(), *cached;
 	struct owner owner;
 
 	describe(&owner, (void *)bpf_get_current_task(), sk, how);
 	if (bpf_map_update_elem(&SOCKET_TO_PID, key, &owner, BPF_ANY)) {
+		/* A sender asks for room with every send: its socket is counted once. */
+		cached = bpf_map_lookup_elem(&SK_CACHE, &address);
+		if (cached && *cached == NO_ROOM)
+			return;
 		count_lost(LOST_MAP_FULL);
-		vouch = false;
-	}
-	if (vouch)
-		bpf_map_update_elem(&SK_CACHE, &address, &pid_tgid, BPF_ANY);
-	else
+		vouched = NO_ROOM;
+	} else if (how != HOW_SEND) {
 		bpf_map_delete_elem(&SK_CACHE, &address);
+		return;
+	}
+	bpf_map_update_elem(&SK_CACHE, &address, &vouched, BPF_ANY);
+}
+
+/*
+ * As remember(), for a socket that may have ended already or end meanwhile, since nobody has locked it: accept() hands
+ * out connections that were reset in its queue, and send() may be called on one that was reset.
+ */
+static __always_inline void remember_until_closed(const struct sock *sk, const struct flow *key, enum how how)
+{
+	if (is_closed(sk, key) || (!key->sk && !key->sport))
+		return;
+	remember(sk, key, how);
+	if (is_closed(sk, key))
+		forget(sk);
 }
 
 /*
@@ -198,8 +249,9 @@ static __always_inline bool remember_sender(const struct sock *sk)
 	}
 	if (!flow_of(&sk->__sk_common, &flow) || BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP)
 		return false;
-	if (current_acts_for_itself(sk))	/* a kworker sends for a process (kTLS, sockmap) or for the kernel */
-		remember(sk, &flow, HOW_SEND);
+	if (!current_acts_for_itself(sk))	/* a kworker sends for a process (kTLS, sockmap) or for the kernel */
+		return true;
+	remember_until_closed(sk, &flow, HOW_SEND);
 	return true;
 }
 
@@ -219,7 +271,7 @@ static __always_inline void remember_mptcp_sender(const struct sock *msk)
 		return;
 	}
 	if (!current_is_kthread())
-		remember(msk, &key, HOW_SEND);
+		remember_until_closed(msk, &key, HOW_SEND);
 }
 
 static __always_inline void remember_by_address(const struct sock *sk, enum how how)
@@ -243,15 +295,7 @@ static __always_inline void remember_connection(const struct sock *sk, enum how 
 		return;
 	}
 	if (current_acts_for_itself(sk) && flow_of(&sk->__sk_common, &flow))
-		remember(sk, &flow, how);
-}
-
-/* The socket's own entry, or one that is not tied to a socket; never another socket's under the same tuple. */
-static __always_inline struct owner *own_entry(const struct sock *sk, const struct flow *key)
-{
-	struct owner *owner = bpf_map_lookup_elem(&SOCKET_TO_PID, key);
-
-	return owner && (owner->sk == (__u64)sk || !owner->sk) ? owner : NULL;
+		remember_until_closed(sk, &flow, how);
 }
 
 static __always_inline struct owner *entry_by_address(const struct sock *sk)
@@ -305,21 +349,6 @@ static __always_inline void promote(const struct sock *sk)
 	copy = *owner;
 	bpf_map_delete_elem(&SOCKET_TO_PID, &key);
 	copy_entry(&copy, sk, &flow);
-}
-
-/*
- * The socket's end, which is not close(): FIN and data are retransmitted long after that. Only the socket's own entry
- * goes: a connect() whose four-tuple is in use puts its own socket into TCP_CLOSE with the tuple of the live one.
- */
-static __always_inline void forget(const struct sock *sk)
-{
-	struct flow key = flow_by_address(sk), flow;
-	__u64 address = (__u64)sk;
-
-	bpf_map_delete_elem(&SK_CACHE, &address);
-	bpf_map_delete_elem(&SOCKET_TO_PID, &key);
-	if (flow_of_closing(sk, &flow) && own_entry(sk, &flow))
-		bpf_map_delete_elem(&SOCKET_TO_PID, &flow);
 }
 
 static __always_inline void state_changed(const struct sock *sk, int state)

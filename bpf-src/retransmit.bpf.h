@@ -157,6 +157,9 @@ static __always_inline void sent(void *ctx, const struct sock *sk, __u64 bytes)
 	if (!flow_of(&sk->__sk_common, &event.flow))
 		return;
 	owner_of(sk, &event.flow, &event.owner);
+	/* Nobody need have remembered the sender: there was no room, or its connection has been reset. */
+	if (event.owner.how == HOW_UNKNOWN && current_acts_for_itself(sk))
+		describe(&event.owner, (void *)bpf_get_current_task(), sk, HOW_SEND);
 	if (!wanted(&event.flow, &event.owner))
 		return;
 	if (event.owner.how == HOW_UNKNOWN)

@@ -8,18 +8,27 @@
 #ifndef XCTL_STAND_IN_BPF_H
 #define XCTL_STAND_IN_BPF_H
 
-/* What the first program has done and the second has not seen yet: the address of the skb or request. */
+/*
+ * What the first program has done and the second has not seen yet. The task tells apart what happens on two CPUs at
+ * once: a request's timer and its client's repeated SYN both send its SYN-ACK again, and no lock keeps them from doing
+ * so at the same time. The CPU would not do: newer kernels may move the task between the two programs.
+ */
+struct handled {
+	__u64 what;	/* the address of the skb or request */
+	__u64 task;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
-	__type(key, __u64);
+	__type(key, struct handled);
 	__type(value, __u8);
 } HANDLED SEC(".maps");
 
 /* For the first program: false where it cannot tell the second, which then does the work. */
 static __always_inline bool claim(const void *what)
 {
-	__u64 key = (__u64)what;
+	struct handled key = { .what = (__u64)what, .task = bpf_get_current_task() };
 	__u8 one = 1;
 
 	return !bpf_map_update_elem(&HANDLED, &key, &one, BPF_ANY);
@@ -28,7 +37,7 @@ static __always_inline bool claim(const void *what)
 /* For the second program: true where the first was skipped. */
 static __always_inline bool must_stand_in(const void *what)
 {
-	__u64 key = (__u64)what;
+	struct handled key = { .what = (__u64)what, .task = bpf_get_current_task() };
 
 	if (bpf_map_lookup_elem(&HANDLED, &key)) {
 		bpf_map_delete_elem(&HANDLED, &key);

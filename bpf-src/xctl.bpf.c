@@ -83,19 +83,23 @@ int BPF_PROG(tp2_synack, struct sock *sk, struct request_sock *req)
 	return 0;
 }
 
+/*
+ * To handle a change twice changes nothing, so both programs do: newer kernels may preempt them, and skip either for
+ * other tasks by the thousand. Claiming only counts what the second alone has done.
+ */
 SEC("raw_tp/inet_sock_set_state")
 int BPF_PROG(tp_state, struct sock *sk, int oldstate, int newstate)
 {
-	if (claim((const char *)sk + newstate))	/* sockets lie further apart than states */
-		state_changed(sk, newstate);
+	claim((const char *)sk + newstate);	/* sockets lie further apart than states */
+	state_changed(sk, newstate);
 	return 0;
 }
 
 SEC("raw_tp/inet_sock_set_state")
 int BPF_PROG(tp2_state, struct sock *sk, int oldstate, int newstate)
 {
-	if (must_stand_in((const char *)sk + newstate))
-		state_changed(sk, newstate);
+	must_stand_in((const char *)sk + newstate);
+	state_changed(sk, newstate);
 	return 0;
 }
 

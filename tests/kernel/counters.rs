@@ -54,6 +54,14 @@ pub fn connections(ns: &Netns) -> Result<Vec<String>> {
     Ok(text.lines().filter(open).map(|line| line.trim().chars().take(100).collect()).collect())
 }
 
+/// Those of them that wait for an acknowledgement, or have something to send.
+pub fn unacknowledged(ns: &Netns) -> Result<Vec<String>> {
+    let mut lines = connections(ns)?;
+    // "tx_queue:rx_queue", each in hexadecimal
+    lines.retain(|line| line.split_whitespace().nth(4).is_some_and(|queues| !queues.starts_with("00000000:")));
+    Ok(lines)
+}
+
 fn read(file: &str) -> Result<String> {
     std::fs::read_to_string(format!("{NET}/{file}")).with_context(|| format!("reading {NET}/{file}"))
 }

@@ -52,6 +52,12 @@ impl Netns {
         Path::new(NAMED).join(&self.name)
     }
 
+    /// Sets a sysctl of the namespace: `name` is a path below /proc/sys/net/ipv4.
+    pub fn set(&self, name: &str, value: &str) -> Result<()> {
+        let file = Path::new("/proc/sys/net/ipv4").join(name);
+        self.enter(|| std::fs::write(&file, value).with_context(|| format!("writing {value} to {}", file.display())))
+    }
+
     /// Does `work` inside the namespace. A thread of its own enters it, so that nothing must find the way back;
     /// what that thread starts is born inside.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
@@ -124,6 +130,11 @@ impl Link {
         }
     }
 
+    /// The other end.
+    fn peer(&self, ns: &Netns) -> &Netns {
+        if ns.inode == self.a.inode { &self.b } else { &self.a }
+    }
+
     /// Loses that part of the packets from now on, in both directions.
     pub fn lose(&self, percent: u8) -> Result<()> {
         self.lose_from(&self.a, percent)?;
@@ -149,8 +160,8 @@ impl Link {
              add chain inet loss input {{ type filter hook input priority 0; }}\n\
              add rule inet loss input {which}\n"
         );
-        let peer = if ns.inode == self.a.inode { &self.b } else { &self.a };
-        peer.enter(|| run(tool("nft").args(["-f", "-"]), &rules))
+        self.peer(ns)
+            .enter(|| run(tool("nft").args(["-f", "-"]), &rules))
             .with_context(|| format!("no way to lose packets: netem failed too ({no_netem:#})"))
     }
 

@@ -1,7 +1,8 @@
 //! xctl on a real kernel: real processes, real loss, and the kernel's own counters as the judge.
 //!
 //! One executable, so that it runs the same on the developer's machine and as the only program of a virtual machine.
-//! It needs root, iproute2, and a way to lose packets (netem or nft). Arguments: a part of a case's name, or `--list`.
+//! It needs root, iproute2, and a way to lose packets (netem or nft). Arguments: a part of a case's name, or `--list`;
+//! `--full`: as many connections in a virtual machine as elsewhere.
 
 #![forbid(unsafe_code)]
 
@@ -9,8 +10,10 @@ mod actors;
 mod cases;
 mod claims;
 mod counters;
+mod crowd;
 mod host;
 mod link;
+mod map;
 mod missed;
 mod process;
 mod tracefs;
@@ -84,6 +87,11 @@ fn main() -> ExitCode {
     }
     if args.first().is_some_and(|first| first == actors::ARGUMENT) {
         return actors::main(&args[1..]);
+    }
+    if let [first, job] = args.as_slice()
+        && first == crowd::ARGUMENT
+    {
+        return crowd::main(job);
     }
     let list = args.iter().any(|arg| arg == "--list");
     // cargo passes libtest's flags on (--nocapture, --test-threads=1): none means anything here

@@ -299,7 +299,7 @@ fn work(job: Job) -> Result<()> {
 }
 
 /// Names the process: to be called on its main thread, and before anything that xctl may see.
-fn take_name(comm: &str) -> Result<()> {
+pub fn take_name(comm: &str) -> Result<()> {
     prctl::set_name(&CString::new(comm)?).context("setting the name of the process")
 }
 
@@ -311,14 +311,14 @@ fn say(comm: &str, sent: Vec<Sent>) -> Result<()> {
 }
 
 /// The next line that the test tells; an error when the test is gone.
-fn told() -> Result<String> {
+pub fn told() -> Result<String> {
     let mut line = String::new();
     ensure!(std::io::stdin().read_line(&mut line)? > 0, "the test ended before it said what to do");
     Ok(line.trim_end().to_owned())
 }
 
 /// A killed test cannot stop its workers: they notice that the pipe from it is closed.
-fn end_with_parent() {
+pub fn end_with_parent() {
     thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(0);
@@ -373,7 +373,7 @@ fn receive(comm: &str, on: SocketAddr) -> Result<()> {
 }
 
 /// A socket that has called connect(), and what that said: nothing, or in progress.
-fn open(from: Option<SocketAddr>, to: SocketAddr, flags: SockFlag) -> Result<(TcpStream, Option<Errno>)> {
+pub fn open(from: Option<SocketAddr>, to: SocketAddr, flags: SockFlag) -> Result<(TcpStream, Option<Errno>)> {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, flags | SockFlag::SOCK_CLOEXEC, None).context("making a socket")?;
     if let Some(from) = from {
@@ -388,7 +388,7 @@ fn open(from: Option<SocketAddr>, to: SocketAddr, flags: SockFlag) -> Result<(Tc
     Ok((TcpStream::from(socket), refused))
 }
 
-fn local(socket: &TcpStream) -> Result<SocketAddr> {
+pub fn local(socket: &TcpStream) -> Result<SocketAddr> {
     socket.local_addr().map(canonical).context("asking for the local address")
 }
 

@@ -104,7 +104,7 @@ fn receiver_is_named(trace: &Trace, b: &Netns, receiver: &Receiver, truths: &[Tr
 }
 
 /// The kernel's counters and xctl agree to the segment, but for what skipped kprobes may have kept from xctl.
-fn nothing_is_missing(trace: &Trace, ns: &Netns, before: &Counters, after: &Counters, missed: u64) -> Result<()> {
+pub fn nothing_is_missing(trace: &Trace, ns: &Netns, before: &Counters, after: &Counters, missed: u64) -> Result<()> {
     let grew = |name| after.since(before, name);
     let seen = |kinds: &[Kind]| {
         trace.segs(|record| record.at.netns == ns.inode && (kinds.is_empty() || kinds.contains(&record.kind)))

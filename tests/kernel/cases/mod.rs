@@ -4,19 +4,25 @@ use crate::host::Set;
 use crate::{Case, Family};
 
 mod already_open;
+mod churn;
 mod ends;
 mod exited_owner;
 mod filters;
+mod full_map;
 mod handed_over;
 mod idle;
+mod kinds;
 mod listeners;
 mod lossy_link;
 mod lost_syn;
 mod mptcp;
 mod refusals;
+mod reused_pid;
 mod send_events;
 mod senders;
 mod sockets;
+mod ss;
+mod stopped_reader;
 mod tuples;
 mod verify;
 
@@ -59,6 +65,12 @@ pub const ALL: &[Case] = &[
     case!("verify",               Set::ALL, BOTH, verify::run),
     case!("verify_failed",        Set::ALL, V4,   verify::failed),
     case!("verify_difference",    AUTO,     V4,   verify::difference),
+    case!("stopped_reader",       AUTO,     V4,   stopped_reader::run),
+    case!("churn",                AUTO,     V4,   churn::run),
+    case!("full_map",             AUTO,     V4,   full_map::run),
+    case!("reused_pid",           AUTO,     V4,   reused_pid::run),
+    case!("kinds",                Set::ALL, V4,   kinds::run),
+    case!("same_as_ss",           AUTO,     BOTH, ss::run),
     case!("no_privilege",         AUTO,     V4,   refusals::no_privilege),
     case!("no_btf",               AUTO,     V4,   refusals::no_btf),
     case!("no_kprobes",           AUTO,     V4,   refusals::no_kprobes),

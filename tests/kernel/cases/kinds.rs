@@ -1,0 +1,190 @@
+//! Each kind of retransmit, provoked on purpose, and as many as the kernel's own counter of that kind says.
+
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::signal::Signal;
+
+use super::lossy_link::nothing_is_missing;
+use crate::counters::{Counters, unacknowledged};
+use crate::crowd::{Job, Member};
+use crate::host::Set;
+use crate::link::{Link, Netns};
+use crate::missed::Witness;
+use crate::process::{PATIENCE, poll};
+use crate::workers::{Flow, Receiver, connect_in_vain};
+use crate::xctl::{Kind, Trace, Xctl};
+use crate::{Family, Outcome, Verdict};
+
+/// Fits into the first congestion window: nothing is left to send that is not on its way.
+const WINDOW: usize = 12_000;
+
+/// One way to make TCP send again, on a link of its own, so that its counters tell of nothing else.
+struct Way {
+    link: Link,
+    before: (Counters, Counters),
+    after: (Counters, Counters),
+}
+
+pub fn run(set: Set, family: Family) -> Outcome {
+    let xctl = Xctl::start(set, &[])?;
+    let witness = Witness::of(&xctl.ready.hooks)?;
+    // each waits most of the time, so they wait together
+    let [handshake, tail, loss, end] = thread::scope(|scope| {
+        [handshake, tail, loss, end]
+            .map(|way| scope.spawn(move || Way::go(family, way)))
+            .map(|way| way.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked"))))
+    });
+    let [handshake, tail, loss, end] = [handshake?, tail?, loss?, end?];
+    let missed = witness.skipped()? + witness.above_pid_1()?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+
+    for (name, way) in [("handshake", &handshake), ("tail", &tail), ("loss", &loss), ("end", &end)] {
+        nothing_is_missing(&trace, &way.link.a, &way.before.0, &way.after.0, missed).context(name)?;
+        nothing_is_missing(&trace, &way.link.b, &way.before.1, &way.after.1, missed).context(name)?;
+    }
+    let counts = [
+        handshake.side_a(&trace, &[Kind::Syn], "TCPSynRetrans", missed)?,
+        handshake.side_b(&trace, &[Kind::Synack], "TCPSynRetrans", missed)?,
+        tail.side_a(&trace, &[Kind::Tlp], "TCPLossProbes", missed)?,
+        // a SYN that goes again is a timeout, too; none is lost here, but a machine may be slow
+        tail.side_a(&trace, &[Kind::Rto, Kind::Syn], "TCPTimeouts", missed)?,
+        loss.side_a(&trace, &[Kind::SlowStart], "TCPSlowStartRetrans", missed)?,
+        loss.side_a(&trace, &[Kind::Fast], "TCPFastRetrans", missed)?,
+    ];
+    // closed when all was acknowledged: FIN is all that is left to be sent
+    let ends: Vec<_> = trace.of(end.link.a.inode).filter(|record| record.state == "FIN_WAIT1").collect();
+    ensure!(missed > 0 || !ends.is_empty(), "no FIN was sent again");
+    for record in &ends {
+        ensure!(record.fin && record.bytes == 0, "not a FIN alone: {record:?}");
+    }
+    Ok(Verdict::Passed(format!("{}, Fin {}", counts.join(", "), ends.len())))
+}
+
+impl Way {
+    fn go(family: Family, way: fn(&Link, Family) -> Result<()>) -> Result<Way> {
+        let link = Link::up()?;
+        let counters = || Ok::<_, anyhow::Error>((Counters::of(&link.a)?, Counters::of(&link.b)?));
+        let before = counters()?;
+        way(&link, family)?;
+        let after = counters()?;
+        Ok(Way { link, before, after })
+    }
+
+    fn side_a(&self, trace: &Trace, kinds: &[Kind], counter: &str, missed: u64) -> Result<String> {
+        equal(trace, &self.link.a, kinds, counter, (&self.before.0, &self.after.0), missed)
+    }
+
+    fn side_b(&self, trace: &Trace, kinds: &[Kind], counter: &str, missed: u64) -> Result<String> {
+        equal(trace, &self.link.b, kinds, counter, (&self.before.1, &self.after.1), missed)
+    }
+}
+
+/// The namespace has some of these kinds, and as many as the kernel counted.
+fn equal(
+    trace: &Trace,
+    ns: &Netns,
+    kinds: &[Kind],
+    counter: &str,
+    (before, after): (&Counters, &Counters),
+    missed: u64,
+) -> Result<String> {
+    let seen = trace.segs(|record| record.at.netns == ns.inode && kinds.contains(&record.kind));
+    let kernel = after.since(before, counter)?;
+    ensure!(kernel > 0, "{kinds:?} was not provoked");
+    // an attempt that failed was a timeout or a probe, too, and sent nothing
+    let failed = after.since(before, "TCPRetransFail")? + after.since(before, "TCPSpuriousRtxHostQueues")?;
+    let unseen = kernel - i64::try_from(seen)?;
+    ensure!(
+        (0..=failed + i64::try_from(missed)?).contains(&unseen),
+        "{counter}: the kernel counted {kernel}, xctl {seen} of {kinds:?} ({failed} attempts failed, {missed} runs missed)"
+    );
+    Ok(format!("{:?} {seen}", kinds[0]))
+}
+
+/// SYNs that nobody answers, and answers that do not arrive.
+fn handshake(link: &Link, family: Family) -> Result<()> {
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    link.lose_from(&link.b, 100)?;
+    connect_in_vain(&link.a, "in-vain", receiver.at, 1)?;
+    link.lose_from(&link.b, 0)?;
+    link.quiet()
+}
+
+/// One segment, lost again and again: first a probe, then timeouts. Nothing else is there to be sent.
+fn tail(link: &Link, family: Family) -> Result<()> {
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut holder = hold(link, &receiver)?;
+    let before = Counters::of(&link.a)?;
+    link.lose_from(&link.a, 100)?;
+    holder.order("each 1")?;
+    until_counted(link, &before, "TCPTimeouts", 2)?;
+    link.lose_from(&link.a, 0)?;
+    acknowledged(link)?;
+    drop(holder);
+    link.quiet()
+}
+
+/// A window of segments: all lost, so that after a timeout the ACKs drive what is left; then some lost and some not.
+fn loss(link: &Link, family: Family) -> Result<()> {
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut holder = hold(link, &receiver)?;
+    let before = Counters::of(&link.a)?;
+    again_until(link, &before, "TCPSlowStartRetrans", || {
+        let earlier = Counters::of(&link.a)?;
+        link.lose_from(&link.a, 100)?;
+        holder.order(&format!("bulk {WINDOW}"))?;
+        until_counted(link, &earlier, "TCPTimeouts", 1)?;
+        link.lose_from(&link.a, 0)?;
+        acknowledged(link)
+    })?;
+    link.lose_from(&link.a, 20)?;
+    again_until(link, &before, "TCPFastRetrans", || holder.order("trickle 50"))?;
+    link.lose_from(&link.a, 0)?;
+    acknowledged(link)?;
+    drop(holder);
+    link.quiet()
+}
+
+/// The end of a connection on which all is said.
+fn end(link: &Link, family: Family) -> Result<()> {
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut holder = hold(link, &receiver)?;
+    holder.order("each 1")?;
+    acknowledged(link)?;
+    let before = Counters::of(&link.a)?;
+    link.lose_from(&link.a, 100)?;
+    holder.kill()?;
+    until_counted(link, &before, "RetransSegs", 2)?;
+    link.lose_from(&link.a, 0)?;
+    link.quiet()
+}
+
+/// A process with one connection.
+fn hold(link: &Link, receiver: &Receiver) -> Result<Member> {
+    let mut holder = Member::new(&link.a, "holder", &Job::Hold { to: receiver.at, connections: 1 })?;
+    holder.said::<Vec<Flow>>()?;
+    Ok(holder)
+}
+
+fn until_counted(link: &Link, before: &Counters, name: &str, times: i64) -> Result<()> {
+    let counted = || Ok(Counters::of(&link.a)?.since(before, name)? >= times);
+    ensure!(poll(PATIENCE, counted)?, "{name} does not grow by {times}");
+    Ok(())
+}
+
+/// Does it again until the kernel has counted what it is to provoke.
+fn again_until(link: &Link, before: &Counters, name: &str, mut provoke: impl FnMut() -> Result<()>) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while Counters::of(&link.a)?.since(before, name)? == 0 {
+        ensure!(Instant::now() < end, "{name} does not grow");
+        provoke()?;
+    }
+    Ok(())
+}
+
+fn acknowledged(link: &Link) -> Result<()> {
+    ensure!(poll(PATIENCE, || Ok(unacknowledged(&link.a)?.is_empty()))?, "not acknowledged");
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! `SOCKET_TO_PID` of an xctl that runs, as bpftool reads it: an independent reader of the same kernel object.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use crate::host::tool;
+
+/// What the map says of a socket. A listener has no four-tuple there: ports and namespace are 0.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Entry {
+    pub netns: u64,
+    pub sport: u16,
+    pub dport: u16,
+    pub pid: u32,
+}
+
+#[derive(Deserialize)]
+struct Map {
+    id: u32,
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Element {
+    formatted: Formatted,
+}
+
+#[derive(Deserialize)]
+struct Formatted {
+    key: Key,
+    value: Value,
+}
+
+#[derive(Deserialize)]
+struct Key {
+    netns: u64,
+    sport: u16,
+    dport: u16,
+}
+
+#[derive(Deserialize)]
+struct Value {
+    tgid: u32,
+}
+
+/// Every entry of the map that this process holds, sorted.
+pub fn entries(pid: u32) -> Result<Vec<Entry>> {
+    let held = held(pid)?;
+    let maps: Vec<Map> = bpftool(&["map", "show"])?;
+    let mut found = maps.iter().filter(|map| map.name == "SOCKET_TO_PID" && held.contains(&map.id));
+    let id = found.next().with_context(|| format!("process {pid} holds no SOCKET_TO_PID"))?.id.to_string();
+    let elements: Vec<Element> = bpftool(&["map", "dump", "id", &id])?;
+    let mut entries: Vec<_> = elements
+        .iter()
+        .map(|Element { formatted: Formatted { key, value } }| Entry {
+            netns: key.netns,
+            sport: key.sport,
+            dport: key.dport,
+            pid: value.tgid,
+        })
+        .collect();
+    entries.sort_unstable();
+    Ok(entries)
+}
+
+/// The ids of the maps that a process has descriptors of.
+fn held(pid: u32) -> Result<BTreeSet<u32>> {
+    let mut held = BTreeSet::new();
+    for fd in std::fs::read_dir(format!("/proc/{pid}/fdinfo")).context("listing xctl's descriptors")?.flatten() {
+        let text = std::fs::read_to_string(fd.path()).unwrap_or_default();
+        held.extend(text.lines().filter_map(|line| line.strip_prefix("map_id:")?.trim().parse::<u32>().ok()));
+    }
+    Ok(held)
+}
+
+fn bpftool<T: serde::de::DeserializeOwned>(args: &[&str]) -> Result<T> {
+    let output = tool("bpftool").arg("-j").args(args).output().context("starting bpftool")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "bpftool {args:?}: {said}");
+    serde_json::from_str(&said)
+        .with_context(|| format!("bpftool {args:?} said {}", said.chars().take(300).collect::<String>()))
+}
