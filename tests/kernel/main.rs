@@ -13,6 +13,8 @@ mod host;
 mod link;
 mod missed;
 mod process;
+mod schema;
+mod tracee;
 mod tracefs;
 mod workers;
 mod xctl;

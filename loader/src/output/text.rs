@@ -5,7 +5,6 @@ use std::io::{self, Write};
 use super::summary::Summary;
 use super::{Moment, Output, Ready, rfc3339};
 use crate::events::{Flow, How, Kind, Owner, Retransmit, Send, address, comm, state_name};
-use crate::hooks::Hook;
 use crate::verify::{self, Check, Record, Report, Verdict};
 
 /// How many processes the summary shows.
@@ -94,8 +93,8 @@ impl<W: Write> Output for Text<W> {
     fn ready(&mut self, ready: &Ready<'_>) -> io::Result<()> {
         if !ready.attached {
             let proven = if ready.proven == Some(true) { ", proven to be what the object says" } else { "" };
-            let (programs, name) = (ready.plan.hooks.iter().flat_map(Hook::programs).count(), ready.plan.name);
-            return writeln!(self.out, "loaded {programs} programs ({name}){proven}; attached nothing");
+            let (hooks, name) = (ready.plan.hooks.len(), ready.plan.name);
+            return writeln!(self.out, "loaded the programs of {hooks} hooks ({name}){proven}; attached nothing");
         }
         eprintln!(
             "xctl: tracing TCP retransmits with {} hooks ({}); Ctrl-C ends",

@@ -154,7 +154,7 @@ struct HookRecord {
     hook: Kind,
     target: &'static str,
     program: &'static str,
-    /// The kernel symbol that stands for the target.
+    /// The kernel function that is probed, or that runs the tracepoint's programs.
     symbol: String,
     /// Its address; null if the kernel hides it, or has several of that name.
     address: Option<String>,
@@ -165,7 +165,7 @@ impl HookRecord {
     fn new(hook: &Hook, program: &'static str) -> Self {
         let target = hook.target_name();
         let symbol = match hook.kind {
-            Kind::RawTracepoint => format!("__tracepoint_{target}"),
+            Kind::RawTracepoint => format!("__traceiter_{target}"),
             Kind::Kprobe | Kind::Kretprobe | Kind::Fentry | Kind::Fexit => target.to_owned(),
         };
         Self { hook: hook.kind, target, program, symbol, address: None, attached: false }

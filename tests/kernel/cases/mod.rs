@@ -13,6 +13,7 @@ mod listeners;
 mod lossy_link;
 mod lost_syn;
 mod mptcp;
+mod record;
 mod refusals;
 mod send_events;
 mod senders;
@@ -59,6 +60,13 @@ pub const ALL: &[Case] = &[
     case!("verify",               Set::ALL, BOTH, verify::run),
     case!("verify_failed",        Set::ALL, V4,   verify::failed),
     case!("verify_difference",    AUTO,     V4,   verify::difference),
+    case!("record_calls",         Set::ALL, V4,   record::calls),
+    case!("record_strace",        AUTO,     V4,   record::strace),
+    case!("record_facts",         Set::ALL, V4,   record::facts),
+    case!("record_altered",       AUTO,     V4,   record::altered),
+    case!("record_failed",        AUTO,     V4,   record::failed),
+    case!("dry_run",              Set::ALL, V4,   record::dry_run),
+    case!("inspect_as_nobody",    AUTO,     V4,   record::inspect_as_nobody),
     case!("no_privilege",         AUTO,     V4,   refusals::no_privilege),
     case!("no_btf",               AUTO,     V4,   refusals::no_btf),
     case!("no_kprobes",           AUTO,     V4,   refusals::no_kprobes),
