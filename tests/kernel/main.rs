@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod actors;
+mod altered;
 mod cases;
 mod claims;
 mod counters;

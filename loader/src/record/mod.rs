@@ -279,14 +279,14 @@ impl Record {
             });
             self.facts.unproven.extend(unproven);
         }
-        let symbols: Vec<_> = self.facts.hooks.iter().map(|hook| hook.symbol.clone()).collect();
-        let addresses = host::addresses(&symbols);
-        for hook in &mut self.facts.hooks {
-            hook.address = addresses.get(&hook.symbol).map(|address| format!("{address:#x}"));
-        }
         self.facts.proven = Some(self.facts.unproven.is_empty() && !self.facts.programs.is_empty());
         if let Some(document) = &self.document {
             document.flush();
+            let symbols: Vec<_> = self.facts.hooks.iter().map(|hook| hook.symbol.clone()).collect();
+            let addresses = host::addresses(&symbols);
+            for hook in &mut self.facts.hooks {
+                hook.address = addresses.get(&hook.symbol).map(|address| format!("{address:#x}"));
+            }
         }
         match self.facts.unproven.first() {
             None => Ok(()),
