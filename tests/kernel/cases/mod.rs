@@ -26,6 +26,8 @@ const V4: &[Family] = &[Family::V4];
 /// Also the set that `auto` takes only where fentry is missing.
 const EVERY: &[Set] = &[Set::Kprobe, Set::Mixed, Set::Auto, Set::Tracepoint, Set::Fentry];
 const AUTO: &[Set] = &[Set::Auto];
+/// Every kind of program: `auto` has kprobes where there are any.
+const FACTS: &[Set] = &[Set::Auto, Set::Fentry];
 
 macro_rules! case {
     ($name:literal, $sets:expr, $families:expr, $run:path) => {
@@ -62,7 +64,7 @@ pub const ALL: &[Case] = &[
     case!("verify_difference",    AUTO,     V4,   verify::difference),
     case!("record_calls",         AUTO,     V4,   record::calls),
     case!("record_strace",        AUTO,     V4,   record::strace),
-    case!("record_facts",         Set::ALL, V4,   record::facts),
+    case!("record_facts",         FACTS,    V4,   record::facts),
     case!("record_altered",       AUTO,     V4,   record::altered),
     case!("record_failed",        AUTO,     V4,   record::failed),
     case!("altered_objects",      AUTO,     V4,   record::altered_objects),
