@@ -302,7 +302,8 @@ impl Record {
     pub fn attached(&mut self, plan: &Plan) {
         for record in &mut self.facts.hooks {
             let is = |hook: &Hook| hook.kind == record.hook && hook.target_name() == record.target;
-            record.attached = plan.hooks.iter().any(|hook| is(hook) && hook.programs().any(|own| own == record.program));
+            record.attached =
+                plan.hooks.iter().any(|hook| is(hook) && hook.programs().any(|own| own == record.program));
         }
         if let Some(document) = &self.document {
             document.flush();
