@@ -13,6 +13,10 @@ fn main() {
         println!("cargo:rerun-if-changed={}", root.join(input).display());
     }
     println!("cargo:rerun-if-env-changed=CLANG");
+    // What libbpf and we call passes src/kernel/calls.rs, which can record it.
+    for function in ["syscall", "ioctl", "feat_supported"] {
+        println!("cargo:rustc-link-arg=-Wl,--wrap={function}");
+    }
     let object = format!("{out}/xctl.bpf.o");
     let mut make = Command::new("make");
     make.arg("-s").arg("-C").arg(&root).arg("bpf").arg(format!("BPF_OBJECT={object}")).arg(format!("ARCH={arch}"));

@@ -9,6 +9,9 @@ use std::process::{Command, Output, Stdio};
 
 use xctl::embedded;
 
+#[path = "kernel/altered.rs"]
+mod altered;
+
 /// Exit codes of the contract.
 const DONE: i32 = 0;
 const USAGE: i32 = 2;
@@ -129,7 +132,47 @@ fn every_option_of_the_contract_is_there() {
         "--perf-pages",
         "--object",
         "--btf",
+        "--verify",
+        "--record",
+        "--dry-run",
+        "--strict",
     ] {
         assert!(help.contains(option), "{option}");
+    }
+}
+
+#[test]
+fn altered_objects_are_refused_and_the_place_is_named() {
+    let all = altered::all();
+    assert!(all.len() > 5);
+    // Without privilege it does not come to loading: that half is a case of tests/kernel.
+    for altered in all.iter().filter(|altered| !altered.on_loading) {
+        let words: Vec<&str> = altered.words.iter().map(String::as_str).collect();
+        refused(&altered.what.replace(' ', "-"), &altered.bytes, &words);
+    }
+}
+
+#[test]
+fn a_run_that_is_refused_is_recorded_too() {
+    let object = Temporary::new("recorded.o", b"This is no object.\n");
+    let record = Temporary::new("recorded.json", b"of an earlier run");
+    let (object, file) = (object.0.to_str().unwrap(), record.0.to_str().unwrap());
+    let output = xctl(&["trace", "--object", object, "--record", file]);
+    assert_eq!(output.status.code(), Some(OBJECT), "{output:?}");
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    assert_eq!((&record["exit_code"], &record["calls_total"]), (&4.into(), &0.into()));
+    let error = record["error"].as_str().unwrap();
+    assert!(error.contains("not an ELF file") && String::from_utf8_lossy(&output.stderr).contains(error), "{error}");
+    assert_eq!(record["object"]["bytes"], 19);
+    assert!(!std::path::Path::new(&format!("{file}.partial")).exists());
+}
+
+#[test]
+fn a_record_that_cannot_be_written_is_wrong_usage_and_nothing_is_done() {
+    for (file, why) in [("/nonexistent/record.json", "No such file"), ("/dev/null", "not a regular file")] {
+        let output = xctl(&["trace", "--dry-run", "--record", file]);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(USAGE), "{message}");
+        assert!(message.contains(file) && message.contains(why) && message.lines().count() == 1, "{message}");
     }
 }

@@ -6,7 +6,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,6 +18,7 @@ use xctl::commands::inspect::{self, Args};
 use xctl::embedded;
 use xctl::fault::Exit;
 use xctl::object::hook::hook;
+use xctl::object::image::Image;
 use xctl::object::insn::Insn;
 use xctl::object::relo::{Outcome, RelocationKind, Relocations, Resolver};
 use xctl::object::uses::Places;
@@ -129,9 +130,16 @@ fn name_of(program: *const sys::bpf_program) -> String {
     unsafe { CStr::from_ptr(sys::bpf_program__name(program)) }.to_str().unwrap().to_owned()
 }
 
-/// What libbpf makes of an object: every program's instructions, or its error. Programs that `loaded` is false for are not
-/// relocated.
-fn libbpf(bytes: &[u8], btf: &Path, loaded: impl Fn(&str) -> bool) -> Result<Vec<(String, Vec<Insn>)>, i32> {
+/// What libbpf makes of an object.
+struct Theirs {
+    /// Every program's instructions.
+    programs: Vec<(String, Vec<Insn>)>,
+    /// The maps' descriptors, by name; those of variables by their section's.
+    maps: BTreeMap<String, i32>,
+}
+
+/// What libbpf makes of an object, or its error. Programs that `loaded` is false for are not relocated.
+fn libbpf(bytes: &[u8], btf: &Path, loaded: impl Fn(&str) -> bool) -> Result<Theirs, i32> {
     let _lock = LIBBPF.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     // SAFETY: no callback.
     unsafe { sys::libbpf_set_print(None) };
@@ -169,7 +177,20 @@ fn libbpf(bytes: &[u8], btf: &Path, loaded: impl Fn(&str) -> bool) -> Result<Vec
         let insns = insns.iter().map(|bytes| Insn::decode(*bytes, cfg!(target_endian = "big"))).collect();
         (name_of(program), insns)
     };
-    Ok(opened.programs().map(one).collect())
+    let mut maps = BTreeMap::new();
+    let mut map = std::ptr::null_mut();
+    loop {
+        // SAFETY: the object is open; libbpf takes null as "before the first" and gives null after the last.
+        map = unsafe { sys::bpf_object__next_map(opened.0, map) };
+        if map.is_null() {
+            break;
+        }
+        // SAFETY: the map belongs to the object, and its name lives as long as that.
+        let (name, fd) = unsafe { (CStr::from_ptr(sys::bpf_map__name(map)), sys::bpf_map__fd(map)) };
+        let name = name.to_str().unwrap();
+        maps.insert(name.strip_prefix("test").filter(|rest| rest.starts_with('.')).unwrap_or(name).to_owned(), fd);
+    }
+    Ok(Theirs { programs: opened.programs().map(one).collect(), maps })
 }
 
 /// Whether this process may do what libbpf does before it relocates.
@@ -206,9 +227,11 @@ fn compare(what: &str, bytes: &[u8], target: &Btf, btf: &Path) -> usize {
     let still: Vec<_> = all.iter().filter(|r| matches!(r.outcome, Outcome::Refused(_))).collect();
     assert!(still.is_empty(), "{what}: {still:?}");
     let theirs = libbpf(bytes, btf, taken).unwrap_or_else(|error| panic!("{what}: libbpf refuses: {error}"));
+    compare_whole(what, bytes, target, &theirs, taken);
     // Theirs have functions of .text among them.
     for (name, insns) in &ours {
-        let (_, other) = theirs.iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("{what}: no {name}"));
+        let (_, other) =
+            theirs.programs.iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("{what}: no {name}"));
         if !taken(name) {
             continue;
         }
@@ -219,6 +242,21 @@ fn compare(what: &str, bytes: &[u8], target: &Btf, btf: &Path) -> usize {
         assert!(insns.len() <= other.len(), "{what}: {name}");
     }
     all.iter().filter(|r| r.outcome != Outcome::Skipped).count()
+}
+
+/// Whole programs, with the functions that they call and the descriptors of their maps.
+fn compare_whole(what: &str, bytes: &[u8], target: &Btf, theirs: &Theirs, taken: impl Fn(&str) -> bool) {
+    let object = ObjectFile::parse(bytes).unwrap();
+    let btf = Btf::parse(object.btf.unwrap()).unwrap();
+    let ext = BtfExt::parse(object.btf_ext.unwrap(), &btf).unwrap();
+    let mut code = Relocations::new(bytes, &object, &btf, &ext, Some(target)).unwrap();
+    code.run::<()>(|program| program.section == ".text" || taken(program.name), |_| Ok(())).unwrap();
+    for program in object.programs.iter().filter(|program| taken(program.name)) {
+        let image = Image::of(program, &object, &code);
+        let (_, insns) = theirs.programs.iter().find(|(name, _)| name == program.name).unwrap();
+        let difference = image.difference(insns, |map| theirs.maps.get(map).copied());
+        assert_eq!(difference, None, "{what}: {}", program.name);
+    }
 }
 
 // ---- the corpus ----

@@ -92,6 +92,12 @@ pub struct TraceOptions {
     pub seed: Option<owners::Source>,
     /// Compare with the kernel's counters at the end.
     pub verify: bool,
+    /// End after loading; attach nothing.
+    pub dry_run: bool,
+    /// Where to record what was done to the kernel.
+    pub record: Option<PathBuf>,
+    /// Prove what was loaded before anything is attached; a record implies it.
+    pub strict: bool,
     /// Show libbpf's messages and the verifier's log whole.
     pub verbose: bool,
 }
@@ -144,6 +150,13 @@ fn trace_options() -> Vec<Arg> {
         )
         .value_parser(["auto", "iterator", "proc", "none"])
         .default_value("auto"),
+        flag("dry-run", "Load everything, attach nothing, and leave nothing behind").conflicts_with("verify"),
+        option("record", "FILE", "Write what was done to the kernel to this file, one JSON document; implies --strict")
+            .value_parser(value_parser!(PathBuf)),
+        flag(
+            "strict",
+            "Before attaching, prove that every instruction in the kernel is the object's, relocated by the BTF",
+        ),
         option("object", "FILE", "Load this BPF object instead of the one inside the binary")
             .value_parser(value_parser!(PathBuf)),
         option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
@@ -309,6 +322,9 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
             _ => None,
         },
         verify: matches.get_flag("verify"),
+        dry_run: matches.get_flag("dry-run"),
+        record: matches.remove_one("record"),
+        strict: matches.get_flag("strict"),
         verbose: matches.get_flag("verbose"),
     })
 }

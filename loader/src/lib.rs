@@ -15,6 +15,7 @@ pub mod kernel;
 pub mod object;
 pub mod output;
 pub mod owners;
+pub mod record;
 pub mod ring;
 pub mod tracer;
 pub mod verify;

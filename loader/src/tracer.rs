@@ -20,6 +20,7 @@ use crate::kernel::{bpf, perf};
 use crate::object::{self, Btf, BtfExt, ObjectFile};
 use crate::output::summary::{ByProcess, Lost};
 use crate::owners;
+use crate::record;
 use crate::ring::{Reader, Record};
 
 /// Map names in the object.
@@ -63,6 +64,12 @@ impl Kernel {
         let pmu = host::kprobe_pmu().context(Exit::Host)?;
         let links_tell_missed = btf.field("bpf_link_info", "perf_event.kprobe.missed").is_some();
         Ok(Self { probes: Probes { pmu, links_tell_missed }, btf })
+    }
+
+    /// Its types.
+    #[must_use]
+    pub fn btf(&self) -> &Btf {
+        &self.btf
     }
 
     /// Whether it has this struct.
@@ -126,6 +133,15 @@ pub struct Sizes {
     pub seed: Option<owners::Source>,
 }
 
+/// What else is wanted of loading.
+#[derive(Debug, Default)]
+pub struct Audit<'r> {
+    /// Note what is done, and refuse what cannot be proven before anything is attached.
+    pub record: Option<&'r mut record::Record>,
+    /// Attach nothing.
+    pub dry_run: bool,
+}
+
 /// Programs that run in the kernel, and what they report.
 pub struct Tracer {
     /// What keeps the programs attached. Dropped first.
@@ -141,7 +157,7 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// Load the programs of the first plan that this kernel takes, and attach them.
+    /// Load the programs of the first plan that this kernel takes, and attach them, unless `audit` says otherwise.
     ///
     /// # Errors
     /// [`Exit::Host`] or [`Exit::Object`], according to whose fault it is: that of the last plan.
@@ -152,14 +168,23 @@ impl Tracer {
         btf: &Path,
         settings: Settings,
         sizes: Sizes,
+        audit: &mut Audit<'_>,
     ) -> Result<Self> {
         let mut refusal = anyhow!("there is no plan");
         for plan in plans {
             let settings = Settings { births_by_state: u8::from(plan.births_by_state), ..settings };
-            match Self::start_plan(object, plan, kernel, btf, &settings, sizes) {
+            if let Some(record) = &mut audit.record {
+                record.attempt(&plan);
+            }
+            match Self::start_plan(object, plan, kernel, btf, &settings, sizes, audit) {
                 Ok(tracer) => return Ok(tracer),
                 // Only this plan's hooks were refused; the next has others.
-                Err(error) if error.downcast_ref() == Some(&Exit::Host) => refusal = error,
+                Err(error) if error.downcast_ref() == Some(&Exit::Host) => {
+                    if let Some(record) = &mut audit.record {
+                        record.refused(&error);
+                    }
+                    refusal = error;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -173,6 +198,7 @@ impl Tracer {
         btf: &Path,
         settings: &Settings,
         sizes: Sizes,
+        audit: &mut Audit<'_>,
     ) -> Result<Self> {
         let mut needed = plan.hooks.iter().flat_map(Hook::programs);
         if let Some(program) = needed.find(|program| !object.programs.contains(program)) {
@@ -189,6 +215,13 @@ impl Tracer {
         }
         let wanted = |program: &str| plan.has(program) || (iterator && program == owners::SEED);
         let loaded = load(object, wanted, btf, settings, sizes.max_sockets)?;
+        if let Some(record) = &mut audit.record {
+            record.loaded(object.bytes, &loaded, &kernel.btf)?;
+        }
+        if audit.dry_run {
+            let (links, rings, seeded) = Default::default();
+            return Ok(Self { links, rings, object: loaded, plan, missed: None, seeded });
+        }
         let cpus = host::online_cpus()?;
         let first = *cpus.first().context("no CPU is online")?;
         let rings = cpus.iter().map(|&cpu| open_ring(&loaded, cpu, sizes.perf_pages)).collect::<Result<_>>()?;
@@ -204,6 +237,9 @@ impl Tracer {
         let seeded = owners::seed(&loaded, source, settings.cgroup)?;
         links.extend(attach_all(Purpose::Retransmit)?);
         plan.hooks.retain(|hook| links.iter().any(|link| link.hook() == hook));
+        if let Some(record) = &mut audit.record {
+            record.attached(&plan);
+        }
         Ok(Self { links, rings, object: loaded, plan, missed: None, seeded })
     }
 

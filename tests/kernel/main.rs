@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod actors;
+mod altered;
 mod cases;
 mod claims;
 mod counters;
@@ -16,6 +17,8 @@ mod link;
 mod map;
 mod missed;
 mod process;
+mod schema;
+mod tracee;
 mod tracefs;
 mod workers;
 mod xctl;

@@ -23,8 +23,9 @@ use crate::output::json::Json;
 use crate::output::summary::{self, ByProcess, Summary};
 use crate::output::text::Text;
 use crate::output::{Moment, Output, Ready};
+use crate::record::Record;
 use crate::ring::order::Order;
-use crate::tracer::{self, Kernel, Sizes, Tracer};
+use crate::tracer::{self, Audit, Kernel, Sizes, Tracer};
 use crate::verify::{Report, Source, Verifier};
 
 /// How often the rings are drained while records come.
@@ -39,14 +40,19 @@ const MARGIN_NS: u64 = 20_000_000;
 /// Whatever the message says; [`Exit`] in its chain decides the exit code.
 pub fn run(options: &TraceOptions) -> Result<()> {
     libbpf::collect_messages(options.verbose);
-    let result = trace(options);
+    let audited = options.strict || options.record.is_some();
+    let mut record = audited.then(|| Record::begin(options.record.as_deref())).transpose()?;
+    let result = trace(options, record.as_mut());
     if options.verbose {
         eprint!("{}", libbpf::take_messages());
     }
-    result
+    match record {
+        Some(record) => record.finish(result),
+        None => result,
+    }
 }
 
-fn trace(options: &TraceOptions) -> Result<()> {
+fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> {
     let read; // lives as long as the object
     let bytes = match &options.object {
         None => embedded::object(),
@@ -55,6 +61,9 @@ fn trace(options: &TraceOptions) -> Result<()> {
             &read
         }
     };
+    if let Some(record) = &mut record {
+        record.object(options.object.as_deref(), bytes);
+    }
     let object = tracer::check_object(bytes).with_context(|| match &options.object {
         None => "the object inside this binary".to_string(),
         Some(path) => path.display().to_string(),
@@ -62,6 +71,9 @@ fn trace(options: &TraceOptions) -> Result<()> {
     check_privilege()?;
     let btf = options.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
     let kernel = Kernel::ask(btf)?;
+    if let Some(record) = &mut record {
+        record.btf(btf, kernel.btf());
+    }
     let plans = hooks::choose(options.attach, options.events != Events::Retransmit, &kernel)?;
     let settings = settings(options);
     // Before the programs run, so that no signal can end the process without a summary.
@@ -71,8 +83,10 @@ fn trace(options: &TraceOptions) -> Result<()> {
         None => default_max_sockets()?,
     };
     let sizes = Sizes { max_sockets, perf_pages: options.perf_pages, seed: options.seed };
-    let mut tracer = Tracer::start(&object, plans, &kernel, btf, settings, sizes)?;
+    let mut audit = Audit { record, dry_run: options.dry_run };
+    let mut tracer = Tracer::start(&object, plans, &kernel, btf, settings, sizes, &mut audit)?;
     drop(kernel);
+    let proven = audit.record.as_ref().and_then(|record| record.proven());
     tracer.watch(&waiter)?;
     let mut order = Order::new(MARGIN_NS);
     let verifier = if options.verify {
@@ -92,8 +106,13 @@ fn trace(options: &TraceOptions) -> Result<()> {
         object_sha256: &sha256,
         max_sockets,
         seeded: tracer.seeded.sockets,
+        attached: !options.dry_run,
+        proven,
     })?;
     printer.output.flush()?;
+    if options.dry_run {
+        return Ok(());
+    }
     let deadline = options.duration.and_then(|time| Instant::now().checked_add(time));
     let ended = follow(&mut tracer, &mut order, &waiter, &mut printer, deadline)?;
     if ended == Woken::OutputClosed {

@@ -126,3 +126,110 @@ pub fn set_ring(events: BorrowedFd<'_>, cpu: u32, ring: BorrowedFd<'_>) -> io::R
     // SAFETY: the keys and values of a perf event array are 32-bit numbers.
     unsafe { update_raw(events, std::ptr::from_ref(&cpu).cast(), std::ptr::from_ref(&value).cast(), sys::BPF_ANY) }
 }
+
+/// What the kernel says of a program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProgramInfo {
+    /// Its number.
+    pub id: u32,
+    /// `enum bpf_prog_type`
+    pub program_type: u32,
+    /// Its name, as far as the kernel keeps it: 15 bytes.
+    pub name: String,
+    /// The kernel's own hash of the instructions that it was given.
+    pub tag: [u8; 8],
+    /// Bytes of instructions after verification.
+    pub xlated: u32,
+    /// Bytes of machine code; 0: it is interpreted.
+    pub jited: u32,
+    /// When it was loaded, ns of CLOCK_BOOTTIME.
+    pub load_time: u64,
+    /// Instructions that the verifier went through, each time that it did (5.16 and newer; 0 before).
+    pub verified: u32,
+    /// The maps that it uses, or that were bound to it.
+    pub map_ids: Vec<u32>,
+}
+
+/// What the kernel says of a map.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MapInfo {
+    /// Its number.
+    pub id: u32,
+    /// `enum bpf_map_type`
+    pub map_type: u32,
+    /// Its name, as far as the kernel keeps it: 15 bytes.
+    pub name: String,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Entries that it has room for.
+    pub max_entries: u32,
+    /// `BPF_F_*`
+    pub flags: u32,
+}
+
+/// BPF_OBJ_GET_INFO_BY_FD: fills as much of `info` as this kernel knows.
+///
+/// # Safety
+/// `T` is what the kernel fills in for such a descriptor, and its pointers lead to as much memory as it says.
+unsafe fn object_info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let mut attributes = zeroed();
+    attributes.info.bpf_fd = fd.as_raw_fd() as u32;
+    attributes.info.info_len = size_of::<T>() as u32;
+    attributes.info.info = std::ptr::from_mut(info) as u64;
+    // SAFETY: the kernel writes at most `info_len` bytes to `info`; the caller answers for the rest.
+    unsafe { bpf(sys::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }.map(drop)
+}
+
+/// A name that ends at the first NUL.
+fn name(bytes: &[std::ffi::c_char]) -> String {
+    let bytes: Vec<u8> = bytes.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// What the kernel says of a program.
+///
+/// # Errors
+/// With the kernel's errno.
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    let mut map_ids = vec![0; 64]; // the most that a program can use (MAX_USED_MAPS)
+    let mut info = sys::bpf_prog_info {
+        nr_map_ids: map_ids.len() as u32,
+        map_ids: map_ids.as_mut_ptr() as u64,
+        ..Default::default()
+    };
+    // SAFETY: it is a program's; of what can be asked for only the map ids are, and there is room for as many as it says.
+    unsafe { object_info(program, &mut info) }?;
+    map_ids.truncate(info.nr_map_ids as usize);
+    Ok(ProgramInfo {
+        id: info.id,
+        program_type: info.type_,
+        name: name(&info.name),
+        tag: info.tag,
+        xlated: info.xlated_prog_len,
+        jited: info.jited_prog_len,
+        load_time: info.load_time,
+        verified: info.verified_insns,
+        map_ids,
+    })
+}
+
+/// What the kernel says of a map.
+///
+/// # Errors
+/// With the kernel's errno.
+pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    let mut info = sys::bpf_map_info::default();
+    // SAFETY: it is a map's, and nothing in it points anywhere.
+    unsafe { object_info(map, &mut info) }?;
+    Ok(MapInfo {
+        id: info.id,
+        map_type: info.type_,
+        name: name(&info.name),
+        key_size: info.key_size,
+        value_size: info.value_size,
+        max_entries: info.max_entries,
+        flags: info.map_flags,
+    })
+}

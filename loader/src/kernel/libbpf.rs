@@ -10,7 +10,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result, anyhow, bail};
 use libbpf_sys as sys;
 
+use super::calls::{Account, By};
 use crate::fault::Exit;
+
+/// The object's name, with which libbpf begins those of the maps that it makes for variables.
+const NAME: &CStr = c"xctl";
 
 /// What libbpf says while it works, verifier logs included.
 static MESSAGES: Mutex<Messages> = Mutex::new(Messages { text: Vec::new(), debug: false });
@@ -112,10 +116,11 @@ impl Open {
         let btf = c_string(btf.to_str().ok_or_else(|| anyhow!("{} is not UTF-8", btf.display()))?)?;
         let options = sys::bpf_object_open_opts {
             sz: size_of::<sys::bpf_object_open_opts>() as _,
-            object_name: c"xctl".as_ptr(),
+            object_name: NAME.as_ptr(),
             btf_custom_path: btf.as_ptr(),
             ..Default::default()
         };
+        let _account = Account::of(By::Libbpf);
         // SAFETY: the buffer and the options, with the strings they point to, outlive the call; libbpf keeps copies.
         let object = unsafe { sys::bpf_object__open_mem(object.as_ptr().cast(), object.len() as _, &options) };
         match NonNull::new(object) {
@@ -177,6 +182,7 @@ impl Open {
     /// # Errors
     /// With the kernel's errno; [`take_messages`] then holds the verifier log.
     pub fn load(self) -> Result<Loaded, io::Error> {
+        let _account = Account::of(By::Libbpf);
         // SAFETY: the object is open and was not loaded before.
         let result = unsafe { sys::bpf_object__load(self.object.as_ptr()) };
         if result < 0 {
@@ -206,6 +212,44 @@ impl Loaded {
             if program.is_null() { -1 } else { sys::bpf_program__fd(program) }
         };
         self.borrow(fd, || format!("program {name}"))
+    }
+
+    /// The programs that are in the kernel, by name, in the order of the object.
+    pub fn programs(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let mut all = Vec::new();
+        let mut program = ptr::null_mut();
+        loop {
+            // SAFETY: the object is open; a null program asks for the first.
+            program = unsafe { sys::bpf_object__next_program(self.object.as_ptr(), program) };
+            if program.is_null() {
+                return all;
+            }
+            // SAFETY: the program belongs to this object; its name is NUL-terminated and lives as long as that.
+            let (name, fd) =
+                unsafe { (CStr::from_ptr(sys::bpf_program__name(program)), sys::bpf_program__fd(program)) };
+            let name = name.to_string_lossy().into_owned();
+            // The others were not asked for.
+            all.extend(self.borrow(fd, String::new).ok().map(|fd| (name, fd)));
+        }
+    }
+
+    /// The maps, by their names in the object: of those for variables, their section's.
+    pub fn maps(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let mut all = Vec::new();
+        let mut map = ptr::null_mut();
+        loop {
+            // SAFETY: the object is open; a null map asks for the first.
+            map = unsafe { sys::bpf_object__next_map(self.object.as_ptr(), map) };
+            if map.is_null() {
+                return all;
+            }
+            // SAFETY: the map belongs to this object; its name is NUL-terminated and lives as long as that.
+            let (name, fd) = unsafe { (CStr::from_ptr(sys::bpf_map__name(map)), sys::bpf_map__fd(map)) };
+            let name = name.to_string_lossy();
+            let section = name.strip_prefix(&*NAME.to_string_lossy()).filter(|rest| rest.starts_with('.'));
+            let name = section.unwrap_or(&name).to_owned();
+            all.extend(self.borrow(fd, String::new).ok().map(|fd| (name, fd)));
+        }
     }
 
     /// How many runs of a program the kernel has skipped, since it was running on that CPU already. Before 5.12 kernels

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)] // the one place
 
 pub mod bpf;
+pub mod calls;
 pub mod host;
 pub mod libbpf;
 pub mod mmap;

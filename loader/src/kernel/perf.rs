@@ -9,7 +9,7 @@ use libbpf_sys as sys;
 /// Linux has the same number on x86_64 and aarch64: `_IO('$', 0)` and `_IOW('$', 8, __u32)`; libbpf-sys does not have
 /// them, as bindgen cannot evaluate the macros.
 mod ioctls {
-    nix::ioctl_none!(enable, b'$', 0);
+    nix::ioctl_write_int_bad!(enable, nix::request_code_none!(b'$', 0));
     nix::ioctl_write_int!(set_bpf, b'$', 8);
 }
 
@@ -44,8 +44,8 @@ fn attributes() -> sys::perf_event_attr {
 /// # Errors
 /// With the kernel's errno.
 pub fn enable(event: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: an ioctl without an argument on a perf event.
-    unsafe { ioctls::enable(event.as_raw_fd()) }?;
+    // SAFETY: the argument is a set of flags (PERF_IOC_FLAG_GROUP), though the request's number says that there is none.
+    unsafe { ioctls::enable(event.as_raw_fd(), 0) }?;
     Ok(())
 }
 

@@ -34,7 +34,7 @@ pub struct MapDefinition {
 impl MapDefinition {
     /// The type's name.
     pub fn type_name(&self) -> &'static str {
-        self.map_type.and_then(|number| TYPES.get(number as usize)).copied().unwrap_or("unknown")
+        self.map_type.map_or("unknown", map_type_name)
     }
 
     /// The flags' names, for those that have one.
@@ -42,6 +42,11 @@ impl MapDefinition {
         let flags = self.flags.unwrap_or(0);
         FLAGS.iter().filter(|(bit, _)| flags & (1 << bit) != 0).map(|(_, name)| *name).collect()
     }
+}
+
+/// The name of a map type.
+pub fn map_type_name(number: u32) -> &'static str {
+    TYPES.get(number as usize).copied().unwrap_or("unknown")
 }
 
 /// Names of `enum bpf_map_type`, as libbpf and bpftool print them.

@@ -7,7 +7,7 @@
 //! - [`elf`]: the object file, by the `object` crate; [`second_opinion`]: the same bytes by `goblin`, compared.
 //! - [`btf`]: types, members, sizes.
 //! - [`btf_ext`]: which instruction came from which line, and the CO-RE relocations; [`relo`]: what they come to on a given
-//!   kernel; [`insn`]: instructions before and after.
+//!   kernel; [`insn`]: instructions before and after; [`image`]: a whole program as it must reach the kernel.
 //! - [`cdef`]: C definitions of kernel types, made from BTF.
 //! - [`source`]: reads BTF from a file, raw or inside an ELF file.
 
@@ -18,6 +18,7 @@ pub mod elf;
 pub mod facts;
 pub mod helpers;
 pub mod hook;
+pub mod image;
 pub mod insn;
 pub mod maps;
 pub mod nearest;

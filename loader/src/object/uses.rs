@@ -50,9 +50,14 @@ impl<'o, 'a> Places<'o, 'a> {
     }
 
     /// The relocation at a place, if there is one.
-    fn relocation_at(&self, section: usize, offset: u64) -> Option<&'o Relocation> {
+    pub(super) fn relocation_at(&self, section: usize, offset: u64) -> Option<&'o Relocation> {
         let found = self.by_place.binary_search_by_key(&(section, offset), |r| (r.section, r.offset)).ok()?;
         self.by_place.get(found).copied()
+    }
+
+    /// The map that begins at byte `offset` of a section.
+    pub(super) fn map_at(&self, section: u16, offset: u64) -> Option<&'a str> {
+        self.named_at(section, offset).filter(|symbol| symbol.value == offset).map(|symbol| symbol.name)
     }
 
     /// The map or variable at byte `offset` of a section.

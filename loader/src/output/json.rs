@@ -142,6 +142,7 @@ struct ReadyRecord<'a> {
     object_sha256: &'a str,
     max_sockets: u32,
     seeded: usize,
+    proven: Option<bool>,
 }
 
 /// `serialize_with` hands over a reference to the field, which is one already.
@@ -172,7 +173,7 @@ impl<W: Write> Output for Json<W> {
     fn ready(&mut self, ready: &Ready<'_>) -> io::Result<()> {
         let hooks = ready.plan.hooks.iter().flat_map(|hook| hook.programs().map(move |program| (hook, program)));
         self.line(&ReadyRecord {
-            r#type: "ready",
+            r#type: if ready.attached { "ready" } else { "loaded" },
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION"),
             attach: ready.plan.name,
@@ -183,6 +184,7 @@ impl<W: Write> Output for Json<W> {
             object_sha256: ready.object_sha256,
             max_sockets: ready.max_sockets,
             seeded: ready.seeded,
+            proven: ready.proven,
         })
     }
 

@@ -24,6 +24,10 @@ pub struct Ready<'a> {
     pub max_sockets: u32,
     /// Sockets known before the first event.
     pub seeded: usize,
+    /// False: everything was only loaded.
+    pub attached: bool,
+    /// What is in the kernel was proven to be what the object says; none if that was not asked for.
+    pub proven: Option<bool>,
 }
 
 /// What user space adds to an event.
@@ -37,7 +41,7 @@ pub struct Moment {
 
 /// A format to print in.
 pub trait Output {
-    /// Everything is attached.
+    /// Everything is attached, or loaded if nothing is to be attached.
     ///
     /// # Errors
     /// If standard output does not take it; so for the other three.

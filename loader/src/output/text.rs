@@ -91,6 +91,11 @@ fn verified(out: &mut impl Write, report: &Report) -> io::Result<()> {
 
 impl<W: Write> Output for Text<W> {
     fn ready(&mut self, ready: &Ready<'_>) -> io::Result<()> {
+        if !ready.attached {
+            let proven = if ready.proven == Some(true) { ", proven to be what the object says" } else { "" };
+            let (hooks, name) = (ready.plan.hooks.len(), ready.plan.name);
+            return writeln!(self.out, "loaded the programs of {hooks} hooks ({name}){proven}; attached nothing");
+        }
         eprintln!(
             "xctl: tracing TCP retransmits with {} hooks ({}); Ctrl-C ends",
             ready.plan.hooks.len(),

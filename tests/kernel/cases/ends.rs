@@ -42,7 +42,7 @@ pub fn signals(set: Set, _family: Family) -> Outcome {
 }
 
 /// Programs and maps in the kernel, as `prog_id 17`.
-fn bpf_objects() -> Result<BTreeSet<String>> {
+pub fn bpf_objects() -> Result<BTreeSet<String>> {
     let mut objects = BTreeSet::new();
     for kind in ["prog", "map"] {
         let output = tool("bpftool").args(["-j", kind, "show"]).output().context("starting bpftool")?;

@@ -16,6 +16,7 @@ mod listeners;
 mod lossy_link;
 mod lost_syn;
 mod mptcp;
+mod record;
 mod refusals;
 mod reused_pid;
 mod send_events;
@@ -31,6 +32,8 @@ const V4: &[Family] = &[Family::V4];
 /// Also the set that `auto` takes only where fentry is missing.
 const EVERY: &[Set] = &[Set::Kprobe, Set::Mixed, Set::Auto, Set::Tracepoint, Set::Fentry];
 const AUTO: &[Set] = &[Set::Auto];
+/// Every kind of program: `auto` has kprobes where there are any.
+const FACTS: &[Set] = &[Set::Auto, Set::Fentry];
 
 macro_rules! case {
     ($name:literal, $sets:expr, $families:expr, $run:path) => {
@@ -71,6 +74,14 @@ pub const ALL: &[Case] = &[
     case!("reused_pid",           AUTO,     V4,   reused_pid::run),
     case!("kinds",                Set::ALL, V4,   kinds::run),
     case!("same_as_ss",           AUTO,     BOTH, ss::run),
+    case!("record_calls",         AUTO,     V4,   record::calls),
+    case!("record_strace",        AUTO,     V4,   record::strace),
+    case!("record_facts",         FACTS,    V4,   record::facts),
+    case!("record_altered",       AUTO,     V4,   record::altered),
+    case!("record_failed",        AUTO,     V4,   record::failed),
+    case!("altered_objects",      AUTO,     V4,   record::altered_objects),
+    case!("dry_run",              AUTO,     V4,   record::dry_run),
+    case!("inspect_as_nobody",    AUTO,     V4,   record::inspect_as_nobody),
     case!("no_privilege",         AUTO,     V4,   refusals::no_privilege),
     case!("no_btf",               AUTO,     V4,   refusals::no_btf),
     case!("no_kprobes",           AUTO,     V4,   refusals::no_kprobes),

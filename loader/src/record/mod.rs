@@ -1,0 +1,360 @@
+//! The record of a run (`--record`): one JSON document of everything that xctl, libbpf included, did to the kernel, and the
+//! proof that what was loaded is the object, relocated as its own data and the BTF say, and nothing else.
+//!
+//! - [`document`]: the file. Calls are written as they are made, so that a long run takes no memory; the rest at the end.
+//! - [`decode`]: a call, with names for numbers.
+//! - [`proof`]: every instruction that was handed over, and the kernel's own hash of it; [`tag`]: that hash.
+//! - [`host`]: capabilities, and the addresses of symbols.
+//!
+//! `schema.json` beside this file describes the document.
+
+mod decode;
+mod document;
+mod host;
+pub mod proof;
+pub mod tag;
+
+use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use anyhow::{Context, Error, Result, anyhow};
+use serde::Serialize;
+
+use crate::fault::Exit;
+use crate::hooks::{Hook, Kind, Plan};
+use crate::kernel::bpf::{self, MapInfo, ProgramInfo};
+use crate::kernel::calls::{Recording, word};
+use crate::kernel::host::kprobe_pmu;
+use crate::kernel::libbpf::Loaded;
+use crate::object::elf::INSN_SIZE;
+use crate::object::facts::{MapFacts, hex};
+use crate::object::{Btf, maps};
+use document::Document;
+use host::Capabilities;
+use proof::{Proof, Unproven};
+
+/// The document's schema, in the language of JSON Schema.
+pub const SCHEMA: &str = include_str!("schema.json");
+
+/// A file or part of one, by its content.
+#[derive(Clone, Debug, Serialize)]
+struct Content {
+    /// Null: the object inside this binary.
+    path: Option<String>,
+    bytes: usize,
+    sha256: String,
+}
+
+impl Content {
+    fn of(path: Option<&Path>, bytes: &[u8]) -> Self {
+        let path = path.map(|path| path.display().to_string());
+        Self { path, bytes: bytes.len(), sha256: hex(&hmac_sha256::Hash::hash(bytes)) }
+    }
+}
+
+/// Hooks that were tried together.
+#[derive(Clone, Debug, Serialize)]
+struct Attempt {
+    attach: &'static str,
+    /// Why this kernel did not take them; null if it did.
+    refused: Option<String>,
+}
+
+/// A program in the kernel.
+#[derive(Clone, Debug, Serialize)]
+struct ProgramRecord {
+    name: String,
+    id: u32,
+    #[serde(rename = "type")]
+    program_type: String,
+    /// The kernel's hash of what it was given, and what kind of hash that is.
+    tag: String,
+    tag_hash: Option<tag::Hash>,
+    /// Instructions that the kernel was given.
+    insns: usize,
+    /// Instructions after verification.
+    insns_verified: u32,
+    /// Bytes of machine code; null if it is interpreted.
+    jited_bytes: Option<u32>,
+    /// Instructions that the verifier went through; null where the kernel does not tell.
+    verifier_steps: Option<u32>,
+    /// How long loading it took.
+    load_ns: u64,
+    /// When it was loaded, by CLOCK_BOOTTIME.
+    loaded_boottime_ns: u64,
+    map_ids: Vec<u32>,
+    /// CO-RE relocations: those that were applied, and those that do not resolve on this kernel.
+    relocations: usize,
+    poisoned: usize,
+    proven: bool,
+}
+
+/// A map's properties.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+struct MapShape {
+    #[serde(rename = "type")]
+    map_type: &'static str,
+    key_size: Option<u32>,
+    value_size: Option<u32>,
+    max_entries: Option<u32>,
+    flags: u32,
+}
+
+impl MapShape {
+    fn defined(map: &MapFacts) -> Self {
+        Self {
+            map_type: map.map_type,
+            key_size: map.key_size,
+            value_size: map.value_size,
+            max_entries: map.max_entries,
+            flags: map.flags,
+        }
+    }
+
+    /// From the attributes of BPF_MAP_CREATE.
+    fn asked(attributes: &[u8]) -> Self {
+        let word = |at| word(attributes, at);
+        Self {
+            map_type: maps::map_type_name(word(0).unwrap_or(0)),
+            key_size: word(4),
+            value_size: word(8),
+            max_entries: word(12),
+            flags: word(16).unwrap_or(0),
+        }
+    }
+
+    fn created(info: &MapInfo) -> Self {
+        Self {
+            map_type: maps::map_type_name(info.map_type),
+            key_size: Some(info.key_size),
+            value_size: Some(info.value_size),
+            max_entries: Some(info.max_entries),
+            flags: info.flags,
+        }
+    }
+}
+
+/// A map in the kernel.
+#[derive(Clone, Debug, Serialize)]
+struct MapRecord {
+    name: String,
+    id: u32,
+    /// As the object defines it.
+    defined: Option<MapShape>,
+    /// As the kernel was asked for it.
+    asked: Option<MapShape>,
+    /// As the kernel says that it is.
+    created: MapShape,
+}
+
+/// A hook.
+#[derive(Clone, Debug, Serialize)]
+struct HookRecord {
+    hook: Kind,
+    target: &'static str,
+    program: &'static str,
+    /// The kernel function that is probed, or that runs the tracepoint's programs.
+    symbol: String,
+    /// Its address; null if the kernel hides it, or has several of that name.
+    address: Option<String>,
+    attached: bool,
+}
+
+impl HookRecord {
+    fn new(hook: &Hook, program: &'static str) -> Self {
+        let target = hook.target_name();
+        let symbol = match hook.kind {
+            Kind::RawTracepoint => format!("__traceiter_{target}"),
+            Kind::Kprobe | Kind::Kretprobe | Kind::Fentry | Kind::Fexit => target.to_owned(),
+        };
+        Self { hook: hook.kind, target, program, symbol, address: None, attached: false }
+    }
+}
+
+/// What comes after the calls.
+#[derive(Debug, Default, Serialize)]
+struct Facts {
+    object: Option<Content>,
+    btf: Option<Content>,
+    capabilities: Option<Capabilities>,
+    attempts: Vec<Attempt>,
+    programs: Vec<ProgramRecord>,
+    maps: Vec<MapRecord>,
+    hooks: Vec<HookRecord>,
+    /// Whether every program is proven; null if it did not come to that.
+    proven: Option<bool>,
+    unproven: Vec<Unproven>,
+    exit_code: u8,
+    error: Option<String>,
+}
+
+/// A run that is watched. Without a file, it is only proven.
+#[derive(Debug)]
+pub struct Record {
+    recording: Recording,
+    document: Option<Document>,
+    facts: Facts,
+}
+
+impl Record {
+    /// Watch from now on, and write to `file`, if there is one.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`], if it cannot be written.
+    pub fn begin(file: Option<&Path>) -> Result<Self> {
+        let document = file.map(Document::begin).transpose().context(Exit::Usage)?;
+        let pmu = kprobe_pmu().ok().flatten().map(|pmu| pmu.pmu);
+        let sink = document.as_ref().map(Document::calls);
+        let recording = Recording::begin(
+            pmu,
+            Box::new(move |call, known| {
+                if let Some(sink) = &sink {
+                    sink.add(call, known);
+                }
+            }),
+        );
+        Ok(Self { recording, document, facts: Facts { capabilities: Capabilities::ask(), ..Facts::default() } })
+    }
+
+    /// The object that is going to be loaded; no path: the one inside this binary.
+    pub fn object(&mut self, path: Option<&Path>, bytes: &[u8]) {
+        self.facts.object = Some(Content::of(path, bytes));
+    }
+
+    /// The types against which it is relocated.
+    pub fn btf(&mut self, path: &Path, btf: &Btf) {
+        self.facts.btf = Some(Content::of(Some(path), btf.bytes()));
+    }
+
+    /// These hooks are tried next. What was loaded for others is gone.
+    pub fn attempt(&mut self, plan: &Plan) {
+        self.facts.attempts.push(Attempt { attach: plan.name, refused: None });
+        (self.facts.programs, self.facts.maps) = Default::default();
+        (self.facts.proven, self.facts.unproven) = Default::default();
+        let programs = plan.hooks.iter().flat_map(|hook| hook.programs().map(move |program| (hook, program)));
+        self.facts.hooks = programs.map(|(hook, program)| HookRecord::new(hook, program)).collect();
+    }
+
+    /// This kernel did not take them.
+    pub fn refused(&mut self, error: &Error) {
+        if let Some(attempt) = self.facts.attempts.last_mut() {
+            attempt.refused = Some(format!("{error:#}"));
+        }
+    }
+
+    /// Everything was loaded: note what the kernel says of it, and prove that it is what the object says.
+    ///
+    /// # Errors
+    /// [`Exit::Object`], naming program and instruction, if something in it cannot be explained.
+    pub fn loaded(&mut self, object: &[u8], loaded: &Loaded, btf: &Btf) -> Result<()> {
+        let proof = Proof::new(object, btf, &loaded.programs())?;
+        let mut ids = BTreeMap::new();
+        for (name, map) in loaded.maps() {
+            let info = bpf::map_info(map).with_context(|| format!("cannot ask about map {name}"))?;
+            ids.insert(name.clone(), (info.id, map.as_raw_fd()));
+            self.facts.maps.push(MapRecord {
+                id: info.id,
+                defined: proof.map(&name).map(MapShape::defined),
+                asked: self.recording.asked(map.as_raw_fd()).map(|attributes| MapShape::asked(&attributes)),
+                created: MapShape::created(&info),
+                name,
+            });
+        }
+        for (name, program) in loaded.programs() {
+            let info = bpf::program_info(program).with_context(|| format!("cannot ask about program {name}"))?;
+            let sent = self.recording.sent(program.as_raw_fd());
+            let insns = sent.as_ref().map_or(&[][..], |sent| &sent.insns);
+            let tag_hash = tag::of(insns, info.tag);
+            let unproven = proof.check(&name, insns, &info, tag_hash, &ids);
+            let (relocations, poisoned) = proof.relocations(&name);
+            self.facts.programs.push(ProgramRecord {
+                tag_hash,
+                insns: insns.len() / INSN_SIZE as usize,
+                load_ns: sent.as_ref().map_or(0, |sent| u64::try_from(sent.took.as_nanos()).unwrap_or(u64::MAX)),
+                relocations,
+                poisoned,
+                proven: unproven.is_none(),
+                ..ProgramRecord::new(name, &info)
+            });
+            self.facts.unproven.extend(unproven);
+        }
+        self.facts.proven = Some(self.facts.unproven.is_empty() && !self.facts.programs.is_empty());
+        if let Some(document) = &self.document {
+            document.flush();
+            let symbols: Vec<_> = self.facts.hooks.iter().map(|hook| hook.symbol.clone()).collect();
+            let addresses = host::addresses(&symbols);
+            for hook in &mut self.facts.hooks {
+                hook.address = addresses.get(&hook.symbol).map(|address| format!("{address:#x}"));
+            }
+        }
+        match self.facts.unproven.first() {
+            None => Ok(()),
+            Some(first) => {
+                let more = self.facts.unproven.len() - 1;
+                let more = if more > 0 { format!(" (and {more} programs more)") } else { String::new() };
+                Err(anyhow!("what is in the kernel is not what the object says: {first}{more}").context(Exit::Object))
+            }
+        }
+    }
+
+    /// The hooks of this plan are attached: those of the last attempt but for optional ones that this kernel has not got.
+    pub fn attached(&mut self, plan: &Plan) {
+        for record in &mut self.facts.hooks {
+            let is = |hook: &Hook| hook.kind == record.hook && hook.target_name() == record.target;
+            record.attached =
+                plan.hooks.iter().any(|hook| is(hook) && hook.programs().any(|own| own == record.program));
+        }
+        if let Some(document) = &self.document {
+            document.flush();
+        }
+    }
+
+    /// Whether what is loaded was proven.
+    #[must_use]
+    pub fn proven(&self) -> Option<bool> {
+        self.facts.proven
+    }
+
+    /// The run is over: put the document in its place, whatever became of the run, and hand that on.
+    ///
+    /// # Errors
+    /// That of the run, or that the document could not be written.
+    pub fn finish(mut self, result: Result<()>) -> Result<()> {
+        let Some(document) = self.document.take() else { return result };
+        if let Err(error) = &result
+            && !crate::commands::is_closed_pipe(error)
+        {
+            self.facts.exit_code = Exit::code_of(error);
+            self.facts.error = Some(format!("{error:#}"));
+        }
+        drop(self.recording);
+        match (document.finish(&self.facts), result) {
+            (Ok(()), result) => result,
+            (Err(error), Ok(())) => Err(error),
+            (Err(record), Err(error)) => Err(error.context(format!("and {record:#}"))),
+        }
+    }
+}
+
+impl ProgramRecord {
+    fn new(name: String, info: &ProgramInfo) -> Self {
+        Self {
+            name,
+            id: info.id,
+            program_type: decode::program_type(info.program_type).into_owned(),
+            tag: hex(&info.tag),
+            tag_hash: None,
+            insns: 0,
+            insns_verified: info.xlated / INSN_SIZE as u32,
+            jited_bytes: (info.jited > 0).then_some(info.jited),
+            verifier_steps: (info.verified > 0).then_some(info.verified),
+            load_ns: 0,
+            loaded_boottime_ns: info.load_time,
+            map_ids: info.map_ids.clone(),
+            relocations: 0,
+            poisoned: 0,
+            proven: false,
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The proof that a program in the kernel is the one in the object.
+//!
+//! 1. Our own resolver computes every CO-RE relocation from the object and the BTF; libbpf's part in what it handed to
+//!    the kernel is then compared with that, instruction by instruction ([`Image`]).
+//! 2. The kernel's own hash of what it received, the tag, is that of what was handed over ([`super::tag`]). Maps' descriptors
+//!    and offsets in them are not in that hash; so
+//! 3. the maps that the kernel says the program uses are those that the object's relocations name, and the `.rodata` that
+//!    libbpf binds to every program.
+//!
+//! What the verifier makes of the program afterwards is not compared: it replaces helper calls, accesses to contexts and maps,
+//! and drops what cannot run.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::convert::Infallible;
+use std::fmt;
+use std::os::fd::BorrowedFd;
+
+use anyhow::{Context, Result, anyhow};
+use serde::Serialize;
+
+use super::tag::Hash;
+use crate::fault::Exit;
+use crate::kernel::bpf::ProgramInfo;
+use crate::object::elf::INSN_SIZE;
+use crate::object::facts::{Facts, MapFacts, hex};
+use crate::object::image::Image;
+use crate::object::insn::Insn;
+use crate::object::relo::Outcome;
+use crate::object::{Btf, BtfExt, ObjectFile, Relocations};
+
+/// What in a program cannot be explained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unproven {
+    /// The program.
+    pub program: String,
+    /// The instruction, counted from the beginning of the program; null if it is about the whole.
+    pub insn: Option<usize>,
+    /// What is wrong.
+    pub why: String,
+}
+
+impl fmt::Display for Unproven {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.insn {
+            Some(insn) => write!(f, "program {}, instruction {insn}: {}", self.program, self.why),
+            None => write!(f, "program {}: {}", self.program, self.why),
+        }
+    }
+}
+
+/// What a program must be.
+#[derive(Debug, Default)]
+struct Wanted<'a> {
+    image: Image<'a>,
+    applied: usize,
+    poisoned: usize,
+}
+
+/// What an object's programs must be on a kernel of these types.
+#[derive(Debug)]
+pub struct Proof<'a> {
+    programs: HashMap<String, Wanted<'a>>,
+    maps: Vec<MapFacts>,
+}
+
+impl<'a> Proof<'a> {
+    /// Relocate the programs that were loaded.
+    ///
+    /// # Errors
+    /// [`Exit::Object`], if the object does not allow it: libbpf would not have loaded it either.
+    pub fn new(bytes: &'a [u8], target: &Btf, loaded: &[(String, BorrowedFd<'_>)]) -> Result<Self> {
+        let names: BTreeSet<&str> = loaded.iter().map(|(name, _)| name.as_str()).collect();
+        Self::relocate(bytes, target, &names).context(Exit::Object)
+    }
+
+    fn relocate(bytes: &'a [u8], target: &Btf, loaded: &BTreeSet<&str>) -> Result<Self> {
+        let object = ObjectFile::parse(bytes)?;
+        let btf = Btf::parse(object.btf.context("it has no .BTF section")?)?;
+        let ext = object.btf_ext.map(|data| BtfExt::parse(data, &btf)).transpose()?.unwrap_or_default();
+        let mut code = Relocations::new(bytes, &object, &btf, &ext, Some(target))?;
+        let maps = Facts::of(bytes, &object, Some(&btf), &code).map_err(|what| anyhow!(what))?.maps;
+        let mut programs: HashMap<String, Wanted<'a>> = HashMap::new();
+        let counted: Result<(), Infallible> = code.run(
+            |program| loaded.contains(program.name) || program.section == ".text",
+            |relocated| {
+                if let Some(program) = relocated.program {
+                    let wanted = programs.entry(program.name.to_owned()).or_default();
+                    match relocated.outcome {
+                        Outcome::Applied => wanted.applied += 1,
+                        Outcome::Poisoned(_) => wanted.poisoned += 1,
+                        Outcome::Refused(_) | Outcome::Skipped | Outcome::Unresolved => {}
+                    }
+                }
+                Ok(())
+            },
+        );
+        let Ok(()) = counted;
+        for program in object.programs.iter().filter(|program| loaded.contains(program.name)) {
+            programs.entry(program.name.to_owned()).or_default().image = Image::of(program, &object, &code);
+        }
+        Ok(Self { programs, maps })
+    }
+
+    /// A map as the object defines it.
+    #[must_use]
+    pub fn map(&self, name: &str) -> Option<&MapFacts> {
+        self.maps.iter().find(|map| map.name == name)
+    }
+
+    /// How many CO-RE relocations of a program were applied, and how many do not resolve on this kernel.
+    #[must_use]
+    pub fn relocations(&self, program: &str) -> (usize, usize) {
+        self.programs.get(program).map_or((0, 0), |wanted| (wanted.applied, wanted.poisoned))
+    }
+
+    /// What cannot be explained in a program of which the kernel was given `sent`, and says `info`; `hash` is what kind
+    /// of hash of these its tag is, if any. `maps` are ids and descriptors by name.
+    #[must_use]
+    pub fn check(
+        &self,
+        program: &str,
+        sent: &[u8],
+        info: &ProgramInfo,
+        hash: Option<Hash>,
+        maps: &BTreeMap<String, (u32, i32)>,
+    ) -> Option<Unproven> {
+        let wrong = |insn, why| Some(Unproven { program: program.to_owned(), insn, why });
+        let Some(wanted) = self.programs.get(program) else {
+            return wrong(None, "the object has no such program".to_owned());
+        };
+        if sent.is_empty() {
+            return wrong(None, "nobody saw how it was loaded".to_owned());
+        }
+        let insns: Vec<Insn> = sent
+            .chunks_exact(INSN_SIZE as usize)
+            .filter_map(|bytes| Some(Insn::decode(bytes.try_into().ok()?, cfg!(target_endian = "big"))))
+            .collect();
+        let descriptor = |name: &str| maps.get(name).map(|(_, fd)| *fd);
+        if let Some(difference) = wanted.image.difference(&insns, descriptor) {
+            let (function, found, expected) = (difference.function, difference.found, difference.expected);
+            return wrong(Some(difference.insn), format!("({function}) it is {found}, and must be {expected}"));
+        }
+        if hash.is_none() {
+            let tag = hex(&info.tag);
+            return wrong(None, format!("its tag, {tag}, is not the hash of what the kernel was handed"));
+        }
+        let used: BTreeSet<u32> = wanted.image.maps().filter_map(|name| maps.get(name)).map(|(id, _)| *id).collect();
+        let has: BTreeSet<u32> = info.map_ids.iter().copied().collect();
+        let bound: BTreeSet<u32> =
+            maps.iter().filter(|(name, _)| name.starts_with(".rodata")).map(|(_, (id, _))| *id).collect();
+        let (more, fewer): (Vec<_>, Vec<_>) =
+            (has.difference(&used).filter(|id| !bound.contains(id)).collect(), used.difference(&has).collect());
+        if !more.is_empty() || !fewer.is_empty() {
+            return wrong(None, format!("it uses maps {has:?}, and the object says {used:?}"));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::path::Path;
+
+    use super::*;
+    use crate::embedded;
+    use crate::object::{KERNEL_BTF, read_btf};
+
+    /// What the kernel would be handed, were every program faultless: descriptors count from 100, ids from 1.
+    fn handed(proof: &Proof<'_>, program: &str) -> (Vec<Insn>, BTreeMap<String, (u32, i32)>) {
+        let maps: BTreeMap<_, _> =
+            proof.maps.iter().zip(1..).map(|(map, id)| (map.name.clone(), (id, 100 + id as i32))).collect();
+        let image = &proof.programs[program].image;
+        // Finding what each instruction must be by trying: what is missing is named.
+        (image.fill(|name| maps[name].1), maps)
+    }
+
+    fn bytes(insns: &[Insn]) -> Vec<u8> {
+        insns.iter().flat_map(|insn| insn.encode(cfg!(target_endian = "big"))).collect()
+    }
+
+    fn for_each_program(mut each: impl FnMut(&Proof<'_>, &str, Vec<Insn>, BTreeMap<String, (u32, i32)>, ProgramInfo)) {
+        let Ok(target) = read_btf(Path::new(KERNEL_BTF)) else {
+            return println!("skipped: needs {KERNEL_BTF}");
+        };
+        let target = Btf::from_vec(target).unwrap();
+        let object = ObjectFile::parse(embedded::object()).unwrap();
+        let names: BTreeSet<&str> = object.programs.iter().map(|program| program.name).collect();
+        let proof = Proof::relocate(embedded::object(), &target, &names).unwrap();
+        assert!(names.len() > 30);
+        for name in names {
+            let (insns, maps) = handed(&proof, name);
+            let map_ids = proof.programs[name].image.maps().map(|map| maps[map].0).collect();
+            each(&proof, name, insns, maps, ProgramInfo { map_ids, ..ProgramInfo::default() });
+        }
+    }
+
+    #[test]
+    fn no_instruction_of_any_program_can_be_altered_unnoticed() {
+        for_each_program(|proof, name, mut insns, maps, info| {
+            let check = |insns: &[Insn]| proof.check(name, &bytes(insns), &info, Some(Hash::Sha1), &maps);
+            assert_eq!(check(&insns), None, "{name}");
+            for at in 0..insns.len() {
+                let good = insns[at];
+                for bad in [
+                    Insn { imm: good.imm ^ 1, ..good },
+                    Insn { off: good.off ^ 8, ..good },
+                    Insn { dst: good.dst ^ 1, ..good },
+                    Insn { src: good.src ^ 2, ..good },
+                    Insn { code: good.code ^ 0x10, ..good },
+                ] {
+                    insns[at] = bad;
+                    let found = check(&insns).unwrap_or_else(|| panic!("{name}, {at}: {bad:?}"));
+                    assert_eq!((found.program.as_str(), found.insn), (name, Some(at)), "{found}");
+                }
+                insns[at] = good;
+            }
+            let last = insns.pop().unwrap();
+            assert_eq!(check(&insns).unwrap().insn, Some(insns.len()));
+            insns.extend([last, last]);
+            assert_eq!(check(&insns).unwrap().insn, Some(insns.len() - 1));
+        });
+    }
+
+    #[test]
+    fn another_tag_and_other_maps_are_noticed() {
+        for_each_program(|proof, name, insns, maps, info| {
+            let insns = bytes(&insns);
+            let other = |info: ProgramInfo| proof.check(name, &insns, &info, Some(Hash::Sha1), &maps).unwrap().why;
+            let why = proof.check(name, &insns, &info, None, &maps).unwrap().why;
+            assert!(why.contains("its tag, 0000000000000000"), "{why}");
+            let mut more = info.clone();
+            more.map_ids.push(9999);
+            assert!(other(more).contains("9999"));
+            assert!(other(ProgramInfo::default()).contains("it uses maps {}"));
+            assert!(proof.check(name, &[], &info, None, &maps).unwrap().why.contains("nobody saw"));
+            // libbpf binds .rodata to every program.
+            let mut bound = info.clone();
+            bound.map_ids.push(maps[".rodata"].0);
+            assert_eq!(proof.check(name, &insns, &bound, Some(Hash::Sha1), &maps), None);
+        });
+        let nothing = Proof { programs: HashMap::new(), maps: Vec::new() };
+        assert!(nothing.check("x", &[0; 8], &ProgramInfo::default(), None, &BTreeMap::new()).is_some());
+    }
+
+    #[test]
+    fn the_old_names_of_two_helpers_are_explained_and_no_other() {
+        for_each_program(|proof, name, mut insns, maps, info| {
+            let check = |insns: &[Insn]| proof.check(name, &bytes(insns), &info, Some(Hash::Sha1), &maps);
+            const PROBE_READ_KERNEL: i32 = 113;
+            let calls = |insn: &Insn| insn.code == 0x85 && insn.src == 0 && insn.imm == PROBE_READ_KERNEL;
+            let Some(at) = insns.iter().position(calls) else { return };
+            insns[at].imm = 4;
+            assert_eq!(check(&insns), None, "{name}");
+            insns[at].imm = 45;
+            assert_eq!(check(&insns).unwrap().insn, Some(at), "{name}");
+        });
+    }
+}

@@ -1,0 +1,130 @@
+//! Objects that somebody altered: xctl's own, with one thing in it that must not be there.
+
+use xctl::embedded;
+use xctl::object::{Btf, BtfExt, Kind, ObjectFile};
+
+/// An object to be refused, and words that its refusal must have: what is wrong, and where.
+pub struct Altered {
+    pub what: &'static str,
+    pub bytes: Vec<u8>,
+    pub words: Vec<String>,
+    /// It is libbpf that notices, on its way to the kernel.
+    pub on_loading: bool,
+}
+
+/// The object, taken apart far enough to find places in it.
+struct Parts<'a> {
+    bytes: &'a [u8],
+    object: ObjectFile<'a>,
+    btf: Btf,
+}
+
+impl Parts<'_> {
+    fn section(&self, name: &str) -> usize {
+        let found = self.object.sections.iter().find(|section| section.name == name);
+        found.map_or_else(|| panic!("no section {name}"), |section| section.offset as usize)
+    }
+
+    fn word(&self, at: usize) -> u32 {
+        u32::from_le_bytes(self.bytes[at..at + 4].try_into().unwrap_or_default())
+    }
+
+    /// Where the first type of a kind begins in the file, and its id.
+    fn first(&self, kind: Kind) -> (usize, u32) {
+        let mut at = self.section(".BTF") + 24;
+        for id in self.btf.ids() {
+            if self.btf.kind(id) == kind {
+                return (at, id.0);
+            }
+            let entries = (self.word(at + 4) & 0xffff) as usize;
+            at += 12
+                + match self.btf.kind(id) {
+                    Kind::Int | Kind::Var | Kind::DeclTag => 4,
+                    Kind::Array => 12,
+                    Kind::Struct | Kind::Union | Kind::Datasec | Kind::Enum64 => entries * 12,
+                    Kind::Enum | Kind::FuncProto => entries * 8,
+                    _ => 0,
+                };
+        }
+        panic!("no {kind:?}")
+    }
+
+    /// Where the first CO-RE relocation begins, and the section that it is for.
+    fn relocation(&self) -> (usize, String) {
+        let ext = self.section(".BTF.ext");
+        let table = ext + (self.word(ext + 4) + self.word(ext + 24)) as usize + 4;
+        let section = self.btf.string(self.word(table)).unwrap_or_default().to_owned();
+        (table + 8, section)
+    }
+
+    /// Where the first instruction of a program is in the file whose number is the place of a struct's member.
+    fn relocated_insn(&self, program: &str) -> usize {
+        let program = self.object.programs.iter().find(|other| other.name == program).expect("the program");
+        let ext = BtfExt::parse(self.object.btf_ext.expect("its .BTF.ext"), &self.btf).expect("its .BTF.ext");
+        let of_section = ext.relocations.iter().find(|stretch| stretch.section == program.section);
+        let within = program.offset..program.offset + program.size;
+        let records = of_section.into_iter().flat_map(|stretch| &stretch.records);
+        const BYTE_OFFSET: u32 = 0;
+        let mut of_program =
+            records.filter(|record| within.contains(&record.offset.into()) && record.kind == BYTE_OFFSET);
+        self.section(program.section) + of_program.next().expect("a relocation of it").offset as usize
+    }
+
+    fn with(&self, at: usize, value: u32) -> Vec<u8> {
+        let mut bytes = self.bytes.to_vec();
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        bytes
+    }
+}
+
+/// A program that `auto` loads on every kernel.
+const LOADED: &str = "tp_state";
+
+/// All of them.
+pub fn all() -> Vec<Altered> {
+    let bytes = embedded::object();
+    let object = ObjectFile::parse(bytes).expect("our own object");
+    let btf = Btf::parse(object.btf.expect("its BTF")).expect("its BTF");
+    let parts = Parts { bytes, object, btf };
+    let (relocation, section) = parts.relocation();
+    let insn = parts.relocated_insn(LOADED);
+    let (typedef, typedef_id) = parts.first(Kind::Typedef);
+    let (structure, _) = parts.first(Kind::Struct);
+    let altered = |what, at, value, words: &[&str]| Altered {
+        what,
+        bytes: parts.with(at, value),
+        words: words.iter().map(|word| (*word).to_owned()).collect(),
+        on_loading: false,
+    };
+    vec![
+        altered(
+            "a relocation outside its program",
+            relocation,
+            800_000,
+            &["CO-RE relocation record for byte 800000 of section", &section],
+        ),
+        altered("a relocation of no type", relocation + 4, 400_000, &[".BTF.ext", "type [400000]"]),
+        altered("a string past the end", relocation + 8, 1 << 20, &[".BTF.ext", "string offset 1048576, past the end"]),
+        altered("a name past the end", typedef, 1 << 20, &["BTF", "name offset 1048576"]),
+        altered(
+            "a type that contains itself",
+            typedef + 8,
+            typedef_id,
+            &["BTF", &format!("type {typedef_id} is part of itself")],
+        ),
+        altered("millions of members", structure + 4, 0x04ff_ffff, &["BTF", "16777215 entries"]),
+        // The number under a relocation is not what the types in the object say: whoever applies it must notice.
+        Altered {
+            what: "another number under a relocation",
+            bytes: {
+                let mut bytes = bytes.to_vec();
+                // The offset of a load or store is in bytes 2 and 3, any other number in 4 to 7.
+                let at = if matches!(bytes[insn] & 7, 1..=3) { insn + 2 } else { insn + 4 };
+                bytes[at] ^= 0x40;
+                bytes
+            },
+            words: vec![format!("'{LOADED}'"), "relo #".to_owned(), "unexpected insn #".to_owned()],
+            on_loading: true,
+        },
+    ]
+}

@@ -1,0 +1,488 @@
+//! `--dry-run`, `--record` and `--strict`: the record is held against what ptrace and strace see of the same run, and
+//! against what bpftool says of the same kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use libbpf_sys as sys;
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::ends::bpf_objects;
+use crate::host::{Set, tool};
+use crate::process::{Process, poll};
+use crate::tracee::{BPF_PROG_LOAD, Call, watch};
+use crate::tracefs::private_mounts;
+use crate::xctl::{Xctl, command, refusal};
+use crate::{Family, Outcome, Verdict, altered, schema};
+
+/// A folder that is gone with the case.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("xctl-record-{}", std::process::id()));
+        fs::create_dir_all(&path).context("making a folder")?;
+        Ok(Self(path))
+    }
+
+    fn file(&self, name: &str) -> (PathBuf, String) {
+        let path = self.0.join(name);
+        let text = path.display().to_string();
+        (path, text)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Reads a record; an error unless it is what the schema says, and the owner's only.
+fn read(path: &Path) -> Result<Value> {
+    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let record: Value = serde_json::from_slice(&bytes).context("the record is no JSON")?;
+    let schema: Value = serde_json::from_str(xctl::record::SCHEMA)?;
+    schema::check(&schema, &record)?;
+    let mode = fs::metadata(path)?.mode() & 0o777;
+    ensure!(mode == 0o600, "its mode is {mode:o}");
+    ensure!(!path.with_extension("json.partial").exists(), "the partial file is still there");
+    let calls = list(&record, "calls")?;
+    ensure!(record["calls_total"] == calls.len(), "calls_total is {}", record["calls_total"]);
+    let numbered = calls.iter().zip(1..).all(|(call, number)| call["number"] == number);
+    ensure!(numbered, "its calls are not numbered from 1");
+    Ok(record)
+}
+
+/// The kernel's BTF as an ordinary file: the kernel hands out its own page by page, and ptrace stops at each.
+fn btf_copy(scratch: &Scratch) -> Result<String> {
+    let (copy, name) = scratch.file("vmlinux.btf");
+    fs::copy("/sys/kernel/btf/vmlinux", copy).context("copying the kernel's BTF")?;
+    Ok(name)
+}
+
+fn list<'v>(value: &'v Value, name: &str) -> Result<&'v Vec<Value>> {
+    value[name].as_array().with_context(|| format!("no list {name}"))
+}
+
+/// bpf(2) commands, by the kernel's own header.
+const COMMANDS: [(u32, &str); 18] = [
+    (sys::BPF_MAP_CREATE, "BPF_MAP_CREATE"),
+    (sys::BPF_MAP_LOOKUP_ELEM, "BPF_MAP_LOOKUP_ELEM"),
+    (sys::BPF_MAP_UPDATE_ELEM, "BPF_MAP_UPDATE_ELEM"),
+    (sys::BPF_MAP_DELETE_ELEM, "BPF_MAP_DELETE_ELEM"),
+    (sys::BPF_MAP_GET_NEXT_KEY, "BPF_MAP_GET_NEXT_KEY"),
+    (sys::BPF_MAP_FREEZE, "BPF_MAP_FREEZE"),
+    (sys::BPF_PROG_LOAD, "BPF_PROG_LOAD"),
+    (sys::BPF_BTF_LOAD, "BPF_BTF_LOAD"),
+    (sys::BPF_OBJ_GET_INFO_BY_FD, "BPF_OBJ_GET_INFO_BY_FD"),
+    (sys::BPF_RAW_TRACEPOINT_OPEN, "BPF_RAW_TRACEPOINT_OPEN"),
+    (sys::BPF_LINK_CREATE, "BPF_LINK_CREATE"),
+    (sys::BPF_ITER_CREATE, "BPF_ITER_CREATE"),
+    (sys::BPF_PROG_BIND_MAP, "BPF_PROG_BIND_MAP"),
+    (sys::BPF_TOKEN_CREATE, "BPF_TOKEN_CREATE"),
+    (sys::BPF_BTF_GET_FD_BY_ID, "BPF_BTF_GET_FD_BY_ID"),
+    (sys::BPF_BTF_GET_NEXT_ID, "BPF_BTF_GET_NEXT_ID"),
+    (sys::BPF_LINK_DETACH, "BPF_LINK_DETACH"),
+    (sys::BPF_TASK_FD_QUERY, "BPF_TASK_FD_QUERY"),
+];
+
+/// What two witnesses of a call can agree on: its name, its command, its result and its errno.
+type Seen = (String, String, i64, String);
+
+fn of_record(call: &Value) -> Seen {
+    let text = |name: &str| call[name].as_str().unwrap_or_default().to_owned();
+    (text("call"), text("command"), call["result"].as_i64().unwrap_or(i64::MIN), text("errno"))
+}
+
+fn of_ptrace(call: &Call) -> Seen {
+    let command = match call.name {
+        "bpf" => {
+            COMMANDS.iter().find(|(number, _)| u64::from(*number) == call.arguments[0]).map_or("?", |(_, name)| name)
+        }
+        "ioctl" => match call.arguments[1] & 0xff {
+            0 => "PERF_EVENT_IOC_ENABLE",
+            8 => "PERF_EVENT_IOC_SET_BPF",
+            _ => "?",
+        },
+        _ => "",
+    };
+    let errno = match call.result {
+        0.. => String::new(),
+        -524 => "ENOTSUPP".to_owned(),
+        result => format!("{:?}", Errno::from_raw(-result as i32)),
+    };
+    (call.name.to_owned(), command.to_owned(), call.result.max(-1), errno)
+}
+
+fn same(record: &[Seen], witness: &[Seen], who: &str) -> Result<()> {
+    for (number, (one, other)) in record.iter().zip(witness).enumerate() {
+        ensure!(one == other, "call {}: the record says {one:?}, {who} {other:?}", number + 1);
+    }
+    let (ours, theirs) = (record.len(), witness.len());
+    ensure!(ours == theirs, "the record has {ours} calls, {who} saw {theirs}");
+    Ok(())
+}
+
+/// Arguments with which the host's other connections have room.
+fn arguments<'a>(set: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["trace", "--json", "--attach", set, "--max-sockets", "32768"], more].concat()
+}
+
+/// The record has every call, in order, with what went in and what came out.
+pub fn calls(set: Set, _family: Family) -> Outcome {
+    // A thread of its own: only it, and what it starts, sees the changed mounts.
+    thread::spawn(move || calls_without_symbols(set)).join().map_err(|_| anyhow!("the thread panicked"))?
+}
+
+/// Reading kallsyms takes thousands of system calls, each of which stops for ptrace. Without it, addresses are unknown.
+fn calls_without_symbols(set: Set) -> Outcome {
+    private_mounts()?;
+    mount(Some("/dev/null"), "/proc/kallsyms", None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .context("hiding kallsyms")?;
+    let scratch = Scratch::new()?;
+    let (path, file) = scratch.file("calls.json");
+    let attach = set.to_string();
+    let btf = btf_copy(&scratch)?;
+    let xctl = command(&arguments(&attach, &["--duration", "0.1", "--record", &file, "--btf", &btf]))?;
+    let (mut process, witness) = watch("xctl", &xctl, |_, _| Ok(()))?;
+    process.succeed()?;
+    let record = read(&path)?;
+    ensure!(record["exit_code"] == 0 && record["error"].is_null(), "it says that it failed: {}", record["error"]);
+    ensure!(record["proven"] == true, "not proven: {}", record["unproven"]);
+    let calls = list(&record, "calls")?;
+    let (ours, theirs) =
+        (calls.iter().map(of_record).collect::<Vec<_>>(), witness.iter().map(of_ptrace).collect::<Vec<_>>());
+    same(&ours, &theirs, "ptrace")?;
+    for (call, seen) in calls.iter().zip(&witness).filter(|(_, seen)| seen.name == "bpf") {
+        let attributes = &call["attributes"];
+        ensure!(call["size"] == seen.attributes.len(), "{call} had {} bytes", seen.attributes.len());
+        match seen.arguments[0] {
+            BPF_PROG_LOAD => {
+                let code: String = seen.insns.iter().map(|byte| format!("{byte:02x}")).collect();
+                ensure!(attributes["insns"]["code"] == code, "{call} had other instructions");
+                ensure!(attributes["prog_name"] == seen.text(48), "{call} had the name {}", seen.text(48));
+            }
+            0 => {
+                let numbers = [("key_size", 4), ("value_size", 8), ("max_entries", 12), ("map_flags", 16)];
+                let right = numbers.iter().all(|(name, at)| attributes[name] == seen.word(*at));
+                ensure!(right && attributes["map_name"] == seen.text(28), "{call} had other attributes");
+            }
+            _ => {}
+        }
+    }
+    let hooks = list(&record, "hooks")?;
+    ensure!(!hooks.is_empty() && hooks.iter().all(|hook| hook["address"].is_null()), "{hooks:?}");
+    let by = |who: &str| calls.iter().filter(|call| call["by"] == who).count();
+    let (probes, libbpf, own) = (by("libbpf_probe"), by("libbpf"), by("xctl"));
+    ensure!(probes > 0 && libbpf > 0 && own > 0, "{probes} probes, {libbpf} of libbpf, {own} of xctl");
+    // A probe has nothing of the object in it; libbpf's own calls have nothing else.
+    let names: BTreeSet<&str> = list(&record, "programs")?.iter().filter_map(|p| p["name"].as_str()).collect();
+    let loads = calls.iter().filter(|call| call["command"] == "BPF_PROG_LOAD");
+    for load in loads {
+        let name = load["attributes"]["prog_name"].as_str().unwrap_or_default();
+        let of_object = !name.is_empty() && names.iter().any(|whole| whole.starts_with(name));
+        ensure!(load["by"] != "libbpf_probe" || !of_object, "{load}");
+    }
+    let attempts = list(&record, "attempts")?.len();
+    Ok(Verdict::Passed(format!(
+        "{} calls as ptrace saw them, {probes} of them probes, {attempts} attempts",
+        ours.len()
+    )))
+}
+
+/// The same against strace, where there is one.
+pub fn strace(_set: Set, _family: Family) -> Outcome {
+    let found = ["/usr/bin/strace", "/usr/local/bin/strace"].into_iter().find(|path| Path::new(path).exists());
+    let Some(strace) = found else { return Ok(Verdict::Skipped("this host has no strace".into())) };
+    let scratch = Scratch::new()?;
+    let (path, file) = scratch.file("strace.json");
+    let (seen, log) = scratch.file("strace.txt");
+    let xctl = command(&arguments("auto", &["--duration", "0.1", "--record", &file]))?;
+    let mut traced = Command::new(strace);
+    traced.args(["-f", "-e", "trace=bpf,perf_event_open,ioctl", "-o", &log]);
+    traced.arg(xctl.get_program()).args(xctl.get_args());
+    Process::start("strace", traced)?.succeed()?;
+    let record = read(&path)?;
+    let ours: Vec<_> = list(&record, "calls")?.iter().map(of_record).collect();
+    let log = fs::read_to_string(seen)?;
+    let theirs: Vec<_> = log.lines().filter_map(|line| of_strace(line).transpose()).collect::<Result<_>>()?;
+    same(&ours, &theirs, "strace")?;
+    Ok(Verdict::Passed(format!("{} calls as strace saw them", ours.len())))
+}
+
+/// A line of strace's: `17 bpf(BPF_MAP_FREEZE, {map_fd=15}, 4) = 0`. None for those of no interest.
+fn of_strace(line: &str) -> Result<Option<Seen>> {
+    let what = || format!("strace said {line:?}");
+    let call = line.split_once(' ').map_or(line, |(_, call)| call.trim_start());
+    let Some((name, rest)) = call.split_once('(') else { return Ok(None) };
+    let (arguments, result) = rest.rsplit_once(" = ").with_context(what)?;
+    let mut words = result.split(' ');
+    let result: i64 = words.next().and_then(|word| word.parse().ok()).with_context(what)?;
+    let errno = if result < 0 { words.next().unwrap_or_default() } else { "" };
+    let command = match name {
+        "bpf" => arguments.split(',').next().unwrap_or_default().to_owned(),
+        "ioctl" => arguments.split(", ").nth(1).unwrap_or_default().to_owned(),
+        _ => String::new(),
+    };
+    // Commands that it does not know it shows as numbers.
+    let number = command.strip_prefix("0x").and_then(|hex| u32::from_str_radix(hex.split(' ').next()?, 16).ok());
+    let known = number.and_then(|number| COMMANDS.iter().find(|(known, _)| *known == number));
+    let command = known.map_or(command, |(_, name)| (*name).to_owned());
+    if name == "ioctl" && !command.starts_with("PERF_EVENT_IOC") {
+        return Ok(None);
+    }
+    Ok(Some((name.to_owned(), command, result, errno.to_owned())))
+}
+
+fn bpftool(kind: &str) -> Result<BTreeMap<u64, Value>> {
+    let output = tool("bpftool").args(["-j", kind, "show"]).output().context("starting bpftool")?;
+    let all: Vec<Value> = serde_json::from_slice(&output.stdout).context("bpftool's answer")?;
+    Ok(all.into_iter().filter_map(|one| Some((one["id"].as_u64()?, one))).collect())
+}
+
+/// What the record says of programs, maps and symbols is what bpftool and kallsyms say of them.
+pub fn facts(set: Set, _family: Family) -> Outcome {
+    let scratch = Scratch::new()?;
+    let (path, file) = scratch.file("facts.json");
+    let xctl = Xctl::start(set, &["--record", &file])?;
+    let (programs, maps) = (bpftool("prog")?, bpftool("map")?);
+    let (ready_hooks, sha256) = (xctl.ready.hooks.clone(), xctl.ready.object_sha256.clone());
+    ensure!(!path.exists(), "the record is there before the run is over");
+    xctl.stop(Signal::SIGINT)?;
+    let record = read(&path)?;
+    ensure!(record["object"]["sha256"] == sha256, "the object is {}", record["object"]);
+    let btf = fs::read("/sys/kernel/btf/vmlinux")?;
+    ensure!(record["btf"]["bytes"] == btf.len(), "the BTF is {}", record["btf"]);
+
+    let recorded = list(&record, "programs")?;
+    for program in recorded {
+        let id = program["id"].as_u64().context("a program without id")?;
+        let theirs = programs.get(&id).with_context(|| format!("bpftool shows no program {id}"))?;
+        let xlated = theirs["bytes_xlated"].as_u64().unwrap_or(0) / 8;
+        let jited = &theirs["bytes_jited"];
+        let pairs = [
+            ("tag", &program["tag"], &theirs["tag"]),
+            ("type", &program["type"], &theirs["type"]),
+            ("instructions after verification", &program["insns_verified"], &xlated.into()),
+            ("bytes of machine code", &program["jited_bytes"], jited),
+            ("maps", &program["map_ids"], &theirs["map_ids"]),
+        ];
+        for (what, ours, theirs) in pairs {
+            ensure!(ours == theirs, "{what} of {}: {ours}, and bpftool says {theirs}", program["name"]);
+        }
+        ensure!(program["proven"] == true && !program["tag_hash"].is_null(), "{program}");
+    }
+    let recorded_maps = list(&record, "maps")?;
+    for map in recorded_maps {
+        let id = map["id"].as_u64().context("a map without id")?;
+        let theirs = maps.get(&id).with_context(|| format!("bpftool shows no map {id}"))?;
+        let created = &map["created"];
+        for (ours, name) in [
+            ("type", "type"),
+            ("key_size", "bytes_key"),
+            ("value_size", "bytes_value"),
+            ("max_entries", "max_entries"),
+            ("flags", "flags"),
+        ] {
+            let (ours, theirs) = (&created[ours], &theirs[name]);
+            ensure!(ours == theirs, "{name} of {}: {ours}, and bpftool says {theirs}", map["name"]);
+        }
+        // What was asked for is what came, and what the object says unless it leaves that open.
+        ensure!(map["asked"] == *created, "{map}");
+        ensure!(map["defined"]["key_size"] == created["key_size"], "{map}");
+    }
+    let sockets = recorded_maps.iter().find(|map| map["name"] == "SOCKET_TO_PID").context("no SOCKET_TO_PID")?;
+    ensure!(sockets["asked"]["max_entries"] == 32768 && sockets["defined"]["max_entries"] == 8192, "{sockets}");
+
+    let kallsyms = fs::read_to_string("/proc/kallsyms")?;
+    let mut known = 0;
+    // Optional ones that this kernel has not got are in the record, unattached.
+    let hooks: Vec<_> = list(&record, "hooks")?.iter().filter(|hook| hook["attached"] == true).collect();
+    ensure!(hooks.len() == ready_hooks.len(), "{} hooks, and ready has {}", hooks.len(), ready_hooks.len());
+    for (hook, ready) in hooks.iter().zip(&ready_hooks) {
+        ensure!(hook["target"] == ready.target && hook["program"] == ready.program, "{hook}: {ready:?}");
+        let symbol = hook["symbol"].as_str().unwrap_or_default();
+        let of_symbol = |line: &&str| line.split_whitespace().nth(2) == Some(symbol);
+        let addresses: Vec<_> = kallsyms.lines().filter(of_symbol).filter_map(|line| line.split(' ').next()).collect();
+        let expected = match addresses.as_slice() {
+            [one] if one.bytes().any(|digit| digit != b'0') => {
+                Value::from(format!("0x{}", one.trim_start_matches('0')))
+            }
+            _ => Value::Null,
+        };
+        known += usize::from(!expected.is_null());
+        ensure!(hook["address"] == expected, "{hook}: kallsyms says {expected}");
+    }
+    Ok(Verdict::Passed(format!(
+        "{} programs and {} maps as bpftool says, {known} of {} addresses",
+        recorded.len(),
+        recorded_maps.len(),
+        hooks.len()
+    )))
+}
+
+/// Commands that attach something.
+const ATTACHING: [&str; 3] = ["BPF_RAW_TRACEPOINT_OPEN", "BPF_LINK_CREATE", "BPF_ITER_CREATE"];
+
+/// It loads, attaches nothing, and leaves nothing.
+pub fn dry_run(set: Set, _family: Family) -> Outcome {
+    let scratch = Scratch::new()?;
+    let (path, file) = scratch.file("dry.json");
+    let attach = set.to_string();
+    let xctl = command(&arguments(&attach, &["--dry-run", "--record", &file]))?;
+    let before = bpf_objects()?;
+    let mut process = Process::start("xctl --dry-run", xctl)?;
+    let lines = process.rest()?;
+    process.succeed()?;
+    let [line] = lines.as_slice() else { return Err(anyhow!("it printed {lines:?}")) };
+    let loaded: Value = serde_json::from_str(line)?;
+    ensure!(loaded["type"] == "loaded" && loaded["proven"] == true, "{line}");
+    let record = read(&path)?;
+    // That a record has every call, record_calls shows.
+    for call in list(&record, "calls")?.iter().filter(|call| call["by"] != "libbpf_probe") {
+        let command = call["command"].as_str().unwrap_or_default();
+        ensure!(call["call"] == "bpf" && !ATTACHING.contains(&command), "it made a call that attaches: {call}");
+    }
+    ensure!(list(&record, "hooks")?.iter().all(|hook| hook["attached"] == false), "{}", record["hooks"]);
+    let ids = |name: &str, kind: &str| -> Result<Vec<String>> {
+        Ok(list(&record, name)?.iter().map(|one| format!("{kind}_id {}", one["id"])).collect())
+    };
+    let made = [ids("programs", "prog")?, ids("maps", "map")?].concat();
+    ensure!(made.len() > 10 && made.iter().all(|id| !before.contains(id)), "{made:?}");
+    // Without a file the proof is the same.
+    let xctl = command(&arguments(&attach, &["--dry-run", "--strict"]))?;
+    let mut process = Process::start("xctl --dry-run --strict", xctl)?;
+    let line = process.line()?;
+    process.succeed()?;
+    ensure!(serde_json::from_str::<Value>(&line)?["proven"] == true, "{line}");
+    let gone = || Ok(bpf_objects()?.iter().all(|left| !made.contains(left)));
+    ensure!(poll(Duration::from_secs(30), gone)?, "left behind: some of {made:?}");
+    Ok(Verdict::Passed(format!("{} programs and maps, attached nothing, left nothing", made.len())))
+}
+
+/// One instruction is altered on its way to the kernel, so that it still passes the verifier. It is noticed before
+/// anything is attached, and the record tells.
+pub fn altered(_set: Set, _family: Family) -> Outcome {
+    let scratch = Scratch::new()?;
+    let (path, file) = scratch.file("altered.json");
+    let btf = btf_copy(&scratch)?;
+    let more = ["--duration", "0.1", "--record", &file, "--btf", &btf, "--seed", "none"];
+    let xctl = command(&arguments("auto", &more))?;
+    let mut victim = None;
+    let meddle = |call: &Call, memory: &File| -> Result<()> {
+        if call.arguments[0] == BPF_PROG_LOAD && call.text(48).starts_with("tp_retransmit") {
+            victim = Some(call.text(48));
+            alter(call, memory, RETURN_0, 4, 1)?;
+        }
+        Ok(())
+    };
+    let (mut process, witness) = watch("xctl", &xctl, meddle)?;
+    let victim = victim.context("no program was loaded that could be altered")?;
+    let (printed, status) = (process.rest()?, process.wait()?);
+    let said = process.errors();
+    ensure!(status.code() == Some(4), "it ended with {status} and said {said:?}");
+    ensure!(printed.is_empty(), "it printed {printed:?}");
+    ensure!(said.contains(&victim) && said.contains("tag"), "it does not name {victim} and its tag: {said:?}");
+    let seen: Vec<_> = witness.iter().map(of_ptrace).collect();
+    let attached = |(name, command, result, _): &&Seen| {
+        *result >= 0 && (name == "perf_event_open" || ATTACHING.contains(&command.as_str()))
+    };
+    ensure!(seen.iter().find(attached).is_none(), "it attached: {:?}", seen.iter().find(attached));
+    let record = read(&path)?;
+    ensure!(record["proven"] == false && record["exit_code"] == 4, "{} {}", record["proven"], record["exit_code"]);
+    let unproven = list(&record, "unproven")?;
+    ensure!(
+        unproven.len() == 1 && list(&record, "hooks")?.iter().all(|hook| hook["attached"] == false),
+        "{unproven:?}"
+    );
+    Ok(Verdict::Passed(format!("{}", unproven[0]["why"])))
+}
+
+/// What a program returns means nothing to the kernel where it is on a tracepoint: `r0 = 0` may become `r0 = 1`.
+const RETURN_0: [u8; 8] = [0xb7, 0, 0, 0, 0, 0, 0, 0];
+const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
+
+/// Alters a byte of the last such instruction in the memory of who asks the kernel to load it.
+fn alter(call: &Call, memory: &File, insn: [u8; 8], byte: u64, value: u8) -> Result<()> {
+    let at = call.insns.chunks_exact(8).rposition(|other| other == insn).context("it has no such instruction")?;
+    memory.write_all_at(&[value], call.long(8) + at as u64 * 8 + byte).context("altering its memory")
+}
+
+/// A run that fails is recorded too: here the kernel refuses a program, in which an instruction became nonsense.
+pub fn failed(_set: Set, _family: Family) -> Outcome {
+    let scratch = Scratch::new()?;
+    let (path, file) = scratch.file("failed.json");
+    let btf = btf_copy(&scratch)?;
+    let xctl = command(&arguments("auto", &["--record", &file, "--btf", &btf, "--seed", "none"]))?;
+    let meddle = |call: &Call, memory: &File| -> Result<()> {
+        match call.arguments[0] == BPF_PROG_LOAD
+            && call.text(48).starts_with("tp_retransmit")
+            && call.insns.ends_with(&EXIT)
+        {
+            true => alter(call, memory, EXIT, 0, 0xff),
+            false => Ok(()),
+        }
+    };
+    let (mut process, witness) = watch("xctl", &xctl, meddle)?;
+    let status = process.wait()?;
+    let said = process.errors();
+    ensure!(status.code() == Some(4), "it ended with {status} and said {said:?}");
+    let record = read(&path)?;
+    ensure!(record["exit_code"] == 4 && record["proven"].is_null(), "{} {}", record["exit_code"], record["proven"]);
+    ensure!(record["error"].as_str().is_some_and(|error| said.contains(error)), "{} {said:?}", record["error"]);
+    let calls = list(&record, "calls")?;
+    same(
+        &calls.iter().map(of_record).collect::<Vec<_>>(),
+        &witness.iter().map(of_ptrace).collect::<Vec<_>>(),
+        "ptrace",
+    )?;
+    let refused = calls.iter().rfind(|call| call["by"] == "libbpf" && call["command"] == "BPF_PROG_LOAD");
+    ensure!(refused.is_some_and(|call| call["result"] == -1), "the last program was not refused: {refused:?}");
+    Ok(Verdict::Passed(format!("exit code 4 after {} calls", calls.len())))
+}
+
+/// Objects that somebody altered are refused before they reach the kernel, and what is wrong is named; the record tells.
+pub fn altered_objects(_set: Set, _family: Family) -> Outcome {
+    let scratch = Scratch::new()?;
+    let (path, file) = scratch.file("object.json");
+    let (object, object_file) = scratch.file("object.o");
+    let all = altered::all();
+    for altered in &all {
+        fs::write(&object, &altered.bytes)?;
+        let xctl = command(&arguments("auto", &["--object", &object_file, "--record", &file]))?;
+        let said = refusal(Process::start("xctl", xctl)?, 4).context(altered.what)?;
+        for word in &altered.words {
+            ensure!(said.contains(word), "{}: it does not say {word:?}: {said:?}", altered.what);
+        }
+        let record = read(&path)?;
+        ensure!(record["exit_code"] == 4, "{}: the record says {}", altered.what, record["exit_code"]);
+        let given = |call: &&Value| call["by"] != "libbpf_probe" && call["command"] == "BPF_PROG_LOAD";
+        let given = list(&record, "calls")?.iter().find(given);
+        ensure!(given.is_none(), "{}: the kernel was given {given:?}", altered.what);
+        ensure!(altered.on_loading || record["calls_total"] == 0, "{}: {}", altered.what, record["calls_total"]);
+    }
+    Ok(Verdict::Passed(format!("{} refused", all.len())))
+}
+
+/// `inspect` needs no privilege, also on a kernel's own BTF.
+pub fn inspect_as_nobody(_set: Set, _family: Family) -> Outcome {
+    let mut nobody = command(&["inspect", "--json"])?;
+    nobody.uid(65534).gid(65534);
+    let output = nobody.output().context("starting xctl inspect")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && said.is_empty(), "it ended with {} and said {said:?}", output.status);
+    let facts: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(facts["runs"] == true, "it would not run here: {}", facts["problems"]);
+    Ok(Verdict::Passed(format!("{} relocations", facts["relocations_total"])))
+}

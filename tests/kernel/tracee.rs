@@ -1,0 +1,137 @@
+//! The system calls of a process as ptrace shows them: an independent witness of what it did to the kernel, on hosts that
+//! have no strace too.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::libc;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::process::Process;
+
+/// A bpf(2), perf_event_open(2) or perf ioctl(2) call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    pub name: &'static str,
+    pub arguments: [u64; 5],
+    /// As the kernel returned it: a negative errno is a failure.
+    pub result: i64,
+    /// bpf(2): its attributes before the call.
+    pub attributes: Vec<u8>,
+    /// BPF_PROG_LOAD: the program.
+    pub insns: Vec<u8>,
+}
+
+pub const BPF_PROG_LOAD: u64 = 5;
+
+impl Call {
+    pub fn word(&self, at: usize) -> u32 {
+        self.attributes.get(at..at + 4).map_or(0, |bytes| u32::from_ne_bytes(bytes.try_into().unwrap_or_default()))
+    }
+
+    pub fn long(&self, at: usize) -> u64 {
+        u64::from(self.word(at)) | u64::from(self.word(at + 4)) << 32
+    }
+
+    /// The name among the attributes at that offset.
+    pub fn text(&self, at: usize) -> String {
+        let bytes = self.attributes.get(at..at + 16).unwrap_or_default();
+        bytes.iter().take_while(|&&byte| byte != 0).map(|&byte| char::from(byte)).collect()
+    }
+}
+
+/// Number, five arguments, and what it returns.
+#[cfg(target_arch = "x86_64")]
+fn registers(pid: Pid) -> Result<(i64, [u64; 5], i64)> {
+    let regs = ptrace::getregs(pid).context("reading registers")?;
+    Ok((regs.orig_rax as i64, [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8], regs.rax as i64))
+}
+
+#[cfg(target_arch = "aarch64")]
+fn registers(pid: Pid) -> Result<(i64, [u64; 5], i64)> {
+    let regs = ptrace::getregset::<ptrace::regset::NT_PRSTATUS>(pid).context("reading registers")?.regs;
+    Ok((regs[8] as i64, [regs[0], regs[1], regs[2], regs[3], regs[4]], regs[0] as i64))
+}
+
+fn read(memory: &File, at: u64, length: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    memory.read_exact_at(&mut bytes, at).with_context(|| format!("reading {length} bytes of its memory"))?;
+    Ok(bytes)
+}
+
+/// Runs a command to its end. At each bpf(2) call, before the kernel sees it, `meddle` may alter its memory.
+pub fn watch(
+    what: &str,
+    command: &Command,
+    mut meddle: impl FnMut(&Call, &File) -> Result<()>,
+) -> Result<(Process, Vec<Call>)> {
+    // It waits until it is traced: the first line that it reads is for that.
+    let mut shell = Command::new("/bin/sh");
+    if !std::path::Path::new("/bin/sh").exists() {
+        shell = Command::new("sh");
+    }
+    shell.args(["-c", "read go; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    let mut process = Process::start(what, shell)?;
+    let pid = Pid::from_raw(process.pid().try_into()?);
+    let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACEEXIT | Options::PTRACE_O_EXITKILL;
+    ptrace::seize(pid, options).context("tracing it")?;
+    ptrace::interrupt(pid).context("stopping it")?;
+    process.tell("")?;
+    let mut calls = Vec::new();
+    let mut entered: Option<Option<Call>> = None;
+    loop {
+        match waitpid(pid, None).with_context(|| format!("waiting for {what}"))? {
+            WaitStatus::PtraceSyscall(_) => match entered.take() {
+                None => {
+                    let call = enter(pid, &mut meddle)?;
+                    entered = Some(call);
+                }
+                Some(call) => {
+                    if let Some(mut call) = call {
+                        (.., call.result) = registers(pid)?;
+                        calls.push(call);
+                    }
+                }
+            },
+            WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXIT) => {
+                ptrace::detach(pid, None).context("letting it go")?;
+                return Ok((process, calls));
+            }
+            WaitStatus::PtraceEvent(..) => {}
+            WaitStatus::Stopped(_, signal) => {
+                ptrace::syscall(pid, signal).context("letting it go on")?;
+                continue;
+            }
+            other => bail!("{what} ended before its end was seen: {other:?}"),
+        }
+        ptrace::syscall(pid, None).context("letting it go on")?;
+    }
+}
+
+/// The call that begins now, if it is one of ours.
+fn enter(pid: Pid, meddle: &mut impl FnMut(&Call, &File) -> Result<()>) -> Result<Option<Call>> {
+    let (number, arguments, _) = registers(pid)?;
+    let name = match number {
+        libc::SYS_bpf => "bpf",
+        libc::SYS_perf_event_open => "perf_event_open",
+        libc::SYS_ioctl if (arguments[1] >> 8) & 0xff == u64::from(b'$') => "ioctl",
+        _ => return Ok(None),
+    };
+    let mut call = Call { name, arguments, result: 0, attributes: Vec::new(), insns: Vec::new() };
+    if name == "bpf" {
+        let path = format!("/proc/{pid}/mem");
+        let memory = OpenOptions::new().read(true).write(true).open(path).context("opening its memory")?;
+        let size = usize::try_from(arguments[2])?;
+        ensure!(size <= 4096, "{size} bytes of attributes");
+        call.attributes = read(&memory, arguments[1], size)?;
+        if arguments[0] == BPF_PROG_LOAD {
+            call.insns = read(&memory, call.long(8), call.word(4) as usize * 8)?;
+        }
+        meddle(&call, &memory)?;
+    }
+    Ok(Some(call))
+}
