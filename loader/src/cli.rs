@@ -19,6 +19,8 @@ use crate::owners;
 pub const LEAST_SOCKETS: u32 = 8192;
 /// Its capacity is never more.
 pub const MOST_SOCKETS: u32 = 1 << 24;
+/// Data pages of a CPU's ring by default.
+pub const PERF_PAGES: usize = 64;
 
 /// A command with its options.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub enum Command {
     Sockets(commands::sockets::Args),
     /// `xctl btf`
     Btf(commands::btf::Args),
+    /// `xctl doctor`
+    Doctor(commands::doctor::Args),
     /// `xctl inspect`
     Inspect(commands::inspect::Args),
 }
@@ -199,6 +203,12 @@ pub fn clap() -> Clap {
         option("list", "FILE", "Read the types from this file").value_parser(value_parser!(PathBuf)),
         option("btf", "FILE", "Take this BTF instead of the kernel's own").value_parser(value_parser!(PathBuf)),
     ]);
+    let doctor =
+        Clap::new("doctor").about("Say what this host offers, found out by trying, and what is missing").args([
+            flag("json", "Print one JSON document"),
+            option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
+                .value_parser(value_parser!(PathBuf)),
+        ]);
     let inspect = Clap::new("inspect")
         .about("Show what a BPF object holds, and how it would be relocated; needs no privilege")
         .args([
@@ -215,7 +225,7 @@ pub fn clap() -> Clap {
         .about("Which process is really behind TCP retransmissions")
         .args_conflicts_with_subcommands(true)
         .args(trace_options())
-        .subcommands([trace, sockets, inspect, btf])
+        .subcommands([trace, sockets, inspect, doctor, btf])
         .after_help(
             "Exit codes: 0 done; 1 a failure while running; 2 wrong usage; 3 this host cannot run it; 4 the object file \
              was refused; 5 --verify found a difference",
@@ -245,6 +255,10 @@ fn command(mut matches: ArgMatches) -> Result<Command> {
             json: matches.get_flag("json"),
             btf: matches.remove_one("btf"),
             verbose: matches.get_flag("verbose"),
+        })),
+        Some((name, mut matches)) if name == "doctor" => Ok(Command::Doctor(commands::doctor::Args {
+            json: matches.get_flag("json"),
+            btf: matches.remove_one("btf"),
         })),
         Some((name, mut matches)) if name == "inspect" => Ok(Command::Inspect(commands::inspect::Args {
             object: matches.remove_one("object"),
@@ -299,7 +313,7 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
         count: matches.remove_one("count"),
         filters,
         max_sockets: matches.remove_one("max-sockets"),
-        perf_pages: matches.remove_one("perf-pages").unwrap_or(64),
+        perf_pages: matches.remove_one("perf-pages").unwrap_or(PERF_PAGES),
         object: matches.remove_one("object"),
         btf: matches.remove_one("btf"),
         seed: match text(&mut matches, "seed").as_str() {

@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         Command::Trace(options) => commands::trace::run(&options),
         Command::Sockets(options) => commands::sockets::run(&options),
         Command::Inspect(options) => commands::inspect::run(&options, &mut std::io::stdout().lock()),
+        Command::Doctor(options) => commands::doctor::run(&options, &mut std::io::stdout().lock()),
         Command::Btf(options) => commands::btf::run(&options, &mut std::io::stdout().lock()),
     });
     match result {

@@ -10,13 +10,13 @@ use anyhow::{Context, Error, Result, anyhow};
 
 use crate::attach::{self, Attached, Probes};
 use crate::events::{self, Event, Plain, Settings, Totals};
-use crate::fault::Exit;
+use crate::fault::{Blocked, Exit};
 use crate::hooks::{Hook, Offer, Plan, Purpose};
 use crate::kernel::host;
 use crate::kernel::libbpf::{self, Loaded, Open};
 use crate::kernel::mmap::Mapped;
 use crate::kernel::wait::Waiter;
-use crate::kernel::{bpf, perf};
+use crate::kernel::{bpf, perf, privilege};
 use crate::object::{self, Btf, BtfExt, ObjectFile};
 use crate::output::summary::{ByProcess, Lost};
 use crate::owners;
@@ -54,15 +54,20 @@ impl Kernel {
     /// [`Exit::Host`] if there is no BTF.
     pub fn ask(btf: &Path) -> Result<Self> {
         let bytes = object::read_btf(btf).map_err(|error| {
-            anyhow!(
-                "{error}: the kernel needs CONFIG_DEBUG_INFO_BTF=y, or give the BTF of exactly this kernel with --btf FILE"
-            )
-            .context(Exit::Host)
+            let remedy =
+                "the kernel needs CONFIG_DEBUG_INFO_BTF=y, or give the BTF of exactly this kernel with --btf FILE";
+            Blocked::new(error.to_string(), remedy).by_host()
         })?;
         let btf = Btf::from_vec(bytes).with_context(|| format!("the BTF in {}", btf.display())).context(Exit::Host)?;
         let pmu = host::kprobe_pmu().context(Exit::Host)?;
         let links_tell_missed = btf.field("bpf_link_info", "perf_event.kprobe.missed").is_some();
         Ok(Self { probes: Probes { pmu, links_tell_missed }, btf })
+    }
+
+    /// How it takes kprobes.
+    #[must_use]
+    pub fn probes(&self) -> &Probes {
+        &self.probes
     }
 
     /// Whether it has this struct.
@@ -185,7 +190,7 @@ impl Tracer {
         };
         let iterator = source == owners::Source::Iterator;
         if iterator && !kernel.has_struct(owners::SEED_CONTEXT) {
-            return Err(anyhow!("this kernel has no iterator over open files: use --seed proc").context(Exit::Host));
+            return Err(Blocked::new("this kernel has no iterator over open files", "use --seed proc").by_host());
         }
         let wanted = |program: &str| plan.has(program) || (iterator && program == owners::SEED);
         let loaded = load(object, wanted, btf, settings, sizes.max_sockets)?;
@@ -351,12 +356,20 @@ pub fn load(
             Some(libc::EPERM | libc::ENOMEM) => Exit::Host,
             _ => Exit::Object,
         };
-        let what = match class {
-            Exit::Host => "the kernel does not permit loading it: lockdown, a security module or a limit of memory",
-            _ => "the kernel did not load it",
-        };
-        explain(Error::new(error).context(what)).context(class)
+        match class {
+            Exit::Host => explain(Error::new(error)).context(load_refused()).context(class),
+            _ => explain(Error::new(error).context("the kernel did not load it")).context(class),
+        }
     })
+}
+
+/// Why a load is not permitted is more than an errno tells: name what this host shows of the usual causes.
+fn load_refused() -> Blocked {
+    let mut causes = privilege::load_blockers();
+    if causes.is_empty() {
+        causes.push("lockdown, a security module or a limit of memory".into());
+    }
+    Blocked::new("the kernel does not permit loading it", causes.join("; "))
 }
 
 /// Add what libbpf and the verifier said: the decisive lines of it.
@@ -389,19 +402,33 @@ fn decisive(messages: &str) -> String {
 
 fn open_ring(object: &Loaded, cpu: u32, pages: usize) -> Result<Reader<Mapped>> {
     let describe = |what: &str| format!("{what} the perf ring of CPU {cpu}");
-    let event = perf::open_ring(cpu).with_context(|| describe("cannot open"))?;
-    let mapped = Mapped::new(event, pages).map_err(|error| match error.raw_os_error() {
-        Some(libc::EPERM | libc::ENOMEM) => Error::new(error)
-            .context(format!(
-                "{}, {pages} pages: take fewer with --perf-pages, or raise RLIMIT_MEMLOCK or kernel.perf_event_mlock_kb",
-                describe("cannot map")
-            ))
-            .context(Exit::Host),
-        _ => Error::new(error).context(describe("cannot map")),
-    })?;
+    let mapped = map_ring(cpu, pages)?;
     bpf::set_ring(object.map(EVENTS)?, cpu, mapped.event()).with_context(|| describe("cannot register"))?;
     perf::enable(mapped.event()).with_context(|| describe("cannot enable"))?;
     Ok(Reader::new(mapped))
+}
+
+/// The ring of a CPU, which nothing writes to yet.
+///
+/// # Errors
+/// [`Exit::Host`] with the remedy, if it is not permitted or takes more memory than there is.
+pub(crate) fn map_ring(cpu: u32, pages: usize) -> Result<Mapped> {
+    let describe = |what: &str| format!("{what} the perf ring of CPU {cpu}");
+    let event = perf::open_ring(cpu).map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => Error::new(error)
+            .context(Blocked::new(describe("cannot open"), "it needs CAP_PERFMON (CAP_SYS_ADMIN before 5.8)"))
+            .context(Exit::Host),
+        _ => Error::new(error).context(describe("cannot open")),
+    })?;
+    Mapped::new(event, pages).map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM | libc::ENOMEM) => Error::new(error)
+            .context(Blocked::new(
+                format!("{}, {pages} pages", describe("cannot map")),
+                "take fewer with --perf-pages, or raise RLIMIT_MEMLOCK or kernel.perf_event_mlock_kb",
+            ))
+            .context(Exit::Host),
+        _ => Error::new(error).context(describe("cannot map")),
+    })
 }
 
 #[cfg(test)]

@@ -1,15 +1,16 @@
 //! One file a command.
 
 pub mod btf;
+pub mod doctor;
 pub mod inspect;
 pub mod sockets;
 pub mod trace;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
 use crate::cli::{LEAST_SOCKETS, MOST_SOCKETS};
-use crate::fault::Exit;
-use crate::kernel::host;
+use crate::fault::Blocked;
+use crate::kernel::{host, privilege};
 
 /// Whether an error only says that nobody reads our output any more (`xctl | head`): no reason to complain.
 #[must_use]
@@ -22,12 +23,13 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 /// Whether this process may load and attach.
 fn check_privilege() -> Result<()> {
-    let missing = host::missing_capabilities()?;
+    let missing = privilege::missing()?;
     if missing.is_empty() {
         return Ok(());
     }
     let names: Vec<_> = missing.iter().map(|capability| capability.name).collect();
-    Err(anyhow!("missing {}: run it as root, or give it these capabilities", names.join(" and ")).context(Exit::Host))
+    Err(Blocked::new(format!("missing {}", names.join(" and ")), "run it as root, or give it these capabilities")
+        .by_host())
 }
 
 /// Four times the sockets that exist now, so that the map has room for those to come.

@@ -1,4 +1,4 @@
-//! What this host is, as its files tell: CPUs, the kprobe PMU, capabilities, namespaces, processes. Safe code.
+//! What this host is, as its files tell: CPUs, the kprobe PMU, namespaces, processes. Safe code.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe";
 
-fn read(path: impl AsRef<Path>) -> Result<String> {
+/// A file of the kernel's as text.
+pub(super) fn read(path: impl AsRef<Path>) -> Result<String> {
     let path = path.as_ref();
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
@@ -71,39 +72,22 @@ pub fn kprobe_pmu() -> Result<Option<KprobePmu>> {
     Ok(Some(KprobePmu { pmu, return_bit }))
 }
 
-/// A Linux capability (include/uapi/linux/capability.h).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capability {
-    /// Its bit.
-    pub bit: u32,
-    /// Its name, as setcap and systemd write it.
-    pub name: &'static str,
-}
-
-const CAP_SYS_ADMIN: Capability = Capability { bit: 21, name: "CAP_SYS_ADMIN" };
-const CAP_PERFMON: Capability = Capability { bit: 38, name: "CAP_PERFMON" };
-const CAP_BPF: Capability = Capability { bit: 39, name: "CAP_BPF" };
-
-/// The capabilities that loading and attaching need and this process lacks. CAP_SYS_ADMIN stands for both others, and is
-/// the only one on a kernel that does not know them.
+/// The kernel's release, as `uname -r` says it.
 ///
 /// # Errors
 /// If /proc does not tell.
-pub fn missing_capabilities() -> Result<Vec<Capability>> {
-    const STATUS: &str = "/proc/self/status";
-    let status = read(STATUS)?;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .ok_or_else(|| anyhow!("{STATUS} has no CapEff"))?;
-    let last: u32 = read("/proc/sys/kernel/cap_last_cap")?.trim().parse().context("cap_last_cap is not a number")?;
-    let held = |capability: Capability| effective & (1 << capability.bit) != 0;
-    if held(CAP_SYS_ADMIN) {
-        return Ok(Vec::new());
-    }
-    let needed: &[_] = if last >= CAP_BPF.bit { &[CAP_BPF, CAP_PERFMON] } else { &[CAP_SYS_ADMIN] };
-    Ok(needed.iter().copied().filter(|&capability| !held(capability)).collect())
+pub fn release() -> Result<String> {
+    Ok(read("/proc/sys/kernel/osrelease")?.trim().to_string())
+}
+
+/// Whether this process is in the initial PID namespace, whose inode number is fixed (PROC_PID_INIT_INO).
+///
+/// # Errors
+/// If /proc does not tell.
+pub fn in_initial_pid_namespace() -> Result<bool> {
+    const OWN: &str = "/proc/self/ns/pid";
+    const INITIAL: u64 = 0xeffff_ffc;
+    Ok(fs::metadata(OWN).with_context(|| format!("cannot read {OWN}"))?.ino() == INITIAL)
 }
 
 /// How many TCP sockets this host has, in all its network namespaces.

@@ -42,6 +42,12 @@ impl Mapped {
         Ok(Self { base: base.cast(), length, page, event })
     }
 
+    /// How much memory it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.length.get()
+    }
+
     /// The perf event, readable when there are records.
     #[must_use]
     pub fn event(&self) -> BorrowedFd<'_> {

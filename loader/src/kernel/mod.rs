@@ -9,5 +9,7 @@ pub mod libbpf;
 pub mod mmap;
 pub mod netns;
 pub mod perf;
+pub mod privilege;
+pub mod symbols;
 pub mod tcp_counters;
 pub mod wait;

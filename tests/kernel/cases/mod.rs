@@ -4,6 +4,7 @@ use crate::host::Set;
 use crate::{Case, Family};
 
 mod already_open;
+mod doctor;
 mod ends;
 mod exited_owner;
 mod filters;
@@ -59,6 +60,7 @@ pub const ALL: &[Case] = &[
     case!("verify",               Set::ALL, BOTH, verify::run),
     case!("verify_failed",        Set::ALL, V4,   verify::failed),
     case!("verify_difference",    AUTO,     V4,   verify::difference),
+    case!("doctor",               AUTO,     V4,   doctor::agrees_with_trace),
     case!("no_privilege",         AUTO,     V4,   refusals::no_privilege),
     case!("no_btf",               AUTO,     V4,   refusals::no_btf),
     case!("no_kprobes",           AUTO,     V4,   refusals::no_kprobes),

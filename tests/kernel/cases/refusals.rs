@@ -7,6 +7,7 @@ use std::thread;
 use anyhow::{Context, anyhow, ensure};
 use nix::mount::{MsFlags, mount};
 
+use super::doctor;
 use crate::host::{KPROBE_PMU, Set};
 use crate::process::Process;
 use crate::tracefs::private_mounts;
@@ -23,6 +24,9 @@ pub fn no_privilege(_set: Set, _family: Family) -> Outcome {
     for capability in ["cap_bpf", "cap_perfmon"] {
         ensure!(said.to_lowercase().contains(capability), "it does not name {capability}: {said:?}");
     }
+    let mut nobody = command(&["doctor", "--json"])?;
+    nobody.uid(65534).gid(65534);
+    doctor::agrees_with_refusal(nobody, "capabilities", &said)?;
     Ok(Verdict::Passed("names the capabilities".into()))
 }
 
@@ -32,12 +36,12 @@ pub fn no_btf(_set: Set, _family: Family) -> Outcome {
         private_mounts()?;
         mount(Some("none"), BTF, Some("tmpfs"), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("hiding {BTF}"))?;
-        Process::start("xctl without BTF", command(&["trace", "--json"])?)
+        let said = refusal(Process::start("xctl without BTF", command(&["trace", "--json"])?)?, CANNOT_RUN_HERE)?;
+        ensure!(said.contains("--btf"), "it does not mention --btf: {said:?}");
+        doctor::agrees_with_refusal(command(&["doctor", "--json"])?, "btf", &said)
     };
     // a thread of its own: only it, and what it starts, sees the changed mounts
-    let process = thread::spawn(hidden).join().map_err(|_| anyhow!("the thread panicked"))??;
-    let said = refusal(process, CANNOT_RUN_HERE)?;
-    ensure!(said.contains("--btf"), "it does not mention --btf: {said:?}");
+    thread::spawn(hidden).join().map_err(|_| anyhow!("the thread panicked"))??;
     Ok(Verdict::Passed("names --btf".into()))
 }
 
