@@ -13,6 +13,7 @@ use crate::events::{COMM_LEN, Kind};
 use crate::fault::Exit;
 use crate::hooks::Attach;
 use crate::kernel::host;
+use crate::kernel::privilege::User;
 use crate::owners;
 
 /// The default capacity of SOCKET_TO_PID is at least this.
@@ -96,6 +97,10 @@ pub struct TraceOptions {
     pub seed: Option<owners::Source>,
     /// Compare with the kernel's counters at the end.
     pub verify: bool,
+    /// User to become once everything is attached.
+    pub user: Option<User>,
+    /// Keep privileges, and every system call.
+    pub no_sandbox: bool,
     /// Show libbpf's messages and the verifier's log whole.
     pub verbose: bool,
 }
@@ -152,8 +157,15 @@ fn trace_options() -> Vec<Arg> {
             .value_parser(value_parser!(PathBuf)),
         option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
             .value_parser(value_parser!(PathBuf)),
+        option("user", "NAME|UID", "Become this user once everything is attached").value_parser(user),
+        flag("no-sandbox", "Keep privileges and every system call, where else both are given up once all is attached"),
         verbose(),
     ]
+}
+
+fn user(text: &str) -> Result<User, String> {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    User::find(text, &passwd).map_err(|error| error.to_string())
 }
 
 fn verbose() -> Arg {
@@ -323,6 +335,8 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
             _ => None,
         },
         verify: matches.get_flag("verify"),
+        user: matches.remove_one("user"),
+        no_sandbox: matches.get_flag("no-sandbox"),
         verbose: matches.get_flag("verbose"),
     })
 }

@@ -14,9 +14,11 @@ use crate::embedded;
 use crate::events::{COMM_LEN, Event, Owner, Settings, Totals};
 use crate::fault::Exit;
 use crate::hooks;
+use crate::kernel::confine::{Needs, confine};
+use crate::kernel::privilege::Capabilities;
 use crate::kernel::tcp_counters::{self, Reading};
 use crate::kernel::wait::{Waiter, Woken, monotonic_ns, realtime_ns};
-use crate::kernel::{host, libbpf};
+use crate::kernel::{host, libbpf, privilege};
 use crate::object::KERNEL_BTF;
 use crate::object::facts::hex;
 use crate::output::json::Json;
@@ -81,6 +83,7 @@ fn trace(options: &TraceOptions) -> Result<()> {
         None
     };
 
+    give_up_privilege(options, &tracer)?;
     let out = BufWriter::new(io::stdout().lock());
     let output: Box<dyn Output> =
         if options.json { Box::new(Json::new(out)) } else { Box::new(Text::new(out, options.current)) };
@@ -114,6 +117,37 @@ fn trace(options: &TraceOptions) -> Result<()> {
     printer.output.summary(&Summary { verify, ..Summary::new(&by_process, lost) })?;
     printer.output.flush()?;
     difference.map_or(Ok(()), |difference| Err(anyhow!(difference).context(Exit::Verify)))
+}
+
+/// All is attached: from now on neither privilege nor most system calls are needed.
+fn give_up_privilege(options: &TraceOptions, tracer: &Tracer) -> Result<()> {
+    if let Some(user) = options.user {
+        user.become_it()?;
+    }
+    if options.no_sandbox && options.user.is_none() {
+        return Ok(());
+    }
+    let held = privilege::effective()?;
+    let mut keep = Vec::new();
+    if options.verify {
+        keep.extend([privilege::SYS_ADMIN, privilege::SYS_PTRACE, privilege::DAC_READ_SEARCH]);
+    }
+    // Until 5.18 unprivileged_bpf_disabled also forbids to read maps that are open already.
+    if !privilege::works_without(|| tracer.lost())? {
+        keep.push(if held.has(privilege::BPF) { privilege::BPF } else { privilege::SYS_ADMIN });
+    }
+    privilege::keep_only(Capabilities::of(&keep).and(held))?;
+    if options.no_sandbox {
+        return Ok(());
+    }
+    privilege::no_new_privileges()?;
+    match confine(Needs { namespaces: options.verify }) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+            eprintln!("xctl: this kernel has no seccomp filters, so system calls are not limited: {error}");
+            Ok(())
+        }
+        result => result.context("cannot limit system calls: --no-sandbox does without"),
+    }
 }
 
 /// Read and print until something ends it.

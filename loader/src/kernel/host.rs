@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
+use nix::sys::signal::kill;
 
 const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe";
 
@@ -142,7 +144,12 @@ pub fn cgroup_id(path: &Path) -> Result<(u64, u32)> {
 pub fn is_alive(tgid: u32, born: u64) -> bool {
     match started(tgid) {
         Ok(start) => start.is_none_or(|start| start == born / TICK * TICK),
-        Err(error) => error.kind() != io::ErrorKind::NotFound,
+        // /proc may hide other users' processes (hidepid); signal 0 tells all the same.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let pid = i32::try_from(tgid).map(nix::unistd::Pid::from_raw);
+            pid.is_ok_and(|pid| kill(pid, None) != Err(Errno::ESRCH))
+        }
+        Err(_) => true,
     }
 }
 

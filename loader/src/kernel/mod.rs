@@ -4,6 +4,7 @@
 #![allow(unsafe_code)] // the one place
 
 pub mod bpf;
+pub mod confine;
 pub mod host;
 pub mod libbpf;
 pub mod mmap;
