@@ -9,7 +9,7 @@ use crate::fault::{Blocked, Exit};
 use crate::hooks::{self, Hook, Kind};
 use crate::kernel::host::KprobePmu;
 use crate::kernel::libbpf::Loaded;
-use crate::kernel::{bpf, perf};
+use crate::kernel::{bpf, perf, privilege};
 
 /// How this kernel takes kprobes.
 #[derive(Clone, Copy, Debug)]
@@ -85,8 +85,8 @@ pub fn attach(hook: &Hook, program: &str, object: &Loaded, probes: &Probes, cpu:
         return Ok(None);
     }
     let (held, link) = attached.map_err(|error| {
-        let (why, remedy) = blocker(hook.kind, &error);
-        let found = format!("cannot attach to {}: {why}", hook.target_name());
+        let Blocked { found, remedy } = blocker(hook.kind, &error);
+        let found = format!("cannot attach to {}: {found}", hook.target_name());
         Error::new(error).context(Blocked::new(found, remedy)).context(Exit::Host)
     })?;
     Ok(Some(Attached { hook: *hook, link, _held: held }))
@@ -106,30 +106,26 @@ fn is_absent(kind: Kind, error: &io::Error) -> bool {
 const ENOTSUPP: i32 = 524;
 
 /// What the errno of an attach call means, and the remedy.
-fn blocker(kind: Kind, error: &io::Error) -> (&'static str, &'static str) {
+fn blocker(kind: Kind, error: &io::Error) -> Blocked {
+    let other_set = |found| Blocked::new(found, "try --attach auto, which takes what there is");
     if is_absent(kind, error) {
-        let what = match kind {
+        return other_set(match kind {
             Kind::RawTracepoint => "this kernel has no such tracepoint",
             _ => "this kernel has no such function",
-        };
-        return (what, OTHER_SET);
+        });
     }
     match (kind, error.raw_os_error()) {
         (Kind::RawTracepoint, Some(libc::EINVAL)) => {
-            ("its arguments are not those in the BTF", "give the BTF of exactly this kernel with --btf FILE")
+            Blocked::new("its arguments are not those in the BTF", "give the BTF of exactly this kernel with --btf FILE")
         }
         (Kind::Fentry | Kind::Fexit, Some(ENOTSUPP | libc::EINVAL | libc::ENODEV)) => {
-            ("this kernel has no trampolines for fentry programs", OTHER_SET)
+            other_set("this kernel has no trampolines for fentry programs")
         }
-        (Kind::Fentry | Kind::Fexit, Some(libc::EBUSY)) => ("something else patches that function", OTHER_SET),
+        (Kind::Fentry | Kind::Fexit, Some(libc::EBUSY)) => other_set("something else patches that function"),
         (_, Some(libc::EADDRNOTAVAIL)) => {
-            ("there are several functions of that name, or it may not be probed", OTHER_SET)
+            other_set("there are several functions of that name, or it may not be probed")
         }
-        (_, Some(libc::EPERM | libc::EACCES)) => {
-            ("not permitted", "it needs CAP_PERFMON (CAP_SYS_ADMIN before 5.8), and a kernel that is not locked down")
-        }
-        _ => ("the kernel refused", OTHER_SET),
+        (_, Some(libc::EPERM | libc::EACCES)) => Blocked::new("not permitted", privilege::perf_remedy()),
+        _ => other_set("the kernel refused"),
     }
 }
-
-const OTHER_SET: &str = "try --attach auto, which takes what there is";

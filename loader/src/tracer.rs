@@ -416,7 +416,7 @@ pub(crate) fn map_ring(cpu: u32, pages: usize) -> Result<Mapped> {
     let describe = |what: &str| format!("{what} the perf ring of CPU {cpu}");
     let event = perf::open_ring(cpu).map_err(|error| match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => Error::new(error)
-            .context(Blocked::new(describe("cannot open"), "it needs CAP_PERFMON (CAP_SYS_ADMIN before 5.8)"))
+            .context(Blocked::new(describe("cannot open"), privilege::perf_remedy()))
             .context(Exit::Host),
         _ => Error::new(error).context(describe("cannot open")),
     })?;

@@ -196,7 +196,10 @@ fn may_we(report: &mut Report, kernel: Option<&Kernel>) -> Result<()> {
         ("perf_event_paranoid", "/proc/sys/kernel/perf_event_paranoid"),
     ] {
         match std::fs::read_to_string(path) {
-            Ok(value) if unprivileged => report.note(name, value.trim()),
+            // Only some kernels know a level 3: the rings below tell.
+            Ok(value) if unprivileged || (value.trim() == "3" && !held.has(privilege::SYS_ADMIN)) => {
+                report.note(name, value.trim());
+            }
             Ok(value) => report.yes(name, format!("{}, which does not matter with these capabilities", value.trim())),
             Err(error) => report.note(name, error.to_string()),
         }
@@ -316,11 +319,11 @@ fn details(hook: &Hook, kernel: &Kernel, counts: &HashMap<&str, usize>, blacklis
     match hook.kind {
         Kind::RawTracepoint => {
             let arguments = kernel.tracepoint_args(name);
-            arguments.map_or("not in the BTF".into(), |count| format!("{count} arguments"))
+            arguments.map_or("not in the BTF".into(), |count| format!("arguments: {count}"))
         }
         Kind::Fentry | Kind::Fexit => {
             let arguments = kernel.function_args(name);
-            arguments.map_or("not in the BTF".into(), |count| format!("{count} arguments"))
+            arguments.map_or("not in the BTF".into(), |count| format!("arguments: {count}"))
         }
         Kind::Kprobe | Kind::Kretprobe => {
             let count = counts.get(name).map_or("not known how often".into(), usize::to_string);

@@ -291,6 +291,20 @@ pub fn load_blockers() -> Vec<String> {
     causes
 }
 
+/// The remedy where perf is not permitted.
+#[must_use]
+pub fn perf_remedy() -> String {
+    let paranoid = read("/proc/sys/kernel/perf_event_paranoid").ok().and_then(|value| value.trim().parse::<i32>().ok());
+    let all_powerful = effective().is_ok_and(|held| held.has(SYS_ADMIN));
+    match paranoid {
+        // A level that distributions have added.
+        Some(level @ 3..) if !all_powerful => format!(
+            "kernel.perf_event_paranoid is {level}, where this kernel may want CAP_SYS_ADMIN: set it to 2, or give that"
+        ),
+        _ => "it needs CAP_PERFMON (CAP_SYS_ADMIN before 5.8), and a kernel that is not locked down".into(),
+    }
+}
+
 /// The remedy for a kernel that is locked down too far.
 pub const LOCKED_DOWN: &str = "the kernel is locked down (lockdown=confidentiality), so that no program may read its \
                                memory: boot it with lockdown=integrity, or none";

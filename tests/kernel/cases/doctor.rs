@@ -36,7 +36,7 @@ impl Report {
     }
 
     fn get(&self, name: &str) -> Result<&Check> {
-        self.checks.iter().find(|check| check.check == name).with_context(|| format!("no check {name}: {self:#?}"))
+        self.checks.iter().find(|check| check.check == name).with_context(|| format!("no check {name}: {self:?}"))
     }
 }
 
@@ -44,7 +44,7 @@ pub fn agrees_with_trace(_set: Set, _family: Family) -> Outcome {
     let report = Report::of(command(&["doctor", "--json"])?, 0)?;
     // what trace takes, and what it is attached to, doctor has found to work
     let xctl = Xctl::start(Set::Auto, &[])?;
-    ensure!(report.attach.as_ref() == Some(&xctl.ready.attach), "trace takes {}: {report:#?}", xctl.ready.attach);
+    ensure!(report.attach.as_ref() == Some(&xctl.ready.attach), "trace takes {}: {report:?}", xctl.ready.attach);
     for hook in &xctl.ready.hooks {
         let check = report.get(&format!("{} {}", hook.hook, hook.target))?;
         ensure!(check.ok == Some(true), "trace uses what does not work: {check:?}");
@@ -62,7 +62,7 @@ pub fn agrees_with_trace(_set: Set, _family: Family) -> Outcome {
         ensure!(absent.is_none() || check.remedy.is_some(), "no remedy: {check:?}");
     }
     if std::path::Path::new(KPROBE_PMU).exists() {
-        let once = report.get("kprobe tcp_sendmsg_locked")?;
+        let once = report.get("kprobe tcp_set_state")?;
         ensure!(once.found.starts_with("1 in kallsyms"), "there is one function of that name: {once:?}");
     }
     for check in ["btf", "capabilities", "perf_rings", "pid_namespace", "trace"] {

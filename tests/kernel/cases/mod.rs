@@ -14,6 +14,7 @@ mod listeners;
 mod lossy_link;
 mod lost_syn;
 mod mptcp;
+mod privilege;
 mod refusals;
 mod send_events;
 mod senders;
@@ -26,6 +27,8 @@ const V4: &[Family] = &[Family::V4];
 /// Also the set that `auto` takes only where fentry is missing.
 const EVERY: &[Set] = &[Set::Kprobe, Set::Mixed, Set::Auto, Set::Tracepoint, Set::Fentry];
 const AUTO: &[Set] = &[Set::Auto];
+/// Kprobes and raw tracepoints, and fentry: what takes a capability of its own would show.
+const NOBODY: &[Set] = &[Set::Auto, Set::Fentry];
 
 macro_rules! case {
     ($name:literal, $sets:expr, $families:expr, $run:path) => {
@@ -60,6 +63,9 @@ pub const ALL: &[Case] = &[
     case!("verify",               Set::ALL, BOTH, verify::run),
     case!("verify_failed",        Set::ALL, V4,   verify::failed),
     case!("verify_difference",    AUTO,     V4,   verify::difference),
+    case!("privilege_nobody",     NOBODY,   V4,   privilege::as_nobody),
+    case!("privilege_given_up",   AUTO,     V4,   privilege::given_up),
+    case!("privilege_confined",   AUTO,     V4,   privilege::confined),
     case!("doctor",               AUTO,     V4,   doctor::agrees_with_trace),
     case!("no_privilege",         AUTO,     V4,   refusals::no_privilege),
     case!("no_btf",               AUTO,     V4,   refusals::no_btf),
