@@ -1,6 +1,6 @@
 //! From an object's bytes to events: check, load, attach, read. Dropping a [`Tracer`] leaves nothing in the kernel.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -15,17 +15,21 @@ use crate::hooks::{Hook, Offer, Plan, Purpose};
 use crate::kernel::host;
 use crate::kernel::libbpf::{self, Loaded, Open};
 use crate::kernel::mmap::Mapped;
+use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;
 use crate::kernel::{bpf, perf, privilege};
 use crate::object::{self, Btf, BtfExt, ObjectFile};
 use crate::output::summary::{ByProcess, Lost};
 use crate::owners;
-use crate::ring::{Reader, Record};
+use crate::ring::{Reader, Record, shared};
 
 /// Map names in the object.
 pub(crate) const SOCKETS: &str = "SOCKET_TO_PID";
 const CACHE: &str = "SK_CACHE";
 const EVENTS: &str = "EVENTS";
+const SHARED_RING: &str = "SHARED_RING";
+/// What a kernel with ring buffers has (5.8 and newer).
+const SHARED_RING_TYPE: &str = "bpf_ringbuf";
 const LOST: &str = "LOST";
 const PROCESS_TOTALS: &str = "PROCESS_TOTALS";
 const NETNS_TOTALS: &str = "NETNS_TOTALS";
@@ -136,6 +140,10 @@ pub struct Tracer {
     /// What keeps the programs attached. Dropped first.
     links: Vec<Attached>,
     rings: Vec<Reader<Mapped>>,
+    /// For the CPUs that have none.
+    shared: Option<shared::Reader<SharedRing>>,
+    /// The CPUs that wrote there, and whether that was told.
+    late: BTreeMap<u32, bool>,
     object: Loaded,
     /// The hooks in use.
     pub plan: Plan,
@@ -160,7 +168,11 @@ impl Tracer {
     ) -> Result<Self> {
         let mut refusal = anyhow!("there is no plan");
         for plan in plans {
-            let settings = Settings { births_by_state: u8::from(plan.births_by_state), ..settings };
+            let settings = Settings {
+                births_by_state: u8::from(plan.births_by_state),
+                has_shared_ring: u8::from(kernel.has_struct(SHARED_RING_TYPE)),
+                ..settings
+            };
             match Self::start_plan(object, plan, kernel, btf, &settings, sizes) {
                 Ok(tracer) => return Ok(tracer),
                 // Only this plan's hooks were refused; the next has others.
@@ -197,6 +209,11 @@ impl Tracer {
         let cpus = host::online_cpus()?;
         let first = *cpus.first().context("no CPU is online")?;
         let rings = cpus.iter().map(|&cpu| open_ring(&loaded, cpu, sizes.perf_pages)).collect::<Result<_>>()?;
+        let shared = match settings.has_shared_ring {
+            0 => None,
+            _ => Some(SharedRing::new(loaded.map(SHARED_RING)?).context("cannot map the shared ring")?),
+        };
+        let shared = shared.map(shared::Reader::new);
         let attach_all = |purpose: Purpose| {
             let hooks = plan.hooks.iter().filter(move |hook| hook.purpose == purpose);
             hooks
@@ -209,7 +226,7 @@ impl Tracer {
         let seeded = owners::seed(&loaded, source, settings.cgroup)?;
         links.extend(attach_all(Purpose::Retransmit)?);
         plan.hooks.retain(|hook| links.iter().any(|link| link.hook() == hook));
-        Ok(Self { links, rings, object: loaded, plan, missed: None, seeded })
+        Ok(Self { links, rings, shared, late: BTreeMap::new(), object: loaded, plan, missed: None, seeded })
     }
 
     /// Let records end a wait.
@@ -217,7 +234,11 @@ impl Tracer {
     /// # Errors
     /// If the kernel refuses.
     pub fn watch(&self, waiter: &Waiter) -> Result<()> {
-        self.rings.iter().try_for_each(|ring| waiter.add_ring(ring.memory().event()))
+        self.rings.iter().try_for_each(|ring| waiter.add_ring(ring.memory().event()))?;
+        if self.shared.is_some() {
+            waiter.add_ring(self.object.map(SHARED_RING)?)?;
+        }
+        Ok(())
     }
 
     /// Hand over what the rings hold now, ring by ring.
@@ -239,7 +260,22 @@ impl Tracer {
                 return Err(error);
             }
         }
-        Ok(())
+        let Some(shared) = &mut self.shared else { return Ok(()) };
+        let mut wrong = None;
+        shared.drain(|bytes| match Event::parse(bytes) {
+            Ok(event) => {
+                self.late.entry(event.cpu()).or_insert(false);
+                on_event(event);
+            }
+            Err(error) => wrong = Some(error),
+        })?;
+        wrong.map_or(Ok(()), Err)
+    }
+
+    /// CPUs that had no ring when they wrote their first record, each once.
+    pub fn newcomers(&mut self) -> Vec<u32> {
+        let new = self.late.iter_mut().filter_map(|(&cpu, told)| (!std::mem::replace(told, true)).then_some(cpu));
+        new.collect()
     }
 
     /// Detach every program. What they wrote can still be read.
@@ -348,6 +384,9 @@ pub fn load(
     open.select_programs(wanted)?;
     open.set_max_entries(SOCKETS, max_sockets)?;
     open.set_max_entries(CACHE, max_sockets)?;
+    if settings.has_shared_ring == 0 {
+        open.leave_out(SHARED_RING)?;
+    }
     let mut bytes = [0; size_of::<Settings>()];
     settings.put(&mut bytes);
     open.set_global(RODATA, 0, &bytes)?;

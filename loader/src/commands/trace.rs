@@ -217,7 +217,11 @@ impl Source for Live<'_> {
 
 fn round(tracer: &mut Tracer, order: &mut Order<Event>) -> Result<()> {
     order.begin_round(monotonic_ns()?);
-    tracer.drain(|event| order.push(event.mono_ns(), event))
+    tracer.drain(|event| order.push(event.mono_ns(), event))?;
+    for cpu in tracer.newcomers() {
+        eprintln!("xctl: CPU {cpu} came online: its records come through the shared ring");
+    }
+    Ok(())
 }
 
 struct Printer {
@@ -273,6 +277,7 @@ fn settings(options: &TraceOptions) -> Settings {
         retransmits: u8::from(options.events != Events::Send),
         sends: u8::from(options.events != Events::Retransmit),
         births_by_state: 0, // the plan's business
-        zero: [0; 5],
+        has_shared_ring: 0, // the kernel's
+        zero: [0; 4],
     }
 }

@@ -104,7 +104,8 @@ impl Memory for Mapped {
     }
 }
 
-fn page_size() -> usize {
+/// Bytes of a page of memory.
+pub(super) fn page_size() -> usize {
     // SAFETY: sysconf has no preconditions.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).unwrap_or(4096)

@@ -11,6 +11,7 @@ pub mod mmap;
 pub mod netns;
 pub mod perf;
 pub mod privilege;
+pub mod shared_ring;
 pub mod symbols;
 pub mod tcp_counters;
 pub mod wait;

@@ -9,6 +9,7 @@ mod ends;
 mod exited_owner;
 mod filters;
 mod handed_over;
+mod hotplug;
 mod idle;
 mod listeners;
 mod lossy_link;
@@ -66,6 +67,8 @@ pub const ALL: &[Case] = &[
     case!("privilege_nobody",     NOBODY,   V4,   privilege::as_nobody),
     case!("privilege_given_up",   AUTO,     V4,   privilege::given_up),
     case!("privilege_confined",   AUTO,     V4,   privilege::confined),
+    case!("cpu_came_online",      AUTO,     V4,   hotplug::came_online),
+    case!("cpu_came_back",        AUTO,     V4,   hotplug::came_back),
     case!("doctor",               AUTO,     V4,   doctor::agrees_with_trace),
     case!("no_privilege",         AUTO,     V4,   refusals::no_privilege),
     case!("no_btf",               AUTO,     V4,   refusals::no_btf),
