@@ -115,9 +115,10 @@ fn blocker(kind: Kind, error: &io::Error) -> Blocked {
         });
     }
     match (kind, error.raw_os_error()) {
-        (Kind::RawTracepoint, Some(libc::EINVAL)) => {
-            Blocked::new("its arguments are not those in the BTF", "give the BTF of exactly this kernel with --btf FILE")
-        }
+        (Kind::RawTracepoint, Some(libc::EINVAL)) => Blocked::new(
+            "its arguments are not those in the BTF",
+            "give the BTF of exactly this kernel with --btf FILE",
+        ),
         (Kind::Fentry | Kind::Fexit, Some(ENOTSUPP | libc::EINVAL | libc::ENODEV)) => {
             other_set("this kernel has no trampolines for fentry programs")
         }

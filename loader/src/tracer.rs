@@ -206,7 +206,7 @@ impl Tracer {
         }
         let wanted = |program: &str| plan.has(program) || (iterator && program == owners::SEED);
         let loaded = load(object, wanted, btf, settings, sizes.max_sockets)?;
-        let cpus = host::online_cpus()?;
+        let cpus = host::online_cpus().context(Exit::Host)?;
         let first = *cpus.first().context("no CPU is online")?;
         let rings = cpus.iter().map(|&cpu| open_ring(&loaded, cpu, sizes.perf_pages)).collect::<Result<_>>()?;
         let shared = match settings.has_shared_ring {
@@ -380,7 +380,13 @@ pub fn load(
     settings: &Settings,
     max_sockets: u32,
 ) -> Result<Loaded> {
-    let mut open = Open::from_bytes(object.bytes, btf).map_err(|error| explain(error).context(Exit::Object))?;
+    let mut open = Open::from_bytes(object.bytes, btf).map_err(|error| {
+        let class = match error.downcast_ref().and_then(io::Error::raw_os_error) {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Exit::Host,
+            _ => Exit::Object,
+        };
+        explain(error).context(class)
+    })?;
     open.select_programs(wanted)?;
     open.set_max_entries(SOCKETS, max_sockets)?;
     open.set_max_entries(CACHE, max_sockets)?;
@@ -392,7 +398,7 @@ pub fn load(
     open.set_global(RODATA, 0, &bytes)?;
     open.load().map_err(|error| {
         let class = match error.raw_os_error() {
-            Some(libc::EPERM | libc::ENOMEM) => Exit::Host,
+            Some(libc::EPERM | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => Exit::Host,
             _ => Exit::Object,
         };
         match class {

@@ -285,7 +285,8 @@ fn sets(report: &mut Report, object: &Checked<'_>, kernel: &Kernel, btf: &Path) 
         let check = format!("{} {}", hook.kind.name(), hook.target_name());
         let found = details(hook, kernel, &counts, blacklist.as_deref());
         match result {
-            Ok(()) => report.yes(check, found),
+            Ok(true) => report.yes(check, found),
+            Ok(false) => report.note(check, format!("this kernel has not got it, and does without ({found})")),
             Err(error) => {
                 report.no(check, error);
                 if let Some(record) = report.checks.last_mut().filter(|_| !found.is_empty()) {
@@ -295,16 +296,20 @@ fn sets(report: &mut Report, object: &Checked<'_>, kernel: &Kernel, btf: &Path) 
         }
     }
     for (name, plan) in plans {
-        let works = plan.and_then(|plan| works(plan, &all, &results));
+        let works = plan.and_then(|plan| works(&plan, &all, &results));
         report.add_result(format!("set {name}"), works.map(|hooks| format!("all {hooks} hooks")));
     }
 }
 
 /// How many hooks a plan has, if all of them work.
-fn works(plan: Plan, all: &[Hook], results: &[Result<()>]) -> Result<usize> {
+fn works(plan: &Plan, all: &[Hook], results: &[Result<bool>]) -> Result<usize> {
     let failed = all.iter().zip(results).find(|(hook, result)| result.is_err() && plan.hooks.contains(hook));
     match failed {
-        None => Ok(plan.hooks.len()),
+        None => {
+            let absent =
+                |hook: &Hook| all.iter().zip(results).any(|(one, result)| one == hook && matches!(result, Ok(false)));
+            Ok(plan.hooks.iter().filter(|hook| !absent(hook)).count())
+        }
         Some((hook, _)) => {
             let found = format!("{} {} does not work", hook.kind.name(), hook.target_name());
             Err(Blocked::new(found, "see there").by_host())
@@ -334,8 +339,8 @@ fn details(hook: &Hook, kernel: &Kernel, counts: &HashMap<&str, usize>, blacklis
 }
 
 /// Attach each hook for a moment. They are loaded together where the kernel takes them together, else kind by kind, else
-/// one by one, so that one that is refused says nothing about another.
-fn try_hooks(all: &[Hook], object: &Checked<'_>, kernel: &Kernel, btf: &Path) -> Vec<Result<()>> {
+/// one by one, so that one that is refused says nothing about another. False: optional, and not there.
+fn try_hooks(all: &[Hook], object: &Checked<'_>, kernel: &Kernel, btf: &Path) -> Vec<Result<bool>> {
     let together = load(all, object, btf).ok();
     let trampolines = |hook: &Hook| matches!(hook.kind, Kind::Fentry | Kind::Fexit);
     let (by_trampoline, others): (Vec<_>, Vec<_>) = all.iter().copied().partition(trampolines);
@@ -354,7 +359,11 @@ fn try_hooks(all: &[Hook], object: &Checked<'_>, kernel: &Kernel, btf: &Path) ->
             }
         };
         let cpu = *host::online_cpus()?.first().ok_or_else(|| anyhow!("no CPU is online"))?;
-        hook.programs().try_for_each(|program| attach::attach(hook, program, loaded, kernel.probes(), cpu).map(drop))
+        let mut attached = true;
+        for program in hook.programs() {
+            attached &= attach::attach(hook, program, loaded, kernel.probes(), cpu)?.is_some();
+        }
+        Ok(attached)
     };
     all.iter().map(attempt).collect()
 }

@@ -1,7 +1,7 @@
 //! `xctl trace`: print retransmits as they happen.
 
 use std::collections::HashMap;
-use std::io::{self, BufWriter};
+use std::io::BufWriter;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -84,10 +84,17 @@ fn trace(options: &TraceOptions) -> Result<()> {
     };
 
     give_up_privilege(options, &tracer)?;
-    let out = BufWriter::new(io::stdout().lock());
+    let out = BufWriter::new(super::stdout());
     let output: Box<dyn Output> =
         if options.json { Box::new(Json::new(out)) } else { Box::new(Text::new(out, options.current)) };
-    let mut printer = Printer { output, by_process: ByProcess::new(), left: options.count };
+    let sees_processes = host::in_initial_pid_namespace().unwrap_or(false);
+    if !sees_processes {
+        eprintln!(
+            "xctl: this is not the initial PID namespace: PIDs are the host's, `exited` cannot be told, and who holds \
+             sockets that are open already only for processes in here"
+        );
+    }
+    let mut printer = Printer { output, by_process: ByProcess::new(), left: options.count, sees_processes };
     let sha256 = hex(&hmac_sha256::Hash::hash(bytes));
     printer.output.ready(&Ready {
         plan: &tracer.plan,
@@ -230,6 +237,8 @@ struct Printer {
     by_process: ByProcess,
     /// How many events may still be printed.
     left: Option<u64>,
+    /// /proc is that of the initial PID namespace: in another one, owners have other PIDs or none.
+    sees_processes: bool,
 }
 
 impl Printer {
@@ -242,7 +251,8 @@ impl Printer {
         }
         let (Event::Retransmit(crate::events::Retransmit { owner, .. })
         | Event::Send(crate::events::Send { owner, .. })) = event;
-        let moment = Moment { realtime_ns: event.mono_ns().wrapping_add(realtime_offset), exited: has_exited(owner) };
+        let moment =
+            Moment { realtime_ns: event.mono_ns().wrapping_add(realtime_offset), exited: self.has_exited(owner) };
         match event {
             Event::Retransmit(event) => {
                 summary::add(self.by_process.entry(summary::key_of(owner)).or_default(), event);
@@ -254,8 +264,11 @@ impl Printer {
     }
 }
 
-fn has_exited(owner: &Owner) -> bool {
-    owner.is_process() && !host::is_alive(owner.tgid, owner.born)
+impl Printer {
+    /// Whether the owner is gone for certain.
+    fn has_exited(&self, owner: &Owner) -> bool {
+        self.sees_processes && owner.is_process() && !host::is_alive(owner.tgid, owner.born)
+    }
 }
 
 fn settings(options: &TraceOptions) -> Settings {

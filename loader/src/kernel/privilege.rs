@@ -278,6 +278,11 @@ pub fn memlock_limit() -> Option<u64> {
 #[must_use]
 pub fn load_blockers() -> Vec<String> {
     let mut causes = Vec::new();
+    if read("/proc/self/uid_map").is_ok_and(|map| !is_initial(&map)) {
+        causes.push(
+            "this is not the initial user namespace, and only that one's capabilities count: run it on the host".into(),
+        );
+    }
     if lockdown().as_deref() == Some("confidentiality") {
         causes.push(LOCKED_DOWN.into());
     }
@@ -289,6 +294,11 @@ pub fn load_blockers() -> Vec<String> {
         causes.push(memlock_remedy(bytes));
     }
     causes
+}
+
+/// Whether this map of user ids is that of the initial user namespace: all of them, as they are.
+fn is_initial(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// The remedy where perf is not permitted.
@@ -340,6 +350,12 @@ mod tests {
         let status = read("/proc/thread-self/status").unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
         assert_eq!(effective().unwrap(), Capabilities(u64::from_str_radix(line.trim(), 16).unwrap()));
+    }
+
+    #[test]
+    fn the_initial_user_namespace_maps_everybody() {
+        assert!(is_initial("         0          0 4294967295\n"));
+        assert!(!is_initial("         0       1000          1\n") && !is_initial(""));
     }
 
     #[test]
