@@ -71,6 +71,8 @@ pub const ALL: &[Case] = &[
     case!("cpu_came_back",        AUTO,     V4,   hotplug::came_back),
     case!("doctor",               AUTO,     V4,   doctor::agrees_with_trace),
     case!("no_privilege",         AUTO,     V4,   refusals::no_privilege),
+    case!("no_capability",        AUTO,     V4,   refusals::one_capability),
+    case!("no_memlock",           AUTO,     V4,   refusals::no_memlock),
     case!("no_btf",               AUTO,     V4,   refusals::no_btf),
     case!("no_kprobes",           AUTO,     V4,   refusals::no_kprobes),
 ];
