@@ -88,7 +88,7 @@ pub fn release() -> Result<String> {
 /// If /proc does not tell.
 pub fn in_initial_pid_namespace() -> Result<bool> {
     const OWN: &str = "/proc/self/ns/pid";
-    const INITIAL: u64 = 0xeffff_ffc;
+    const INITIAL: u64 = 0xefff_fffc;
     Ok(fs::metadata(OWN).with_context(|| format!("cannot read {OWN}"))?.ino() == INITIAL)
 }
 
