@@ -18,13 +18,25 @@ struct {
 	__uint(value_size, sizeof(__u32));
 } EVENTS SEC(".maps");
 
+/*
+ * For records of a CPU that has no ring in EVENTS: it came online after the loader did (-ENOENT), or was offline meanwhile,
+ * which ends a perf event for good (-EOPNOTSUPP). By the time that user space hears of the CPU it may have run TCP for a
+ * while, and to open a ring takes privilege that is given up by then. Linux 5.8 and newer; elsewhere it is not created.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 * 1024);
+} SHARED_RING SEC(".maps");
+
 /* The kernel returns -ENOSPC for exactly those records that it later reports as PERF_RECORD_LOST. */
 static __always_inline void emit(void *ctx, void *record, __u64 size)
 {
 	long err = bpf_perf_event_output(ctx, &EVENTS, BPF_F_CURRENT_CPU, record, size);
 
+	if (err && err != -ENOSPC && settings.has_shared_ring)
+		err = bpf_ringbuf_output(&SHARED_RING, record, size, 0);	/* -EAGAIN: full */
 	if (err)
-		count_lost(err == -ENOSPC ? LOST_PERF : LOST_OUTPUT);
+		count_lost(err == -ENOSPC || err == -EAGAIN ? LOST_PERF : LOST_OUTPUT);
 }
 
 static __always_inline void fill_header(struct event_header *header, enum event_type type)

@@ -11,6 +11,7 @@
 #include <bpf/bpf_tracing.h>
 #include "events.h"
 
+#define EAGAIN 11
 #define EEXIST 17
 #define ENOSPC 28
 #define ENOBUFS 105

@@ -14,6 +14,7 @@ mod altered;
 
 /// Exit codes of the contract.
 const DONE: i32 = 0;
+const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const OBJECT: i32 = 4;
 
@@ -99,6 +100,17 @@ fn wrong_usage_is_exit_code_2() {
         let output = xctl(arguments);
         assert_eq!(output.status.code(), Some(USAGE), "{arguments:?}");
         assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_named() {
+    for arguments in [&["inspect"][..], &["btf", "struct sock_common"], &["doctor"], &["doctor", "--json"]] {
+        let full = fs::File::create("/dev/full").unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_xctl")).args(arguments).stdout(full).output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(FAILED), "{arguments:?}: {message}");
+        assert!(message.contains("standard output") && message.contains("No space left"), "{arguments:?}: {message}");
     }
 }
 

@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Error, Result};
 
-use crate::fault::Exit;
-use crate::hooks::{Hook, Kind};
+use crate::fault::{Blocked, Exit};
+use crate::hooks::{self, Hook, Kind};
 use crate::kernel::host::KprobePmu;
 use crate::kernel::libbpf::Loaded;
-use crate::kernel::{bpf, perf};
+use crate::kernel::{bpf, perf, privilege};
 
 /// How this kernel takes kprobes.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +64,7 @@ pub fn attach(hook: &Hook, program: &str, object: &Loaded, probes: &Probes, cpu:
         Kind::RawTracepoint => bpf::attach_raw_tracepoint(hook.target, program).map(|held| (held, None)),
         Kind::Fentry | Kind::Fexit => bpf::attach_trampoline(program).map(|held| (held, None)),
         Kind::Kprobe | Kind::Kretprobe => {
-            let pmu = probes.pmu.context("this kernel has no kprobe PMU").context(Exit::Host)?;
+            let pmu = probes.pmu.ok_or_else(|| hooks::no_kprobes().by_host())?;
             let return_bit = (hook.kind == Kind::Kretprobe).then_some(pmu.return_bit);
             perf::open_probe(&perf::Probe { pmu: pmu.pmu, return_bit, function: hook.target, cpu }).and_then(|event| {
                 let link = if probes.links_tell_missed {
@@ -85,8 +85,9 @@ pub fn attach(hook: &Hook, program: &str, object: &Loaded, probes: &Probes, cpu:
         return Ok(None);
     }
     let (held, link) = attached.map_err(|error| {
-        let why = blocker(hook.kind, &error);
-        Error::new(error).context(format!("cannot attach to {}: {why}", hook.target_name())).context(Exit::Host)
+        let Blocked { found, remedy } = blocker(hook.kind, &error);
+        let found = format!("cannot attach to {}: {found}", hook.target_name());
+        Error::new(error).context(Blocked::new(found, remedy)).context(Exit::Host)
     })?;
     Ok(Some(Attached { hook: *hook, link, _held: held }))
 }
@@ -104,26 +105,28 @@ fn is_absent(kind: Kind, error: &io::Error) -> bool {
 /// The kernel's own errno for what it does not support; it was never meant for user space, which has no name for it.
 const ENOTSUPP: i32 = 524;
 
-/// What the errno of an attach call means.
-fn blocker(kind: Kind, error: &io::Error) -> &'static str {
+/// What the errno of an attach call means, and the remedy.
+fn blocker(kind: Kind, error: &io::Error) -> Blocked {
+    let other_set = |found| Blocked::new(found, "try --attach auto, which takes what there is");
     if is_absent(kind, error) {
-        return if kind == Kind::RawTracepoint {
-            "this kernel has no such tracepoint"
-        } else {
-            "this kernel has no such function"
-        };
+        return other_set(match kind {
+            Kind::RawTracepoint => "this kernel has no such tracepoint",
+            _ => "this kernel has no such function",
+        });
     }
     match (kind, error.raw_os_error()) {
-        (Kind::RawTracepoint, Some(libc::EINVAL)) => {
-            "its arguments are not those in the BTF: give the BTF of exactly this kernel"
-        }
+        (Kind::RawTracepoint, Some(libc::EINVAL)) => Blocked::new(
+            "its arguments are not those in the BTF",
+            "give the BTF of exactly this kernel with --btf FILE",
+        ),
         (Kind::Fentry | Kind::Fexit, Some(ENOTSUPP | libc::EINVAL | libc::ENODEV)) => {
-            "this kernel has no trampolines for fentry programs: try --attach auto"
+            other_set("this kernel has no trampolines for fentry programs")
         }
-        (_, Some(libc::EADDRNOTAVAIL)) => "there are several functions of that name, or it may not be probed",
-        (_, Some(libc::EPERM | libc::EACCES)) => {
-            "not permitted: it needs CAP_PERFMON (CAP_SYS_ADMIN before 5.8), and a kernel that is not locked down"
+        (Kind::Fentry | Kind::Fexit, Some(libc::EBUSY)) => other_set("something else patches that function"),
+        (_, Some(libc::EADDRNOTAVAIL)) => {
+            other_set("there are several functions of that name, or it may not be probed")
         }
-        _ => "the kernel refused",
+        (_, Some(libc::EPERM | libc::EACCES)) => Blocked::new("not permitted", privilege::perf_remedy()),
+        _ => other_set("the kernel refused"),
     }
 }

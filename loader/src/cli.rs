@@ -13,12 +13,15 @@ use crate::events::{COMM_LEN, Kind};
 use crate::fault::Exit;
 use crate::hooks::Attach;
 use crate::kernel::host;
+use crate::kernel::privilege::User;
 use crate::owners;
 
 /// The default capacity of SOCKET_TO_PID is at least this.
 pub const LEAST_SOCKETS: u32 = 8192;
 /// Its capacity is never more.
 pub const MOST_SOCKETS: u32 = 1 << 24;
+/// Data pages of a CPU's ring by default.
+pub const PERF_PAGES: usize = 64;
 
 /// A command with its options.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub enum Command {
     Sockets(commands::sockets::Args),
     /// `xctl btf`
     Btf(commands::btf::Args),
+    /// `xctl doctor`
+    Doctor(commands::doctor::Args),
     /// `xctl inspect`
     Inspect(commands::inspect::Args),
 }
@@ -98,6 +103,10 @@ pub struct TraceOptions {
     pub record: Option<PathBuf>,
     /// Prove what was loaded before anything is attached; a record implies it.
     pub strict: bool,
+    /// User to become once everything is attached.
+    pub user: Option<User>,
+    /// Keep privileges, and every system call.
+    pub no_sandbox: bool,
     /// Show libbpf's messages and the verifier's log whole.
     pub verbose: bool,
 }
@@ -161,8 +170,15 @@ fn trace_options() -> Vec<Arg> {
             .value_parser(value_parser!(PathBuf)),
         option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
             .value_parser(value_parser!(PathBuf)),
+        option("user", "NAME|UID", "Become this user once everything is attached").value_parser(user),
+        flag("no-sandbox", "Keep privileges and every system call, where else both are given up once all is attached"),
         verbose(),
     ]
+}
+
+fn user(text: &str) -> Result<User, String> {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    User::find(text, &passwd).map_err(|error| error.to_string())
 }
 
 fn verbose() -> Arg {
@@ -212,6 +228,12 @@ pub fn clap() -> Clap {
         option("list", "FILE", "Read the types from this file").value_parser(value_parser!(PathBuf)),
         option("btf", "FILE", "Take this BTF instead of the kernel's own").value_parser(value_parser!(PathBuf)),
     ]);
+    let doctor =
+        Clap::new("doctor").about("Say what this host offers, found out by trying, and what is missing").args([
+            flag("json", "Print one JSON document"),
+            option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
+                .value_parser(value_parser!(PathBuf)),
+        ]);
     let inspect = Clap::new("inspect")
         .about("Show what a BPF object holds, and how it would be relocated; needs no privilege")
         .args([
@@ -228,7 +250,7 @@ pub fn clap() -> Clap {
         .about("Which process is really behind TCP retransmissions")
         .args_conflicts_with_subcommands(true)
         .args(trace_options())
-        .subcommands([trace, sockets, inspect, btf])
+        .subcommands([trace, sockets, inspect, doctor, btf])
         .after_help(
             "Exit codes: 0 done; 1 a failure while running; 2 wrong usage; 3 this host cannot run it; 4 the object file \
              was refused; 5 --verify found a difference",
@@ -258,6 +280,10 @@ fn command(mut matches: ArgMatches) -> Result<Command> {
             json: matches.get_flag("json"),
             btf: matches.remove_one("btf"),
             verbose: matches.get_flag("verbose"),
+        })),
+        Some((name, mut matches)) if name == "doctor" => Ok(Command::Doctor(commands::doctor::Args {
+            json: matches.get_flag("json"),
+            btf: matches.remove_one("btf"),
         })),
         Some((name, mut matches)) if name == "inspect" => Ok(Command::Inspect(commands::inspect::Args {
             object: matches.remove_one("object"),
@@ -312,7 +338,7 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
         count: matches.remove_one("count"),
         filters,
         max_sockets: matches.remove_one("max-sockets"),
-        perf_pages: matches.remove_one("perf-pages").unwrap_or(64),
+        perf_pages: matches.remove_one("perf-pages").unwrap_or(PERF_PAGES),
         object: matches.remove_one("object"),
         btf: matches.remove_one("btf"),
         seed: match text(&mut matches, "seed").as_str() {
@@ -325,6 +351,8 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
         dry_run: matches.get_flag("dry-run"),
         record: matches.remove_one("record"),
         strict: matches.get_flag("strict"),
+        user: matches.remove_one("user"),
+        no_sandbox: matches.get_flag("no-sandbox"),
         verbose: matches.get_flag("verbose"),
     })
 }

@@ -273,8 +273,10 @@ mirror! {
         sends: u8,
         /// 1: connect() and listen() are seen through inet_sock_set_state.
         births_by_state: u8,
+        /// 1: there is SHARED_RING.
+        has_shared_ring: u8,
         /// Padding.
-        zero: [u8; 5],
+        zero: [u8; 4],
     }
 }
 
@@ -442,6 +444,15 @@ impl Event {
             _ => bail!("a perf record of {} bytes, of no known type", record.len()),
         };
         event.ok_or_else(|| anyhow!("a perf record of {} bytes, which is not its type's size", record.len()))
+    }
+
+    /// Where it happened.
+    #[must_use]
+    pub fn cpu(&self) -> u32 {
+        match self {
+            Self::Retransmit(event) => event.header.cpu,
+            Self::Send(event) => event.header.cpu,
+        }
     }
 
     /// When it happened, ns of CLOCK_MONOTONIC.

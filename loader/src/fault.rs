@@ -1,4 +1,4 @@
-//! What an error means for the exit code. Everything else about it is in its message.
+//! What an error means: its class decides the exit code, and where the host lacks something, what that is and the remedy.
 
 use std::fmt;
 
@@ -28,6 +28,37 @@ impl Exit {
         }
     }
 }
+
+/// What stands in the way on this host, and what to do about it. `xctl doctor` lists what `xctl trace` would fail on, so
+/// both are given the same value by the same function. Attach it to an error with `anyhow`'s `context`, or make one of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// What was found instead of what is needed.
+    pub found: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Blocked {
+    /// Both as text.
+    pub fn new(found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { found: found.into(), remedy: remedy.into() }
+    }
+
+    /// As an error that says that this host cannot run it.
+    #[must_use]
+    pub fn by_host(self) -> anyhow::Error {
+        anyhow::Error::new(self).context(Exit::Host)
+    }
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.found, self.remedy)
+    }
+}
+
+impl std::error::Error for Blocked {}
 
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

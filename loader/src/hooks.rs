@@ -1,12 +1,11 @@
 //! The table of hooks, and which of them this kernel gets.
 
 use std::ffi::CStr;
-use std::fmt;
 
 use anyhow::{Result, anyhow};
 use serde::Serialize;
 
-use crate::fault::Exit;
+use crate::fault::{Blocked, Exit};
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -22,6 +21,20 @@ pub enum Kind {
     Fexit,
     /// At a raw tracepoint.
     RawTracepoint,
+}
+
+impl Kind {
+    /// Its name, as records have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kprobe => "kprobe",
+            Kretprobe => "kretprobe",
+            Fentry => "fentry",
+            Fexit => "fexit",
+            RawTracepoint => "raw_tracepoint",
+        }
+    }
 }
 
 /// What a hook is for. Attached in this order: who asks for owners comes when they are known.
@@ -173,6 +186,20 @@ pub enum Attach {
     Mixed,
 }
 
+impl Attach {
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kprobe => "kprobe",
+            Self::Tracepoint => "tracepoint",
+            Self::Fentry => "fentry",
+            Self::Mixed => "kprobe+tracepoint",
+        }
+    }
+}
+
 /// What this kernel offers, as it says itself.
 pub trait Offer {
     /// Whether it has a kprobe PMU.
@@ -209,15 +236,6 @@ impl Plan {
     }
 }
 
-/// What stands in the way of a choice.
-struct Missing(String);
-
-impl fmt::Display for Missing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// Choose the hooks for what the user asked: one plan, or for `auto` several, the best first, since only attaching shows
 /// whether a kernel takes fentry programs. `sends` also asks for one event for each send.
 ///
@@ -237,34 +255,43 @@ pub fn choose(attach: Attach, sends: bool, kernel: &impl Offer) -> Result<Vec<Pl
     for plan in plans {
         match plan {
             Ok(plan) => possible.push(plan),
-            Err(why) => missing.push(why.0),
+            Err(why) => missing.push(why),
         }
     }
-    if possible.is_empty() {
-        return Err(anyhow!(missing.join("; ")).context(Exit::Host));
+    match &mut missing[..] {
+        _ if !possible.is_empty() => Ok(possible),
+        [only] => Err(only.clone().by_host()),
+        all => {
+            let all: Vec<_> = all.iter().map(Blocked::to_string).collect();
+            Err(anyhow!(all.join("; ")).context(Exit::Host))
+        }
     }
-    Ok(possible)
 }
 
 /// Owners by kprobe: the mission's own, and what this kernel needs besides.
-fn owners_by_kprobe(kernel: &impl Offer) -> Result<Vec<Hook>, Missing> {
+fn owners_by_kprobe(kernel: &impl Offer) -> Result<Vec<Hook>, Blocked> {
     if !kernel.kprobes() {
-        return Err(Missing(
-            "this kernel has no kprobe PMU (/sys/bus/event_source/devices/kprobe): it needs CONFIG_KPROBE_EVENTS, or try \
-             --attach tracepoint"
-                .into(),
-        ));
+        return Err(no_kprobes());
     }
     let mut hooks = OWNERS_BY_KPROBE.to_vec();
     hooks.extend([SENDPAGES_BY_KPROBE, MPTCP_BY_KPROBE].into_iter().filter(|hook| exists(hook, kernel)));
     Ok(hooks)
 }
 
+/// Whatever needs kprobes on a kernel without.
+#[must_use]
+pub fn no_kprobes() -> Blocked {
+    Blocked::new(
+        "this kernel has no kprobe PMU (/sys/bus/event_source/devices/kprobe)",
+        "it needs CONFIG_KPROBE_EVENTS, or try --attach tracepoint",
+    )
+}
+
 fn exists(hook: &Hook, kernel: &impl Offer) -> bool {
     kernel.function_args(hook.target_name()).is_some()
 }
 
-fn by_kprobe(kernel: &impl Offer) -> Result<Plan, Missing> {
+fn by_kprobe(kernel: &impl Offer) -> Result<Plan, Blocked> {
     let mut hooks = owners_by_kprobe(kernel)?;
     if !hooks.contains(&SENDPAGES_BY_KPROBE) {
         hooks.push(SENDMSG_LOCKED_BY_KPROBE);
@@ -277,7 +304,7 @@ fn by_kprobe(kernel: &impl Offer) -> Result<Plan, Missing> {
 
 /// Owners by kprobe, which sees a send before its bytes leave and is never preempted; the rest by raw tracepoints, whose
 /// events are never skipped. Where sendfile and kTLS pass tcp_sendmsg_locked, so does all else, and one kprobe is enough.
-fn mixed(sends: bool, kernel: &impl Offer) -> Result<Plan, Missing> {
+fn mixed(sends: bool, kernel: &impl Offer) -> Result<Plan, Blocked> {
     let mut hooks = owners_by_kprobe(kernel)?;
     if !hooks.contains(&SENDPAGES_BY_KPROBE) {
         hooks.retain(|hook| sends || hook.program != SENDS_BY_KPROBE);
@@ -287,7 +314,7 @@ fn mixed(sends: bool, kernel: &impl Offer) -> Result<Plan, Missing> {
     Ok(Plan { hooks, name: "kprobe+tracepoint", births_by_state: false })
 }
 
-fn by_fentry(sends: bool, kernel: &impl Offer) -> Result<Plan, Missing> {
+fn by_fentry(sends: bool, kernel: &impl Offer) -> Result<Plan, Blocked> {
     let accept = match kernel.function_args(ACCEPT_4_BY_FEXIT.target_name()) {
         Some(4) => ACCEPT_4_BY_FEXIT,
         _ => ACCEPT_2_BY_FEXIT,
@@ -297,7 +324,8 @@ fn by_fentry(sends: bool, kernel: &impl Offer) -> Result<Plan, Missing> {
         hooks.push(SENDS_BY_FENTRY);
     }
     if let Some(hook) = hooks.iter().find(|hook| !exists(hook, kernel)) {
-        return Err(Missing(format!("this kernel's BTF has no function {}", hook.target_name())));
+        let found = format!("this kernel's BTF has no function {}", hook.target_name());
+        return Err(Blocked::new(found, "try --attach auto"));
     }
     hooks.extend([SENDPAGES_BY_FENTRY, MPTCP_BY_FENTRY].into_iter().filter(|hook| exists(hook, kernel)));
     hooks.extend(common_tracepoints(kernel)?);
@@ -308,7 +336,7 @@ fn has_tracepoint(hook: &Hook, kernel: &impl Offer) -> bool {
     kernel.tracepoint_args(hook.target_name()).is_some()
 }
 
-fn by_tracepoint(sends: bool, kernel: &impl Offer) -> Result<Plan, Missing> {
+fn by_tracepoint(sends: bool, kernel: &impl Offer) -> Result<Plan, Blocked> {
     let mut hooks: Vec<Hook> = Vec::new();
     if has_tracepoint(&SENDER, kernel) {
         hooks.push(SENDER);
@@ -317,16 +345,15 @@ fn by_tracepoint(sends: bool, kernel: &impl Offer) -> Result<Plan, Missing> {
         hooks.push(SEND_LENGTH);
     }
     if hooks.is_empty() {
-        return Err(Missing(
-            "this kernel has no tracepoint that shows who sends (tcp_sendmsg_locked, sock_send_length): it takes Linux 6.3 \
-             or newer, or a kernel with kprobes"
-                .into(),
+        return Err(Blocked::new(
+            "this kernel has no tracepoint that shows who sends (tcp_sendmsg_locked, sock_send_length)",
+            "it takes Linux 6.3 or newer, or a kernel with kprobes",
         ));
     }
     if sends && !hooks.contains(&SEND_LENGTH) {
-        return Err(Missing(
-            "this kernel has no tracepoint sock_send_length, without which sends cannot be counted: leave out --events"
-                .into(),
+        return Err(Blocked::new(
+            "this kernel has no tracepoint sock_send_length, without which sends cannot be counted",
+            "leave out --events",
         ));
     }
     let mptcp = exists(&MPTCP_BY_KPROBE, kernel) && has_tracepoint(&MPTCP_SEND_LENGTH, kernel);
@@ -338,10 +365,11 @@ fn by_tracepoint(sends: bool, kernel: &impl Offer) -> Result<Plan, Missing> {
 }
 
 /// The tracepoints on what softirq runs, each with a second program, so that none of its events is skipped.
-fn common_tracepoints(kernel: &impl Offer) -> Result<[Hook; 3], Missing> {
+fn common_tracepoints(kernel: &impl Offer) -> Result<[Hook; 3], Blocked> {
     let arguments = |hook: &Hook| {
         kernel.tracepoint_args(hook.target_name()).ok_or_else(|| {
-            Missing(format!("this kernel's BTF has no tracepoint {}: it takes Linux 4.16 or newer", hook.target_name()))
+            let found = format!("this kernel's BTF has no tracepoint {}", hook.target_name());
+            Blocked::new(found, "it takes Linux 4.16 or newer")
         })
     };
     arguments(&STATE)?;

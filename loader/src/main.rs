@@ -10,8 +10,9 @@ fn main() -> ExitCode {
     let result = cli::parse().and_then(|command| match command {
         Command::Trace(options) => commands::trace::run(&options),
         Command::Sockets(options) => commands::sockets::run(&options),
-        Command::Inspect(options) => commands::inspect::run(&options, &mut std::io::stdout().lock()),
-        Command::Btf(options) => commands::btf::run(&options, &mut std::io::stdout().lock()),
+        Command::Inspect(options) => commands::inspect::run(&options, &mut commands::stdout()),
+        Command::Doctor(options) => commands::doctor::run(&options, &mut commands::stdout()),
+        Command::Btf(options) => commands::btf::run(&options, &mut commands::stdout()),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

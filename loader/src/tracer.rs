@@ -1,6 +1,6 @@
 //! From an object's bytes to events: check, load, attach, read. Dropping a [`Tracer`] leaves nothing in the kernel.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -10,23 +10,27 @@ use anyhow::{Context, Error, Result, anyhow};
 
 use crate::attach::{self, Attached, Probes};
 use crate::events::{self, Event, Plain, Settings, Totals};
-use crate::fault::Exit;
+use crate::fault::{Blocked, Exit};
 use crate::hooks::{Hook, Offer, Plan, Purpose};
 use crate::kernel::host;
 use crate::kernel::libbpf::{self, Loaded, Open};
 use crate::kernel::mmap::Mapped;
+use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;
-use crate::kernel::{bpf, perf};
+use crate::kernel::{bpf, perf, privilege};
 use crate::object::{self, Btf, BtfExt, ObjectFile};
 use crate::output::summary::{ByProcess, Lost};
 use crate::owners;
 use crate::record;
-use crate::ring::{Reader, Record};
+use crate::ring::{Reader, Record, shared};
 
 /// Map names in the object.
 pub(crate) const SOCKETS: &str = "SOCKET_TO_PID";
 const CACHE: &str = "SK_CACHE";
 const EVENTS: &str = "EVENTS";
+const SHARED_RING: &str = "SHARED_RING";
+/// What a kernel with ring buffers has (5.8 and newer).
+const SHARED_RING_TYPE: &str = "bpf_ringbuf";
 const LOST: &str = "LOST";
 const PROCESS_TOTALS: &str = "PROCESS_TOTALS";
 const NETNS_TOTALS: &str = "NETNS_TOTALS";
@@ -55,10 +59,9 @@ impl Kernel {
     /// [`Exit::Host`] if there is no BTF.
     pub fn ask(btf: &Path) -> Result<Self> {
         let bytes = object::read_btf(btf).map_err(|error| {
-            anyhow!(
-                "{error}: the kernel needs CONFIG_DEBUG_INFO_BTF=y, or give the BTF of exactly this kernel with --btf FILE"
-            )
-            .context(Exit::Host)
+            let remedy =
+                "the kernel needs CONFIG_DEBUG_INFO_BTF=y, or give the BTF of exactly this kernel with --btf FILE";
+            Blocked::new(error.to_string(), remedy).by_host()
         })?;
         let btf = Btf::from_vec(bytes).with_context(|| format!("the BTF in {}", btf.display())).context(Exit::Host)?;
         let pmu = host::kprobe_pmu().context(Exit::Host)?;
@@ -70,6 +73,12 @@ impl Kernel {
     #[must_use]
     pub fn btf(&self) -> &Btf {
         &self.btf
+    }
+
+    /// How it takes kprobes.
+    #[must_use]
+    pub fn probes(&self) -> &Probes {
+        &self.probes
     }
 
     /// Whether it has this struct.
@@ -147,6 +156,10 @@ pub struct Tracer {
     /// What keeps the programs attached. Dropped first.
     links: Vec<Attached>,
     rings: Vec<Reader<Mapped>>,
+    /// For the CPUs that have none.
+    shared: Option<shared::Reader<SharedRing>>,
+    /// The CPUs that wrote there, and whether that was told.
+    late: BTreeMap<u32, bool>,
     object: Loaded,
     /// The hooks in use.
     pub plan: Plan,
@@ -172,7 +185,11 @@ impl Tracer {
     ) -> Result<Self> {
         let mut refusal = anyhow!("there is no plan");
         for plan in plans {
-            let settings = Settings { births_by_state: u8::from(plan.births_by_state), ..settings };
+            let settings = Settings {
+                births_by_state: u8::from(plan.births_by_state),
+                has_shared_ring: u8::from(kernel.has_struct(SHARED_RING_TYPE)),
+                ..settings
+            };
             if let Some(record) = &mut audit.record {
                 record.attempt(&plan);
             }
@@ -211,7 +228,7 @@ impl Tracer {
         };
         let iterator = source == owners::Source::Iterator;
         if iterator && !kernel.has_struct(owners::SEED_CONTEXT) {
-            return Err(anyhow!("this kernel has no iterator over open files: use --seed proc").context(Exit::Host));
+            return Err(Blocked::new("this kernel has no iterator over open files", "use --seed proc").by_host());
         }
         let wanted = |program: &str| plan.has(program) || (iterator && program == owners::SEED);
         let loaded = load(object, wanted, btf, settings, sizes.max_sockets)?;
@@ -219,12 +236,17 @@ impl Tracer {
             record.loaded(object.bytes, &loaded, &kernel.btf)?;
         }
         if audit.dry_run {
-            let (links, rings, seeded) = Default::default();
-            return Ok(Self { links, rings, object: loaded, plan, missed: None, seeded });
+            let (links, rings, late, seeded) = Default::default();
+            return Ok(Self { links, rings, shared: None, late, object: loaded, plan, missed: None, seeded });
         }
-        let cpus = host::online_cpus()?;
+        let cpus = host::online_cpus().context(Exit::Host)?;
         let first = *cpus.first().context("no CPU is online")?;
         let rings = cpus.iter().map(|&cpu| open_ring(&loaded, cpu, sizes.perf_pages)).collect::<Result<_>>()?;
+        let shared = match settings.has_shared_ring {
+            0 => None,
+            _ => Some(SharedRing::new(loaded.map(SHARED_RING)?).context("cannot map the shared ring")?),
+        };
+        let shared = shared.map(shared::Reader::new);
         let attach_all = |purpose: Purpose| {
             let hooks = plan.hooks.iter().filter(move |hook| hook.purpose == purpose);
             hooks
@@ -240,7 +262,7 @@ impl Tracer {
         if let Some(record) = &mut audit.record {
             record.attached(&plan);
         }
-        Ok(Self { links, rings, object: loaded, plan, missed: None, seeded })
+        Ok(Self { links, rings, shared, late: BTreeMap::new(), object: loaded, plan, missed: None, seeded })
     }
 
     /// Let records end a wait.
@@ -248,7 +270,11 @@ impl Tracer {
     /// # Errors
     /// If the kernel refuses.
     pub fn watch(&self, waiter: &Waiter) -> Result<()> {
-        self.rings.iter().try_for_each(|ring| waiter.add_ring(ring.memory().event()))
+        self.rings.iter().try_for_each(|ring| waiter.add_ring(ring.memory().event()))?;
+        if self.shared.is_some() {
+            waiter.add_ring(self.object.map(SHARED_RING)?)?;
+        }
+        Ok(())
     }
 
     /// Hand over what the rings hold now, ring by ring.
@@ -270,7 +296,22 @@ impl Tracer {
                 return Err(error);
             }
         }
-        Ok(())
+        let Some(shared) = &mut self.shared else { return Ok(()) };
+        let mut wrong = None;
+        shared.drain(|bytes| match Event::parse(bytes) {
+            Ok(event) => {
+                self.late.entry(event.cpu()).or_insert(false);
+                on_event(event);
+            }
+            Err(error) => wrong = Some(error),
+        })?;
+        wrong.map_or(Ok(()), Err)
+    }
+
+    /// CPUs that had no ring when they wrote their first record, each once.
+    pub fn newcomers(&mut self) -> Vec<u32> {
+        let new = self.late.iter_mut().filter_map(|(&cpu, told)| (!std::mem::replace(told, true)).then_some(cpu));
+        new.collect()
     }
 
     /// Detach every program. What they wrote can still be read.
@@ -375,24 +416,41 @@ pub fn load(
     settings: &Settings,
     max_sockets: u32,
 ) -> Result<Loaded> {
-    let mut open = Open::from_bytes(object.bytes, btf).map_err(|error| explain(error).context(Exit::Object))?;
+    let mut open = Open::from_bytes(object.bytes, btf).map_err(|error| {
+        let class = match error.downcast_ref().and_then(io::Error::raw_os_error) {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Exit::Host,
+            _ => Exit::Object,
+        };
+        explain(error).context(class)
+    })?;
     open.select_programs(wanted)?;
     open.set_max_entries(SOCKETS, max_sockets)?;
     open.set_max_entries(CACHE, max_sockets)?;
+    if settings.has_shared_ring == 0 {
+        open.leave_out(SHARED_RING)?;
+    }
     let mut bytes = [0; size_of::<Settings>()];
     settings.put(&mut bytes);
     open.set_global(RODATA, 0, &bytes)?;
     open.load().map_err(|error| {
         let class = match error.raw_os_error() {
-            Some(libc::EPERM | libc::ENOMEM) => Exit::Host,
+            Some(libc::EPERM | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => Exit::Host,
             _ => Exit::Object,
         };
-        let what = match class {
-            Exit::Host => "the kernel does not permit loading it: lockdown, a security module or a limit of memory",
-            _ => "the kernel did not load it",
-        };
-        explain(Error::new(error).context(what)).context(class)
+        match class {
+            Exit::Host => explain(Error::new(error)).context(load_refused()).context(class),
+            _ => explain(Error::new(error).context("the kernel did not load it")).context(class),
+        }
     })
+}
+
+/// Why a load is not permitted is more than an errno tells: name what this host shows of the usual causes.
+fn load_refused() -> Blocked {
+    let mut causes = privilege::load_blockers();
+    if causes.is_empty() {
+        causes.push("lockdown, a security module or a limit of memory".into());
+    }
+    Blocked::new("the kernel does not permit loading it", causes.join("; "))
 }
 
 /// Add what libbpf and the verifier said: the decisive lines of it.
@@ -425,19 +483,33 @@ fn decisive(messages: &str) -> String {
 
 fn open_ring(object: &Loaded, cpu: u32, pages: usize) -> Result<Reader<Mapped>> {
     let describe = |what: &str| format!("{what} the perf ring of CPU {cpu}");
-    let event = perf::open_ring(cpu).with_context(|| describe("cannot open"))?;
-    let mapped = Mapped::new(event, pages).map_err(|error| match error.raw_os_error() {
-        Some(libc::EPERM | libc::ENOMEM) => Error::new(error)
-            .context(format!(
-                "{}, {pages} pages: take fewer with --perf-pages, or raise RLIMIT_MEMLOCK or kernel.perf_event_mlock_kb",
-                describe("cannot map")
-            ))
-            .context(Exit::Host),
-        _ => Error::new(error).context(describe("cannot map")),
-    })?;
+    let mapped = map_ring(cpu, pages)?;
     bpf::set_ring(object.map(EVENTS)?, cpu, mapped.event()).with_context(|| describe("cannot register"))?;
     perf::enable(mapped.event()).with_context(|| describe("cannot enable"))?;
     Ok(Reader::new(mapped))
+}
+
+/// The ring of a CPU, which nothing writes to yet.
+///
+/// # Errors
+/// [`Exit::Host`] with the remedy, if it is not permitted or takes more memory than there is.
+pub(crate) fn map_ring(cpu: u32, pages: usize) -> Result<Mapped> {
+    let describe = |what: &str| format!("{what} the perf ring of CPU {cpu}");
+    let event = perf::open_ring(cpu).map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => Error::new(error)
+            .context(Blocked::new(describe("cannot open"), privilege::perf_remedy()))
+            .context(Exit::Host),
+        _ => Error::new(error).context(describe("cannot open")),
+    })?;
+    Mapped::new(event, pages).map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM | libc::ENOMEM) => Error::new(error)
+            .context(Blocked::new(
+                format!("{}, {pages} pages", describe("cannot map")),
+                "take fewer with --perf-pages, or raise RLIMIT_MEMLOCK or kernel.perf_event_mlock_kb",
+            ))
+            .context(Exit::Host),
+        _ => Error::new(error).context(describe("cannot map")),
+    })
 }
 
 #[cfg(test)]

@@ -75,7 +75,8 @@ fn takes_tracing_programs() -> bool {
     })
 }
 
-fn has_symbol(name: &str) -> bool {
+/// Whether the kernel has a function or variable of this name.
+pub fn has_symbol(name: &str) -> bool {
     std::fs::read_to_string("/proc/kallsyms")
         .is_ok_and(|symbols| symbols.lines().any(|line| line.split_whitespace().nth(2) == Some(name)))
 }

@@ -7,6 +7,7 @@ use std::ffi::CString;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,11 +16,15 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
 };
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+
+use ::xctl::kernel::confine::{Needs, confine};
+use ::xctl::kernel::privilege::{self, Capabilities, User};
 
 use crate::Family;
 use crate::counters::{Counters, wait_until_grown};
@@ -28,6 +33,9 @@ use crate::process::Process;
 
 /// The hidden first argument that makes a worker of this executable.
 pub const ARGUMENT: &str = "worker";
+
+/// The user and group that own nothing.
+pub const NOBODY: u32 = 65534;
 
 /// A connection as its local process sees it; v4-mapped IPv6 addresses are written as IPv4.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -84,6 +92,19 @@ enum Job {
     Connect { comm: String, to: SocketAddr },
     Obey { comm: String, to: SocketAddr },
     Spin { comm: String, cpu: usize },
+    Confine { call: Call },
+    Become { capabilities: Vec<String>, command: Vec<String> },
+}
+
+/// A system call for a confined process to make.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum Call {
+    /// Allowed: read a file.
+    Read,
+    Write,
+    Socket,
+    Execute,
+    Signal,
 }
 
 /// What a sender does: connections one after the other until `sends` or `time` is used up.
@@ -231,12 +252,32 @@ pub fn keep_cpus_busy(ns: &Netns) -> Result<Vec<Process>> {
 
 /// Starts a worker in `ns` and reads the first thing that it says.
 fn start(ns: &Netns, comm: &str, job: &Job) -> Result<(Process, Truth)> {
-    let mut command = Command::new(std::env::current_exe().context("finding this executable")?);
-    command.arg(ARGUMENT).arg(serde_json::to_string(job)?);
+    let command = worker(job)?;
     let mut process = ns.enter(|| Process::start(comm, command))?;
     let line = process.line()?;
     let truth = serde_json::from_str(&line).with_context(|| format!("{comm} said {line}"))?;
     Ok((process, truth))
+}
+
+/// Makes that call in a process that confined itself as xctl does, after it has said so.
+pub fn confined(call: Call) -> Result<Process> {
+    let mut process = Process::start("the confined", worker(&Job::Confine { call })?)?;
+    let line = process.line()?;
+    ensure!(line == "confined", "it said {line:?}");
+    Ok(process)
+}
+
+/// A command that is run by nobody (user and group 65534), who has these capabilities and no others.
+pub fn by_nobody(capabilities: &[&str], command: &Command) -> Result<Command> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let command = words.map(|word| word.to_str().map(str::to_owned).context("not UTF-8")).collect::<Result<_>>()?;
+    worker(&Job::Become { capabilities: capabilities.iter().map(|&name| name.into()).collect(), command })
+}
+
+fn worker(job: &Job) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("finding this executable")?);
+    command.arg(ARGUMENT).arg(serde_json::to_string(job)?);
+    Ok(command)
 }
 
 // ---- from here on: inside the worker ----
@@ -283,6 +324,29 @@ fn work(job: Job) -> Result<()> {
                 socket.write_all(&[b'x'; 1000])?;
             }
             Ok(())
+        }
+        Job::Confine { call } => {
+            privilege::no_new_privileges()?;
+            confine(Needs::default()).context("confining itself")?;
+            println!("confined");
+            match call {
+                Call::Read => std::fs::read("/proc/self/stat").map(drop)?,
+                Call::Write => std::fs::write("/dev/null", "")?,
+                Call::Socket => drop(TcpListener::bind("127.0.0.1:0")?),
+                Call::Execute => return Err(Command::new("/proc/self/exe").exec().into()),
+                Call::Signal => kill(Pid::this(), Signal::SIGCONT)?,
+            }
+            println!("done");
+            Ok(())
+        }
+        Job::Become { capabilities, command } => {
+            let known = [privilege::BPF, privilege::PERFMON].into_iter().chain(privilege::OPTIONAL);
+            let list: Vec<_> = known.filter(|one| capabilities.iter().any(|name| name == one.name)).collect();
+            ensure!(list.len() == capabilities.len(), "unknown among {capabilities:?}");
+            User { uid: NOBODY, gid: NOBODY }.become_it()?;
+            privilege::hand_on(Capabilities::of(&list))?;
+            let (program, arguments) = command.split_first().context("no command")?;
+            Err(Command::new(program).args(arguments).exec().into())
         }
         Job::Spin { comm, cpu } => {
             let mut only = CpuSet::new();

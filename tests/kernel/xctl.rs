@@ -225,7 +225,13 @@ impl Xctl {
         // others on the host may have more connections than there is room for by default
         let room: &[&str] = if args.contains(&"--max-sockets") { &[] } else { &["--max-sockets", "32768"] };
         let args = [&["trace", "--json", "--attach", &attach], room, args].concat();
-        let mut process = Process::start("xctl", command(&args)?)?;
+        Xctl::start_command(set, command(&args)?)
+    }
+
+    /// Starts a command that comes to the same, and waits until it is attached.
+    pub fn start_command(set: Set, command: Command) -> Result<Xctl> {
+        let attach = set.to_string();
+        let mut process = Process::start("xctl", command)?;
         let line = process.line()?;
         let Record::Ready(ready) = parse(&line)? else { bail!("the first record is not `ready`: {line}") };
         ensure!(ready.schema == 1, "schema {} instead of 1", ready.schema);

@@ -1,33 +1,58 @@
 //! One file a command.
 
 pub mod btf;
+pub mod doctor;
 pub mod inspect;
 pub mod sockets;
 pub mod trace;
 
-use anyhow::{Result, anyhow};
+use std::io;
+
+use anyhow::{Context, Result};
 
 use crate::cli::{LEAST_SOCKETS, MOST_SOCKETS};
-use crate::fault::Exit;
-use crate::kernel::host;
+use crate::fault::{Blocked, Exit};
+use crate::kernel::{host, privilege};
 
 /// Whether an error only says that nobody reads our output any more (`xctl | head`): no reason to complain.
 #[must_use]
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()
-        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
-        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Standard output, whose errors say that they are its own.
+pub fn stdout() -> impl io::Write {
+    Named(io::stdout().lock())
+}
+
+struct Named<W>(W);
+
+impl<W: io::Write> io::Write for Named<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(name)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(name)
+    }
+}
+
+fn name(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot write to standard output: {error}"))
 }
 
 /// Whether this process may load and attach.
 fn check_privilege() -> Result<()> {
-    let missing = host::missing_capabilities()?;
+    let missing = privilege::missing().context(Exit::Host)?;
     if missing.is_empty() {
         return Ok(());
     }
     let names: Vec<_> = missing.iter().map(|capability| capability.name).collect();
-    Err(anyhow!("missing {}: run it as root, or give it these capabilities", names.join(" and ")).context(Exit::Host))
+    Err(Blocked::new(format!("missing {}", names.join(" and ")), "run it as root, or give it these capabilities")
+        .by_host())
 }
 
 /// Four times the sockets that exist now, so that the map has room for those to come.

@@ -1,6 +1,6 @@
 //! `xctl sockets`: every TCP socket of the host and its owner, as the tracer would know them.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
@@ -59,7 +59,7 @@ fn print(args: &Args) -> Result<()> {
             listing.unreachable
         );
     }
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(super::stdout());
     if args.json {
         sockets::json(&mut out, &listing)?
     } else {

@@ -1,7 +1,7 @@
 //! `xctl trace`: print retransmits as they happen.
 
 use std::collections::HashMap;
-use std::io::{self, BufWriter};
+use std::io::BufWriter;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,9 +14,11 @@ use crate::embedded;
 use crate::events::{COMM_LEN, Event, Owner, Settings, Totals};
 use crate::fault::Exit;
 use crate::hooks;
+use crate::kernel::confine::{Needs, confine};
+use crate::kernel::privilege::Capabilities;
 use crate::kernel::tcp_counters::{self, Reading};
 use crate::kernel::wait::{Waiter, Woken, monotonic_ns, realtime_ns};
-use crate::kernel::{host, libbpf};
+use crate::kernel::{host, libbpf, privilege};
 use crate::object::KERNEL_BTF;
 use crate::object::facts::hex;
 use crate::output::json::Json;
@@ -95,10 +97,18 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
         None
     };
 
-    let out = BufWriter::new(io::stdout().lock());
+    give_up_privilege(options, &tracer)?;
+    let out = BufWriter::new(super::stdout());
     let output: Box<dyn Output> =
         if options.json { Box::new(Json::new(out)) } else { Box::new(Text::new(out, options.current)) };
-    let mut printer = Printer { output, by_process: ByProcess::new(), left: options.count };
+    let sees_processes = host::in_initial_pid_namespace().unwrap_or(false);
+    if !sees_processes {
+        eprintln!(
+            "xctl: this is not the initial PID namespace: PIDs are the host's, `exited` cannot be told, and who holds \
+             sockets that are open already only for processes in here"
+        );
+    }
+    let mut printer = Printer { output, by_process: ByProcess::new(), left: options.count, sees_processes };
     let sha256 = hex(&hmac_sha256::Hash::hash(bytes));
     printer.output.ready(&Ready {
         plan: &tracer.plan,
@@ -133,6 +143,41 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
     printer.output.summary(&Summary { verify, ..Summary::new(&by_process, lost) })?;
     printer.output.flush()?;
     difference.map_or(Ok(()), |difference| Err(anyhow!(difference).context(Exit::Verify)))
+}
+
+/// All is attached: from now on neither privilege nor most system calls are needed.
+fn give_up_privilege(options: &TraceOptions, tracer: &Tracer) -> Result<()> {
+    if let Some(user) = options.user {
+        user.become_it()?;
+    }
+    if options.no_sandbox && options.user.is_none() {
+        return Ok(());
+    }
+    let held = privilege::effective()?;
+    let mut keep = Vec::new();
+    if options.verify {
+        keep.extend([privilege::SYS_ADMIN, privilege::SYS_PTRACE, privilege::DAC_READ_SEARCH]);
+    }
+    if options.record.is_some() {
+        // To rename the record, which may lie in another user's folder.
+        keep.push(privilege::DAC_OVERRIDE);
+    }
+    // Until 5.18 unprivileged_bpf_disabled also forbids to read maps that are open already.
+    if !privilege::works_without(|| tracer.lost())? {
+        keep.push(if held.has(privilege::BPF) { privilege::BPF } else { privilege::SYS_ADMIN });
+    }
+    privilege::keep_only(Capabilities::of(&keep).and(held))?;
+    if options.no_sandbox {
+        return Ok(());
+    }
+    privilege::no_new_privileges()?;
+    match confine(Needs { namespaces: options.verify, rename: options.record.is_some() }) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+            eprintln!("xctl: this kernel has no seccomp filters, so system calls are not limited: {error}");
+            Ok(())
+        }
+        result => result.context("cannot limit system calls: --no-sandbox does without"),
+    }
 }
 
 /// Read and print until something ends it.
@@ -202,7 +247,11 @@ impl Source for Live<'_> {
 
 fn round(tracer: &mut Tracer, order: &mut Order<Event>) -> Result<()> {
     order.begin_round(monotonic_ns()?);
-    tracer.drain(|event| order.push(event.mono_ns(), event))
+    tracer.drain(|event| order.push(event.mono_ns(), event))?;
+    for cpu in tracer.newcomers() {
+        eprintln!("xctl: CPU {cpu} came online: its records come through the shared ring");
+    }
+    Ok(())
 }
 
 struct Printer {
@@ -211,6 +260,8 @@ struct Printer {
     by_process: ByProcess,
     /// How many events may still be printed.
     left: Option<u64>,
+    /// /proc is that of the initial PID namespace: in another one, owners have other PIDs or none.
+    sees_processes: bool,
 }
 
 impl Printer {
@@ -223,7 +274,8 @@ impl Printer {
         }
         let (Event::Retransmit(crate::events::Retransmit { owner, .. })
         | Event::Send(crate::events::Send { owner, .. })) = event;
-        let moment = Moment { realtime_ns: event.mono_ns().wrapping_add(realtime_offset), exited: has_exited(owner) };
+        let moment =
+            Moment { realtime_ns: event.mono_ns().wrapping_add(realtime_offset), exited: self.has_exited(owner) };
         match event {
             Event::Retransmit(event) => {
                 summary::add(self.by_process.entry(summary::key_of(owner)).or_default(), event);
@@ -235,8 +287,11 @@ impl Printer {
     }
 }
 
-fn has_exited(owner: &Owner) -> bool {
-    owner.is_process() && !host::is_alive(owner.tgid, owner.born)
+impl Printer {
+    /// Whether the owner is gone for certain.
+    fn has_exited(&self, owner: &Owner) -> bool {
+        self.sees_processes && owner.is_process() && !host::is_alive(owner.tgid, owner.born)
+    }
 }
 
 fn settings(options: &TraceOptions) -> Settings {
@@ -258,6 +313,7 @@ fn settings(options: &TraceOptions) -> Settings {
         retransmits: u8::from(options.events != Events::Send),
         sends: u8::from(options.events != Events::Retransmit),
         births_by_state: 0, // the plan's business
-        zero: [0; 5],
+        has_shared_ring: 0, // the kernel's
+        zero: [0; 4],
     }
 }

@@ -65,6 +65,18 @@ pub fn link_perf_event(event: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Re
     Ok(unsafe { OwnedFd::from_raw_fd(link as i32) })
 }
 
+/// How many bytes of data the map of type RINGBUF holds.
+///
+/// # Errors
+/// With the kernel's errno.
+pub fn ring_size(map: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut info = sys::bpf_map_info::default();
+    let mut size = size_of::<sys::bpf_map_info>() as u32;
+    // SAFETY: `size` is that of `info`, which asks for no strings.
+    let result = unsafe { sys::bpf_map_get_info_by_fd(map.as_raw_fd(), &mut info, &mut size) };
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(info.max_entries as usize) }
+}
+
 /// How many runs of a kprobe the kernel has skipped, since another kprobe was running on that CPU
 /// (`bpf_link_info.perf_event.kprobe.missed`, 6.7 and newer).
 ///

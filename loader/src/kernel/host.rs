@@ -1,4 +1,4 @@
-//! What this host is, as its files tell: CPUs, the kprobe PMU, capabilities, namespaces, processes. Safe code.
+//! What this host is, as its files tell: CPUs, the kprobe PMU, namespaces, processes. Safe code.
 
 use std::fs;
 use std::io;
@@ -6,10 +6,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
+use nix::sys::signal::kill;
 
 const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe";
 
-fn read(path: impl AsRef<Path>) -> Result<String> {
+/// A file of the kernel's as text.
+pub(super) fn read(path: impl AsRef<Path>) -> Result<String> {
     let path = path.as_ref();
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
@@ -71,39 +74,22 @@ pub fn kprobe_pmu() -> Result<Option<KprobePmu>> {
     Ok(Some(KprobePmu { pmu, return_bit }))
 }
 
-/// A Linux capability (include/uapi/linux/capability.h).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capability {
-    /// Its bit.
-    pub bit: u32,
-    /// Its name, as setcap and systemd write it.
-    pub name: &'static str,
-}
-
-const CAP_SYS_ADMIN: Capability = Capability { bit: 21, name: "CAP_SYS_ADMIN" };
-const CAP_PERFMON: Capability = Capability { bit: 38, name: "CAP_PERFMON" };
-const CAP_BPF: Capability = Capability { bit: 39, name: "CAP_BPF" };
-
-/// The capabilities that loading and attaching need and this process lacks. CAP_SYS_ADMIN stands for both others, and is
-/// the only one on a kernel that does not know them.
+/// The kernel's release, as `uname -r` says it.
 ///
 /// # Errors
 /// If /proc does not tell.
-pub fn missing_capabilities() -> Result<Vec<Capability>> {
-    const STATUS: &str = "/proc/self/status";
-    let status = read(STATUS)?;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .ok_or_else(|| anyhow!("{STATUS} has no CapEff"))?;
-    let last: u32 = read("/proc/sys/kernel/cap_last_cap")?.trim().parse().context("cap_last_cap is not a number")?;
-    let held = |capability: Capability| effective & (1 << capability.bit) != 0;
-    if held(CAP_SYS_ADMIN) {
-        return Ok(Vec::new());
-    }
-    let needed: &[_] = if last >= CAP_BPF.bit { &[CAP_BPF, CAP_PERFMON] } else { &[CAP_SYS_ADMIN] };
-    Ok(needed.iter().copied().filter(|&capability| !held(capability)).collect())
+pub fn release() -> Result<String> {
+    Ok(read("/proc/sys/kernel/osrelease")?.trim().to_string())
+}
+
+/// Whether this process is in the initial PID namespace, whose inode number is fixed (PROC_PID_INIT_INO).
+///
+/// # Errors
+/// If /proc does not tell.
+pub fn in_initial_pid_namespace() -> Result<bool> {
+    const OWN: &str = "/proc/self/ns/pid";
+    const INITIAL: u64 = 0xefff_fffc;
+    Ok(fs::metadata(OWN).with_context(|| format!("cannot read {OWN}"))?.ino() == INITIAL)
 }
 
 /// How many TCP sockets this host has, in all its network namespaces.
@@ -158,7 +144,12 @@ pub fn cgroup_id(path: &Path) -> Result<(u64, u32)> {
 pub fn is_alive(tgid: u32, born: u64) -> bool {
     match started(tgid) {
         Ok(start) => start.is_none_or(|start| start == born / TICK * TICK),
-        Err(error) => error.kind() != io::ErrorKind::NotFound,
+        // /proc may hide other users' processes (hidepid); signal 0 tells all the same.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let pid = i32::try_from(tgid).map(nix::unistd::Pid::from_raw);
+            pid.is_ok_and(|pid| kill(pid, None) != Err(Errno::ESRCH))
+        }
+        Err(_) => true,
     }
 }
 

@@ -161,6 +161,14 @@ impl Open {
         check(result, || format!("cannot give map {map} {entries} entries"))
     }
 
+    /// Do not create this map: no program that is loaded gets to where it uses it.
+    pub fn leave_out(&mut self, map: &str) -> Result<()> {
+        let found = self.map(map)?;
+        // SAFETY: the map belongs to this object, which is not loaded yet.
+        let result = unsafe { sys::bpf_map__set_autocreate(found.as_ptr(), false) };
+        check(result, || format!("cannot leave out map {map}"))
+    }
+
     /// Write `bytes` at `offset` into the initial value of a map of globals, such as `.rodata`.
     pub fn set_global(&mut self, map: &str, offset: usize, bytes: &[u8]) -> Result<()> {
         let found = self.map(map)?;

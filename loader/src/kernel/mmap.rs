@@ -42,6 +42,12 @@ impl Mapped {
         Ok(Self { base: base.cast(), length, page, event })
     }
 
+    /// How much memory it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.length.get()
+    }
+
     /// The perf event, readable when there are records.
     #[must_use]
     pub fn event(&self) -> BorrowedFd<'_> {
@@ -98,7 +104,8 @@ impl Memory for Mapped {
     }
 }
 
-fn page_size() -> usize {
+/// Bytes of a page of memory.
+pub(super) fn page_size() -> usize {
     // SAFETY: sysconf has no preconditions.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).unwrap_or(4096)

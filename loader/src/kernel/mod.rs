@@ -5,10 +5,14 @@
 
 pub mod bpf;
 pub mod calls;
+pub mod confine;
 pub mod host;
 pub mod libbpf;
 pub mod mmap;
 pub mod netns;
 pub mod perf;
+pub mod privilege;
+pub mod shared_ring;
+pub mod symbols;
 pub mod tcp_counters;
 pub mod wait;

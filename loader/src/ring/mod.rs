@@ -4,6 +4,7 @@
 //! ring's size is a position in it. A record may wrap around the end.
 
 pub mod order;
+pub mod shared;
 
 /// The memory behind a ring.
 pub trait Memory {

@@ -17,8 +17,13 @@ use crate::{Family, Outcome, Verdict};
 const MAX_SEGS: u64 = 65536 / 1428 + 1;
 
 pub fn run(set: Set, family: Family) -> Outcome {
+    run_with(family, || Xctl::start(set, &[]))
+}
+
+/// The same with an xctl that is started otherwise.
+pub fn run_with(family: Family, start: impl FnOnce() -> Result<Xctl>) -> Outcome {
     let link = Link::lossy()?;
-    let xctl = Xctl::start(set, &[])?;
+    let xctl = start()?;
     let witness = Witness::of(&xctl.ready.hooks)?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let senders = plans(&receiver).into_iter().map(|plan| Sender::new(&link.a, plan)).collect::<Result<Vec<_>>>()?;

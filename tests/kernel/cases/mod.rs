@@ -5,17 +5,20 @@ use crate::{Case, Family};
 
 mod already_open;
 mod churn;
+mod doctor;
 mod ends;
 mod exited_owner;
 mod filters;
 mod full_map;
 mod handed_over;
+mod hotplug;
 mod idle;
 mod kinds;
 mod listeners;
 mod lossy_link;
 mod lost_syn;
 mod mptcp;
+mod privilege;
 mod record;
 mod refusals;
 mod reused_pid;
@@ -32,8 +35,8 @@ const V4: &[Family] = &[Family::V4];
 /// Also the set that `auto` takes only where fentry is missing.
 const EVERY: &[Set] = &[Set::Kprobe, Set::Mixed, Set::Auto, Set::Tracepoint, Set::Fentry];
 const AUTO: &[Set] = &[Set::Auto];
-/// Every kind of program: `auto` has kprobes where there are any.
-const FACTS: &[Set] = &[Set::Auto, Set::Fentry];
+/// Every kind of program, and what takes a capability of its own: `auto` has kprobes where there are any.
+const EVERY_KIND: &[Set] = &[Set::Auto, Set::Fentry];
 
 macro_rules! case {
     ($name:literal, $sets:expr, $families:expr, $run:path) => {
@@ -76,13 +79,21 @@ pub const ALL: &[Case] = &[
     case!("same_as_ss",           AUTO,     BOTH, ss::run),
     case!("record_calls",         AUTO,     V4,   record::calls),
     case!("record_strace",        AUTO,     V4,   record::strace),
-    case!("record_facts",         FACTS,    V4,   record::facts),
+    case!("record_facts",         EVERY_KIND,    V4,   record::facts),
     case!("record_altered",       AUTO,     V4,   record::altered),
     case!("record_failed",        AUTO,     V4,   record::failed),
     case!("altered_objects",      AUTO,     V4,   record::altered_objects),
     case!("dry_run",              AUTO,     V4,   record::dry_run),
     case!("inspect_as_nobody",    AUTO,     V4,   record::inspect_as_nobody),
+    case!("privilege_nobody",     EVERY_KIND,   V4,   privilege::as_nobody),
+    case!("privilege_given_up",   AUTO,     V4,   privilege::given_up),
+    case!("privilege_confined",   AUTO,     V4,   privilege::confined),
+    case!("cpu_came_online",      AUTO,     V4,   hotplug::came_online),
+    case!("cpu_came_back",        AUTO,     V4,   hotplug::came_back),
+    case!("doctor",               AUTO,     V4,   doctor::agrees_with_trace),
     case!("no_privilege",         AUTO,     V4,   refusals::no_privilege),
+    case!("no_capability",        AUTO,     V4,   refusals::one_capability),
+    case!("no_memlock",           AUTO,     V4,   refusals::no_memlock),
     case!("no_btf",               AUTO,     V4,   refusals::no_btf),
     case!("no_kprobes",           AUTO,     V4,   refusals::no_kprobes),
 ];

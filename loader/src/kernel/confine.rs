@@ -1,0 +1,244 @@
+//! A seccomp filter: once everything is attached, only the system calls that reading, printing and ending make are left.
+//! Any other ends the process with SIGSYS.
+
+use std::io;
+
+use libbpf_sys as sys;
+
+/// What still has to be possible besides reading events and printing them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// To look for network namespaces and enter them, in threads of their own: `--verify`.
+    pub namespaces: bool,
+    /// To give a file its final name: `--record`.
+    pub rename: bool,
+}
+
+/// Which calls of one number are allowed. Only the low 32 bits of an argument are looked at: the arguments in question
+/// have no others.
+#[derive(Clone, Copy, Debug)]
+enum Rule {
+    /// All.
+    All(libc::c_long),
+    /// Those whose argument of this index is one of these.
+    OneOf(libc::c_long, u32, &'static [u32]),
+    /// Those whose argument of this index has none of these bits.
+    Without(libc::c_long, u32, u32),
+}
+
+use Rule::{All, OneOf, Without};
+
+/// Every open(2) that could change a file.
+const WRITING: u32 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND) as u32;
+const EXECUTABLE: u32 = libc::PROT_EXEC as u32;
+
+/// The main loop and the end, on every architecture; the most frequent first.
+const ALWAYS: &[Rule] = &[
+    All(libc::SYS_epoll_pwait),
+    All(libc::SYS_write),
+    All(libc::SYS_read),
+    All(libc::SYS_clock_gettime), // where the vDSO cannot tell
+    // What became of an owner: /proc/PID/stat.
+    Without(libc::SYS_openat, 2, WRITING),
+    All(libc::SYS_statx),
+    All(libc::SYS_newfstatat),
+    All(libc::SYS_fstat),
+    All(libc::SYS_lseek),
+    All(libc::SYS_close),
+    // Whether it is there at all, where /proc hides it: signal 0 does nothing else.
+    OneOf(libc::SYS_kill, 1, &[0]),
+    // Reading maps, and asking programs and links how many runs were skipped.
+    OneOf(libc::SYS_bpf, 0, &[sys::BPF_MAP_LOOKUP_ELEM, sys::BPF_MAP_GET_NEXT_KEY, sys::BPF_OBJ_GET_INFO_BY_FD]),
+    // The allocator; HashMap's seed.
+    All(libc::SYS_brk),
+    Without(libc::SYS_mmap, 2, EXECUTABLE),
+    Without(libc::SYS_mprotect, 2, EXECUTABLE),
+    All(libc::SYS_munmap),
+    All(libc::SYS_mremap),
+    All(libc::SYS_madvise),
+    All(libc::SYS_getrandom),
+    // The standard library and the C library.
+    All(libc::SYS_writev),
+    All(libc::SYS_futex),
+    All(libc::SYS_clock_nanosleep),
+    All(libc::SYS_nanosleep),
+    All(libc::SYS_restart_syscall),
+    All(libc::SYS_sched_yield),
+    All(libc::SYS_rt_sigprocmask),
+    All(libc::SYS_rt_sigaction),
+    All(libc::SYS_rt_sigreturn),
+    All(libc::SYS_sigaltstack),
+    // The end, also by a panic.
+    All(libc::SYS_getpid),
+    All(libc::SYS_gettid),
+    All(libc::SYS_tgkill),
+    All(libc::SYS_exit),
+    All(libc::SYS_exit_group),
+];
+
+/// The calls that newer architectures do not have.
+#[cfg(target_arch = "x86_64")]
+const OLDER: &[Rule] = &[All(libc::SYS_epoll_wait), All(libc::SYS_readlink)];
+#[cfg(not(target_arch = "x86_64"))]
+const OLDER: &[Rule] = &[];
+
+/// Looking for network namespaces, and entering them.
+const NAMESPACES: &[Rule] = &[
+    All(libc::SYS_getdents64),
+    All(libc::SYS_readlinkat),
+    OneOf(libc::SYS_setns, 1, &[libc::CLONE_NEWNET as u32]),
+    // A thread of its own for each.
+    All(libc::SYS_clone),
+    All(libc::SYS_clone3),
+    All(libc::SYS_set_robust_list),
+    All(libc::SYS_rseq),
+    All(libc::SYS_sched_getaffinity),
+    All(libc::SYS_prctl),
+];
+
+/// Giving a file its final name.
+#[cfg(target_arch = "x86_64")]
+const RENAME: &[Rule] = &[All(libc::SYS_rename), All(libc::SYS_renameat), All(libc::SYS_renameat2)];
+#[cfg(not(target_arch = "x86_64"))]
+const RENAME: &[Rule] = &[All(libc::SYS_renameat), All(libc::SYS_renameat2)];
+
+#[cfg(target_arch = "x86_64")]
+const ARCH: u32 = 0xc000_003e; // AUDIT_ARCH_X86_64
+#[cfg(target_arch = "aarch64")]
+const ARCH: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
+
+/// Offsets in struct seccomp_data; arguments are 64 bits wide, and both architectures are little-endian.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const ARGUMENTS: u32 = 16;
+
+const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const ANY_BIT: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
+const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+
+/// An instruction; `yes` and `no` are how many to skip after a comparison.
+const fn instruction(code: u32, k: u32, yes: u8, no: u8) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt: yes, jf: no, k }
+}
+
+const ALLOW: libc::sock_filter = instruction(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0);
+const KILL: libc::sock_filter = instruction(RETURN, libc::SECCOMP_RET_KILL_PROCESS, 0, 0);
+
+/// The filter program (classic BPF): the architecture, then rule by rule the number and, where it decides, an argument.
+/// x32 calls have numbers of their own, which are in no rule.
+fn program(rules: &[&[Rule]]) -> Vec<libc::sock_filter> {
+    let argument = |index: u32| instruction(LOAD, ARGUMENTS + 8 * index, 0, 0);
+    let mut program = vec![instruction(LOAD, ARCHITECTURE, 0, 0), instruction(EQUAL, ARCH, 1, 0), KILL];
+    program.push(instruction(LOAD, NUMBER, 0, 0));
+    for rule in rules.iter().copied().flatten() {
+        let (number, body) = match *rule {
+            All(number) => (number, vec![ALLOW]),
+            Without(number, index, bits) => {
+                (number, vec![argument(index), instruction(ANY_BIT, bits, 1, 0), ALLOW, KILL])
+            }
+            OneOf(number, index, values) => {
+                let mut body = vec![argument(index)];
+                for (at, &value) in values.iter().enumerate() {
+                    // Over the other comparisons and the refusal.
+                    body.push(instruction(EQUAL, value, (values.len() - at) as u8, 0));
+                }
+                body.extend([KILL, ALLOW]);
+                (number, body)
+            }
+        };
+        program.push(instruction(EQUAL, number as u32, 0, body.len() as u8));
+        program.extend(body);
+    }
+    program.push(KILL);
+    program
+}
+
+/// Leave the calling thread, and those that it starts, only the system calls that are still needed. `no_new_privs` must be
+/// set. Nothing undoes it.
+///
+/// # Errors
+/// `EINVAL` or `ENOSYS`: this kernel has no seccomp filters.
+pub fn confine(needs: Needs) -> io::Result<()> {
+    let mut rules = vec![ALWAYS, OLDER];
+    if needs.namespaces {
+        rules.push(NAMESPACES);
+    }
+    if needs.rename {
+        rules.push(RENAME);
+    }
+    let mut program = program(&rules);
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    const NO_FLAGS: libc::c_ulong = 0;
+    // SAFETY: the kernel copies the program, whose length is that of the vector.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, NO_FLAGS, &raw const program) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the filter answers, by an interpreter of the few instructions that it consists of.
+    fn answer(program: &[libc::sock_filter], arch: u32, number: libc::c_long, arguments: [u64; 6]) -> u32 {
+        let load = |offset: u32| match offset {
+            NUMBER => number as u32,
+            ARCHITECTURE => arch,
+            offset => arguments[((offset - ARGUMENTS) / 8) as usize] as u32,
+        };
+        let (mut at, mut loaded) = (0, 0);
+        loop {
+            let libc::sock_filter { code, jt, jf, k } = program[at];
+            at += 1;
+            let jump = |taken| usize::from(if taken { jt } else { jf });
+            match u32::from(code) {
+                LOAD => loaded = load(k),
+                EQUAL => at += jump(loaded == k),
+                ANY_BIT => at += jump(loaded & k != 0),
+                RETURN => return k,
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_needed_is_allowed_and_nothing_else() {
+        let program = program(&[ALWAYS, OLDER]);
+        let allowed = |number, arguments| match answer(&program, ARCH, number, arguments) {
+            libc::SECCOMP_RET_ALLOW => true,
+            libc::SECCOMP_RET_KILL_PROCESS => false,
+            other => panic!("{other:#x}"),
+        };
+        let none = [0; 6];
+        assert!(allowed(libc::SYS_read, none) && allowed(libc::SYS_exit_group, none));
+        for number in [libc::SYS_execve, libc::SYS_socket, libc::SYS_ptrace, libc::SYS_setns, libc::SYS_perf_event_open]
+        {
+            assert!(!allowed(number, none), "{number}");
+        }
+        let command = |command: u32| [u64::from(command), 0, 0, 0, 0, 0];
+        for read in [sys::BPF_MAP_LOOKUP_ELEM, sys::BPF_MAP_GET_NEXT_KEY, sys::BPF_OBJ_GET_INFO_BY_FD] {
+            assert!(allowed(libc::SYS_bpf, command(read)), "{read}");
+        }
+        for write in [sys::BPF_MAP_CREATE, sys::BPF_MAP_UPDATE_ELEM, sys::BPF_PROG_LOAD, sys::BPF_LINK_CREATE] {
+            assert!(!allowed(libc::SYS_bpf, command(write)), "{write}");
+        }
+        let third = |value: i32| [0, 0, value as u64, 0, 0, 0];
+        assert!(allowed(libc::SYS_openat, third(libc::O_RDONLY | libc::O_CLOEXEC)));
+        assert!(!allowed(libc::SYS_openat, third(libc::O_RDWR)) && !allowed(libc::SYS_openat, third(libc::O_CREAT)));
+        assert!(allowed(libc::SYS_mmap, third(libc::PROT_READ | libc::PROT_WRITE)));
+        assert!(!allowed(libc::SYS_mmap, third(libc::PROT_READ | libc::PROT_EXEC)));
+        assert!(allowed(libc::SYS_kill, none) && !allowed(libc::SYS_kill, [0, 9, 0, 0, 0, 0]));
+    }
+
+    #[test]
+    fn calls_of_another_architecture_are_refused() {
+        let program = program(&[ALWAYS, OLDER, NAMESPACES]);
+        assert_eq!(answer(&program, 0x4000_0003, libc::SYS_read, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
+        const X32: libc::c_long = 1 << 30;
+        assert_eq!(answer(&program, ARCH, X32 | libc::SYS_read, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
+        let netns = [0, libc::CLONE_NEWNET as u64, 0, 0, 0, 0];
+        assert_eq!(answer(&program, ARCH, libc::SYS_setns, netns), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(answer(&program, ARCH, libc::SYS_setns, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
+    }
+}

@@ -1,0 +1,86 @@
+//! `xctl doctor` says what `xctl trace` then does, hook by hook, and names what is missing in the same words.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+
+use crate::host::{KPROBE_PMU, Set};
+use crate::process::Process;
+use crate::xctl::{Xctl, command};
+use crate::{Family, Outcome, Verdict};
+
+#[derive(Deserialize, Debug)]
+struct Report {
+    checks: Vec<Check>,
+    attach: Option<String>,
+}
+
+#[derive(Deserialize, Debug)]
+struct Check {
+    check: String,
+    ok: Option<bool>,
+    found: String,
+    remedy: Option<String>,
+}
+
+impl Report {
+    /// What `command`, an `xctl doctor --json`, prints, if it ends with that exit code.
+    fn of(command: Command, code: i32) -> Result<Report> {
+        let mut process = Process::start("xctl doctor", command)?;
+        let text = process.rest()?.join("\n");
+        let (status, said) = (process.wait()?, process.errors());
+        ensure!(status.code() == Some(code), "doctor ended with {status}, said {said:?} and printed {text}");
+        serde_json::from_str(&text).with_context(|| format!("not a document of the contract: {text}"))
+    }
+
+    fn get(&self, name: &str) -> Result<&Check> {
+        self.checks.iter().find(|check| check.check == name).with_context(|| format!("no check {name}: {self:?}"))
+    }
+}
+
+pub fn agrees_with_trace(_set: Set, _family: Family) -> Outcome {
+    let report = Report::of(command(&["doctor", "--json"])?, 0)?;
+    // what trace takes, and what it is attached to, doctor has found to work
+    let xctl = Xctl::start(Set::Auto, &[])?;
+    ensure!(report.attach.as_ref() == Some(&xctl.ready.attach), "trace takes {}: {report:?}", xctl.ready.attach);
+    for hook in &xctl.ready.hooks {
+        let check = report.get(&format!("{} {}", hook.hook, hook.target))?;
+        ensure!(check.ok == Some(true), "trace uses what does not work: {check:?}");
+    }
+    xctl.stop(Signal::SIGINT)?;
+    // each set works according to doctor just where others than xctl say so
+    for (name, set) in [
+        ("kprobe", Set::Kprobe),
+        ("kprobe+tracepoint", Set::Mixed),
+        ("tracepoint", Set::Tracepoint),
+        ("fentry", Set::Fentry),
+    ] {
+        let (check, absent) = (report.get(&format!("set {name}"))?, set.absent());
+        ensure!(check.ok == Some(absent.is_none()), "{absent:?}, and yet {check:?}");
+        ensure!(absent.is_none() || check.remedy.is_some(), "no remedy: {check:?}");
+    }
+    if std::path::Path::new(KPROBE_PMU).exists() {
+        let once = report.get("kprobe tcp_set_state")?;
+        ensure!(once.found.starts_with("1 in kallsyms"), "there is one function of that name: {once:?}");
+    }
+    for check in ["btf", "capabilities", "perf_rings", "pid_namespace", "trace"] {
+        let check = report.get(check)?;
+        ensure!(check.ok == Some(true), "here all is well: {check:?}");
+    }
+    let hooks = report.checks.iter().filter(|check| check.ok == Some(true)).count();
+    Ok(Verdict::Passed(format!("{hooks} of {} checks are well", report.checks.len())))
+}
+
+/// Where trace refused and said `said`, doctor ends with the same exit code, and finds fault with `culprit` in the same
+/// words.
+pub fn agrees_with_refusal(doctor: Command, culprit: &str, said: &str) -> Result<()> {
+    let report = Report::of(doctor, 3)?;
+    let check = report.get(culprit)?;
+    let remedy = check.remedy.as_deref().context("no remedy")?;
+    ensure!(check.ok == Some(false), "doctor finds no fault: {check:?}");
+    ensure!(said.contains(&check.found) && said.contains(remedy), "trace said {said:?}, and doctor {check:?}");
+    ensure!(report.attach.is_none(), "it cannot run, and yet takes {:?}", report.attach);
+    Ok(())
+}

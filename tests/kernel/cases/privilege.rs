@@ -1,0 +1,140 @@
+//! How little privilege xctl needs, and what it gives up once it runs: as /proc tells, and by what the kernel does to it.
+
+use std::collections::HashMap;
+use std::os::unix::process::ExitStatusExt;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use super::lossy_link;
+use crate::host::{Set, has_symbol};
+use crate::workers::{self, Call, NOBODY};
+use crate::xctl::{Xctl, command};
+use crate::{Family, Outcome, Verdict};
+
+const CAP_BPF: u64 = 1 << 39;
+
+/// What loading and attaching takes, as the README says.
+fn needed() -> Vec<&'static str> {
+    let mut needed = vec!["CAP_BPF", "CAP_PERFMON"];
+    // maps count against RLIMIT_MEMLOCK where this is there (until 5.10)
+    if has_symbol("bpf_map_charge_init") {
+        needed.push("CAP_SYS_RESOURCE");
+    }
+    needed
+}
+
+/// The mission itself, for a user who is not root.
+pub fn as_nobody(set: Set, family: Family) -> Outcome {
+    let needed = needed();
+    let start = || -> Result<Xctl> {
+        let args = ["trace", "--json", "--attach", &set.to_string(), "--max-sockets", "32768"];
+        Xctl::start_command(set, workers::by_nobody(&needed, &command(&args)?)?)
+    };
+    // Debian's kernels have a third level, which only CAP_SYS_ADMIN passes
+    if let Err(error) = start() {
+        let said = format!("{error:#}");
+        ensure!(said.contains("exit status: 3") && said.contains("perf_event_paranoid is 3"), "{said}");
+    }
+    let _paranoid = Paranoid::at_most_2()?;
+    let start = || {
+        let xctl = start()?;
+        let status = status(&xctl)?;
+        ensure!(status["Uid"].split_whitespace().all(|uid| uid == NOBODY.to_string()), "not nobody's: {status:?}");
+        Ok(xctl)
+    };
+    match lossy_link::run_with(family, start)? {
+        Verdict::Passed(note) => Ok(Verdict::Passed(format!("{}; {note}", needed.join(" ")))),
+        skipped => Ok(skipped),
+    }
+}
+
+/// kernel.perf_event_paranoid, lowered; as it was when dropped.
+struct Paranoid(Option<String>);
+
+const PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
+
+impl Paranoid {
+    fn at_most_2() -> Result<Paranoid> {
+        let before = std::fs::read_to_string(PARANOID)?;
+        if before.trim().parse::<i32>()? <= 2 {
+            return Ok(Paranoid(None));
+        }
+        std::fs::write(PARANOID, "2").with_context(|| format!("writing {PARANOID}"))?;
+        Ok(Paranoid(Some(before)))
+    }
+}
+
+impl Drop for Paranoid {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = std::fs::write(PARANOID, before);
+        }
+    }
+}
+
+pub fn given_up(set: Set, _family: Family) -> Outcome {
+    let xctl = Xctl::start(set, &[])?;
+    let left = capabilities_are_gone(&status(&xctl)?)?;
+    xctl.stop(Signal::SIGINT)?;
+
+    let xctl = Xctl::start(set, &["--user", "nobody"])?;
+    let status_of_nobody = status(&xctl)?;
+    capabilities_are_gone(&status_of_nobody)?;
+    for name in ["Uid", "Gid"] {
+        let ids = &status_of_nobody[name];
+        ensure!(ids.split_whitespace().all(|id| id == NOBODY.to_string()), "{name} {ids}");
+    }
+    ensure!(status_of_nobody["Groups"].trim().is_empty(), "groups {:?}", status_of_nobody["Groups"]);
+    xctl.stop(Signal::SIGTERM)?;
+
+    // else the above could not fail
+    let xctl = Xctl::start(set, &["--no-sandbox"])?;
+    let status = status(&xctl)?;
+    ensure!(hex(&status, "CapEff")? != 0 && status["Seccomp"].trim() == "0", "--no-sandbox, and yet {status:?}");
+    xctl.stop(Signal::SIGINT)?;
+    Ok(Verdict::Passed(format!("capabilities left: {left:#x}")))
+}
+
+/// Whether nothing is left; what is, where this kernel leaves no choice.
+fn capabilities_are_gone(status: &HashMap<String, String>) -> Result<u64> {
+    let left = hex(status, "CapEff")?;
+    let disabled = std::fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled").unwrap_or_default();
+    // until 5.18 that forbids every bpf(2) call; 5.19 split the check
+    let allowed = if disabled.trim() != "0" && before_5_19()? { CAP_BPF } else { 0 };
+    ensure!(left == allowed && hex(status, "CapPrm")? == allowed, "capabilities are left: {status:?}");
+    for (name, value) in [("CapInh", "0000000000000000"), ("NoNewPrivs", "1"), ("Seccomp", "2")] {
+        ensure!(status[name].trim() == value, "{name} is {:?}", status[name]);
+    }
+    Ok(left)
+}
+
+fn before_5_19() -> Result<bool> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { bail!("release {release:?}") };
+    Ok((major, minor) < (5, 19))
+}
+
+/// `/proc/PID/status`, by name.
+fn status(xctl: &Xctl) -> Result<HashMap<String, String>> {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", xctl.process.pid())).context("reading its status")?;
+    Ok(text.lines().filter_map(|line| line.split_once(':')).map(|(name, value)| (name.into(), value.into())).collect())
+}
+
+fn hex(status: &HashMap<String, String>, name: &str) -> Result<u64> {
+    u64::from_str_radix(status[name].trim(), 16).with_context(|| format!("{name} is {:?}", status[name]))
+}
+
+/// The kernel ends a confined process at the first call that it should not make.
+pub fn confined(_set: Set, _family: Family) -> Outcome {
+    for call in [Call::Write, Call::Socket, Call::Execute, Call::Signal] {
+        let mut process = workers::confined(call)?;
+        let status = process.wait()?;
+        ensure!(status.signal() == Some(Signal::SIGSYS as i32), "{call:?}, and yet {status}");
+    }
+    let mut process = workers::confined(Call::Read)?;
+    ensure!(process.rest()? == ["done"], "a call that is allowed was not made: {}", process.errors());
+    process.succeed()?;
+    Ok(Verdict::Passed("ended by SIGSYS".into()))
+}
