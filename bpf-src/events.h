@@ -137,6 +137,7 @@ enum lost {
 	LOST_UNKNOWN,		/* an event without an owner: emitted, but incomplete */
 	LOST_TOTALS,		/* a process or namespace that no totals had room for */
 	STOOD_IN,		/* no loss: the kernel skipped a program, and its second did the work */
+	STATE_STOOD_IN,		/* the same, for the programs on inet_sock_set_state */
 	LOST_KINDS,
 };
 

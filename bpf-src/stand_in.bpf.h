@@ -34,8 +34,8 @@ static __always_inline bool claim(const void *what)
 	return !bpf_map_update_elem(&HANDLED, &key, &one, BPF_ANY);
 }
 
-/* For the second program: true where the first was skipped. */
-static __always_inline bool must_stand_in(const void *what)
+/* For the second program: true where the first was skipped, which is counted. */
+static __always_inline bool must_stand_in(const void *what, enum lost counter)
 {
 	struct handled key = { .what = (__u64)what, .task = bpf_get_current_task() };
 
@@ -43,7 +43,7 @@ static __always_inline bool must_stand_in(const void *what)
 		bpf_map_delete_elem(&HANDLED, &key);
 		return false;
 	}
-	count_lost(STOOD_IN);
+	count_lost(counter);
 	return true;
 }
 

@@ -46,7 +46,7 @@ int BPF_PROG(tp_retransmit, struct sock *sk, struct sk_buff *skb)
 SEC("raw_tp/tcp_retransmit_skb")
 int BPF_PROG(tp2_retransmit, struct sock *sk, struct sk_buff *skb)
 {
-	if (must_stand_in(skb))
+	if (must_stand_in(skb, STOOD_IN))
 		retransmitted(ctx, sk, skb, 0);
 	return 0;
 }
@@ -63,7 +63,7 @@ int BPF_PROG(tp_retransmit_err, struct sock *sk, struct sk_buff *skb, int err)
 SEC("raw_tp/tcp_retransmit_skb")
 int BPF_PROG(tp2_retransmit_err, struct sock *sk, struct sk_buff *skb, int err)
 {
-	if (must_stand_in(skb))
+	if (must_stand_in(skb, STOOD_IN))
 		retransmitted(ctx, sk, skb, err);
 	return 0;
 }
@@ -79,7 +79,7 @@ int BPF_PROG(tp_synack, struct sock *sk, struct request_sock *req)
 SEC("raw_tp/tcp_retransmit_synack")
 int BPF_PROG(tp2_synack, struct sock *sk, struct request_sock *req)
 {
-	if (must_stand_in(req))
+	if (must_stand_in(req, STOOD_IN))
 		synack_retransmitted(ctx, sk, req);
 	return 0;
 }
@@ -99,7 +99,7 @@ int BPF_PROG(tp_state, struct sock *sk, int oldstate, int newstate)
 SEC("raw_tp/inet_sock_set_state")
 int BPF_PROG(tp2_state, struct sock *sk, int oldstate, int newstate)
 {
-	must_stand_in((const char *)sk + newstate);
+	must_stand_in((const char *)sk + newstate, STATE_STOOD_IN);
 	state_changed(sk, newstate);
 	return 0;
 }

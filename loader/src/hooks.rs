@@ -46,6 +46,15 @@ pub enum Purpose {
     Retransmit,
 }
 
+/// A counter of the runs in which a second program stood in for the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StandIn {
+    /// Of what goes out again: the second does nothing else.
+    Retransmit,
+    /// Of changes of state: both do all the work.
+    State,
+}
+
 /// One program and the place where it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
@@ -59,8 +68,8 @@ pub struct Hook {
     pub purpose: Purpose,
     /// A program that does the work where the kernel skips the first: the same kind, the same place, attached after it.
     pub second: Option<&'static str>,
-    /// The second does nothing but the work of runs that were skipped, and counts them. Else both do all of it.
-    pub second_stands_in: bool,
+    /// Where the second counts the runs that it alone has seen; none: it does not count them.
+    pub stands_in: Option<StandIn>,
     /// Only trying shows whether this kernel has the function, which is no loss where it has not.
     pub optional: bool,
 }
@@ -73,19 +82,11 @@ impl Hook {
     }
 
     const fn owner(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
-        Self { kind, target, program, purpose: Purpose::Owner, second: None, second_stands_in: false, optional: false }
+        Self { kind, target, program, purpose: Purpose::Owner, second: None, stands_in: None, optional: false }
     }
 
     const fn retransmit(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
-        Self {
-            kind,
-            target,
-            program,
-            purpose: Purpose::Retransmit,
-            second: None,
-            second_stands_in: false,
-            optional: false,
-        }
+        Self { kind, target, program, purpose: Purpose::Retransmit, second: None, stands_in: None, optional: false }
     }
 }
 
@@ -94,8 +95,8 @@ impl Hook {
         Self { second: Some(program), ..self }
     }
 
-    const fn with_stand_in(self, program: &'static str) -> Self {
-        Self { second: Some(program), second_stands_in: true, ..self }
+    const fn with_stand_in(self, program: &'static str, counter: StandIn) -> Self {
+        Self { second: Some(program), stands_in: Some(counter), ..self }
     }
 
     const fn optional(self) -> Self {
@@ -157,19 +158,21 @@ const ACCEPT_4_BY_FEXIT: Hook = Hook::owner(Fexit, c"inet_csk_accept", "fe_accep
 const ACCEPT_2_BY_FEXIT: Hook = Hook::owner(Fexit, c"inet_csk_accept", "fe_accept_2").with_second("fe2_accept_2");
 
 /// A socket's end, who closes it, and, where nothing better shows them, connect() and listen().
-const STATE: Hook = Hook::owner(RawTracepoint, c"inet_sock_set_state", "tp_state").with_stand_in("tp2_state");
+const STATE: Hook =
+    Hook::owner(RawTracepoint, c"inet_sock_set_state", "tp_state").with_stand_in("tp2_state", StandIn::State);
 /// A sender, before its bytes leave (6.16 and newer).
 const SENDER: Hook = Hook::owner(RawTracepoint, c"tcp_sendmsg_locked", "tp_sendmsg").with_second("tp2_sendmsg");
 /// A sender, when its call returns (6.3 and newer).
 const SEND_LENGTH: Hook = Hook::owner(RawTracepoint, c"sock_send_length", "tp_send_length");
 /// A sender of MPTCP, where [`SENDER`] shows the others.
 const MPTCP_SEND_LENGTH: Hook = Hook::owner(RawTracepoint, c"sock_send_length", "tp_mptcp_send_length");
-const RETRANSMIT: Hook =
-    Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit").with_stand_in("tp2_retransmit");
+const RETRANSMIT: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit")
+    .with_stand_in("tp2_retransmit", StandIn::Retransmit);
 /// The same tracepoint where it tells whether the attempt failed.
-const RETRANSMIT_ERR: Hook =
-    Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit_err").with_stand_in("tp2_retransmit_err");
-const SYNACK: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_synack", "tp_synack").with_stand_in("tp2_synack");
+const RETRANSMIT_ERR: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit_err")
+    .with_stand_in("tp2_retransmit_err", StandIn::Retransmit);
+const SYNACK: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_synack", "tp_synack")
+    .with_stand_in("tp2_synack", StandIn::Retransmit);
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,11 +231,20 @@ impl Plan {
         self.hooks.iter().flat_map(Hook::programs).any(|own| own == program)
     }
 
-    /// Whether kprobes of this plan can be skipped: one that fires while another runs on the same CPU is. Owner probes run
-    /// in process context, where no other probe of ours can be running; those on what softirq runs can.
+    /// Whether kprobes of this plan can be skipped, and what they saw be lost: one that fires while another runs on the same
+    /// CPU is. Owner probes run in process context, where no other probe of ours can be running; those on what softirq
+    /// runs can.
     #[must_use]
     pub fn can_miss(&self) -> bool {
-        self.has(STATE_BY_KPROBE.program)
+        self.has(RETRANSMITS_BY_KPROBE[0].program)
+    }
+
+    /// Whether what this hook is skipped for is seen by another: changes of state by kprobe and by tracepoint. A kprobe is
+    /// not run in a softirq that interrupted another, but cannot be preempted; with the tracepoint it is the other way
+    /// round on the newest kernels.
+    #[must_use]
+    pub fn is_backed(&self, hook: &Hook) -> bool {
+        [STATE, STATE_BY_KPROBE].contains(hook) && self.has(STATE.program) && self.has(STATE_BY_KPROBE.program)
     }
 }
 
@@ -310,6 +322,7 @@ fn mixed(sends: bool, kernel: &impl Offer) -> Result<Plan, Blocked> {
         hooks.retain(|hook| sends || hook.program != SENDS_BY_KPROBE);
         hooks.push(SENDMSG_LOCKED_BY_KPROBE);
     }
+    hooks.push(STATE_BY_KPROBE);
     hooks.extend(common_tracepoints(kernel)?);
     Ok(Plan { hooks, name: "kprobe+tracepoint", births_by_state: false })
 }

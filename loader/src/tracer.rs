@@ -11,7 +11,7 @@ use anyhow::{Context, Error, Result, anyhow};
 use crate::attach::{self, Attached, Probes};
 use crate::events::{self, Event, Plain, Settings, Totals};
 use crate::fault::{Blocked, Exit};
-use crate::hooks::{Hook, Offer, Plan, Purpose};
+use crate::hooks::{Hook, Offer, Plan, Purpose, StandIn};
 use crate::kernel::host;
 use crate::kernel::libbpf::{self, Loaded, Open};
 use crate::kernel::mmap::Mapped;
@@ -45,6 +45,7 @@ const LOST_READ: u32 = 4;
 const LOST_UNKNOWN: u32 = 5;
 const LOST_TOTALS: u32 = 6;
 const STOOD_IN: u32 = 7;
+const STATE_STOOD_IN: u32 = 8;
 
 /// What this kernel offers to hooks.
 pub struct Kernel {
@@ -326,20 +327,24 @@ impl Tracer {
 
     /// Probe runs that the kernel skipped so far; none where it does not tell.
     fn missed(&self) -> Result<Option<u64>> {
-        let kprobes: Option<u64> = self.links.iter().map(Attached::missed).sum::<Result<_>>()?;
+        let alone = |link: &&Attached| !self.plan.is_backed(link.hook());
+        let kprobes: Option<u64> = self.links.iter().filter(alone).map(Attached::missed).sum::<Result<_>>()?;
         let kprobes = kprobes.or((!self.plan.can_miss()).then_some(0));
-        let (mut missed, mut claimed) = (0, 0);
-        for hook in &self.plan.hooks {
+        let (mut missed, mut retransmits, mut states) = (0, 0, 0);
+        for hook in self.plan.hooks.iter().filter(|hook| !self.plan.is_backed(hook)) {
             let skipped = self.object.skipped(hook.program)?;
-            match hook.second {
-                None => missed += skipped,
+            match (hook.second, hook.stands_in) {
+                (None, _) => missed += skipped,
                 // The second counts each time that it does the first's work.
-                Some(_) if hook.second_stands_in => claimed += skipped,
+                (Some(_), Some(StandIn::Retransmit)) => retransmits += skipped,
+                (Some(_), Some(StandIn::State)) => states += skipped,
                 // Both do the whole work: lost is at most what both missed.
-                Some(second) => missed += skipped.min(self.object.skipped(second)?),
+                (Some(second), None) => missed += skipped.min(self.object.skipped(second)?),
             }
         }
-        missed += u64::saturating_sub(claimed, self.count(STOOD_IN)?);
+        for (skipped, counter) in [(retransmits, STOOD_IN), (states, STATE_STOOD_IN)] {
+            missed += u64::saturating_sub(skipped, self.count(counter)?);
+        }
         Ok(kprobes.map(|kprobes| kprobes + missed))
     }
 

@@ -1,7 +1,7 @@
 //! xctl on a real kernel: real processes, real loss, and the kernel's own counters as the judge.
 //!
 //! One executable, so that it runs the same on the developer's machine and as the only program of a virtual machine.
-//! It needs root, iproute2, and a way to lose packets (netem or nft). Arguments: a part of a case's name, or `--list`;
+//! It needs root, iproute2, and a way to lose packets (netem or nft). Arguments: parts of the names of cases, or `--list`.
 //! `--full`: as many connections in a virtual machine as elsewhere.
 
 #![forbid(unsafe_code)]
@@ -59,11 +59,32 @@ pub enum Verdict {
 /// An error is the case's failure, with the chain of what was being done.
 pub type Outcome = anyhow::Result<Verdict>;
 
-/// A case, to be run once for each hook set and each family.
+/// The families that a case runs over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 alone: the case is about something else.
+    V4,
+    /// Both, in every hook set.
+    Both,
+    /// IPv4 in every hook set, and IPv6 in one: which set it is and which family have nothing to do with each other.
+    BothInAuto,
+}
+
+impl Families {
+    fn of(self, set: Set) -> &'static [Family] {
+        match self {
+            Families::Both => &[Family::V4, Family::V6],
+            Families::BothInAuto if set == Set::Auto => &[Family::V4, Family::V6],
+            _ => &[Family::V4],
+        }
+    }
+}
+
+/// A case, to be run once for each hook set and each of its families.
 pub struct Case {
     name: &'static str,
     sets: &'static [Set],
-    families: &'static [Family],
+    families: Families,
     run: fn(Set, Family) -> Outcome,
 }
 
@@ -74,7 +95,7 @@ impl Case {
         if self.sets.len() > 1 {
             name += &format!(" {set}");
         }
-        if self.families.len() > 1 {
+        if self.families != Families::V4 {
             name += &format!(" {family}");
         }
         name
@@ -98,7 +119,7 @@ fn main() -> ExitCode {
     }
     let list = args.iter().any(|arg| arg == "--list");
     // cargo passes libtest's flags on (--nocapture, --test-threads=1): none means anything here
-    let filter = args.iter().find(|arg| !arg.starts_with('-'));
+    let filters: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
 
     if !list {
         link::sweep();
@@ -106,9 +127,11 @@ fn main() -> ExitCode {
     let (mut passed, mut skipped) = (0, 0);
     let mut failed = Vec::new();
     for case in cases::ALL {
-        for (set, family) in case.sets.iter().flat_map(|set| case.families.iter().map(move |family| (*set, *family))) {
+        for (set, family) in
+            case.sets.iter().flat_map(|set| case.families.of(*set).iter().map(move |family| (*set, *family)))
+        {
             let name = case.name_with(set, family);
-            if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
+            if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {
                 continue;
             }
             if list {

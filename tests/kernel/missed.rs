@@ -35,6 +35,10 @@ impl Witness {
                     "kretprobe" => 'r',
                     _ => continue,
                 };
+                // what a tracepoint shows as well is not lost with the kprobe
+                if hook.target == "tcp_set_state" && hooks.iter().any(|other| other.target == "inet_sock_set_state") {
+                    continue;
+                }
                 let probe = format!("{kind}_{pid}_{}", witness.probes.len());
                 write(&tracing.join("kprobe_events"), &format!("{kind}:{}/{probe} {}", witness.name, hook.target))?;
                 witness.probes.insert(probe, hook.target.clone());

@@ -171,7 +171,7 @@ fn give_up_privilege(options: &TraceOptions, tracer: &Tracer) -> Result<()> {
         return Ok(());
     }
     privilege::no_new_privileges()?;
-    match confine(Needs { namespaces: options.verify, rename: options.record.is_some() }) {
+    match confine(Needs { namespaces: options.verify, record: options.record.is_some() }) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
             eprintln!("xctl: this kernel has no seccomp filters, so system calls are not limited: {error}");
             Ok(())

@@ -10,8 +10,8 @@ use libbpf_sys as sys;
 pub struct Needs {
     /// To look for network namespaces and enter them, in threads of their own: `--verify`.
     pub namespaces: bool,
-    /// To give a file its final name: `--record`.
-    pub rename: bool,
+    /// To put a file on disk and give it its final name: `--record`.
+    pub record: bool,
 }
 
 /// Which calls of one number are allowed. Only the low 32 bits of an argument are looked at: the arguments in question
@@ -96,11 +96,13 @@ const NAMESPACES: &[Rule] = &[
     All(libc::SYS_prctl),
 ];
 
-/// Giving a file its final name.
+/// Putting a file on disk and giving it its final name, or removing it where that fails.
+const RECORD: &[Rule] =
+    &[All(libc::SYS_fsync), All(libc::SYS_renameat), All(libc::SYS_renameat2), All(libc::SYS_unlinkat)];
 #[cfg(target_arch = "x86_64")]
-const RENAME: &[Rule] = &[All(libc::SYS_rename), All(libc::SYS_renameat), All(libc::SYS_renameat2)];
+const RENAME: &[Rule] = &[All(libc::SYS_rename), All(libc::SYS_unlink)];
 #[cfg(not(target_arch = "x86_64"))]
-const RENAME: &[Rule] = &[All(libc::SYS_renameat), All(libc::SYS_renameat2)];
+const RENAME: &[Rule] = &[];
 
 #[cfg(target_arch = "x86_64")]
 const ARCH: u32 = 0xc000_003e; // AUDIT_ARCH_X86_64
@@ -164,8 +166,8 @@ pub fn confine(needs: Needs) -> io::Result<()> {
     if needs.namespaces {
         rules.push(NAMESPACES);
     }
-    if needs.rename {
-        rules.push(RENAME);
+    if needs.record {
+        rules.extend([RECORD, RENAME]);
     }
     let mut program = program(&rules);
     let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };

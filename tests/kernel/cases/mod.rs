@@ -1,7 +1,7 @@
 //! The table of cases. Those that depend on how xctl is attached run for every hook set of the kernel.
 
 use crate::host::Set;
-use crate::{Case, Family};
+use crate::{Case, Families};
 
 mod already_open;
 mod churn;
@@ -30,8 +30,9 @@ mod stopped_reader;
 mod tuples;
 mod verify;
 
-const BOTH: &[Family] = &[Family::V4, Family::V6];
-const V4: &[Family] = &[Family::V4];
+const BOTH: Families = Families::Both;
+const EITHER: Families = Families::BothInAuto;
+const V4: Families = Families::V4;
 /// Also the set that `auto` takes only where fentry is missing.
 const EVERY: &[Set] = &[Set::Kprobe, Set::Mixed, Set::Auto, Set::Tracepoint, Set::Fentry];
 const AUTO: &[Set] = &[Set::Auto];
@@ -48,15 +49,15 @@ macro_rules! case {
 pub const ALL: &[Case] = &[
     case!("lossy_link",           EVERY,    BOTH, lossy_link::run),
     case!("send_events",          Set::ALL, V4,   send_events::run),
-    case!("lost_syn",             Set::ALL, BOTH, lost_syn::run),
+    case!("lost_syn",             Set::ALL, EITHER, lost_syn::run),
     case!("same_tuple_two_netns", Set::ALL, V4,   tuples::same_tuple_two_netns),
     case!("v4_mapped",            Set::ALL, V4,   tuples::v4_mapped),
     case!("already_open",         AUTO,     BOTH, already_open::run),
     case!("exited_owner",         Set::ALL, V4,   exited_owner::run),
-    case!("senders",              Set::ALL, BOTH, senders::run),
+    case!("senders",              Set::ALL, EITHER, senders::run),
     case!("mptcp",                Set::ALL, V4,   mptcp::run),
     case!("handed_over",          Set::ALL, V4,   handed_over::run),
-    case!("listeners",            Set::ALL, BOTH, listeners::forked),
+    case!("listeners",            Set::ALL, EITHER, listeners::forked),
     case!("shared_port",          Set::ALL, V4,   listeners::shared),
     case!("blocked_accept",       Set::ALL, V4,   listeners::blocked_accept),
     case!("mptcp_subflows",       Set::ALL, V4,   mptcp::subflows),
@@ -68,7 +69,7 @@ pub const ALL: &[Case] = &[
     case!("idle",                 AUTO,     V4,   idle::run),
     case!("sockets",              AUTO,     BOTH, sockets::run),
     case!("seeded_from_proc",     AUTO,     BOTH, sockets::seeded_from_proc),
-    case!("verify",               Set::ALL, BOTH, verify::run),
+    case!("verify",               Set::ALL, EITHER, verify::run),
     case!("verify_failed",        Set::ALL, V4,   verify::failed),
     case!("verify_difference",    AUTO,     V4,   verify::difference),
     case!("stopped_reader",       AUTO,     V4,   stopped_reader::run),
