@@ -114,13 +114,14 @@ test-vm: ## Tests on real Debian kernels in virtual machines (KERNELS='6.1 6.12-
 		./scripts/need rust-std-$$1 2>/dev/null || { echo "[$$2] skip: Rust has no standard library for $$1 here"; return 0; }; \
 		$(MAKE) --no-print-directory test-vm-group ARCH="$$1" KERNELS="$$2" CASES="$$3"; \
 	}; \
+	rm -f target/vm/*.out; \
 	bad=; \
 	run x86_64 '$(wordlist 1,3,$(VM_PLAIN))' '$(CASES)' & \
 	run aarch64 '$(filter %-arm64,$(KERNELS))' '$(CASES)' || bad=1; \
 	run x86_64 '$(filter %-rt,$(KERNELS))' '$(or $(CASES),lossy_link)' || bad=1; \
 	run x86_64 '$(wordlist 4,99,$(VM_PLAIN))' '$(CASES)' || bad=1; \
 	wait $$! || bad=1; \
-	[ -z "$$bad" ]
+	[ -z "$$bad" ] || { grep -H '^FAIL' target/vm/*.out; false; }
 
 # Kernels of one architecture. On PREEMPT_RT, where softirq runs in threads, only what depends on that.
 .PHONY: test-vm-group
