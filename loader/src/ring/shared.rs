@@ -71,30 +71,7 @@ impl<M: SharedMemory> Reader<M> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    struct Plain {
-        data: Vec<u8>,
-        head: u64,
-        tail: u64,
-    }
-
-    impl Memory for Plain {
-        fn size(&self) -> usize {
-            self.data.len()
-        }
-        fn head(&self) -> u64 {
-            self.head
-        }
-        fn tail(&self) -> u64 {
-            self.tail
-        }
-        fn set_tail(&mut self, tail: u64) {
-            self.tail = tail;
-        }
-        fn copy(&self, offset: usize, to: &mut [u8]) {
-            to.copy_from_slice(&self.data[offset..offset + to.len()]);
-        }
-    }
+    use crate::ring::tests::Plain;
 
     impl SharedMemory for Plain {
         fn header(&self, offset: usize) -> u32 {

@@ -3,10 +3,10 @@
 use super::*;
 
 /// A ring in plain memory, with the kernel's side of it.
-struct Plain {
-    data: Vec<u8>,
-    head: u64,
-    tail: u64,
+pub(super) struct Plain {
+    pub(super) data: Vec<u8>,
+    pub(super) head: u64,
+    pub(super) tail: u64,
 }
 
 impl Memory for Plain {
