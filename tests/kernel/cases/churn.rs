@@ -111,8 +111,9 @@ pub fn run(set: Set, family: Family) -> Outcome {
         }
         record.at.is_of(&server.who, record.at.flow())?;
     }
-    nothing_is_missing(&trace, &link.a, &before.0, &after.0, missed).context("namespace a")?;
-    nothing_is_missing(&trace, &link.b, &before.1, &after.1, missed).context("namespace b")?;
+    let unseen = missed + trace.events_told_missed();
+    nothing_is_missing(&trace, &link.a, &before.0, &after.0, unseen).context("namespace a")?;
+    nothing_is_missing(&trace, &link.b, &before.1, &after.1, unseen).context("namespace b")?;
 
     // the long-lived connections, seen from both ends, and the listeners
     let mut left = vec![];

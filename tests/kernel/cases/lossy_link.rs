@@ -41,8 +41,9 @@ pub fn run_with(family: Family, start: impl FnOnce() -> Result<Xctl>) -> Outcome
     let told = if trace.owners_can_be_missed() { trace.summary.lost.missed.unwrap_or(0) } else { 0 };
     senders_are_named(&trace, &link.a, &truths, missed + told)?;
     receiver_is_named(&trace, &link.b, &receiver, &truths, missed + told)?;
-    nothing_is_missing(&trace, &link.a, &before.0, &after.0, missed).context("namespace a")?;
-    nothing_is_missing(&trace, &link.b, &before.1, &after.1, missed).context("namespace b")?;
+    let unseen = missed + trace.events_told_missed();
+    nothing_is_missing(&trace, &link.a, &before.0, &after.0, unseen).context("namespace a")?;
+    nothing_is_missing(&trace, &link.b, &before.1, &after.1, unseen).context("namespace b")?;
     trace.nothing_lost()?;
 
     let of_senders = trace.of(link.a.inode).count();
