@@ -224,7 +224,9 @@ impl Xctl {
         let attach = set.to_string();
         // others on the host may have more connections than there is room for by default
         let room: &[&str] = if args.contains(&"--max-sockets") { &[] } else { &["--max-sockets", "32768"] };
-        let args = [&["trace", "--json", "--attach", &attach], room, args].concat();
+        // a burst has room even where the reader waits for a CPU: what is lost then is stopped_reader's business
+        let pages: &[&str] = if args.contains(&"--perf-pages") { &[] } else { &["--perf-pages", "512"] };
+        let args = [&["trace", "--json", "--attach", &attach], room, pages, args].concat();
         Xctl::start_command(set, command(&args)?)
     }
 

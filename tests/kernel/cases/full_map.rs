@@ -26,7 +26,7 @@ const MANY: usize = 300;
 pub fn run(set: Set, family: Family) -> Outcome {
     let (processes, room) = crowd((25, 8192), (2, 512));
     let link = Link::up()?;
-    let xctl = Xctl::start(set, &["--max-sockets", &room.to_string()])?;
+    let xctl = Xctl::start(set, &["--max-sockets", &room.to_string(), "--perf-pages", "1024"])?;
     let witness = Witness::of(&xctl.ready.hooks)?;
     let before = (Counters::of(&link.a)?, Counters::of(&link.b)?);
     let mut servers = vec![];
