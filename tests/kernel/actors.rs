@@ -3,32 +3,29 @@
 //! An actor is this executable once more. It reads an order, a line of JSON, carries it out, and answers with another;
 //! an answer comes after the system call has returned, so what the test then sees was done before.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{SpliceFFlags, splice};
-use nix::sys::prctl;
 use nix::sys::sendfile::sendfile;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockaddrStorage, UnixAddr, getpeername, getsockname,
     recvmsg, send, sendmsg, setsockopt, shutdown, sockopt,
 };
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::pipe;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::link::Netns;
-use crate::process::Process;
-use crate::workers::{Flow, Who};
+use crate::process::{Process, again, end};
+use crate::workers::{Flow, Who, take_name};
 
 /// The hidden first argument that makes an actor of this executable; its name is the second.
 pub const ARGUMENT: &str = "actor";
@@ -111,12 +108,6 @@ enum Answer {
     Failed(String),
 }
 
-/// Nanoseconds of the clock that stamps xctl's records.
-pub fn now() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?;
-    Ok(u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?)
-}
-
 /// A process that does what it is told; it ends when dropped.
 pub struct Actor {
     process: Process,
@@ -131,8 +122,7 @@ pub struct Forked {
 
 impl Actor {
     pub fn new(ns: &Netns, comm: &str) -> Result<Actor> {
-        let mut command = Command::new(std::env::current_exe().context("finding this executable")?);
-        command.args([ARGUMENT, comm]);
+        let command = again(ARGUMENT, &[comm])?;
         let mut process = ns.enter(|| Process::start(comm, command))?;
         let who = serde_json::from_str(&process.line()?).with_context(|| format!("{comm} did not say who it is"))?;
         Ok(Actor { process, who })
@@ -289,13 +279,7 @@ impl Forked {
 
 /// `args`: what follows [`ARGUMENT`].
 pub fn main(args: &[String]) -> ExitCode {
-    match act(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    end(act(args))
 }
 
 /// A socket that came by SCM_RIGHTS is only a number: to own it takes unsafe code.
@@ -334,7 +318,7 @@ struct Stage {
 
 fn act(args: &[String]) -> Result<()> {
     let comm = args.first().context("an actor without a name")?;
-    prctl::set_name(&CString::new(comm.as_str())?).context("setting the name of the process")?;
+    take_name(comm)?;
     let address = UnixAddress::from_abstract_name(mailbox_of(comm))?;
     let mailbox = UnixDatagram::bind_addr(&address).context("making its mailbox")?;
     let mut stage = Stage { sockets: vec![], children: vec![], mailbox };
@@ -481,8 +465,8 @@ impl Stage {
     }
 
     fn fork(&mut self, comm: &str, socket: Id) -> Result<Answer> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args([ARGUMENT, comm, INHERITS]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut command = again(ARGUMENT, &[comm, INHERITS])?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         command.stderr(self.held(socket)?.own()?.try_clone()?);
         let mut child = command.spawn().with_context(|| format!("starting {comm}"))?;
         let input = child.stdin.take().context("no pipe for its input")?;
@@ -508,7 +492,7 @@ impl Forkling {
 }
 
 /// None where the kernel has no such protocol.
-fn open(address: SocketAddr, protocol: Protocols) -> Result<Option<Socket>> {
+pub fn open(address: SocketAddr, protocol: Protocols) -> Result<Option<Socket>> {
     let number = match protocol {
         Protocols::Tcp => Protocol::TCP,
         Protocols::Mptcp => Protocol::MPTCP,

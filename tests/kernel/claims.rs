@@ -3,9 +3,9 @@
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
-use crate::actors::now;
 use crate::link::Netns;
 use crate::process::PATIENCE;
+use crate::process::now;
 use crate::workers::{Flow, Who};
 use crate::xctl::{Kind, Owner, Retransmit, Trace, Xctl};
 use crate::{Outcome, Verdict};

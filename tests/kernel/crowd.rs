@@ -12,12 +12,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{SockFlag, setsockopt, sockopt};
-use nix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::link::Netns;
-use crate::process::Process;
+use crate::process::{Process, again, end, now};
 use crate::workers::{Flow, Who, local, open, take_name, told};
 
 /// The hidden first argument that makes a member of this executable.
@@ -111,15 +110,7 @@ impl Member {
 }
 
 fn command(comm: &str, job: &Job) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe().context("finding this executable")?);
-    command.arg(ARGUMENT).arg(serde_json::to_string(&(comm, job))?);
-    Ok(command)
-}
-
-/// The clock of xctl's `mono_ns`.
-pub fn now() -> Result<u64> {
-    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?;
-    Ok(u64::try_from(time.tv_sec())? * 1_000_000_000 + u64::try_from(time.tv_nsec())?)
+    again(ARGUMENT, &[&serde_json::to_string(&(comm, job))?])
 }
 
 // ---- from here on: inside the member ----
@@ -136,13 +127,7 @@ pub fn main(job: &str) -> ExitCode {
             Job::Hold { to, connections } => hold(to, connections),
         }
     });
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    end(done)
 }
 
 fn say(what: &impl Serialize) -> Result<()> {

@@ -29,7 +29,7 @@ use ::xctl::kernel::privilege::{self, Capabilities, User};
 use crate::Family;
 use crate::counters::{Counters, wait_until_grown};
 use crate::link::{Link, Netns};
-use crate::process::Process;
+use crate::process::{Process, again, end};
 
 /// The hidden first argument that makes a worker of this executable.
 pub const ARGUMENT: &str = "worker";
@@ -275,21 +275,13 @@ pub fn by_nobody(capabilities: &[&str], command: &Command) -> Result<Command> {
 }
 
 fn worker(job: &Job) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe().context("finding this executable")?);
-    command.arg(ARGUMENT).arg(serde_json::to_string(job)?);
-    Ok(command)
+    again(ARGUMENT, &[&serde_json::to_string(job)?])
 }
 
 // ---- from here on: inside the worker ----
 
 pub fn main(job: &str) -> ExitCode {
-    match serde_json::from_str(job).context("reading the job").and_then(work) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    end(serde_json::from_str(job).context("reading the job").and_then(work))
 }
 
 fn work(job: Job) -> Result<()> {

@@ -65,18 +65,6 @@ pub fn link_perf_event(event: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Re
     Ok(unsafe { OwnedFd::from_raw_fd(link as i32) })
 }
 
-/// How many bytes of data the map of type RINGBUF holds.
-///
-/// # Errors
-/// With the kernel's errno.
-pub fn ring_size(map: BorrowedFd<'_>) -> io::Result<usize> {
-    let mut info = sys::bpf_map_info::default();
-    let mut size = size_of::<sys::bpf_map_info>() as u32;
-    // SAFETY: `size` is that of `info`, which asks for no strings.
-    let result = unsafe { sys::bpf_map_get_info_by_fd(map.as_raw_fd(), &mut info, &mut size) };
-    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(info.max_entries as usize) }
-}
-
 /// How many runs of a kprobe the kernel has skipped, since another kprobe was running on that CPU
 /// (`bpf_link_info.perf_event.kprobe.missed`, 6.7 and newer).
 ///
@@ -84,12 +72,8 @@ pub fn ring_size(map: BorrowedFd<'_>) -> io::Result<usize> {
 /// With the kernel's errno.
 pub fn link_missed(link: BorrowedFd<'_>) -> io::Result<u64> {
     let mut info = sys::bpf_link_info::default();
-    let mut size = size_of::<sys::bpf_link_info>() as u32;
-    // SAFETY: `size` is that of `info`, which asks for no strings: its pointers are null.
-    let result = unsafe { sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut size) };
-    if result < 0 {
-        return Err(io::Error::from_raw_os_error(-result));
-    }
+    // SAFETY: it is a link's, and asks for no strings: its pointers are null.
+    unsafe { object_info(link, &mut info) }?;
     // SAFETY: the link is one of a kprobe, so this is what the kernel filled in; all of it is numbers.
     Ok(unsafe { info.__bindgen_anon_1.perf_event.__bindgen_anon_1.kprobe.missed })
 }
@@ -146,8 +130,6 @@ pub struct ProgramInfo {
     pub id: u32,
     /// `enum bpf_prog_type`
     pub program_type: u32,
-    /// Its name, as far as the kernel keeps it: 15 bytes.
-    pub name: String,
     /// The kernel's own hash of the instructions that it was given.
     pub tag: [u8; 8],
     /// Bytes of instructions after verification.
@@ -160,6 +142,8 @@ pub struct ProgramInfo {
     pub verified: u32,
     /// The maps that it uses, or that were bound to it.
     pub map_ids: Vec<u32>,
+    /// Runs that were skipped, since it was running on that CPU already (before 5.12 kernels neither count nor skip).
+    pub skipped: u64,
 }
 
 /// What the kernel says of a map.
@@ -169,8 +153,6 @@ pub struct MapInfo {
     pub id: u32,
     /// `enum bpf_map_type`
     pub map_type: u32,
-    /// Its name, as far as the kernel keeps it: 15 bytes.
-    pub name: String,
     /// Bytes of a key.
     pub key_size: u32,
     /// Bytes of a value.
@@ -194,12 +176,6 @@ unsafe fn object_info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     unsafe { bpf(sys::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }.map(drop)
 }
 
-/// A name that ends at the first NUL.
-fn name(bytes: &[std::ffi::c_char]) -> String {
-    let bytes: Vec<u8> = bytes.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0).collect();
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 /// What the kernel says of a program.
 ///
 /// # Errors
@@ -217,13 +193,13 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     Ok(ProgramInfo {
         id: info.id,
         program_type: info.type_,
-        name: name(&info.name),
         tag: info.tag,
         xlated: info.xlated_prog_len,
         jited: info.jited_prog_len,
         load_time: info.load_time,
         verified: info.verified_insns,
         map_ids,
+        skipped: info.recursion_misses,
     })
 }
 
@@ -238,7 +214,6 @@ pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     Ok(MapInfo {
         id: info.id,
         map_type: info.type_,
-        name: name(&info.name),
         key_size: info.key_size,
         value_size: info.value_size,
         max_entries: info.max_entries,

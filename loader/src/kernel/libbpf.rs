@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result, anyhow, bail};
 use libbpf_sys as sys;
 
+use super::bpf;
 use super::calls::{Account, By};
 use crate::fault::Exit;
 
@@ -131,19 +132,12 @@ impl Open {
 
     /// Load only the programs that `wanted` names. Maps that none of them uses are created all the same.
     pub fn select_programs(&mut self, wanted: impl Fn(&str) -> bool) -> Result<()> {
-        let mut program = ptr::null_mut();
-        loop {
-            // SAFETY: the object is open; a null program asks for the first.
-            program = unsafe { sys::bpf_object__next_program(self.object.as_ptr(), program) };
-            if program.is_null() {
-                return Ok(());
-            }
-            // SAFETY: libbpf's program names are NUL-terminated and live as long as the object.
-            let name = unsafe { CStr::from_ptr(sys::bpf_program__name(program)) }.to_string_lossy();
+        for (program, name) in programs(self.object) {
             // SAFETY: the program belongs to this object, which is not loaded yet.
             let result = unsafe { sys::bpf_program__set_autoload(program, wanted(&name)) };
             check(result, || format!("cannot select program {name}"))?;
         }
+        Ok(())
     }
 
     fn map(&self, name: &str) -> Result<NonNull<sys::bpf_map>> {
@@ -224,21 +218,13 @@ impl Loaded {
 
     /// The programs that are in the kernel, by name, in the order of the object.
     pub fn programs(&self) -> Vec<(String, BorrowedFd<'_>)> {
-        let mut all = Vec::new();
-        let mut program = ptr::null_mut();
-        loop {
-            // SAFETY: the object is open; a null program asks for the first.
-            program = unsafe { sys::bpf_object__next_program(self.object.as_ptr(), program) };
-            if program.is_null() {
-                return all;
-            }
-            // SAFETY: the program belongs to this object; its name is NUL-terminated and lives as long as that.
-            let (name, fd) =
-                unsafe { (CStr::from_ptr(sys::bpf_program__name(program)), sys::bpf_program__fd(program)) };
-            let name = name.to_string_lossy().into_owned();
+        let fds = programs(self.object).into_iter().filter_map(|(program, name)| {
+            // SAFETY: the program belongs to this object.
+            let fd = unsafe { sys::bpf_program__fd(program) };
             // The others were not asked for.
-            all.extend(self.borrow(fd, String::new).ok().map(|fd| (name, fd)));
-        }
+            Some((name, self.borrow(fd, String::new).ok()?))
+        });
+        fds.collect()
     }
 
     /// The maps, by their names in the object: of those for variables, their section's.
@@ -260,19 +246,13 @@ impl Loaded {
         }
     }
 
-    /// How many runs of a program the kernel has skipped, since it was running on that CPU already. Before 5.12 kernels
-    /// neither count nor skip.
+    /// How many runs of a program the kernel has skipped ([`bpf::ProgramInfo::skipped`]).
     ///
     /// # Errors
     /// With the kernel's errno.
     pub fn skipped(&self, name: &str) -> Result<u64> {
-        let mut info = sys::bpf_prog_info::default();
-        let mut size = size_of::<sys::bpf_prog_info>() as u32;
-        let fd = self.program(name)?.as_raw_fd();
-        // SAFETY: `size` is that of `info`, which asks for no arrays: their lengths and addresses are zero.
-        let result = unsafe { sys::bpf_prog_get_info_by_fd(fd, &mut info, &mut size) };
-        check(result, || format!("cannot ask about program {name}"))?;
-        Ok(info.recursion_misses)
+        let info = bpf::program_info(self.program(name)?);
+        Ok(info.with_context(|| format!("cannot ask about program {name}"))?.skipped)
     }
 
     /// The descriptor of a map.
@@ -281,6 +261,22 @@ impl Loaded {
         // SAFETY: the object is loaded and the name is NUL-terminated.
         let fd = unsafe { sys::bpf_object__find_map_fd_by_name(self.object.as_ptr(), c_name.as_ptr()) };
         self.borrow(fd, || format!("map {name}"))
+    }
+}
+
+/// Every program of an object that is open, with its name, in the order of the object.
+fn programs(object: NonNull<sys::bpf_object>) -> Vec<(*mut sys::bpf_program, String)> {
+    let mut all = Vec::new();
+    let mut program = ptr::null_mut();
+    loop {
+        // SAFETY: the object is open; a null program asks for the first.
+        program = unsafe { sys::bpf_object__next_program(object.as_ptr(), program) };
+        if program.is_null() {
+            return all;
+        }
+        // SAFETY: libbpf's program names are NUL-terminated and live as long as the object.
+        let name = unsafe { CStr::from_ptr(sys::bpf_program__name(program)) };
+        all.push((program, name.to_string_lossy().into_owned()));
     }
 }
 

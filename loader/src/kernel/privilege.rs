@@ -83,6 +83,12 @@ impl Capabilities {
         Self(self.0 & other.0)
     }
 
+    /// As the kernel has it: 1 << the capability's bit.
+    #[must_use]
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(self) -> bool {
@@ -251,13 +257,20 @@ impl User {
 /// # Errors
 /// If the kernel does not tell.
 pub fn missing() -> Result<Vec<Capability>> {
-    let held = effective()?;
-    let last: u32 = read("/proc/sys/kernel/cap_last_cap")?.trim().parse().context("cap_last_cap is not a number")?;
+    let (held, needed) = (effective()?, needed()?);
     if held.has(SYS_ADMIN) {
         return Ok(Vec::new());
     }
-    let needed: &[_] = if last >= BPF.bit { &[BPF, PERFMON] } else { &[SYS_ADMIN] };
     Ok(needed.iter().copied().filter(|&capability| !held.has(capability)).collect())
+}
+
+/// The capabilities that loading and attaching take on this kernel, if one has not CAP_SYS_ADMIN.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn needed() -> Result<&'static [Capability]> {
+    let last: u32 = read("/proc/sys/kernel/cap_last_cap")?.trim().parse().context("cap_last_cap is not a number")?;
+    Ok(if last >= BPF.bit { &[BPF, PERFMON] } else { &[SYS_ADMIN] })
 }
 
 /// How far the kernel is locked down: `none`, `integrity` or `confidentiality`; none if it does not tell.

@@ -35,7 +35,7 @@ impl SharedRing {
     /// # Errors
     /// With the kernel's errno.
     pub fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
-        let size = bpf::ring_size(map)?;
+        let size = bpf::map_info(map)?.max_entries as usize;
         let page = NonZeroUsize::new(page_size()).ok_or(io::ErrorKind::InvalidInput)?;
         let length = size.checked_add(page.get()).and_then(NonZeroUsize::new).ok_or(io::ErrorKind::InvalidInput)?;
         let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;

@@ -2,35 +2,82 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 
 use anyhow::{Context, Result};
 
 use super::host::read;
+
+const KALLSYMS: &str = "/proc/kallsyms";
+
+/// A line of kallsyms, such as `0000000000000000 T tcp_sendmsg`.
+struct Symbol<'l> {
+    address: &'l str,
+    kind: &'l str,
+    name: &'l str,
+}
+
+impl<'l> Symbol<'l> {
+    fn parse(line: &'l [u8]) -> Option<Self> {
+        // a module's name in brackets may follow
+        let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
+        Some(Self { address: words.next()?, kind: words.next()?, name: words.next()? })
+    }
+
+    fn is_code(&self) -> bool {
+        matches!(self.kind, "t" | "T" | "w" | "W")
+    }
+}
+
+/// Line by line, since there are more than 100,000.
+fn for_each(mut kallsyms: impl BufRead, mut each: impl FnMut(Symbol<'_>)) -> io::Result<()> {
+    let mut line = Vec::new();
+    while kallsyms.read_until(b'\n', &mut line)? > 0 {
+        Symbol::parse(&line).into_iter().for_each(&mut each);
+        line.clear();
+    }
+    Ok(())
+}
 
 /// How many functions of each of these names the kernel has. A kprobe can only go to a name that is there once.
 ///
 /// # Errors
 /// If /proc/kallsyms cannot be read.
 pub fn count<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<HashMap<&'a str, usize>> {
-    const KALLSYMS: &str = "/proc/kallsyms";
     let mut counts: HashMap<_, _> = names.into_iter().map(|name| (name, 0)).collect();
-    let mut file = BufReader::new(File::open(KALLSYMS).with_context(|| format!("cannot read {KALLSYMS}"))?);
-    let mut line = Vec::new();
-    while file.read_until(b'\n', &mut line).with_context(|| format!("cannot read {KALLSYMS}"))? > 0 {
-        if let Some(count) = function(&line).and_then(|name| counts.get_mut(name)) {
-            *count += 1;
-        }
-        line.clear();
-    }
+    let read = File::open(KALLSYMS).and_then(|file| {
+        for_each(BufReader::new(file), |symbol| {
+            if let Some(count) = counts.get_mut(symbol.name).filter(|_| symbol.is_code()) {
+                *count += 1;
+            }
+        })
+    });
+    read.with_context(|| format!("cannot read {KALLSYMS}"))?;
     Ok(counts)
 }
 
-/// The name in a line such as `0000000000000000 T tcp_sendmsg`, if it is of code (t, T, w, W).
-fn function(line: &[u8]) -> Option<&str> {
-    let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
-    let kind = words.next()?;
-    matches!(kind, "t" | "T" | "w" | "W").then(|| words.next()).flatten()
+/// The addresses of these symbols, of those that the kernel shows to us: an address that is hidden, and a name that several
+/// symbols have, is not in it.
+#[must_use]
+pub fn addresses(names: &[String]) -> HashMap<String, u64> {
+    File::open(KALLSYMS).map(|file| find(names, BufReader::new(file))).unwrap_or_default()
+}
+
+fn find(names: &[String], kallsyms: impl BufRead) -> HashMap<String, u64> {
+    let mut found: HashMap<String, Vec<u64>> = HashMap::new();
+    // Where it cannot be read to its end, the rest is hidden.
+    let _ = for_each(kallsyms, |symbol| {
+        if names.iter().any(|name| name == symbol.name)
+            && let Ok(address) = u64::from_str_radix(symbol.address, 16)
+        {
+            found.entry(symbol.name.to_owned()).or_default().push(address);
+        }
+    });
+    let only = |(name, addresses): (String, Vec<u64>)| match addresses.as_slice() {
+        [address] if *address != 0 => Some((name, *address)),
+        _ => None,
+    };
+    found.into_iter().filter_map(only).collect()
 }
 
 /// The functions that may not be probed; none if debugfs does not tell.
@@ -48,10 +95,20 @@ mod tests {
 
     #[test]
     fn only_code_is_a_function() {
+        let function = |line| Symbol::parse(line).filter(Symbol::is_code).map(|symbol| symbol.name);
         assert_eq!(function(b"ffffffff81a0 T tcp_sendmsg\n"), Some("tcp_sendmsg"));
         assert_eq!(function(b"0000000000000000 t x\t[module]\n"), Some("x"));
         assert_eq!(function(b"0000000000000000 D tcp_prot\n"), None);
         assert_eq!(function(b"odd"), None);
+    }
+
+    #[test]
+    fn hidden_and_ambiguous_addresses_are_unknown() {
+        let kallsyms = b"ffffffff81000000 T tcp_sendmsg\n0000000000000000 T hidden\nffffffff81000010 t twice\n\
+                         ffffffff81000020 t twice\nffffffffc0000000 T other\t[module]\n";
+        let wanted = ["tcp_sendmsg", "hidden", "twice", "absent"].map(str::to_owned);
+        let found = find(&wanted, &kallsyms[..]);
+        assert_eq!(found, HashMap::from([("tcp_sendmsg".to_owned(), 0xffff_ffff_8100_0000)]));
     }
 
     #[test]

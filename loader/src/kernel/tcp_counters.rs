@@ -185,7 +185,7 @@ mod tests {
     fn a_thread_is_read_where_it_is() {
         let net = directory_of(Path::new("/proc/12/task/13/ns/net"));
         assert_eq!(net, Some(PathBuf::from("/proc/12/task/13/net")));
-        assert_eq!(directory_of(Path::new("/proc/12/root/run/netns/a")), None);
+        assert_eq!(directory_of(&Path::new("/proc/12/root").join("run/netns/a")), None);
         assert_eq!(directory_of(Path::new("/run/netns/a")), None);
     }
 

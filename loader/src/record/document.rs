@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use super::decode::decode;
-use super::host;
 use crate::kernel::calls::{Call, Known};
+use crate::kernel::host;
 
 /// Version of the document.
 const VERSION: u32 = 1;
@@ -121,7 +121,7 @@ impl Document {
             version: env!("CARGO_PKG_VERSION"),
             arguments: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
             time: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
-            kernel: host::release(),
+            kernel: host::release().unwrap_or_default(),
             machine: std::env::consts::ARCH,
         };
         let head = serde_json::to_string(&head)?;

@@ -4,13 +4,13 @@
 //! - [`document`]: the file. Calls are written as they are made, so that a long run takes no memory; the rest at the end.
 //! - [`decode`]: a call, with names for numbers.
 //! - [`proof`]: every instruction that was handed over, and the kernel's own hash of it; [`tag`]: that hash.
-//! - [`host`]: capabilities, and the addresses of symbols.
+//! - [`capabilities`]: those that are held and needed, by name.
 //!
 //! `schema.json` beside this file describes the document.
 
+mod capabilities;
 mod decode;
 mod document;
-mod host;
 pub mod proof;
 pub mod tag;
 
@@ -27,11 +27,12 @@ use crate::kernel::bpf::{self, MapInfo, ProgramInfo};
 use crate::kernel::calls::{Recording, word};
 use crate::kernel::host::kprobe_pmu;
 use crate::kernel::libbpf::Loaded;
+use crate::kernel::symbols;
 use crate::object::elf::INSN_SIZE;
 use crate::object::facts::{MapFacts, hex};
 use crate::object::{Btf, maps};
+use capabilities::Capabilities;
 use document::Document;
-use host::Capabilities;
 use proof::{Proof, Unproven};
 
 /// The document's schema, in the language of JSON Schema.
@@ -283,7 +284,7 @@ impl Record {
         if let Some(document) = &self.document {
             document.flush();
             let symbols: Vec<_> = self.facts.hooks.iter().map(|hook| hook.symbol.clone()).collect();
-            let addresses = host::addresses(&symbols);
+            let addresses = symbols::addresses(&symbols);
             for hook in &mut self.facts.hooks {
                 hook.address = addresses.get(&hook.symbol).map(|address| format!("{address:#x}"));
             }

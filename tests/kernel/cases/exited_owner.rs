@@ -1,12 +1,12 @@
 //! A process writes and is gone; its kernel socket goes on retransmitting, and is still its own.
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use nix::sys::signal::Signal;
-use nix::time::{ClockId, clock_gettime};
 
 use crate::counters::{Counters, wait_until_grown};
 use crate::host::Set;
 use crate::link::Link;
+use crate::process::now;
 use crate::workers::{Puppet, Receiver};
 use crate::xctl::Xctl;
 use crate::{Family, Outcome, Verdict};
@@ -20,8 +20,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     link.lose(100)?;
     leaver.send()?;
     leaver.exit()?;
-    let gone = clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?;
-    let gone_ns = u64::try_from(gone.tv_sec())? * 1_000_000_000 + u64::try_from(gone.tv_nsec())?;
+    let gone_ns = now()?;
     wait_until_grown(&link.a, &Counters::of(&link.a)?, "RetransSegs", 3)?;
     link.lose(0)?;
     link.quiet()?;

@@ -4,10 +4,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::actors::{Actor, Id, Protocols, now};
+use crate::actors::{Actor, Id, Protocols};
 use crate::claims::{Claims, Whose};
 use crate::host::{Set, tool};
 use crate::link::{DEAD_V4, Link, Netns};
+use crate::process::now;
 use crate::workers::Flow;
 use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};

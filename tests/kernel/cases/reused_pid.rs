@@ -4,10 +4,11 @@ use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 
 use crate::counters::{Counters, unacknowledged};
-use crate::crowd::{Job, Member, now};
+use crate::crowd::{Job, Member};
 use crate::host::Set;
 use crate::link::{Link, Netns};
 use crate::missed::Witness;
+use crate::process::now;
 use crate::process::{PATIENCE, poll};
 use crate::workers::{Flow, Puppet, Receiver};
 use crate::xctl::Xctl;

@@ -22,15 +22,13 @@ use nix::sys::socket::{
 };
 use serde::Deserialize;
 
+use crate::actors::{self, Protocols};
 use crate::host::{Set, tool};
 use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
 use crate::process::{PATIENCE, Process, poll};
-use crate::workers::{Who, unanswered};
+use crate::workers::{NOBODY, Who, unanswered};
 use crate::xctl::{Owner, Retransmit, Xctl, command, refusal};
 use crate::{Family, Outcome, Verdict};
-
-/// A user of no importance, so that not every owner is root.
-const NOBODY: u32 = 65534;
 
 pub fn run(_set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
@@ -388,17 +386,7 @@ fn listener_of(at: SocketAddr) -> Result<OwnedFd> {
 
 /// None where the kernel has no MPTCP.
 fn mptcp_listener(at: SocketAddr) -> Result<Option<OwnedFd>> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = match Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::MPTCP)) {
-        Ok(socket) => socket,
-        Err(error)
-            if [libc::EPROTONOSUPPORT, libc::EINVAL, libc::ENOPROTOOPT]
-                .contains(&error.raw_os_error().unwrap_or(0)) =>
-        {
-            return Ok(None);
-        }
-        Err(error) => return Err(error).context("making an MPTCP socket"),
-    };
+    let Some(socket) = actors::open(at, Protocols::Mptcp)? else { return Ok(None) };
     socket.bind(&at.into()).with_context(|| format!("binding to {at}"))?;
     socket.listen(5)?;
     Ok(Some(socket.into()))

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
-use crate::crowd::now;
 use crate::host::{Set, tool};
 use crate::link::Link;
 use crate::missed::Witness;
 use crate::process::PATIENCE;
+use crate::process::now;
 use crate::workers::{Flow, Puppet, Receiver};
 use crate::xctl::{Kind, Retransmit, Xctl};
 use crate::{Family, Outcome, Verdict};
