@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString};
+use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -17,12 +18,15 @@ use libbpf_sys as sys;
 use xctl::commands::inspect::{self, Args};
 use xctl::embedded;
 use xctl::fault::Exit;
+use xctl::hooks::{self, Attach};
+use xctl::object::cut::{Asked, cut};
 use xctl::object::hook::hook;
 use xctl::object::image::Image;
 use xctl::object::insn::Insn;
 use xctl::object::relo::{Outcome, RelocationKind, Relocations, Resolver};
 use xctl::object::uses::Places;
 use xctl::object::{Btf, BtfExt, KERNEL_BTF, Kind, ObjectFile, TypeId, btf_ext::CoreRelocation, source};
+use xctl::tracer::{ASKED, Kernel};
 
 /// A folder that is gone with the test.
 struct Scratch(PathBuf);
@@ -885,4 +889,119 @@ fn random_accesses_to_one_kernel_come_out_on_another_as_by_libbpf() {
         }
     }
     println!("{seen:?}");
+}
+
+// ---- BTF that was cut down ----
+
+/// Every relocation comes to the same with both, and the code too. Returns how many.
+fn same(what: &str, bytes: &[u8], one: &Btf, two: &Btf) -> usize {
+    let ((all, code), (others, other_code)) = (relocate(bytes, one, |_, _| true), relocate(bytes, two, |_, _| true));
+    for (ours, theirs) in all.iter().zip(&others) {
+        let same = (ours.value, discriminant(&ours.outcome)) == (theirs.value, discriminant(&theirs.outcome));
+        assert!(same, "{what}: {ours:?} and {theirs:?}");
+    }
+    assert_eq!(all.len(), others.len(), "{what}");
+    assert!(code == other_code, "{what}: the code differs");
+    all.len()
+}
+
+/// The hooks that the loader would choose with these types, all of them or why not.
+fn plans(btf: &Path) -> Vec<String> {
+    let kernel = Kernel::ask(btf).unwrap();
+    let all = [Attach::Auto, Attach::Kprobe, Attach::Tracepoint, Attach::Fentry, Attach::Mixed];
+    all.iter()
+        .flat_map(|attach| [false, true].map(|sends| format!("{:?}", hooks::choose(*attach, sends, &kernel))))
+        .collect()
+}
+
+#[test]
+fn a_cut_btf_answers_as_the_whole_and_as_bpftools() {
+    let scratch = Scratch::new("cut");
+    let object = scratch.file("xctl.bpf.o", embedded::object());
+    for (name, path, btf) in kernels() {
+        let cut = cut(embedded::object(), btf, &ASKED).unwrap();
+        println!("{name}: {} bytes of {}", cut.bytes.len(), btf.bytes().len());
+        assert!(cut.bytes.len() < 8192, "{name}: {} bytes", cut.bytes.len());
+        let small = Btf::parse(&cut.bytes).unwrap();
+        let file = scratch.file("cut.btf", &cut.bytes);
+        assert!(same(name, embedded::object(), btf, &small) > 100);
+        compare(&format!("our object, {name} cut"), embedded::object(), &small, &file);
+        assert_eq!(plans(path), plans(&file), "{name}");
+        let theirs = scratch.0.join("bpftool.btf");
+        let bpftool = Command::new("bpftool").args(["gen", "min_core_btf"]).args([path, &theirs, &object]).status();
+        match bpftool {
+            Ok(status) => {
+                assert!(status.success(), "{name}: bpftool refuses");
+                let theirs = Btf::parse(&fs::read(&theirs).unwrap()).unwrap();
+                same(&format!("{name}, ours and bpftool's"), embedded::object(), &small, &theirs);
+            }
+            Err(error) => println!("not compared with bpftool: {error}"),
+        }
+    }
+}
+
+/// What can be cut for an object: with the types that are left, it comes out the same. False if it would not load.
+fn cuts(what: &str, bytes: &[u8], target: &Btf, scratch: &Scratch) -> bool {
+    let (all, _) = relocate(bytes, target, |_, _| true);
+    let number = RelocationKind::TypeIdTarget as u32;
+    let impossible = |ours: &Ours| {
+        matches!(ours.outcome, Outcome::Refused(_)) || (ours.kind == number && ours.value.is_some_and(|id| id > 0))
+    };
+    let cut = cut(bytes, target, &Asked::default());
+    if all.iter().any(impossible) {
+        let error = cut.map(|_| ()).unwrap_err();
+        assert!(error.to_string().starts_with("program "), "{what}: {error}");
+        return false;
+    }
+    let cut = cut.unwrap_or_else(|error| panic!("{what}: {error}")).bytes;
+    let small = Btf::parse(&cut).unwrap();
+    assert!(small.len() <= target.len());
+    same(what, bytes, target, &small);
+    let shifts = small.is_big_endian() && all.iter().any(|ours| ours.kind == RelocationKind::FieldLshiftU64 as u32);
+    if !shifts {
+        compare(&format!("{what}, cut"), bytes, &small, &scratch.file("cut.btf", &cut));
+    }
+    true
+}
+
+#[test]
+fn a_cut_btf_will_do_for_the_corpus_and_for_random_accesses() {
+    let scratch = Scratch::new("cuts");
+    let mut done = BTreeSet::new();
+    for source in sources().into_iter().filter(|_| have_clang()) {
+        let name = source.file_stem().unwrap().to_str().unwrap().to_owned();
+        for big_endian in [false, true] {
+            let target = compile(&source, big_endian, true, &scratch.0.join("target.o"));
+            let target = Btf::parse(ObjectFile::parse(&target).unwrap().btf.unwrap()).unwrap();
+            let mut bytes = compile(&source, big_endian, false, &scratch.0.join("object.o"));
+            if name == "matches" {
+                ask_instead(&mut bytes, RelocationKind::TypeExists, RelocationKind::TypeMatches);
+            }
+            if cuts(&name, &bytes, &target, &scratch) {
+                done.insert(name.clone());
+            }
+        }
+    }
+    println!("{done:?}");
+    let all = kernels();
+    for ((from, _, local), (to, _, target)) in all.iter().zip(all.iter().cycle().skip(1)) {
+        let mut noise = Noise(from.len() as u64 * 37 + to.len() as u64);
+        let mut chosen = Vec::new();
+        while chosen.len() < 300 {
+            chosen.extend(any_access(local, &mut noise).filter(|(.., kind)| *kind != RelocationKind::TypeIdTarget));
+        }
+        // Without those that libbpf refuses; whether it does can depend on those before.
+        let bytes = loop {
+            let bytes = object_of(local, &chosen, &mut Noise(1));
+            let (all, _) = relocate(&bytes, target, |_, _| true);
+            let mut refused = all.iter().map(|ours| matches!(ours.outcome, Outcome::Refused(_)));
+            let before = chosen.len();
+            chosen.retain(|_| refused.next() == Some(false));
+            if chosen.len() == before {
+                break bytes;
+            }
+        };
+        assert!(chosen.len() > 200, "{}", chosen.len());
+        assert!(cuts(&format!("accesses to {from} on {to}"), &bytes, target, &scratch));
+    }
 }

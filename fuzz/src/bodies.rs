@@ -1,5 +1,6 @@
 //! What each fuzz target does with its bytes. tests/seeds.rs does the same with the seeds and with what fuzzing found.
 
+use crate::object::cut::{Asked, cut};
 use crate::object::facts::Facts;
 use crate::object::relo::reach::reachable;
 use crate::object::relo::{Relocations, type_name};
@@ -73,6 +74,9 @@ fn with_object(bytes: &[u8], target: Option<&Btf>) {
             if left == 0 { Err(()) } else { Ok(()) }
         },
     );
+    if let Some(target) = target {
+        let _ = cut(bytes, target, &Asked::default());
+    }
     let places = Places::new(&object);
     for function in object.programs.iter().chain(&object.subprograms).take(16) {
         let insns: Vec<_> = code.code(function).collect();

@@ -220,14 +220,22 @@ pub fn clap() -> Clap {
             .value_parser(value_parser!(PathBuf)),
         verbose(),
     ]);
-    let btf = Clap::new("btf").about("Print C definitions of kernel types, from BTF").args([
-        Arg::new("types")
-            .value_name("TYPE")
-            .num_args(0..)
-            .help("A type, such as 'struct sock', or some of its members: 'struct sock: sk_protocol'"),
-        option("list", "FILE", "Read the types from this file").value_parser(value_parser!(PathBuf)),
-        option("btf", "FILE", "Take this BTF instead of the kernel's own").value_parser(value_parser!(PathBuf)),
-    ]);
+    let btf = Clap::new("btf")
+        .about("Print C definitions of kernel types, from BTF; or cut that down to what xctl needs")
+        .args([
+            Arg::new("types")
+                .value_name("TYPE")
+                .num_args(0..)
+                .help("A type, such as 'struct sock', or some of its members: 'struct sock: sk_protocol'"),
+            option("list", "FILE", "Read the types from this file").value_parser(value_parser!(PathBuf)),
+            option("btf", "FILE", "Take this BTF instead of the kernel's own").value_parser(value_parser!(PathBuf)),
+            option("min", "OUT", "Write to OUT the few kilobytes of it that xctl needs, for --btf on such kernels")
+                .value_parser(value_parser!(PathBuf))
+                .conflicts_with_all(["types", "list"]),
+            option("object", "FILE", "Of what this BPF object needs, instead of the one inside the binary")
+                .value_parser(value_parser!(PathBuf))
+                .requires("min"),
+        ]);
     let doctor =
         Clap::new("doctor").about("Say what this host offers, found out by trying, and what is missing").args([
             flag("json", "Print one JSON document"),
@@ -294,6 +302,8 @@ fn command(mut matches: ArgMatches) -> Result<Command> {
             types: matches.remove_many("types").into_iter().flatten().collect(),
             list: matches.remove_one("list"),
             btf: matches.remove_one("btf"),
+            min: matches.remove_one("min"),
+            object: matches.remove_one("object"),
         })),
         Some((_, matches)) => trace(matches).map(Command::Trace),
     }

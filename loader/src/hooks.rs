@@ -211,6 +211,8 @@ pub trait Offer {
     fn tracepoint_args(&self, name: &str) -> Option<usize>;
     /// How many arguments a kernel function has; none: its BTF does not know it.
     fn function_args(&self, name: &str) -> Option<usize>;
+    /// Whether its own types are to be found on this host.
+    fn has_own_btf(&self) -> bool;
 }
 
 /// The hooks that were chosen.
@@ -328,6 +330,10 @@ fn mixed(sends: bool, kernel: &impl Offer) -> Result<Plan, Blocked> {
 }
 
 fn by_fentry(sends: bool, kernel: &impl Offer) -> Result<Plan, Blocked> {
+    if !kernel.has_own_btf() {
+        let found = "fentry programs need the kernel's own BTF (/sys/kernel/btf/vmlinux), which is not here";
+        return Err(Blocked::new(found, "try --attach auto"));
+    }
     let accept = match kernel.function_args(ACCEPT_4_BY_FEXIT.target_name()) {
         Some(4) => ACCEPT_4_BY_FEXIT,
         _ => ACCEPT_2_BY_FEXIT,
@@ -398,6 +404,7 @@ mod tests {
 
     struct Kernel {
         kprobes: bool,
+        own_btf: bool,
         tracepoints: Vec<(&'static str, usize)>,
         functions: Vec<(&'static str, usize)>,
     }
@@ -416,12 +423,15 @@ mod tests {
         fn function_args(&self, name: &str) -> Option<usize> {
             find(&self.functions, name)
         }
+        fn has_own_btf(&self) -> bool {
+            self.own_btf
+        }
     }
 
     fn kernel(kprobes: bool, more: &[(&'static str, usize)]) -> Kernel {
         let mut tracepoints = vec![("inet_sock_set_state", 3), ("tcp_retransmit_synack", 2)];
         tracepoints.extend(more);
-        Kernel { kprobes, tracepoints, functions: Vec::new() }
+        Kernel { kprobes, own_btf: true, tracepoints, functions: Vec::new() }
     }
 
     fn first(attach: Attach, sends: bool, kernel: &Kernel) -> Plan {
@@ -447,6 +457,17 @@ mod tests {
         let plan = first(Attach::Fentry, false, &kernel);
         assert!(plan.has("fe_accept_2") && !plan.has("fe_sendmsg"));
         assert!(plan.has("fe_sendpages") && plan.has("fe_mptcp_sendmsg"));
+    }
+
+    #[test]
+    fn without_the_kernels_own_btf_there_is_no_fentry() {
+        let mut kernel = kernel(true, &[("tcp_retransmit_skb", 2), ("sock_send_length", 3)]);
+        kernel.own_btf = false;
+        let names: Vec<_> = choose(Attach::Auto, false, &kernel).unwrap().iter().map(|plan| plan.name).collect();
+        assert_eq!(names, ["kprobe+tracepoint", "tracepoint"]);
+        let error = choose(Attach::Fentry, false, &kernel).unwrap_err();
+        assert_eq!(Exit::code_of(&error), 3);
+        assert!(format!("{error:#}").contains("kernel's own BTF"), "{error:#}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::kernel::mmap::Mapped;
 use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;
 use crate::kernel::{bpf, perf, privilege};
+use crate::object::cut::Asked;
 use crate::object::{self, Btf, BtfExt, ObjectFile};
 use crate::output::summary::{ByProcess, Lost};
 use crate::owners;
@@ -29,8 +30,6 @@ pub(crate) const SOCKETS: &str = "SOCKET_TO_PID";
 const CACHE: &str = "SK_CACHE";
 const EVENTS: &str = "EVENTS";
 const SHARED_RING: &str = "SHARED_RING";
-/// What a kernel with ring buffers has (5.8 and newer).
-const SHARED_RING_TYPE: &str = "bpf_ringbuf";
 const LOST: &str = "LOST";
 const PROCESS_TOTALS: &str = "PROCESS_TOTALS";
 const NETNS_TOTALS: &str = "NETNS_TOTALS";
@@ -47,10 +46,45 @@ const LOST_TOTALS: u32 = 6;
 const STOOD_IN: u32 = 7;
 const STATE_STOOD_IN: u32 = 8;
 
+/// What a kernel shows by having a struct of a certain name.
+#[derive(Clone, Copy, Debug)]
+pub enum Shown {
+    /// Ring buffers (5.8 and newer).
+    RingBuffers,
+    /// Maps that remember what they were charged to RLIMIT_MEMLOCK (until 5.10).
+    ChargedMaps,
+    /// The iterator over open files (5.8 and newer).
+    FileIterator,
+    /// The iterator over TCP sockets (5.9 and newer).
+    SocketIterator,
+}
+
+impl Shown {
+    const fn by(self) -> &'static str {
+        match self {
+            Self::RingBuffers => "bpf_ringbuf",
+            Self::ChargedMaps => "bpf_map_memory",
+            Self::FileIterator => "bpf_iter__task_file",
+            Self::SocketIterator => "bpf_iter__tcp",
+        }
+    }
+}
+
+/// Links that tell how many runs of a kprobe were skipped (6.7 and newer).
+const LINKS_TELL_MISSED: (&str, &str) = ("bpf_link_info", "perf_event.kprobe.missed");
+
+/// All that a [`Kernel`] asks of the BTF, besides what hooks it has: a BTF that was cut down must know it.
+pub const ASKED: Asked<'static> = Asked {
+    structs: &[Shown::RingBuffers.by(), Shown::ChargedMaps.by(), Shown::FileIterator.by(), Shown::SocketIterator.by()],
+    fields: &[LINKS_TELL_MISSED],
+};
+
 /// What this kernel offers to hooks.
 pub struct Kernel {
     probes: Probes,
     btf: Btf,
+    /// Its types are to be found on this host, whichever we take.
+    has_own_btf: bool,
 }
 
 impl Kernel {
@@ -66,8 +100,8 @@ impl Kernel {
         })?;
         let btf = Btf::from_vec(bytes).with_context(|| format!("the BTF in {}", btf.display())).context(Exit::Host)?;
         let pmu = host::kprobe_pmu().context(Exit::Host)?;
-        let links_tell_missed = btf.field("bpf_link_info", "perf_event.kprobe.missed").is_some();
-        Ok(Self { probes: Probes { pmu, links_tell_missed }, btf })
+        let links_tell_missed = btf.field(LINKS_TELL_MISSED.0, LINKS_TELL_MISSED.1).is_some();
+        Ok(Self { probes: Probes { pmu, links_tell_missed }, btf, has_own_btf: host::own_btf().is_some() })
     }
 
     /// Its types.
@@ -82,10 +116,16 @@ impl Kernel {
         &self.probes
     }
 
-    /// Whether it has this struct.
+    /// Whether it has the iterators that these types show, and libbpf can name them to it.
     #[must_use]
-    pub fn has_struct(&self, name: &str) -> bool {
-        self.btf.find(object::Kind::Struct, name).is_some()
+    pub fn has_iterators(&self, all: &[Shown]) -> bool {
+        self.has_own_btf && all.iter().all(|iterator| self.shows(*iterator))
+    }
+
+    /// Whether its types show this.
+    #[must_use]
+    pub fn shows(&self, what: Shown) -> bool {
+        self.btf.find(object::Kind::Struct, what.by()).is_some()
     }
 }
 
@@ -99,8 +139,11 @@ impl Offer for Kernel {
     }
 
     fn function_args(&self, name: &str) -> Option<usize> {
-        let function = self.btf.find(object::Kind::Func, name)?;
-        Some(self.btf.proto_params(self.btf.target(function)).count())
+        self.btf.function_args(name)
+    }
+
+    fn has_own_btf(&self) -> bool {
+        self.has_own_btf
     }
 }
 
@@ -188,7 +231,7 @@ impl Tracer {
         for plan in plans {
             let settings = Settings {
                 births_by_state: u8::from(plan.births_by_state),
-                has_shared_ring: u8::from(kernel.has_struct(SHARED_RING_TYPE)),
+                has_shared_ring: u8::from(kernel.shows(Shown::RingBuffers)),
                 ..settings
             };
             if let Some(record) = &mut audit.record {
@@ -224,12 +267,13 @@ impl Tracer {
         }
         let source = match sizes.seed {
             Some(source) => source,
-            None if kernel.has_struct(owners::SEED_CONTEXT) => owners::Source::Iterator,
+            None if kernel.has_iterators(&[Shown::FileIterator]) => owners::Source::Iterator,
             None => owners::Source::Proc,
         };
         let iterator = source == owners::Source::Iterator;
-        if iterator && !kernel.has_struct(owners::SEED_CONTEXT) {
-            return Err(Blocked::new("this kernel has no iterator over open files", "use --seed proc").by_host());
+        if iterator && !kernel.has_iterators(&[Shown::FileIterator]) {
+            let found = "this kernel has no iterator over open files, or its own BTF is not here to tell";
+            return Err(Blocked::new(found, "use --seed proc").by_host());
         }
         let wanted = |program: &str| plan.has(program) || (iterator && program == owners::SEED);
         let loaded = load(object, wanted, btf, settings, sizes.max_sockets)?;

@@ -1,11 +1,16 @@
-//! `xctl btf`: C definitions of kernel types, from BTF. Needs no privilege.
+//! `xctl btf`: C definitions of kernel types, from BTF; or of that BTF what the object needs. Needs no privilege.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
-use crate::object::{Btf, KERNEL_BTF, cdef, read_btf, source};
+use super::btf_path;
+use crate::embedded;
+use crate::fault::Exit;
+use crate::object::cut::{CutError, cut};
+use crate::object::{Btf, cdef, read_btf, source};
+use crate::tracer;
 
 /// What was asked for.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +21,10 @@ pub struct Args {
     pub list: Option<PathBuf>,
     /// BTF to use instead of the running kernel's: raw, or an ELF file with a `.BTF` section.
     pub btf: Option<PathBuf>,
+    /// Instead of definitions, write here what the object needs of the BTF.
+    pub min: Option<PathBuf>,
+    /// That object; the one inside the binary if there is none.
+    pub object: Option<PathBuf>,
 }
 
 /// Writes a C header with the types to `out`.
@@ -23,6 +32,9 @@ pub struct Args {
 /// # Errors
 /// BTF that cannot be read, a list that cannot, a type or member that the BTF does not have.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
+    if let Some(min) = &args.min {
+        return write_min(args, min, out);
+    }
     if args.types.is_empty() && args.list.is_none() {
         bail!(
             "which types? For example:\n  \
@@ -40,19 +52,57 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     for text in &args.types {
         entries.push(cdef::parse_entry(text)?);
     }
-    let path = args.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
-    let bytes = read_btf(path).with_context(|| match args.btf {
+    let (path, btf) = whole(args)?;
+    let header = cdef::header(&btf, &entries, &made_by(args)).with_context(|| match &args.list {
+        Some(list) => format!("{} for {}", list.display(), path.display()),
+        None => path.display().to_string(),
+    })?;
+    out.write_all(header.as_bytes()).context("writing the definitions")
+}
+
+/// The BTF that was asked for, and where it is.
+fn whole(args: &Args) -> Result<(PathBuf, Btf)> {
+    let path = btf_path(args.btf.as_deref());
+    let bytes = read_btf(&path).with_context(|| match args.btf {
         Some(_) => "reading BTF".to_owned(),
         None => "this kernel's BTF (needs Linux 5.4 or newer with CONFIG_DEBUG_INFO_BTF=y; \
                  --btf FILE takes another's)"
             .to_owned(),
     })?;
     let btf = Btf::from_vec(bytes).with_context(|| path.display().to_string())?;
-    let header = cdef::header(&btf, &entries, &made_by(args)).with_context(|| match &args.list {
-        Some(list) => format!("{} for {}", list.display(), path.display()),
-        None => path.display().to_string(),
+    Ok((path, btf))
+}
+
+/// Nothing is written unless every question has the answer that it has with the whole.
+fn write_min(args: &Args, to: &Path, out: &mut dyn Write) -> Result<()> {
+    let (path, btf) = whole(args)?;
+    let read; // lives as long as the object
+    let (object, shown) = match &args.object {
+        None => (embedded::object(), "the object inside this binary".to_owned()),
+        Some(path) => {
+            read = source::read_file(path).map_err(|error| anyhow!(error).context(Exit::Object))?;
+            (read.as_slice(), path.display().to_string())
+        }
+    };
+    let cut = cut(object, &btf, &tracer::ASKED).map_err(|error| {
+        let what = format!("{shown}, with the types of {}", path.display());
+        match error {
+            CutError::Object(_) | CutError::Misfit(_) => anyhow!(error).context(what).context(Exit::Object),
+            CutError::Differs(_) => anyhow!(error).context(what),
+        }
     })?;
-    out.write_all(header.as_bytes()).context("writing the definitions")
+    std::fs::write(to, &cut.bytes).with_context(|| format!("cannot write {}", to.display()))?;
+    writeln!(
+        out,
+        "{}: {} types of {}, {} bytes of {}; all {} relocations of {shown} come out the same",
+        to.display(),
+        cut.types,
+        btf.len(),
+        cut.bytes.len(),
+        btf.bytes().len(),
+        cut.relocations
+    )
+    .context("writing what was done")
 }
 
 /// The command that makes the same again: the list and the types, but no fact about this host.
@@ -73,6 +123,7 @@ fn made_by(args: &Args) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::object::KERNEL_BTF;
 
     fn fails(args: &Args) -> String {
         format!("{:#}", run(args, &mut Vec::new()).unwrap_err())
@@ -102,7 +153,8 @@ mod tests {
 
     #[test]
     fn the_command_it_names_is_the_same_everywhere() {
-        let args = Args { list: Some("/home/me/types.list".into()), types: vec!["struct sock".into()], btf: None };
+        let args =
+            Args { list: Some("/home/me/types.list".into()), types: vec!["struct sock".into()], ..Args::default() };
         assert_eq!(made_by(&args), "xctl btf --list types.list 'struct sock'");
         let args = Args { list: Some("vmlinux/types.list".into()), ..Args::default() };
         assert_eq!(made_by(&args), "xctl btf --list vmlinux/types.list");

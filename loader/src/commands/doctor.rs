@@ -7,15 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Error, Result, anyhow};
 use serde::Serialize;
 
-use super::{check_privilege, default_max_sockets};
+use super::{btf_path, check_privilege, default_max_sockets};
 use crate::cli::{LEAST_SOCKETS, PERF_PAGES};
 use crate::events::Settings;
 use crate::fault::{Blocked, Exit};
 use crate::hooks::{self, Attach, Hook, Kind, Plan};
 use crate::kernel::libbpf::{self, Loaded};
 use crate::kernel::{host, netns, privilege, symbols};
-use crate::object::KERNEL_BTF;
-use crate::tracer::{self, Audit, Checked, Kernel, Sizes, Tracer};
+use crate::tracer::{self, Audit, Checked, Kernel, Shown, Sizes, Tracer};
 use crate::{attach, embedded};
 
 /// Options of `xctl doctor`.
@@ -131,7 +130,7 @@ fn text(report: &Report, out: &mut impl Write) -> io::Result<()> {
 
 fn examine(args: &Args) -> Result<Report> {
     let object = tracer::check_object(embedded::object())?;
-    let btf = args.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
+    let btf = &btf_path(args.btf.as_deref());
     let mut report = Report { version: env!("CARGO_PKG_VERSION"), checks: Vec::new(), attach: None };
     report.note("kernel", host::release()?);
     let kernel = match Kernel::ask(btf) {
@@ -205,7 +204,7 @@ fn may_we(report: &mut Report, kernel: Option<&Kernel>) -> Result<()> {
         }
     }
     // Until 5.10 a map remembers what it was charged.
-    let counts = kernel.map(|kernel| kernel.has_struct("bpf_map_memory"));
+    let counts = kernel.map(|kernel| kernel.shows(Shown::ChargedMaps));
     let limit = privilege::memlock_limit();
     let limit_text = limit.map_or("unlimited".into(), |bytes| format!("{} KiB", bytes / 1024));
     match (counts, limit) {

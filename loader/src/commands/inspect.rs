@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 
+use super::btf_path;
 use crate::embedded;
 use crate::fault::Exit;
 use crate::object::btf_ext::LineInfo;
@@ -19,7 +20,7 @@ use crate::object::relo::patch::Place;
 use crate::object::relo::reach::reachable;
 use crate::object::relo::{Outcome, Relocated, RelocationKind, Relocations, Resolver, Spec, type_name};
 use crate::object::uses::Places;
-use crate::object::{Btf, BtfExt, KERNEL_BTF, ObjectFile, Program, read_btf, second_opinion, source};
+use crate::object::{Btf, BtfExt, ObjectFile, Program, read_btf, second_opinion, source};
 
 /// Version of the JSON document.
 const SCHEMA: u32 = 1;
@@ -215,8 +216,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
 
 /// The types to resolve against. Without an explicit choice, it is no failure that this host has none.
 fn target(args: &Args) -> Result<(Option<Btf>, Option<Target>)> {
-    let path = args.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
-    let bytes = match read_btf(path) {
+    let path = btf_path(args.btf.as_deref());
+    let bytes = match read_btf(&path) {
         Ok(bytes) => bytes,
         Err(_) if args.btf.is_none() && !path.exists() => return Ok((None, None)),
         Err(error) => bail!(anyhow!(error).context("reading BTF")),

@@ -7,12 +7,14 @@ pub mod sockets;
 pub mod trace;
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::cli::{LEAST_SOCKETS, MOST_SOCKETS};
 use crate::fault::{Blocked, Exit};
 use crate::kernel::{host, privilege};
+use crate::object::KERNEL_BTF;
 
 /// Whether an error only says that nobody reads our output any more (`xctl | head`): no reason to complain.
 #[must_use]
@@ -42,6 +44,11 @@ impl<W: io::Write> io::Write for Named<W> {
 
 fn name(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot write to standard output: {error}"))
+}
+
+/// The BTF to use: the one that was asked for, or else this kernel's own, or what an image of it has.
+fn btf_path(asked: Option<&Path>) -> PathBuf {
+    asked.map(Path::to_owned).or_else(host::own_btf).unwrap_or_else(|| KERNEL_BTF.into())
 }
 
 /// Whether this process may load and attach.

@@ -1,17 +1,16 @@
 //! `xctl sockets`: every TCP socket of the host and its owner, as the tracer would know them.
 
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{check_privilege, default_max_sockets};
+use super::{btf_path, check_privilege, default_max_sockets};
 use crate::events::Settings;
 use crate::fault::Exit;
 use crate::kernel::libbpf;
-use crate::object::KERNEL_BTF;
 use crate::output::sockets;
-use crate::tracer::{self, Kernel};
+use crate::tracer::{self, Kernel, Shown};
 use crate::{embedded, owners};
 
 /// Options of `xctl sockets`.
@@ -41,18 +40,19 @@ pub fn run(args: &Args) -> Result<()> {
 fn print(args: &Args) -> Result<()> {
     let object = tracer::check_object(embedded::object()).context("the object inside this binary")?;
     check_privilege()?;
-    let btf = args.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
-    let kernel = Kernel::ask(btf)?;
-    if !kernel.has_struct(owners::SEED_CONTEXT) || !kernel.has_struct(owners::LIST_CONTEXT) {
+    let btf = btf_path(args.btf.as_deref());
+    let kernel = Kernel::ask(&btf)?;
+    if !kernel.has_iterators(&[Shown::FileIterator, Shown::SocketIterator]) {
         return Err(anyhow!(
-            "this kernel has no iterators over open files and TCP sockets: Linux 5.9 and newer have them"
+            "this kernel has no iterators over open files and TCP sockets, or its own BTF is not here to tell: Linux 5.9 \
+             and newer with CONFIG_DEBUG_INFO_BTF=y have them"
         )
         .context(Exit::Host));
     }
     drop(kernel);
     let max_sockets = default_max_sockets()?;
     let wanted = |program: &str| program == owners::SEED || program == owners::LIST;
-    let listing = owners::list(|| tracer::load(&object, wanted, btf, &Settings::default(), max_sockets))?;
+    let listing = owners::list(|| tracer::load(&object, wanted, &btf, &Settings::default(), max_sockets))?;
     if listing.unreachable > 0 {
         eprintln!(
             "xctl: {} sockets more are open in network namespaces that no process is in and no mount leads to",

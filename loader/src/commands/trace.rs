@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 use std::io::BufWriter;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{check_privilege, default_max_sockets};
+use super::{btf_path, check_privilege, default_max_sockets};
 use crate::cli::{Events, Filters, TraceOptions};
 use crate::embedded;
 use crate::events::{COMM_LEN, Event, Owner, Settings, Totals};
@@ -19,7 +18,6 @@ use crate::kernel::privilege::Capabilities;
 use crate::kernel::tcp_counters::{self, Reading};
 use crate::kernel::wait::{Waiter, Woken, monotonic_ns, realtime_ns};
 use crate::kernel::{host, libbpf, privilege};
-use crate::object::KERNEL_BTF;
 use crate::object::facts::hex;
 use crate::output::json::Json;
 use crate::output::summary::{self, ByProcess, Summary};
@@ -71,7 +69,7 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
         Some(path) => path.display().to_string(),
     })?;
     check_privilege()?;
-    let btf = options.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
+    let btf = &btf_path(options.btf.as_deref());
     let kernel = Kernel::ask(btf)?;
     if let Some(record) = &mut record {
         record.btf(btf, kernel.btf());

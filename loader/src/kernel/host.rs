@@ -3,11 +3,13 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
+
+use crate::object::source;
 
 const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe";
 
@@ -80,6 +82,12 @@ pub fn kprobe_pmu() -> Result<Option<KprobePmu>> {
 /// If /proc does not tell.
 pub fn release() -> Result<String> {
     Ok(read("/proc/sys/kernel/osrelease")?.trim().to_string())
+}
+
+/// Where this kernel's own types are, if anywhere. Only the kernel's own have the numbers of types by which libbpf tells it
+/// where to attach fentry programs, and what iterators are.
+pub fn own_btf() -> Option<PathBuf> {
+    source::find(&release().ok()?)
 }
 
 /// Whether this process is in the initial PID namespace, whose inode number is fixed (PROC_PID_INIT_INO).

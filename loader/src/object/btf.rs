@@ -11,6 +11,7 @@
 mod check;
 mod cycle;
 mod query;
+mod subset;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod tests;
@@ -18,6 +19,7 @@ pub(crate) mod tests;
 use std::fmt;
 
 pub use query::Field;
+pub use subset::Subset;
 
 /// Steps through typedefs, qualifiers, arrays or pointers after which a type counts as endless.
 ///

@@ -8,12 +8,14 @@
 //! - [`btf`]: types, members, sizes.
 //! - [`btf_ext`]: which instruction came from which line, and the CO-RE relocations; [`relo`]: what they come to on a given
 //!   kernel; [`insn`]: instructions before and after; [`image`]: a whole program as it must reach the kernel.
+//! - [`cut`]: of a kernel's BTF, what an object needs.
 //! - [`cdef`]: C definitions of kernel types, made from BTF.
 //! - [`source`]: reads BTF from a file, raw or inside an ELF file.
 
 pub mod btf;
 pub mod btf_ext;
 pub mod cdef;
+pub mod cut;
 pub mod elf;
 pub mod facts;
 pub mod helpers;

@@ -15,15 +15,10 @@ use crate::kernel::libbpf::Loaded;
 use crate::kernel::{bpf, netns};
 use crate::tracer::{SOCKETS, read_map};
 
-/// The program that remembers what is open already, and the type that a kernel with its iterator has (5.8 and newer).
+/// The program that remembers what is open already.
 pub const SEED: &str = "it_seed";
-/// See [`SEED`].
-pub const SEED_CONTEXT: &str = "bpf_iter__task_file";
-/// The program that lists the sockets of a network namespace, and the type that a kernel with its iterator has (5.9 and
-/// newer).
+/// The program that lists the sockets of a network namespace.
 pub const LIST: &str = "it_sockets";
-/// See [`LIST`].
-pub const LIST_CONTEXT: &str = "bpf_iter__tcp";
 
 /// How often a listing begins anew because the host changed meanwhile.
 const ATTEMPTS: usize = 3;

@@ -92,36 +92,67 @@ impl Btf {
     /// A member by name, also inside anonymous members (as C finds it), and its offset in bits from the beginning of
     /// `id`. The offset in the [`Member`] itself is that in the innermost struct.
     pub fn find_member(&self, id: TypeId, name: &str) -> Option<(u64, Member<'_>)> {
+        self.search(id, name).map(|(_, offset, member)| (offset, member))
+    }
+
+    /// The same, after the numbers of the members that lead there.
+    fn search(&self, id: TypeId, name: &str) -> Option<(Vec<u32>, u64, Member<'_>)> {
         if name.is_empty() {
             return None;
         }
         let mut seen = HashSet::new();
-        let mut todo = vec![(self.resolve(id), 0u64)];
-        while let Some((composite, base)) = todo.pop() {
+        // Of each anonymous member on the way: its number, and the one that it is in (0: none).
+        let mut trail = vec![(0, 0)];
+        let mut todo = vec![(self.resolve(id), 0u64, 0)];
+        while let Some((composite, base, place)) = todo.pop() {
             // A hostile file can nest one anonymous type in itself, or use it in so many places that looking into each
             // would never end.
             if !seen.insert(composite) {
                 continue;
             }
-            for member in self.members(composite) {
+            for (number, member) in (0..).zip(self.members(composite)) {
                 let offset = base.saturating_add(u64::from(member.bit_offset));
                 if member.name == name {
-                    return Some((offset, member));
+                    let mut numbers = vec![number];
+                    let mut place = place;
+                    while let Some((number, outer)) = trail.get(place).filter(|_| place > 0) {
+                        numbers.push(*number);
+                        place = *outer;
+                    }
+                    numbers.reverse();
+                    return Some((numbers, offset, member));
                 }
                 if member.name.is_empty() {
-                    todo.push((self.resolve(member.ty), offset));
+                    trail.push((number, place));
+                    todo.push((self.resolve(member.ty), offset, trail.len() - 1));
                 }
             }
         }
         None
     }
 
+    /// The type called `struct_name`, and the numbers of the members that lead to `path` in it, those of anonymous ones
+    /// included.
+    pub fn field_path(&self, struct_name: &str, path: &str) -> Option<(TypeId, Vec<u32>)> {
+        let root = self.composite_called(struct_name)?;
+        let (mut id, mut numbers) = (root, Vec::new());
+        for name in path.split('.') {
+            let (steps, _, member) = self.search(id, name)?;
+            numbers.extend(steps);
+            id = member.ty;
+        }
+        Some((root, numbers))
+    }
+
+    fn composite_called(&self, name: &str) -> Option<TypeId> {
+        [Kind::Struct, Kind::Union, Kind::Typedef].iter().find_map(|kind| self.find(*kind, name))
+    }
+
     /// Where `path` (`a`, or `a.b.c`) lies in the struct, union or typedef called `struct_name`.
     ///
     /// `None` if there is no such type or member, or the member has no size.
     pub fn field(&self, struct_name: &str, path: &str) -> Option<Field> {
-        let id = [Kind::Struct, Kind::Union, Kind::Typedef].iter().find_map(|kind| self.find(*kind, struct_name))?;
-        self.field_in(id, path)
+        self.field_in(self.composite_called(struct_name)?, path)
     }
 
     /// As [`Btf::field`], in a type that is known already.
@@ -150,5 +181,11 @@ impl Btf {
             return None;
         }
         self.proto_params(proto).count().checked_sub(1)
+    }
+
+    /// How many arguments the function `name` has, or `None` if this BTF does not know it.
+    pub fn function_args(&self, name: &str) -> Option<usize> {
+        let function = self.find(Kind::Func, name)?;
+        Some(self.proto_params(self.target(function)).count())
     }
 }

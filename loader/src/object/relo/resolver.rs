@@ -26,6 +26,8 @@ pub struct Resolution {
     pub local_value: u64,
     /// The access in the target's types; of several candidates that agree, in the first. `None` if there is none.
     pub target: Option<Spec>,
+    /// The same access in the other candidates.
+    pub others: Vec<Spec>,
     /// The answer for the target's types. `None` if there is none, and the instruction cannot run there.
     pub value: Option<u64>,
     /// How many of the target's types have it.
@@ -121,6 +123,7 @@ impl<'b> Resolver<'b> {
             return Ok(Resolution {
                 kind,
                 target: None,
+                others: Vec::new(),
                 local,
                 local_value: id,
                 value: Some(id),
@@ -138,6 +141,7 @@ impl<'b> Resolver<'b> {
         let left = self.left.entry(root).or_insert_with(|| candidates.of(pair.local.btf, root, pair.target.btf));
         let mut matching: Vec<TypeId> = Vec::new();
         let mut best: Option<(Spec, Value)> = None;
+        let mut others = Vec::new();
         let mut miss: Option<Miss> = None;
         // The object's own value; computed only where libbpf does, so that the same things are refused.
         let ours = || value::of(pair.local, kind, &local);
@@ -153,7 +157,10 @@ impl<'b> Resolver<'b> {
             let value = value::of(pair.target, kind, &found)?;
             match &best {
                 None => best = Some((found, value)),
-                Some((first, other)) => agree(pair.target, (first, other), (&found, &value))?,
+                Some((first, other)) => {
+                    agree(pair.target, (first, other), (&found, &value))?;
+                    others.push(found);
+                }
             }
             matching.push(candidate);
         }
@@ -185,6 +192,7 @@ impl<'b> Resolver<'b> {
             local,
             local_value: ours.value,
             target,
+            others,
             value,
             matches,
             missing,
