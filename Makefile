@@ -35,7 +35,7 @@ endif
 BUILD := target/$(TRIPLE)/release
 BIN := $(BUILD)/xctl
 BPF_OBJECT ?= target/bpf/$(ARCH)/xctl.bpf.o
-RUST_SOURCES := $(shell find loader -name '*.rs') $(wildcard Cargo.* loader/Cargo.toml .cargo/config.toml)
+RUST_SOURCES := $(shell find loader -name '*.rs') $(wildcard Cargo.* loader/Cargo.toml .cargo/config.toml scripts/rustc)
 BPF_SOURCES := $(wildcard bpf-src/*.c bpf-src/*.h) vmlinux/vmlinux.h
 
 .PHONY: all
@@ -143,6 +143,44 @@ fmt: ## Format the Rust code
 ci: setup-test ## What continuous integration runs
 	$(Q)$(MAKE) --no-print-directory check
 	$(Q)$(MAKE) --no-print-directory test
+
+# What is given away: a tarball for each machine, and their sums.
+DIST_ARCHS ?= x86_64 aarch64
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+
+.PHONY: setup-dist dist test-dist test-reproducible
+setup-dist: setup ## Install what `make dist` needs
+	$(Q)./scripts/setup dist $(DIST_ARCHS)
+
+dist: setup-dist ## Tarballs for x86_64 and aarch64 with man pages, licences, SBOM..., in target/dist (DIST_ARCHS)
+	$(Q)for arch in $(DIST_ARCHS); do ./scripts/need rust-std-$$arch; $(MAKE) --no-print-directory all ARCH=$$arch; done
+	$(say) CARGO 'man pages, completions'
+	$(Q)$(CARGO) build --release --locked $(if $(Q),--quiet) --target $(HOST_ARCH)-unknown-linux-gnu --example docs
+	$(Q)rm -rf target/dist
+	$(Q)for arch in $(DIST_ARCHS); do $(if $(Q),printf '  %-8s %s\n' PACK $$arch;) ./dist/pack $$arch $(VERSION); done
+	$(Q)cd target/dist && sha256sum xctl-* > SHA256SUMS
+
+test-dist: dist ## Check what is in target/dist, and the systemd unit
+	$(say) TEST dist
+	$(Q)./tests/dist/contents $(DIST_ARCHS)
+	$(Q)./tests/dist/service $(BIN)
+
+test-reproducible: setup-dist ## Build all that twice, in two places: is it the same to the byte? (takes a while)
+	$(say) TEST reproducible
+	$(Q)./tests/dist/reproducible '$(DIST_ARCHS)'
+
+# BTF for kernels that have none of their own: files of BTF, vmlinux images, or kernels that tests/vm has fetched.
+KERNEL_CACHE := $(or $(XCTL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xctl)/kernels
+.PHONY: btf-min
+btf-min: $(BIN) ## Cut kernels' BTF down to what xctl needs, into target/btf-min (KERNELS='FILE...')
+	$(Q)mkdir -p target/btf-min
+	$(Q)for kernel in $(KERNELS); do \
+		file=$$kernel; \
+		[ -f "$$file" ] || file=$(KERNEL_CACHE)/$$kernel/vmlinux.btf; \
+		[ -f "$$file" ] || { echo "xctl: no file $$kernel, and no kernel of that name in $(KERNEL_CACHE)" >&2; exit 1; }; \
+		name=$$(basename "$$kernel" .btf); \
+		$(BIN) btf --min "target/btf-min/$$name.btf" --btf "$$file"; \
+	done
 
 .PHONY: clean
 clean: ## Remove what was built
