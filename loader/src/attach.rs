@@ -53,12 +53,12 @@ impl Attached {
     }
 }
 
-/// Attach one of a hook's programs; none if the hook is optional and this kernel has not got it. `cpu` is one that is
-/// online.
+/// Attach one of a hook's programs; none if the hook is optional and this kernel has not got it. A probe is hung on the
+/// first of `cpus` that is online.
 ///
 /// # Errors
 /// [`Exit::Host`], naming the blocker.
-pub fn attach(hook: &Hook, program: &str, object: &Loaded, probes: &Probes, cpu: u32) -> Result<Option<Attached>> {
+pub fn attach(hook: &Hook, program: &str, object: &Loaded, probes: &Probes, cpus: &[u32]) -> Result<Option<Attached>> {
     let program = object.program(program)?;
     let attached = match hook.kind {
         Kind::RawTracepoint => bpf::attach_raw_tracepoint(hook.target, program).map(|held| (held, None)),
@@ -66,7 +66,12 @@ pub fn attach(hook: &Hook, program: &str, object: &Loaded, probes: &Probes, cpu:
         Kind::Kprobe | Kind::Kretprobe => {
             let pmu = probes.pmu.ok_or_else(|| hooks::no_kprobes().by_host())?;
             let return_bit = (hook.kind == Kind::Kretprobe).then_some(pmu.return_bit);
-            perf::open_probe(&perf::Probe { pmu: pmu.pmu, return_bit, function: hook.target, cpu }).and_then(|event| {
+            let open = |&cpu| perf::open_probe(&perf::Probe { pmu: pmu.pmu, return_bit, function: hook.target, cpu });
+            let is_offline = |event: &io::Result<_>| {
+                event.as_ref().is_err_and(|error: &io::Error| error.raw_os_error() == Some(libc::ENODEV))
+            };
+            let opened = cpus.iter().map(open).find(|event| !is_offline(event));
+            opened.unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::ENODEV))).and_then(|event| {
                 let link = if probes.links_tell_missed {
                     Some(bpf::link_perf_event(event.as_fd(), program)?)
                 } else {

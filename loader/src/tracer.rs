@@ -13,6 +13,7 @@ use crate::events::{self, Event, Plain, Settings, Totals};
 use crate::fault::{Blocked, Exit};
 use crate::hooks::{Hook, Offer, Plan, Purpose, StandIn};
 use crate::kernel::host;
+use crate::kernel::hotplug::{Change, Changes};
 use crate::kernel::libbpf::{self, Loaded, Open};
 use crate::kernel::mmap::Mapped;
 use crate::kernel::shared_ring::SharedRing;
@@ -199,11 +200,14 @@ pub struct Audit<'r> {
 pub struct Tracer {
     /// What keeps the programs attached. Dropped first.
     links: Vec<Attached>,
-    rings: Vec<Reader<Mapped>>,
+    /// With their CPUs.
+    rings: Vec<(u32, Reader<Mapped>)>,
     /// For the CPUs that have none.
     shared: Option<shared::Reader<SharedRing>>,
-    /// The CPUs that wrote there, and whether that was told.
+    /// The CPUs that write there, and whether that was told.
     late: BTreeMap<u32, bool>,
+    /// None: this host does not tell.
+    changes: Option<Changes>,
     object: Loaded,
     /// The hooks in use.
     pub plan: Plan,
@@ -282,11 +286,17 @@ impl Tracer {
         }
         if audit.dry_run {
             let (links, rings, late, seeded) = Default::default();
-            return Ok(Self { links, rings, shared: None, late, object: loaded, plan, missed: None, seeded });
+            let (shared, changes, missed) = Default::default();
+            return Ok(Self { links, rings, shared, late, changes, object: loaded, plan, missed, seeded });
         }
+        // Before CPUs are asked for: a change after that is told.
+        let changes = Changes::listen().ok();
         let cpus = host::online_cpus().context(Exit::Host)?;
-        let first = *cpus.first().context("no CPU is online")?;
-        let rings = cpus.iter().map(|&cpu| open_ring(&loaded, cpu, sizes.perf_pages)).collect::<Result<_>>()?;
+        let rings = cpus.iter().filter_map(|&cpu| {
+            let ring = open_ring(&loaded, cpu, sizes.perf_pages).transpose()?;
+            Some(ring.map(|ring| (cpu, ring)))
+        });
+        let rings = rings.collect::<Result<_>>()?;
         let shared = match settings.has_shared_ring {
             0 => None,
             _ => Some(SharedRing::new(loaded.map(SHARED_RING)?).context("cannot map the shared ring")?),
@@ -296,7 +306,7 @@ impl Tracer {
             let hooks = plan.hooks.iter().filter(move |hook| hook.purpose == purpose);
             hooks
                 .flat_map(|hook| hook.programs().map(move |program| (hook, program)))
-                .filter_map(|(hook, program)| attach::attach(hook, program, &loaded, &kernel.probes, first).transpose())
+                .filter_map(|(hook, program)| attach::attach(hook, program, &loaded, &kernel.probes, &cpus).transpose())
                 .collect::<Result<Vec<_>>>()
         };
         let mut links = attach_all(Purpose::Owner)?;
@@ -307,15 +317,18 @@ impl Tracer {
         if let Some(record) = &mut audit.record {
             record.attached(&plan);
         }
-        Ok(Self { links, rings, shared, late: BTreeMap::new(), object: loaded, plan, missed: None, seeded })
+        Ok(Self { links, rings, shared, late: BTreeMap::new(), changes, object: loaded, plan, missed: None, seeded })
     }
 
-    /// Let records end a wait.
+    /// Let records end a wait, and CPUs that come or go.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn watch(&self, waiter: &Waiter) -> Result<()> {
-        self.rings.iter().try_for_each(|ring| waiter.add_ring(ring.memory().event()))?;
+        self.rings.iter().try_for_each(|(_, ring)| waiter.add_ring(ring.memory().event()))?;
+        if let Some(changes) = &self.changes {
+            waiter.add_cpus(changes.fd())?;
+        }
         if self.shared.is_some() {
             waiter.add_ring(self.object.map(SHARED_RING)?)?;
         }
@@ -327,7 +340,7 @@ impl Tracer {
     /// # Errors
     /// If a ring or a record in it is not what it should be.
     pub fn drain(&mut self, mut on_event: impl FnMut(Event)) -> Result<()> {
-        for ring in &mut self.rings {
+        for (_, ring) in &mut self.rings {
             let mut wrong = None;
             ring.drain(|record| match record {
                 Record::Sample(bytes) => match Event::parse(bytes) {
@@ -351,6 +364,43 @@ impl Tracer {
             Err(error) => wrong = Some(error),
         })?;
         wrong.map_or(Ok(()), Err)
+    }
+
+    /// What became of CPUs since the last call. The rings of those that went, which were drained since, are let go: the
+    /// kernel has given up their perf events, also for the time when the CPU is back.
+    ///
+    /// # Errors
+    /// If the kernel does not tell, or a ring cannot be let go.
+    pub fn follow_cpus(&mut self, waiter: &Waiter) -> Result<Vec<Change>> {
+        let mut told = Vec::new();
+        let Some(changes) = &mut self.changes else { return Ok(told) };
+        while let Some(change) = changes.take().context("cannot learn which CPUs came and went")? {
+            match change {
+                Change::Offline(cpu) => {
+                    self.late.remove(&cpu);
+                    if let Some(index) = self.rings.iter().position(|(of, _)| *of == cpu) {
+                        let (_, ring) = self.rings.swap_remove(index);
+                        waiter.remove_ring(ring.memory().event())?;
+                        bpf::unset_ring(self.object.map(EVENTS)?, cpu)
+                            .with_context(|| format!("cannot let the perf ring of CPU {cpu} go"))?;
+                    }
+                    told.push(change);
+                }
+                Change::Online(cpu) => {
+                    let has_ring = self.rings.iter().any(|(of, _)| *of == cpu);
+                    if !has_ring && !self.late.insert(cpu, true).unwrap_or(false) {
+                        told.push(change);
+                    }
+                }
+            }
+        }
+        Ok(told)
+    }
+
+    /// Whether CPUs without a ring of their own have one that they share.
+    #[must_use]
+    pub fn has_shared_ring(&self) -> bool {
+        self.shared.is_some()
     }
 
     /// CPUs that had no ring when they wrote their first record, each once.
@@ -466,7 +516,7 @@ pub fn load(
     max_sockets: u32,
 ) -> Result<Loaded> {
     let mut open = Open::from_bytes(object.bytes, btf).map_err(|error| {
-        let class = match error.downcast_ref().and_then(io::Error::raw_os_error) {
+        let class = match errno(&error) {
             Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Exit::Host,
             _ => Exit::Object,
         };
@@ -530,12 +580,20 @@ fn decisive(messages: &str) -> String {
     text
 }
 
-fn open_ring(object: &Loaded, cpu: u32, pages: usize) -> Result<Reader<Mapped>> {
+/// The ring of a CPU; none if it went offline meanwhile.
+fn open_ring(object: &Loaded, cpu: u32, pages: usize) -> Result<Option<Reader<Mapped>>> {
     let describe = |what: &str| format!("{what} the perf ring of CPU {cpu}");
-    let mapped = map_ring(cpu, pages)?;
+    let mapped = match map_ring(cpu, pages) {
+        Err(error) if errno(&error) == Some(libc::ENODEV) => return Ok(None),
+        result => result?,
+    };
     bpf::set_ring(object.map(EVENTS)?, cpu, mapped.event()).with_context(|| describe("cannot register"))?;
     perf::enable(mapped.event()).with_context(|| describe("cannot enable"))?;
-    Ok(Reader::new(mapped))
+    Ok(Some(Reader::new(mapped)))
+}
+
+fn errno(error: &Error) -> Option<i32> {
+    error.downcast_ref().and_then(io::Error::raw_os_error)
 }
 
 /// The ring of a CPU, which nothing writes to yet.

@@ -215,6 +215,8 @@ pub struct Trace {
     pub retransmits: Vec<Retransmit>,
     pub sends: Vec<Send>,
     pub summary: Summary,
+    /// What it said on standard error.
+    pub said: String,
     hooks: Vec<Hook>,
 }
 
@@ -284,7 +286,8 @@ impl Xctl {
         let said = self.process.errors();
         ensure!(status.code() == Some(0), "xctl ended with {status} and said {said:?}");
         ensure!(!said.contains("panicked"), "xctl panicked: {said:?}");
-        Trace::read(&lines, self.ready.hooks).with_context(|| format!("in xctl's output; it said {said:?}"))
+        let context = format!("in xctl's output; it said {said:?}");
+        Trace::read(&lines, self.ready.hooks, said).context(context)
     }
 }
 
@@ -293,7 +296,7 @@ fn parse(line: &str) -> Result<Record> {
 }
 
 impl Trace {
-    fn read(lines: &[String], hooks: Vec<Hook>) -> Result<Trace> {
+    fn read(lines: &[String], hooks: Vec<Hook>, said: String) -> Result<Trace> {
         let (mut retransmits, mut sends, mut last) = (vec![], vec![], None);
         let mut clock = 0;
         for line in lines {
@@ -328,7 +331,7 @@ impl Trace {
             ensure!(at.owner != Owner::Unknown || at.pid.is_none(), "unknown, and yet a pid: {line}");
         }
         let summary = last.context("no summary at the end")?;
-        let trace = Trace { retransmits, sends, summary, hooks };
+        let trace = Trace { retransmits, sends, summary, said, hooks };
         trace.adds_up()?;
         Ok(trace)
     }

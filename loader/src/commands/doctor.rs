@@ -357,10 +357,10 @@ fn try_hooks(all: &[Hook], object: &Checked<'_>, kernel: &Kernel, btf: &Path) ->
                 &alone
             }
         };
-        let cpu = *host::online_cpus()?.first().ok_or_else(|| anyhow!("no CPU is online"))?;
+        let cpus = host::online_cpus()?;
         let mut attached = true;
         for program in hook.programs() {
-            attached &= attach::attach(hook, program, loaded, kernel.probes(), cpu)?.is_some();
+            attached &= attach::attach(hook, program, loaded, kernel.probes(), &cpus)?.is_some();
         }
         Ok(attached)
     };

@@ -14,6 +14,7 @@ use crate::events::{COMM_LEN, Event, Owner, Settings, Totals};
 use crate::fault::Exit;
 use crate::hooks;
 use crate::kernel::confine::{Needs, confine};
+use crate::kernel::hotplug::Change;
 use crate::kernel::privilege::Capabilities;
 use crate::kernel::tcp_counters::{self, Reading};
 use crate::kernel::wait::{Waiter, Woken, monotonic_ns, realtime_ns};
@@ -201,8 +202,10 @@ fn follow(
                 woken => woken,
             },
         };
-        if woken != Woken::Records {
-            return Ok(woken);
+        match woken {
+            Woken::Records => {}
+            Woken::Cpus => cpus_changed(tracer, order, waiter)?,
+            _ => return Ok(woken),
         }
     }
 }
@@ -247,9 +250,30 @@ fn round(tracer: &mut Tracer, order: &mut Order<Event>) -> Result<()> {
     order.begin_round(monotonic_ns()?);
     tracer.drain(|event| order.push(event.mono_ns(), event))?;
     for cpu in tracer.newcomers() {
-        eprintln!("xctl: CPU {cpu} came online: its records come through the shared ring");
+        say_online(tracer, cpu);
     }
     Ok(())
+}
+
+/// What the CPUs that went have written is read first.
+fn cpus_changed(tracer: &mut Tracer, order: &mut Order<Event>, waiter: &Waiter) -> Result<()> {
+    round(tracer, order)?;
+    for change in tracer.follow_cpus(waiter)? {
+        match change {
+            Change::Online(cpu) => say_online(tracer, cpu),
+            Change::Offline(cpu) => eprintln!("xctl: CPU {cpu} went offline"),
+        }
+    }
+    Ok(())
+}
+
+fn say_online(tracer: &Tracer, cpu: u32) {
+    let then = if tracer.has_shared_ring() {
+        "its records come through the shared ring"
+    } else {
+        "its records count as lost.output"
+    };
+    eprintln!("xctl: CPU {cpu} came online: {then}");
 }
 
 struct Printer {

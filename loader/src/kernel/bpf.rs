@@ -123,6 +123,18 @@ pub fn set_ring(events: BorrowedFd<'_>, cpu: u32, ring: BorrowedFd<'_>) -> io::R
     unsafe { update_raw(events, std::ptr::from_ref(&cpu).cast(), std::ptr::from_ref(&value).cast(), sys::BPF_ANY) }
 }
 
+/// Let it write nowhere again.
+///
+/// # Errors
+/// With the kernel's errno.
+pub fn unset_ring(events: BorrowedFd<'_>, cpu: u32) -> io::Result<()> {
+    let mut attributes = zeroed();
+    attributes.__bindgen_anon_2.map_fd = events.as_raw_fd() as u32;
+    attributes.__bindgen_anon_2.key = std::ptr::from_ref(&cpu) as u64;
+    // SAFETY: the keys of a perf event array are 32-bit numbers.
+    unsafe { bpf(sys::BPF_MAP_DELETE_ELEM, &mut attributes) }.map(drop)
+}
+
 /// What the kernel says of a program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProgramInfo {

@@ -32,6 +32,10 @@ use Rule::{All, OneOf, Without};
 const WRITING: u32 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND) as u32;
 const EXECUTABLE: u32 = libc::PROT_EXEC as u32;
 
+/// The commands of bpf(2) that still are made; the last takes the ring of a CPU that went offline out of its map.
+const READING: &[u32] =
+    &[sys::BPF_MAP_LOOKUP_ELEM, sys::BPF_MAP_GET_NEXT_KEY, sys::BPF_OBJ_GET_INFO_BY_FD, sys::BPF_MAP_DELETE_ELEM];
+
 /// The main loop and the end, on every architecture; the most frequent first.
 const ALWAYS: &[Rule] = &[
     All(libc::SYS_epoll_pwait),
@@ -48,12 +52,14 @@ const ALWAYS: &[Rule] = &[
     // Whether it is there at all, where /proc hides it: signal 0 does nothing else.
     OneOf(libc::SYS_kill, 1, &[0]),
     // Reading maps, and asking programs and links how many runs were skipped.
-    OneOf(libc::SYS_bpf, 0, &[sys::BPF_MAP_LOOKUP_ELEM, sys::BPF_MAP_GET_NEXT_KEY, sys::BPF_OBJ_GET_INFO_BY_FD]),
+    OneOf(libc::SYS_bpf, 0, READING),
     // The allocator; HashMap's seed.
     All(libc::SYS_brk),
     Without(libc::SYS_mmap, 2, EXECUTABLE),
     Without(libc::SYS_mprotect, 2, EXECUTABLE),
     All(libc::SYS_munmap),
+    // Letting go of the ring of a CPU that went offline.
+    OneOf(libc::SYS_epoll_ctl, 1, &[libc::EPOLL_CTL_DEL as u32]),
     All(libc::SYS_mremap),
     All(libc::SYS_madvise),
     All(libc::SYS_getrandom),
@@ -114,13 +120,13 @@ const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const ARGUMENTS: u32 = 16;
 
-const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+pub(super) const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+pub(super) const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
 const ANY_BIT: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
-const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+pub(super) const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 
 /// An instruction; `yes` and `no` are how many to skip after a comparison.
-const fn instruction(code: u32, k: u32, yes: u8, no: u8) -> libc::sock_filter {
+pub(super) const fn instruction(code: u32, k: u32, yes: u8, no: u8) -> libc::sock_filter {
     libc::sock_filter { code: code as u16, jt: yes, jf: no, k }
 }
 
@@ -219,7 +225,7 @@ mod tests {
             assert!(!allowed(number, none), "{number}");
         }
         let command = |command: u32| [u64::from(command), 0, 0, 0, 0, 0];
-        for read in [sys::BPF_MAP_LOOKUP_ELEM, sys::BPF_MAP_GET_NEXT_KEY, sys::BPF_OBJ_GET_INFO_BY_FD] {
+        for &read in READING {
             assert!(allowed(libc::SYS_bpf, command(read)), "{read}");
         }
         for write in [sys::BPF_MAP_CREATE, sys::BPF_MAP_UPDATE_ELEM, sys::BPF_PROG_LOAD, sys::BPF_LINK_CREATE] {
@@ -230,6 +236,8 @@ mod tests {
         assert!(!allowed(libc::SYS_openat, third(libc::O_RDWR)) && !allowed(libc::SYS_openat, third(libc::O_CREAT)));
         assert!(allowed(libc::SYS_mmap, third(libc::PROT_READ | libc::PROT_WRITE)));
         assert!(!allowed(libc::SYS_mmap, third(libc::PROT_READ | libc::PROT_EXEC)));
+        assert!(allowed(libc::SYS_epoll_ctl, [0, libc::EPOLL_CTL_DEL as u64, 0, 0, 0, 0]));
+        assert!(!allowed(libc::SYS_epoll_ctl, [0, libc::EPOLL_CTL_ADD as u64, 0, 0, 0, 0]));
         assert!(allowed(libc::SYS_kill, none) && !allowed(libc::SYS_kill, [0, 9, 0, 0, 0, 0]));
     }
 

@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod calls;
 pub mod confine;
 pub mod host;
+pub mod hotplug;
 pub mod libbpf;
 pub mod mmap;
 pub mod netns;

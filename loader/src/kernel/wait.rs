@@ -23,11 +23,14 @@ pub enum Woken {
     Signal,
     /// Nobody reads our standard output any more.
     OutputClosed,
+    /// A CPU came or went.
+    Cpus,
 }
 
 const RECORDS: u64 = 0;
 const SIGNAL: u64 = 1;
 const OUTPUT: u64 = 2;
+const CPUS: u64 = 3;
 
 /// Everything that can end a wait. SIGINT and SIGTERM are blocked from its creation on, and read from here instead.
 pub struct Waiter {
@@ -68,6 +71,23 @@ impl Waiter {
     /// If the kernel refuses to watch it.
     pub fn add_ring(&self, ring: BorrowedFd<'_>) -> Result<()> {
         self.all.add(ring, EpollEvent::new(EpollFlags::EPOLLIN, RECORDS)).context("cannot watch a perf ring")
+    }
+
+    /// Let a ring go that [`Waiter::add_ring`] was given.
+    ///
+    /// # Errors
+    /// If it is not watched.
+    pub fn remove_ring(&self, ring: BorrowedFd<'_>) -> Result<()> {
+        self.all.delete(ring).context("cannot let a perf ring go")
+    }
+
+    /// Let changes of CPUs end a wait, and a pause.
+    ///
+    /// # Errors
+    /// If the kernel refuses to watch them.
+    pub fn add_cpus(&self, changes: BorrowedFd<'_>) -> Result<()> {
+        let watch = |set: &Epoll| set.add(changes, EpollEvent::new(EpollFlags::EPOLLIN, CPUS));
+        watch(&self.all).and_then(|()| watch(&self.pause)).context("cannot watch CPUs")
     }
 
     /// Wait until something happens, or until `deadline`.
@@ -111,6 +131,9 @@ fn until(epoll: &Epoll, deadline: Option<Instant>) -> Result<Woken> {
         }
         if woken(OUTPUT) {
             return Ok(Woken::OutputClosed);
+        }
+        if woken(CPUS) {
+            return Ok(Woken::Cpus);
         }
         if count > 0 {
             return Ok(Woken::Records);

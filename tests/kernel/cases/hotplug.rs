@@ -1,54 +1,59 @@
-//! CPUs that come and go: nothing of what TCP sends again on them is lost.
+//! CPUs that come and go: nothing of what TCP sends again on them is lost, and it is said.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::idle::switches;
+use super::lossy_link;
 use crate::counters::Counters;
-use crate::host::Set;
+use crate::host::{Set, is_guest};
 use crate::link::{Link, Netns};
-use crate::process::{PATIENCE, poll};
-use crate::workers::{Puppet, Receiver, keep_cpus_busy};
-use crate::xctl::Xctl;
+use crate::process::{PATIENCE, Process, poll};
+use crate::tracefs::private_mounts;
+use crate::workers::{Puppet, Receiver, keep_cpus_busy, send_all};
+use crate::xctl::{Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
-
-/// The CPU that comes and goes; CPU 0 stays, on most machines for good.
-const CPU: usize = 1;
 
 /// How often TCP sends again before the next thing happens: after 0.2 s, 0.4 s, 0.8 s, ...
 const TIMES: i64 = 2;
 
 /// A CPU, online again when dropped.
-struct Switch;
+struct Switch(usize);
 
 impl Switch {
-    fn file() -> PathBuf {
-        format!("/sys/devices/system/cpu/cpu{CPU}/online").into()
+    /// None: this machine cannot do that.
+    fn of(cpu: usize) -> Option<Switch> {
+        let switch = Switch(cpu);
+        switch.file().exists().then_some(switch)
     }
 
-    /// Why this machine cannot do that; none if it can. Somebody's own machine keeps its CPUs.
-    fn absent() -> Option<String> {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        if host.trim() != "guest" {
-            return Some("takes a CPU offline: only in a virtual machine of tests/vm".into());
-        }
-        (!Self::file().exists()).then(|| format!("CPU {CPU} cannot go offline here"))
+    fn file(&self) -> PathBuf {
+        format!("/sys/devices/system/cpu/cpu{}/online", self.0).into()
     }
 
-    fn set(on: bool) -> Result<()> {
-        let (file, value) = (Self::file(), if on { "1" } else { "0" });
+    fn set(&self, on: bool) -> Result<()> {
+        let (file, value) = (self.file(), if on { "1" } else { "0" });
         std::fs::write(&file, value).with_context(|| format!("writing {value} to {}", file.display()))
     }
 }
 
 impl Drop for Switch {
     fn drop(&mut self) {
-        let _ = Self::set(true);
+        let _ = self.set(true);
     }
+}
+
+/// Why nothing of that can be tried here; none if it can. Somebody's own machine keeps its CPUs.
+fn not_here() -> Option<Verdict> {
+    (!is_guest()).then(|| Verdict::Skipped("takes a CPU offline: only in a virtual machine of tests/vm".into()))
 }
 
 /// A CPU that is offline when xctl starts.
@@ -62,20 +67,25 @@ pub fn came_back(set: Set, family: Family) -> Outcome {
 }
 
 fn with_cpu_on_off(set: Set, family: Family, at_start: bool) -> Outcome {
-    if let Some(why) = Switch::absent() {
-        return Ok(Verdict::Skipped(why));
+    const CPU: usize = 1;
+    if let Some(skipped) = not_here() {
+        return Ok(skipped);
     }
+    let Some(switch) = Switch::of(CPU) else {
+        return Ok(Verdict::Skipped(format!("CPU {CPU} cannot go offline here")));
+    };
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
-    let switch = Switch;
-    Switch::set(at_start)?;
+    switch.set(at_start)?;
     let xctl = Xctl::start(set, &[])?;
     let before = Counters::of(&link.a)?;
-    Switch::set(false)?;
-    Switch::set(true)?;
+    if at_start {
+        ring_is_let_go(&xctl.process, || switch.set(false))?;
+    }
+    switch.set(true)?;
 
     // its timers run where it sends, as long as that CPU is not idle
-    let (mut sender, busy) = on_cpu(|| {
+    let (mut sender, busy) = on_cpu(CPU, || {
         let busy = keep_cpus_busy(&link.b)?;
         Ok((Puppet::new(&link.a, "pinned", receiver.at)?, busy))
     })?;
@@ -83,9 +93,9 @@ fn with_cpu_on_off(set: Set, family: Family, at_start: bool) -> Outcome {
     sender.send()?;
     let seen = sent_again(&link.a, &before, TIMES)?;
     // ... and on another CPU from now on
-    Switch::set(false)?;
+    switch.set(false)?;
     sent_again(&link.a, &before, seen + TIMES)?;
-    Switch::set(true)?;
+    switch.set(true)?;
     link.lose(0)?;
     drop(busy);
     let truth = sender.truth.clone();
@@ -95,6 +105,9 @@ fn with_cpu_on_off(set: Set, family: Family, at_start: bool) -> Outcome {
     drop(switch);
     let trace = xctl.stop(Signal::SIGINT)?;
 
+    let (online, offline) = if at_start { (2, 2) } else { (2, 1) };
+    said_so(&trace, &format!("CPU {CPU} came online: its records come through the shared ring"), online)?;
+    said_so(&trace, &format!("CPU {CPU} went offline"), offline)?;
     trace.nothing_lost()?;
     let records = trace.all_of(link.a.inode, &truth.who, truth.flow()?)?;
     let segs = i64::try_from(trace.segs(|record| record.at.netns == link.a.inode))?;
@@ -106,6 +119,125 @@ fn with_cpu_on_off(set: Set, family: Family, at_start: bool) -> Outcome {
     Ok(Verdict::Passed(format!("{there} of {records} retransmits on CPU {CPU}")))
 }
 
+/// The lossy link, while CPUs come and go all the time: one that is offline when xctl starts, and two that are not.
+pub fn come_and_go(set: Set, family: Family) -> Outcome {
+    if let Some(skipped) = not_here() {
+        return Ok(skipped);
+    }
+    let (Some(one), Some(two), Some(three)) = (Switch::of(1), Switch::of(2), Switch::of(3)) else {
+        return Ok(Verdict::Skipped("it takes 4 CPUs (VM_CPUS=4)".into()));
+    };
+    let (changes, ended) = (AtomicU32::new(0), AtomicBool::new(false));
+    let come_and_go = || -> Result<()> {
+        while !ended.load(Ordering::Relaxed) {
+            for (switch, on) in
+                [(&three, true), (&one, false), (&two, false), (&one, true), (&three, false), (&two, true)]
+            {
+                switch.set(on)?;
+                changes.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+        Ok(())
+    };
+    three.set(false)?;
+    let outcome = lossy_link::run_while(
+        family,
+        || Xctl::start(set, &[]),
+        |senders| {
+            thread::scope(|scope| {
+                let switching = scope.spawn(come_and_go);
+                let truths = send_all(senders);
+                ended.store(true, Ordering::Relaxed);
+                switching.join().map_err(|_| anyhow!("the thread panicked"))??;
+                truths
+            })
+        },
+    );
+    let changes = changes.into_inner();
+    match outcome? {
+        Verdict::Passed(note) => {
+            ensure!(changes >= 6, "CPUs came and went {changes} times only");
+            Ok(Verdict::Passed(format!("{changes} changes; {note}")))
+        }
+        skipped => Ok(skipped),
+    }
+}
+
+/// CPU 0 is offline when xctl starts, so that probes hang on another one; and then that one goes.
+pub fn first_offline(set: Set, family: Family) -> Outcome {
+    if let Some(skipped) = not_here() {
+        return Ok(skipped);
+    }
+    let (Some(zero), Some(one)) = (Switch::of(0), Switch::of(1)) else {
+        return Ok(Verdict::Skipped("CPU 0 cannot go offline here".into()));
+    };
+    zero.set(false)?;
+    lossy_link::run_with(family, || {
+        let xctl = Xctl::start(set, &[])?;
+        zero.set(true)?;
+        ring_is_let_go(&xctl.process, || one.set(false))?;
+        Ok(xctl)
+    })
+}
+
+/// A CPU that goes offline when xctl has just read that it is online, played by a file that says so.
+pub fn left_meanwhile(set: Set, _family: Family) -> Outcome {
+    if let Some(skipped) = not_here() {
+        return Ok(skipped);
+    }
+    let Some(switch) = Switch::of(1) else { return Ok(Verdict::Skipped("CPU 1 cannot go offline here".into())) };
+    let said = std::env::temp_dir().join(format!("xctl-cpus-{}", std::process::id()));
+    // the first is where probes would hang
+    std::fs::write(&said, "1,0\n").context("writing a list of CPUs")?;
+    let nothing = None::<&str>;
+    let xctl = thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            private_mounts()?;
+            mount(Some(&said), "/sys/devices/system/cpu/online", nothing, MsFlags::MS_BIND, nothing)
+                .context("hiding which CPUs are online")?;
+            switch.set(false)?;
+            Xctl::start(set, &[])
+        });
+        inside.join().map_err(|_| anyhow!("the thread panicked"))?
+    });
+    let _ = std::fs::remove_file(&said);
+    let xctl = xctl?;
+    ensure!(rings(&xctl.process)?.0 == 1, "{:?} (mappings, descriptors) for one CPU", rings(&xctl.process)?);
+    xctl.stop(Signal::SIGINT)?;
+    Ok(Verdict::Passed("does without its ring".into()))
+}
+
+/// Takes a CPU offline whose ring xctl has, and sees it let go of that: the memory, the descriptor, and what woke it.
+fn ring_is_let_go(xctl: &Process, take: impl Fn() -> Result<()>) -> Result<()> {
+    let before = rings(xctl)?;
+    take()?;
+    let less = (before.0 - 1, before.1 - 1);
+    ensure!(poll(PATIENCE, || Ok(rings(xctl)? == less))?, "(mappings, descriptors) {:?}, not {less:?}", rings(xctl)?);
+    let before = switches(xctl.pid())?;
+    thread::sleep(Duration::from_secs(1));
+    let woken = switches(xctl.pid())? - before;
+    ensure!(woken < 10, "woken {woken} times in a second, when the ring was gone");
+    Ok(())
+}
+
+/// Perf events that xctl has mapped, and that it has open.
+fn rings(xctl: &Process) -> Result<(usize, usize)> {
+    const NAME: &str = "anon_inode:[perf_event]";
+    let folder = format!("/proc/{}", xctl.pid());
+    let maps = std::fs::read_to_string(format!("{folder}/maps")).context("reading its mappings")?;
+    let mapped = maps.lines().filter(|line| line.ends_with(NAME)).count();
+    let links = std::fs::read_dir(format!("{folder}/fd")).context("listing its descriptors")?;
+    let links = links.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+    Ok((mapped, links.filter(|link| link.as_os_str() == NAME).count()))
+}
+
+fn said_so(trace: &Trace, line: &str, times: usize) -> Result<()> {
+    let said = trace.said.lines().filter(|said| said.strip_prefix("xctl: ") == Some(line)).count();
+    ensure!(said == times, "{line:?} said {said} times, not {times}: {:?}", trace.said);
+    Ok(())
+}
+
 /// Waits until the namespace has sent again so many segments since `before`, and says how many they are.
 fn sent_again(ns: &Netns, before: &Counters, count: i64) -> Result<i64> {
     let sent = || Counters::of(ns)?.since(before, "RetransSegs");
@@ -113,11 +245,11 @@ fn sent_again(ns: &Netns, before: &Counters, count: i64) -> Result<i64> {
     sent()
 }
 
-/// Does `work`, and all that it starts, on [`CPU`].
-fn on_cpu<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+/// Does `work`, and all that it starts, on that CPU.
+fn on_cpu<T: Send>(cpu: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let there = || {
         let mut only = CpuSet::new();
-        only.set(CPU)?;
+        only.set(cpu)?;
         sched_setaffinity(Pid::from_raw(0), &only).context("moving there")?;
         work()
     };

@@ -25,7 +25,7 @@ pub fn run(set: Set, _family: Family) -> Outcome {
 }
 
 /// How often the threads of the process have gone to sleep so far.
-fn switches(pid: u32) -> Result<u64> {
+pub fn switches(pid: u32) -> Result<u64> {
     let mut sum = 0;
     for thread in std::fs::read_dir(format!("/proc/{pid}/task")).context("listing xctl's threads")? {
         let status = std::fs::read_to_string(thread?.path().join("status"))?;

@@ -22,6 +22,15 @@ pub fn run(set: Set, family: Family) -> Outcome {
 
 /// The same with an xctl that is started otherwise.
 pub fn run_with(family: Family, start: impl FnOnce() -> Result<Xctl>) -> Outcome {
+    run_while(family, start, send_all)
+}
+
+/// The same, and something else happens while senders send: `traffic` is [`send_all`] with that around it.
+pub fn run_while(
+    family: Family,
+    start: impl FnOnce() -> Result<Xctl>,
+    traffic: impl FnOnce(Vec<Sender>) -> Result<Vec<Truth>>,
+) -> Outcome {
     let link = Link::lossy()?;
     let xctl = start()?;
     let witness = Witness::of(&xctl.ready.hooks)?;
@@ -30,7 +39,7 @@ pub fn run_with(family: Family, start: impl FnOnce() -> Result<Xctl>) -> Outcome
     let busy = keep_cpus_busy(&link.a)?;
 
     let before = (Counters::of(&link.a)?, Counters::of(&link.b)?);
-    let truths = send_all(senders)?;
+    let truths = traffic(senders)?;
     link.quiet()?;
     let after = (Counters::of(&link.a)?, Counters::of(&link.b)?);
     let (skipped, hidden) = (witness.skipped()?, witness.above_pid_1()?);
