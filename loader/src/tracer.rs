@@ -20,6 +20,7 @@ use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;
 use crate::kernel::{bpf, perf, privilege};
 use crate::object::cut::Asked;
+use crate::object::relo::type_name;
 use crate::object::{self, Btf, BtfExt, ObjectFile};
 use crate::output::summary::{ByProcess, Lost};
 use crate::owners;
@@ -166,7 +167,7 @@ pub fn check_object(bytes: &[u8]) -> Result<Checked<'_>> {
     let btf = Btf::parse(btf).context("its BTF").map_err(refused)?;
     // libbpf follows a chain of modifiers without a limit.
     if let Some(id) = btf.cycle() {
-        return Err(refused(anyhow!("its BTF: type {} is part of itself", id.0)));
+        return Err(refused(anyhow!("its types: {} {id} contains itself", type_name(&btf, id))));
     }
     if let Some(bytes) = file.btf_ext {
         let ext = BtfExt::parse(bytes, &btf).map_err(|error| refused(error.into()))?;

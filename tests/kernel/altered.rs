@@ -8,8 +8,8 @@ pub struct Altered {
     pub what: &'static str,
     pub bytes: Vec<u8>,
     pub words: Vec<String>,
-    /// It is libbpf that notices, on its way to the kernel.
-    pub on_loading: bool,
+    /// `trace` leaves it to libbpf to notice, on its way to the kernel; what `inspect` says then.
+    pub on_loading: Option<&'static str>,
 }
 
 /// The object, taken apart far enough to find places in it.
@@ -70,6 +70,24 @@ impl Parts<'_> {
         self.section(program.section) + of_program.next().expect("a relocation of it").offset as usize
     }
 
+    /// The object with a byte more at the end of its string table, moved to the end of the file, that is no text. No name
+    /// has it: who reads name by name never sees it. And where that byte is.
+    fn with_no_text(&self) -> (Vec<u8>, u64) {
+        let mut sections = self.object.sections.iter();
+        let index = sections.position(|section| section.name == ".strtab").expect("its string table");
+        let section = &self.object.sections[index];
+        let mut bytes = self.bytes.to_vec();
+        let begins = bytes.len() as u64;
+        bytes.extend_from_slice(section.bytes(self.bytes));
+        let no_text = bytes.len() as u64;
+        bytes.extend([0xff, 0]);
+        // Of the header, sh_offset and sh_size.
+        let header = self.word(40) as usize + index * 64;
+        bytes[header + 24..header + 32].copy_from_slice(&begins.to_le_bytes());
+        bytes[header + 32..header + 40].copy_from_slice(&(section.size + 2).to_le_bytes());
+        (bytes, no_text)
+    }
+
     fn with(&self, at: usize, value: u32) -> Vec<u8> {
         let mut bytes = self.bytes.to_vec();
         bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
@@ -78,7 +96,7 @@ impl Parts<'_> {
 }
 
 /// A program that `auto` loads on every kernel.
-const LOADED: &str = "tp_state";
+pub const LOADED: &str = "tp_state";
 
 /// All of them.
 pub fn all() -> Vec<Altered> {
@@ -94,7 +112,7 @@ pub fn all() -> Vec<Altered> {
         what,
         bytes: parts.with(at, value),
         words: words.iter().map(|word| (*word).to_owned()).collect(),
-        on_loading: false,
+        on_loading: None,
     };
     vec![
         altered(
@@ -110,9 +128,19 @@ pub fn all() -> Vec<Altered> {
             "a type that contains itself",
             typedef + 8,
             typedef_id,
-            &["BTF", &format!("type {typedef_id} is part of itself")],
+            &["its types", &format!("[{typedef_id}] contains itself")],
         ),
         altered("millions of members", structure + 4, 0x04ff_ffff, &["BTF", "16777215 entries"]),
+        {
+            let (bytes, at) = parts.with_no_text();
+            let words = ["two parsers disagree about section", "(.strtab)", &format!("byte {at} of the file")];
+            Altered {
+                what: "a section that two parsers see differently",
+                bytes,
+                words: words.map(str::to_owned).to_vec(),
+                on_loading: None,
+            }
+        },
         // The number under a relocation is not what the types in the object say: whoever applies it must notice.
         Altered {
             what: "another number under a relocation",
@@ -124,7 +152,7 @@ pub fn all() -> Vec<Altered> {
                 bytes
             },
             words: vec![format!("'{LOADED}'"), "relo #".to_owned(), "unexpected insn #".to_owned()],
-            on_loading: true,
+            on_loading: Some("but in the object's own types it is"),
         },
     ]
 }

@@ -3,6 +3,7 @@
 //! A file that two independent parsers read differently is one that was made to be read differently, or shows a bug in
 //! one of them. Neither may decide what goes into the kernel.
 
+use goblin::elf::section_header::SHT_STRTAB;
 use goblin::elf::{Elf, Reloc, SectionHeader, Sym};
 
 use super::elf::{ObjectFile, Refused, Relocation, Section, Symbol};
@@ -14,8 +15,7 @@ use super::elf::{ObjectFile, Refused, Relocation, Section, Symbol};
 /// # Errors
 /// The first difference, or why goblin does not read at all what the other parser did.
 pub fn second_opinion(bytes: &[u8], first: &ObjectFile<'_>) -> Result<(), Refused> {
-    let second =
-        Elf::parse(bytes).map_err(|error| Refused::new(format!("the second parser refuses the file: {error}")))?;
+    let second = Elf::parse(bytes).map_err(|error| refuses(bytes, first, &error))?;
     differ("byte order", "", &first.is_little_endian, &second.little_endian)?;
     differ("number of sections", "", &first.sections.len(), &second.section_headers.len())?;
     for (index, (one, two)) in first.sections.iter().zip(&second.section_headers).enumerate() {
@@ -32,6 +32,22 @@ pub fn second_opinion(bytes: &[u8], first: &ObjectFile<'_>) -> Result<(), Refuse
         relocation(index, one, table, &two, &second)?;
     }
     Ok(())
+}
+
+/// Where the second parser gave up. It reads string tables whole, of which the first reads the names that something has.
+fn refuses(bytes: &[u8], first: &ObjectFile<'_>, error: &goblin::error::Error) -> Refused {
+    let no_text = first.sections.iter().enumerate().find_map(|(index, section)| {
+        let is_table = section.section_type == SHT_STRTAB;
+        let at = std::str::from_utf8(section.bytes(bytes)).err().filter(|_| is_table)?.valid_up_to();
+        Some((index, section, section.offset + at as u64))
+    });
+    match no_text {
+        Some((index, Section { name, .. }, at)) => Refused::at(
+            at,
+            format!("two parsers disagree about section {index} ({name}): one reads it, the other says {error}"),
+        ),
+        None => Refused::new(format!("the second parser refuses the file: {error}")),
+    }
 }
 
 /// An error if the parsers see different values for `field` of `whose`.

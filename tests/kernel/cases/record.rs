@@ -471,7 +471,7 @@ pub fn altered_objects(_set: Set, _family: Family) -> Outcome {
         let given = |call: &&Value| call["by"] != "libbpf_probe" && call["command"] == "BPF_PROG_LOAD";
         let given = list(&record, "calls")?.iter().find(given);
         ensure!(given.is_none(), "{}: the kernel was given {given:?}", altered.what);
-        ensure!(altered.on_loading || record["calls_total"] == 0, "{}: {}", altered.what, record["calls_total"]);
+        ensure!(altered.on_loading.is_some() || record["calls_total"] == 0, "{}: {}", altered.what, record["calls_total"]);
     }
     Ok(Verdict::Passed(format!("{} refused", all.len())))
 }
