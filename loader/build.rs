@@ -1,6 +1,8 @@
-//! Puts the BPF object where the binary includes it from. The Makefile has the one recipe for it.
+//! Puts the BPF object, compressed, where the binary includes it from. The Makefile has the one recipe for it.
 
 use std::env;
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::process::{Command, exit};
 
@@ -35,4 +37,27 @@ fn main() {
             exit(1);
         }
     }
+    if let Err(error) = compress(&object) {
+        eprintln!("cannot compress {object} with gzip: {error}");
+        exit(1);
+    }
+}
+
+/// Write the object in zlib's format beside it, and its length with that as an expression for src/embedded.rs.
+fn compress(path: &str) -> io::Result<()> {
+    let object = fs::read(path)?;
+    let gzip = Command::new("gzip").args(["-9nc", path]).output()?;
+    if !gzip.status.success() {
+        return Err(io::Error::other(gzip.status.to_string()));
+    }
+    // gzip (RFC 1952) and zlib (RFC 1950) differ in what stands before the data and in the checksum after it.
+    let data = &gzip.stdout[10..gzip.stdout.len() - 8];
+    let (mut low, mut high) = (1, 0);
+    for byte in &object {
+        low = (low + u32::from(*byte)) % 65521;
+        high = (high + low) % 65521;
+    }
+    fs::write(format!("{path}.z"), [&[0x78, 0xda], data, &(high << 16 | low).to_be_bytes()].concat())?;
+    let expression = format!("({}, include_bytes!(\"xctl.bpf.o.z\"))\n", object.len());
+    fs::write(Path::new(path).with_file_name("object.rs"), expression)
 }

@@ -69,7 +69,7 @@ fn an_object_that_is_none_is_refused_with_one_message() {
 
 #[test]
 fn a_truncated_object_is_refused_wherever_it_ends() {
-    let object = embedded::object();
+    let object = embedded::object().unwrap();
     refused("truncated", &object[..object.len() / 2], &["truncated: the section header table"]);
     for length in (0..object.len()).step_by(object.len() / 40) {
         let file = Temporary::new(&format!("truncated-{length}"), &object[..length]);
@@ -81,7 +81,7 @@ fn a_truncated_object_is_refused_wherever_it_ends() {
 #[test]
 fn an_object_of_another_program_is_refused() {
     // The same object with one field of an event struct renamed, so that layouts differ.
-    let mut object = embedded::object().to_vec();
+    let mut object = embedded::object().unwrap();
     let at = object.windows(8).position(|window| window == b"\0srtt_us").unwrap();
     object[at + 1] = b'x';
     refused("other", &object, &["retransmit_event", "xrtt_us"]);

@@ -201,7 +201,8 @@ fn libbpf(bytes: &[u8], btf: &Path, loaded: impl Fn(&str) -> bool) -> Result<The
 fn may_prepare() -> bool {
     static MAY: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *MAY.get_or_init(|| {
-        let may = Path::new(KERNEL_BTF).exists() && libbpf(embedded::object(), Path::new(KERNEL_BTF), |_| true).is_ok();
+        let may = Path::new(KERNEL_BTF).exists()
+            && libbpf(&embedded::object().unwrap(), Path::new(KERNEL_BTF), |_| true).is_ok();
         if !may {
             println!("not compared with libbpf: that needs root and {KERNEL_BTF}");
         }
@@ -517,10 +518,11 @@ fn kernels() -> &'static [(String, PathBuf, Btf)] {
 
 #[test]
 fn our_object_comes_out_as_by_libbpf_on_every_kernel() {
+    let object = embedded::object().unwrap();
     for (name, path, btf) in kernels() {
-        let compared = compare(&format!("our object, {name}"), embedded::object(), btf, path);
+        let compared = compare(&format!("our object, {name}"), &object, btf, path);
         println!("{name}: {compared} relocations as by libbpf");
-        let (all, _) = relocate(embedded::object(), btf, |_, _| true);
+        let (all, _) = relocate(&object, btf, |_, _| true);
         assert!(all.len() > 100);
         assert!(!all.iter().any(|ours| matches!(ours.outcome, Outcome::Refused(_))));
     }
@@ -917,15 +919,16 @@ fn plans(btf: &Path) -> Vec<String> {
 #[test]
 fn a_cut_btf_answers_as_the_whole_and_as_bpftools() {
     let scratch = Scratch::new("cut");
-    let object = scratch.file("xctl.bpf.o", embedded::object());
+    let bytes = embedded::object().unwrap();
+    let object = scratch.file("xctl.bpf.o", &bytes);
     for (name, path, btf) in kernels() {
-        let cut = cut(embedded::object(), btf, &ASKED).unwrap();
+        let cut = cut(&bytes, btf, &ASKED).unwrap();
         println!("{name}: {} bytes of {}", cut.bytes.len(), btf.bytes().len());
         assert!(cut.bytes.len() < 8192, "{name}: {} bytes", cut.bytes.len());
         let small = Btf::parse(&cut.bytes).unwrap();
         let file = scratch.file("cut.btf", &cut.bytes);
-        assert!(same(name, embedded::object(), btf, &small) > 100);
-        compare(&format!("our object, {name} cut"), embedded::object(), &small, &file);
+        assert!(same(name, &bytes, btf, &small) > 100);
+        compare(&format!("our object, {name} cut"), &bytes, &small, &file);
         assert_eq!(plans(path), plans(&file), "{name}");
         let theirs = scratch.0.join("bpftool.btf");
         let bpftool = Command::new("bpftool").args(["gen", "min_core_btf"]).args([path, &theirs, &object]).status();
@@ -933,7 +936,7 @@ fn a_cut_btf_answers_as_the_whole_and_as_bpftools() {
             Ok(status) => {
                 assert!(status.success(), "{name}: bpftool refuses");
                 let theirs = Btf::parse(&fs::read(&theirs).unwrap()).unwrap();
-                same(&format!("{name}, ours and bpftool's"), embedded::object(), &small, &theirs);
+                same(&format!("{name}, ours and bpftool's"), &bytes, &small, &theirs);
             }
             Err(error) => println!("not compared with bpftool: {error}"),
         }

@@ -1,13 +1,41 @@
-//! The BPF object inside the binary: what the Makefile built from `bpf-src/`.
+//! The BPF object inside the binary: what the Makefile built from `bpf-src/`, compressed by build.rs.
 
-/// ELF structures are read in place, so the bytes begin at a multiple of 8.
-#[repr(C, align(8))]
-struct Aligned<T: ?Sized>(T);
+use std::io;
 
-static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/xctl.bpf.o")));
+use crate::kernel::zlib;
 
-/// The object's bytes.
-#[must_use]
-pub fn object() -> &'static [u8] {
-    &OBJECT.0
+/// The object's length, and its bytes in zlib's format.
+static OBJECT: (u32, &[u8]) = include!(concat!(env!("OUT_DIR"), "/object.rs"));
+
+/// The object's bytes. They are six times what the binary holds, so keep them no longer than needed.
+///
+/// # Errors
+/// If the binary was damaged.
+pub fn object() -> io::Result<Vec<u8>> {
+    zlib::inflate(OBJECT.1, OBJECT.0 as usize)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_object_inside_is_the_one_that_make_built() {
+        assert_eq!(object().unwrap(), fs::read(concat!(env!("OUT_DIR"), "/xctl.bpf.o")).unwrap());
+    }
+
+    #[test]
+    fn a_damaged_object_is_refused() {
+        let len = OBJECT.0 as usize;
+        let mut damaged = OBJECT.1.to_vec();
+        let last = damaged.len() - 1;
+        assert!(zlib::inflate(&damaged[..last], len).is_err());
+        assert!(zlib::inflate(&damaged, len - 1).is_err());
+        assert!(zlib::inflate(&damaged, len + 1).is_err());
+        damaged[last] ^= 1; // of the checksum
+        assert!(zlib::inflate(&damaged, len).is_err());
+    }
 }

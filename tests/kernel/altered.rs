@@ -100,7 +100,7 @@ pub const LOADED: &str = "tp_state";
 
 /// All of them.
 pub fn all() -> Vec<Altered> {
-    let bytes = embedded::object();
+    let bytes = &embedded::object().expect("our own object");
     let object = ObjectFile::parse(bytes).expect("our own object");
     let btf = Btf::parse(object.btf.expect("its BTF")).expect("its BTF");
     let parts = Parts { bytes, object, btf };

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::btf_path;
-use crate::embedded;
 use crate::fault::Exit;
 use crate::object::cut::{CutError, cut};
 use crate::object::{Btf, cdef, read_btf, source};
@@ -76,15 +75,8 @@ fn whole(args: &Args) -> Result<(PathBuf, Btf)> {
 /// Nothing is written unless every question has the answer that it has with the whole.
 fn write_min(args: &Args, to: &Path, out: &mut dyn Write) -> Result<()> {
     let (path, btf) = whole(args)?;
-    let read; // lives as long as the object
-    let (object, shown) = match &args.object {
-        None => (embedded::object(), "the object inside this binary".to_owned()),
-        Some(path) => {
-            read = source::read_file(path).map_err(|error| anyhow!(error).context(Exit::Object))?;
-            (read.as_slice(), path.display().to_string())
-        }
-    };
-    let cut = cut(object, &btf, &tracer::ASKED).map_err(|error| {
+    let (object, shown) = super::object(args.object.as_deref())?;
+    let cut = cut(&object, &btf, &tracer::ASKED).map_err(|error| {
         let what = format!("{shown}, with the types of {}", path.display());
         match error {
             CutError::Object(_) | CutError::Misfit(_) => anyhow!(error).context(what).context(Exit::Object),

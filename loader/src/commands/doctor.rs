@@ -8,6 +8,7 @@ use anyhow::{Error, Result, anyhow};
 use serde::Serialize;
 
 use super::{btf_path, check_privilege, default_max_sockets};
+use crate::attach;
 use crate::cli::{LEAST_SOCKETS, PERF_PAGES};
 use crate::events::Settings;
 use crate::fault::{Blocked, Exit};
@@ -15,7 +16,6 @@ use crate::hooks::{self, Attach, Hook, Kind, Plan};
 use crate::kernel::libbpf::{self, Loaded};
 use crate::kernel::{host, netns, privilege, symbols};
 use crate::tracer::{self, Audit, Checked, Kernel, Shown, Sizes, Tracer};
-use crate::{attach, embedded};
 
 /// Options of `xctl doctor`.
 #[derive(Debug)]
@@ -129,7 +129,8 @@ fn text(report: &Report, out: &mut impl Write) -> io::Result<()> {
 }
 
 fn examine(args: &Args) -> Result<Report> {
-    let object = tracer::check_object(embedded::object())?;
+    let (bytes, _) = super::object(None)?;
+    let object = tracer::check_object(&bytes)?;
     let btf = &btf_path(args.btf.as_deref());
     let mut report = Report { version: env!("CARGO_PKG_VERSION"), checks: Vec::new(), attach: None };
     report.note("kernel", host::release()?);

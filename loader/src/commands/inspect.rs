@@ -10,7 +10,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 
 use super::btf_path;
-use crate::embedded;
 use crate::fault::Exit;
 use crate::object::btf_ext::LineInfo;
 use crate::object::elf::INSN_SIZE;
@@ -20,7 +19,7 @@ use crate::object::relo::patch::Place;
 use crate::object::relo::reach::reachable;
 use crate::object::relo::{Outcome, Relocated, RelocationKind, Relocations, Resolver, Spec, type_name};
 use crate::object::uses::Places;
-use crate::object::{Btf, BtfExt, ObjectFile, Program, read_btf, second_opinion, source};
+use crate::object::{Btf, BtfExt, ObjectFile, Program, read_btf, second_opinion};
 
 /// Version of the JSON document.
 const SCHEMA: u32 = 1;
@@ -149,14 +148,8 @@ impl Verdict {
 /// Files that cannot be read; with [`Exit::Object`], an object that is refused, or that would not run on the kernel that
 /// the BTF describes.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
-    let read; // lives as long as the object
-    let (bytes, shown) = match &args.object {
-        None => (embedded::object(), "the object inside this binary".to_owned()),
-        Some(path) => {
-            read = source::read_file(path).map_err(|error| anyhow!(error).context(Exit::Object))?;
-            (read.as_slice(), path.display().to_string())
-        }
-    };
+    let (bytes, shown) = super::object(args.object.as_deref())?;
+    let bytes = bytes.as_slice();
     let refused = |error: anyhow::Error| error.context(shown.clone()).context(Exit::Object);
     let object = ObjectFile::parse(bytes).map_err(|error| refused(error.into()))?;
     second_opinion(bytes, &object).map_err(|error| refused(error.into()))?;

@@ -9,12 +9,13 @@ pub mod trace;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use crate::cli::{LEAST_SOCKETS, MOST_SOCKETS};
+use crate::embedded;
 use crate::fault::{Blocked, Exit};
 use crate::kernel::{host, privilege};
-use crate::object::KERNEL_BTF;
+use crate::object::{KERNEL_BTF, source};
 
 /// Whether an error only says that nobody reads our output any more (`xctl | head`): no reason to complain.
 #[must_use]
@@ -60,6 +61,16 @@ fn check_privilege() -> Result<()> {
     let names: Vec<_> = missing.iter().map(|capability| capability.name).collect();
     Err(Blocked::new(format!("missing {}", names.join(" and ")), "run it as root, or give it these capabilities")
         .by_host())
+}
+
+/// The bytes of the object in this file, or of the one inside this binary, and what to call it.
+fn object(path: Option<&Path>) -> Result<(Vec<u8>, String)> {
+    let Some(path) = path else {
+        let shown = "the object inside this binary".to_owned();
+        return Ok((embedded::object().context(shown.clone())?, shown));
+    };
+    let bytes = source::read_file(path).map_err(|error| anyhow!(error).context(Exit::Object))?;
+    Ok((bytes, path.display().to_string()))
 }
 
 /// Four times the sockets that exist now, so that the map has room for those to come.

@@ -10,8 +10,8 @@ use crate::events::Settings;
 use crate::fault::Exit;
 use crate::kernel::libbpf;
 use crate::output::sockets;
+use crate::owners;
 use crate::tracer::{self, Kernel, Shown};
-use crate::{embedded, owners};
 
 /// Options of `xctl sockets`.
 #[derive(Debug)]
@@ -38,7 +38,8 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn print(args: &Args) -> Result<()> {
-    let object = tracer::check_object(embedded::object()).context("the object inside this binary")?;
+    let (bytes, shown) = super::object(None)?;
+    let object = tracer::check_object(&bytes).context(shown)?;
     check_privilege()?;
     let btf = btf_path(args.btf.as_deref());
     let kernel = Kernel::ask(&btf)?;

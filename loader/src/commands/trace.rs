@@ -9,7 +9,6 @@ use anyhow::{Context, Result, anyhow};
 
 use super::{btf_path, check_privilege, default_max_sockets};
 use crate::cli::{Events, Filters, TraceOptions};
-use crate::embedded;
 use crate::events::{COMM_LEN, Event, Owner, Settings, Totals};
 use crate::fault::Exit;
 use crate::hooks;
@@ -54,21 +53,11 @@ pub fn run(options: &TraceOptions) -> Result<()> {
 }
 
 fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> {
-    let read; // lives as long as the object
-    let bytes = match &options.object {
-        None => embedded::object(),
-        Some(path) => {
-            read = crate::object::source::read_file(path).map_err(|error| anyhow!(error).context(Exit::Object))?;
-            &read
-        }
-    };
+    let (bytes, shown) = super::object(options.object.as_deref())?;
     if let Some(record) = &mut record {
-        record.object(options.object.as_deref(), bytes);
+        record.object(options.object.as_deref(), &bytes);
     }
-    let object = tracer::check_object(bytes).with_context(|| match &options.object {
-        None => "the object inside this binary".to_string(),
-        Some(path) => path.display().to_string(),
-    })?;
+    let object = tracer::check_object(&bytes).context(shown)?;
     check_privilege()?;
     let btf = &btf_path(options.btf.as_deref());
     let kernel = Kernel::ask(btf)?;
@@ -87,6 +76,8 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
     let mut audit = Audit { record, dry_run: options.dry_run };
     let mut tracer = Tracer::start(&object, plans, &kernel, btf, settings, sizes, &mut audit)?;
     drop(kernel);
+    let sha256 = hex(&hmac_sha256::Hash::hash(&bytes));
+    drop(bytes);
     let proven = audit.record.as_ref().and_then(|record| record.proven());
     tracer.watch(&waiter)?;
     let mut order = Order::new(MARGIN_NS);
@@ -108,7 +99,6 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
         );
     }
     let mut printer = Printer { output, by_process: ByProcess::new(), left: options.count, sees_processes };
-    let sha256 = hex(&hmac_sha256::Hash::hash(bytes));
     printer.output.ready(&Ready {
         plan: &tracer.plan,
         btf: &btf.to_string_lossy(),

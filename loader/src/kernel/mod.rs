@@ -17,3 +17,4 @@ pub mod shared_ring;
 pub mod symbols;
 pub mod tcp_counters;
 pub mod wait;
+pub mod zlib;

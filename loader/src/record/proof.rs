@@ -184,9 +184,10 @@ mod tests {
             return println!("skipped: needs {KERNEL_BTF}");
         };
         let target = Btf::from_vec(target).unwrap();
-        let object = ObjectFile::parse(embedded::object()).unwrap();
+        let bytes = embedded::object().unwrap();
+        let object = ObjectFile::parse(&bytes).unwrap();
         let names: BTreeSet<&str> = object.programs.iter().map(|program| program.name).collect();
-        let proof = Proof::relocate(embedded::object(), &target, &names).unwrap();
+        let proof = Proof::relocate(&bytes, &target, &names).unwrap();
         assert!(names.len() > 30);
         for name in names {
             let (insns, maps) = handed(&proof, name);

@@ -275,7 +275,7 @@ struct Object {
 impl Object {
     /// The object inside xctl, with another size of NETNS_TOTALS: the length of the array type that says it in the BTF.
     fn with_room_for_one() -> Result<Object> {
-        let mut bytes = ::xctl::embedded::object().to_vec();
+        let mut bytes = ::xctl::embedded::object()?;
         // struct btf_type of a BTF_KIND_ARRAY has no name and no size; then struct btf_array: type, index type, length
         let (array, usual) = ([0, 3 << 24, 0].map(u32::to_ne_bytes).concat(), 1024_u32.to_ne_bytes());
         let places: Vec<_> = (0..bytes.len().saturating_sub(24))
