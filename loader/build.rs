@@ -19,6 +19,11 @@ fn main() {
     for function in ["syscall", "ioctl", "feat_supported"] {
         println!("cargo:rustc-link-arg=-Wl,--wrap={function}");
     }
+    let script = Path::new(&manifest).join("no-unwind.ld");
+    println!("cargo:rerun-if-changed={}", script.display());
+    println!("cargo:rustc-link-arg-bins=-Wl,-T,{}", script.display());
+    // LLVM's linker, which Rust takes on x86_64, cannot tell libraries apart in what it discards.
+    println!("cargo:rustc-link-arg-bins=-fuse-ld=bfd");
     let object = format!("{out}/xctl.bpf.o");
     let mut make = Command::new("make");
     make.arg("-s").arg("-C").arg(&root).arg("bpf").arg(format!("BPF_OBJECT={object}")).arg(format!("ARCH={arch}"));

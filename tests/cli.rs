@@ -19,8 +19,14 @@ const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const OBJECT: i32 = 4;
 
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xctl"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
 fn xctl(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_xctl")).args(arguments).stdin(Stdio::null()).output().unwrap()
+    command(arguments).output().unwrap()
 }
 
 /// A file that is gone with the test.
@@ -65,6 +71,12 @@ fn an_object_that_is_none_is_refused_with_one_message() {
     refused("text", b"This is no object.\n", &["not an ELF file"]);
     refused("empty", b"", &["not an ELF file"]);
     refused("x86", &fs::read(env!("CARGO_BIN_EXE_xctl")).unwrap(), &["x86-64"]);
+}
+
+#[test]
+fn an_error_is_an_error_where_traces_of_the_stack_are_asked_for() {
+    let output = command(&["trace", "--object", "/dev/null"]).env("RUST_BACKTRACE", "1").output().unwrap();
+    assert_eq!(output.status.code(), Some(OBJECT), "{output:?}");
 }
 
 #[test]
