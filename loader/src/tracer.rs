@@ -21,7 +21,7 @@ use crate::kernel::wait::Waiter;
 use crate::kernel::{bpf, perf, privilege};
 use crate::object::cut::Asked;
 use crate::object::relo::type_name;
-use crate::object::{self, Btf, BtfExt, ObjectFile};
+use crate::object::{self, Btf, BtfExt, KERNEL_BTF, ObjectFile};
 use crate::output::summary::{ByProcess, Lost};
 use crate::owners;
 use crate::record;
@@ -516,7 +516,7 @@ pub fn load(
     settings: &Settings,
     max_sockets: u32,
 ) -> Result<Loaded> {
-    let mut open = Open::from_bytes(object.bytes, btf).map_err(|error| {
+    let mut open = Open::from_bytes(object.bytes, (btf != Path::new(KERNEL_BTF)).then_some(btf)).map_err(|error| {
         let class = match errno(&error) {
             Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Exit::Host,
             _ => Exit::Object,

@@ -109,16 +109,18 @@ fn c_string(text: &str) -> Result<CString> {
 
 impl Open {
     /// Open an object from memory, to be relocated against the BTF in the file `btf` (raw BTF, or an ELF file with a
-    /// .BTF section). libbpf copies what it needs.
+    /// .BTF section); none: the running kernel's own, which libbpf then reads once for all purposes. libbpf copies what it
+    /// needs.
     ///
     /// # Errors
     /// If libbpf refuses the object; its messages say why.
-    pub fn from_bytes(object: &[u8], btf: &Path) -> Result<Self> {
-        let btf = c_string(btf.to_str().ok_or_else(|| anyhow!("{} is not UTF-8", btf.display()))?)?;
+    pub fn from_bytes(object: &[u8], btf: Option<&Path>) -> Result<Self> {
+        let name = |path: &Path| c_string(path.to_str().ok_or_else(|| anyhow!("{} is not UTF-8", path.display()))?);
+        let btf = btf.map(name).transpose()?;
         let options = sys::bpf_object_open_opts {
             sz: size_of::<sys::bpf_object_open_opts>() as _,
             object_name: NAME.as_ptr(),
-            btf_custom_path: btf.as_ptr(),
+            btf_custom_path: btf.as_deref().map_or(ptr::null(), CStr::as_ptr),
             ..Default::default()
         };
         let _account = Account::of(By::Libbpf);
