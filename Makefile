@@ -107,6 +107,7 @@ kernel_test = $$($(CARGO_TEST) --no-run --test kernel 2>&1 | tee /dev/stderr | s
 test-native: $(BIN) ## Tests on this machine's kernel
 	$(say) TEST native
 	$(Q)XCTL=$(CURDIR)/$(BIN) $(kernel_test) $(CASES)
+	$(if $(CASES),,$(Q)./tests/dist/service $(BIN))
 
 test-vm: ## Tests on real Debian kernels in virtual machines (KERNELS='6.1 6.12-arm64')
 	$(Q)run() { \
@@ -162,10 +163,9 @@ dist: setup-dist ## Tarballs for x86_64 and aarch64 with man pages, licences, SB
 	$(Q)for arch in $(DIST_ARCHS); do $(if $(Q),printf '  %-8s %s\n' PACK $$arch;) ./dist/pack $$arch $(VERSION); done
 	$(Q)cd target/dist && sha256sum xctl-* > SHA256SUMS
 
-test-dist: dist ## Check what is in target/dist, and the systemd unit
+test-dist: dist ## Check what is in target/dist
 	$(say) TEST dist
 	$(Q)./tests/dist/contents $(DIST_ARCHS)
-	$(Q)./tests/dist/service $(BIN)
 
 test-reproducible: setup-dist ## Build all that twice, in two places: is it the same to the byte? (takes a while)
 	$(say) TEST reproducible

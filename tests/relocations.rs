@@ -895,6 +895,19 @@ fn random_accesses_to_one_kernel_come_out_on_another_as_by_libbpf() {
 
 // ---- BTF that was cut down ----
 
+#[test]
+fn of_a_long_kernel_image_only_its_types_are_read() {
+    let scratch = Scratch::new("image");
+    let types = Btf::nothing();
+    let types: &[u8] = kernels().first().map_or(types.bytes(), |(.., btf)| btf.bytes());
+    let image = scratch.file("vmlinux", &elf(&[(".text", 1, 6, 0, 0, b"code"), (".BTF", 1, 0, 0, 0, types)]));
+    // Debug information, as far as its length goes; it takes no room on the disk.
+    fs::File::options().append(true).open(&image).unwrap().set_len(8 * source::MAX_FILE).unwrap();
+    assert!(source::read_btf(&image).unwrap() == types);
+    let other = scratch.file("other", &elf(&[(".text", 1, 6, 0, 0, b"code")]));
+    assert!(source::read_btf(&other).unwrap_err().to_string().contains("has no .BTF section"));
+}
+
 /// Every relocation comes to the same with both, and the code too. Returns how many.
 fn same(what: &str, bytes: &[u8], one: &Btf, two: &Btf) -> usize {
     let ((all, code), (others, other_code)) = (relocate(bytes, one, |_, _| true), relocate(bytes, two, |_, _| true));

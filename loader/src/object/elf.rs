@@ -12,7 +12,7 @@ pub(crate) mod tests;
 
 use std::fmt;
 
-pub use sections::{Section, section};
+pub use sections::{Section, section, section_of_file};
 pub use symbols::{Relocation, Symbol};
 
 /// `e_machine` of BPF.

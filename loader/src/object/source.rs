@@ -22,7 +22,7 @@ const IMAGES: [&str; 7] = [
     "usr/lib/debug/lib/modules/{}/vmlinux",
 ];
 
-/// The longest file that is read, in bytes. A kernel's BTF has about six million; a vmlinux with debug information more.
+/// The longest file that is read whole, in bytes. A kernel's BTF has about six million.
 pub const MAX_FILE: u64 = 256 << 20;
 
 /// Why there are no bytes.
@@ -104,17 +104,19 @@ fn find_below(root: &Path, release: &str) -> Option<PathBuf> {
 /// # Errors
 /// The file cannot be read, is too long, or holds no BTF.
 pub fn read_btf(path: &Path) -> Result<Vec<u8>, SourceError> {
-    let bytes = read_file(path)?;
-    match bytes.get(..2) {
-        Some([0x9f, 0xeb] | [0xeb, 0x9f]) => Ok(bytes),
-        _ => match elf::section(&bytes, ".BTF") {
-            Ok(Some(section)) => Ok(section.to_vec()),
-            Ok(None) => {
-                Err(SourceError::NotBtf { path: path.to_owned(), what: "the ELF file has no .BTF section".to_owned() })
-            }
-            Err(refused) => Err(SourceError::NotBtf { path: path.to_owned(), what: refused.to_string() }),
-        },
-    }
+    let io = |error| SourceError::Io { path: path.to_owned(), error };
+    let mut file = File::open(path).map_err(io)?;
+    let mut magic = Vec::new();
+    file.by_ref().take(4).read_to_end(&mut magic).map_err(io)?;
+    let section = match *magic {
+        [0x7f, b'E', b'L', b'F'] => elf::section_of_file(file, ".BTF"),
+        [0x9f, 0xeb, ..] | [0xeb, 0x9f, ..] => return read_file(path),
+        _ => elf::section(&read_file(path)?, ".BTF").map(|section| section.map(<[u8]>::to_vec)),
+    };
+    let not = |what: String| SourceError::NotBtf { path: path.to_owned(), what };
+    section
+        .map_err(|refused| not(refused.to_string()))?
+        .ok_or_else(|| not("the ELF file has no .BTF section".to_owned()))
 }
 
 #[cfg(test)]

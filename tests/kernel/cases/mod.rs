@@ -29,6 +29,7 @@ mod ss;
 mod stopped_reader;
 mod tuples;
 mod verify;
+mod without_btf;
 
 const BOTH: Families = Families::Both;
 const EITHER: Families = Families::BothInAuto;
@@ -99,5 +100,7 @@ pub const ALL: &[Case] = &[
     case!("no_capability",        AUTO,     V4,   refusals::one_capability),
     case!("no_memlock",           AUTO,     V4,   refusals::no_memlock),
     case!("no_btf",               AUTO,     V4,   refusals::no_btf),
+    case!("cut_btf",              Set::ALL, V4,   without_btf::cut_down),
+    case!("kernel_image",         EVERY_KIND,   V4,   without_btf::image),
     case!("no_kprobes",           AUTO,     V4,   refusals::no_kprobes),
 ];

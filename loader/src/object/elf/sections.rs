@@ -1,8 +1,10 @@
 //! The ELF header and the section table.
 
+use std::fs::File;
+
 use object::elf::{self, FileHeader64};
 use object::read::elf::{FileHeader, SectionHeader};
-use object::{Endian, Endianness, Pod};
+use object::{Endian, Endianness, Pod, ReadCache};
 
 use super::{EM_BPF, Refused};
 
@@ -269,4 +271,20 @@ fn named<'a>(
 pub fn section<'a>(bytes: &'a [u8], name: &str) -> Result<Option<&'a [u8]>, Refused> {
     let (_, sections) = read(bytes)?;
     Ok(sections.iter().find(|s| s.name == name).map(|s| s.bytes(bytes)))
+}
+
+/// The same of a file, of which only that section and what leads to it is read: kernels with debug information are long.
+///
+/// # Errors
+/// The file is not ELF, damaged, or cannot be read.
+pub fn section_of_file(file: File, name: &str) -> Result<Option<Vec<u8>>, Refused> {
+    let cache = ReadCache::new(file);
+    let found = || -> object::Result<Option<Vec<u8>>> {
+        let header = FileHeader64::<Endianness>::parse(&cache)?;
+        let endian = header.endian()?;
+        let sections = header.sections(endian, &cache)?;
+        let section = sections.section_by_name(endian, name.as_bytes());
+        section.map(|(_, section)| Ok(section.data(endian, &cache)?.to_vec())).transpose()
+    };
+    found().map_err(|error| Refused::new(error.to_string()))
 }
