@@ -63,6 +63,16 @@ $(BPF_OBJECT): $(BPF_SOURCES) Makefile
 	$(Q)$(CLANG) $(BPF_CFLAGS) -c bpf-src/xctl.bpf.c -o $@
 	$(Q)$(LLVM_STRIP) -g -w -N 'LBB*' -R .rel.BTF -R .rel.BTF.ext $@
 
+# A program for the tests, in C; tests/ways/build.rs calls this.
+WAYS ?= target/ways/$(ARCH)/ways
+.PHONY: ways
+ways: $(WAYS)
+
+$(WAYS): tests/ways/ways.c Makefile
+	$(say) CC $@
+	$(Q)mkdir -p $(@D)
+	$(Q)$(or $(CROSS),cc) -std=gnu11 -O1 -static -Wall -Wextra -Werror -o $@ $<
+
 .PHONY: vmlinux
 vmlinux: $(BIN) ## Write vmlinux/vmlinux.h from kernel BTF (BTF=FILE: not this kernel's)
 	$(say) BTF vmlinux/vmlinux.h

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::{SpliceFFlags, splice};
 use nix::sys::sendfile::sendfile;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockaddrStorage, UnixAddr, getpeername, getsockname,
+    ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockaddrStorage, UnixAddr, getpeername, getsockname, recv,
     recvmsg, send, sendmsg, setsockopt, shutdown, sockopt,
 };
 use nix::unistd::pipe;
@@ -76,6 +76,14 @@ enum Order {
     Send {
         on: Id,
         way: Way,
+    },
+    /// Gives the kernel a TLS key, and sends without waiting until there is no more room.
+    Fill {
+        on: Id,
+    },
+    /// Reads what is there.
+    Drain {
+        from: Id,
     },
     Shutdown {
         of: Id,
@@ -228,6 +236,19 @@ impl Actor {
         }
     }
 
+    /// By kTLS; an error that says so where the kernel does not know it.
+    pub fn fill(&mut self, on: Id) -> Result<Result<(), String>> {
+        match self.order(&Order::Fill { on })? {
+            Answer::Done => Ok(Ok(())),
+            Answer::Cannot(why) => Ok(Err(why)),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    pub fn drain(&mut self, from: Id) -> Result<()> {
+        self.done(&Order::Drain { from })
+    }
+
     pub fn send(&mut self, on: Id) -> Result<()> {
         self.done(&Order::Send { on, way: Way::Send })
     }
@@ -346,6 +367,12 @@ impl Stage {
             Order::Connect { to, protocol, wait } => self.connect(to, protocol, wait),
             Order::Accept { listener, wait } => self.accept(listener, wait),
             Order::Send { on, way } => self.send(on, way),
+            Order::Fill { on } => self.fill(on),
+            Order::Drain { from } => {
+                let mut buffer = vec![0; 1 << 16];
+                let socket = self.held(from)?.number();
+                until_blocked(|| recv(socket, &mut buffer, MsgFlags::MSG_DONTWAIT))
+            }
             Order::Shutdown { of } => {
                 shutdown(self.held(of)?.number(), Shutdown::Write).context("shutdown()")?;
                 Ok(Answer::Done)
@@ -439,14 +466,23 @@ impl Stage {
                 splice(&end, None, socket.own()?, None, BYTES, SpliceFFlags::empty()).context("splice()")?
             }
             Way::Ktls => {
-                if let Err(error) = encrypt(socket.own()?) {
-                    return Ok(Answer::Cannot(format!("this kernel has no kTLS ({error})")));
+                if let Err(why) = encrypt(socket.own()?) {
+                    return Ok(Answer::Cannot(why));
                 }
                 send(socket.number(), &data, MsgFlags::empty()).context("send() with kTLS")?
             }
         };
         ensure!(moved == BYTES, "{way:?} moved {moved} bytes");
         Ok(Answer::Done)
+    }
+
+    fn fill(&mut self, on: Id) -> Result<Answer> {
+        let socket = self.held(on)?.own()?;
+        if let Err(why) = encrypt(socket) {
+            return Ok(Answer::Cannot(why));
+        }
+        let data = vec![b'x'; 1 << 14];
+        until_blocked(|| send(socket.as_raw_fd(), &data, MsgFlags::MSG_DONTWAIT))
     }
 
     fn take(&mut self) -> Result<Answer> {
@@ -510,9 +546,22 @@ pub fn open(address: SocketAddr, protocol: Protocols) -> Result<Option<Socket>> 
     }
 }
 
-/// From now on the kernel encrypts what is sent; nobody will want to read it.
-fn encrypt(socket: &OwnedFd) -> Result<(), Errno> {
-    setsockopt(socket, sockopt::TcpUlp::default(), b"tls")?;
+/// Does it again until it would have to wait.
+fn until_blocked(mut call: impl FnMut() -> Result<usize, Errno>) -> Result<Answer> {
+    loop {
+        match call() {
+            Ok(0) => bail!("the connection has ended"),
+            Ok(_) => {}
+            Err(Errno::EAGAIN) => return Ok(Answer::Done),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// From now on the kernel encrypts what is sent; nobody will want to read it. An error that says why it cannot.
+fn encrypt(socket: &OwnedFd) -> Result<(), String> {
+    let cannot = |error| format!("this kernel has no kTLS ({error})");
+    setsockopt(socket, sockopt::TcpUlp::default(), b"tls").map_err(cannot)?;
     let info = libc::tls12_crypto_info_aes_gcm_128 {
         info: libc::tls_crypto_info { version: libc::TLS_1_2_VERSION, cipher_type: libc::TLS_CIPHER_AES_GCM_128 },
         iv: [1; libc::TLS_CIPHER_AES_GCM_128_IV_SIZE],
@@ -520,7 +569,7 @@ fn encrypt(socket: &OwnedFd) -> Result<(), Errno> {
         salt: [3; libc::TLS_CIPHER_AES_GCM_128_SALT_SIZE],
         rec_seq: [0; libc::TLS_CIPHER_AES_GCM_128_REC_SEQ_SIZE],
     };
-    setsockopt(socket, sockopt::TcpTlsTx, &sockopt::TlsCryptoInfo::Aes128Gcm(info))
+    setsockopt(socket, sockopt::TcpTlsTx, &sockopt::TlsCryptoInfo::Aes128Gcm(info)).map_err(cannot)
 }
 
 fn address(from: &SockaddrStorage) -> Result<SocketAddr> {

@@ -21,6 +21,7 @@ mod process;
 mod schema;
 mod tracee;
 mod tracefs;
+mod ways;
 mod workers;
 mod xctl;
 

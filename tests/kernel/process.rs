@@ -1,12 +1,15 @@
 //! A child process that speaks in lines, with a time limit on every wait and no way to outlive its handle.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
@@ -127,6 +130,14 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A file without a name, which nobody has to remove, and the path by which others find it as long as it is open here.
+pub fn nameless_file(bytes: &[u8]) -> Result<(File, String)> {
+    let mut file = File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).context("making a file")?);
+    file.write_all(bytes).context("writing to it")?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    Ok((file, path))
 }
 
 /// This executable once more, as what `part` makes of it, with these arguments.

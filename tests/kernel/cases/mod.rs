@@ -13,6 +13,8 @@ mod full_map;
 mod handed_over;
 mod hotplug;
 mod idle;
+mod io_uring;
+mod kernel_threads;
 mod kinds;
 mod listeners;
 mod lossy_link;
@@ -24,6 +26,7 @@ mod refusals;
 mod reused_pid;
 mod send_events;
 mod senders;
+mod shared_fd;
 mod sockets;
 mod ss;
 mod stopped_reader;
@@ -58,6 +61,10 @@ pub const ALL: &[Case] = &[
     case!("senders",              Set::ALL, EITHER, senders::run),
     case!("mptcp",                Set::ALL, V4,   mptcp::run),
     case!("handed_over",          Set::ALL, V4,   handed_over::run),
+    case!("shared_fd",            Set::ALL, EITHER, shared_fd::run),
+    case!("io_uring",             Set::ALL, EITHER, io_uring::run),
+    case!("sockmap",              Set::ALL, V4,   kernel_threads::sockmap),
+    case!("ktls_worker",          Set::ALL, V4,   kernel_threads::ktls),
     case!("listeners",            Set::ALL, EITHER, listeners::forked),
     case!("shared_port",          Set::ALL, V4,   listeners::shared),
     case!("blocked_accept",       Set::ALL, V4,   listeners::blocked_accept),

@@ -1,0 +1,59 @@
+//! Processes that have a socket in common without having called exec: children of fork(), and who took it by pidfd_getfd().
+//! The last that sent is the owner, and of a connection that was never sent on, who accepted it.
+
+use crate::claims::{Claims, Whose};
+use crate::host::Set;
+use crate::link::Link;
+use crate::ways::{How::Call, Order, RawActor};
+use crate::workers::Who;
+use crate::xctl::{Kind, Owner, Xctl};
+use crate::{Family, Outcome};
+
+pub fn run(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    let mut server = RawActor::new(&link.b, "server")?;
+    let mut parent = RawActor::new(&link.a, "parent")?;
+    let mut stranger = RawActor::new(&link.a, "stranger")?;
+    let mut xctl = Xctl::start(set, &[])?;
+    let (listener, at) = server.listen(link.address(&link.b, family))?;
+    let workers = [server.fork("worker-1")?, server.fork("worker-2")?];
+
+    let mut ends = vec![];
+    for worker in workers.iter().cycle().take(5) {
+        let ours = parent.socket(Order::Connect(at))?;
+        ends.push((ours, server.child_socket(worker, Order::Accept(listener, Call))?));
+    }
+    let [to_child, to_child_and_back, taken, taken_in_vain, idle] = ends[..] else { unreachable!() };
+    let child = parent.fork("child")?;
+    let mut take = |(theirs, _)| stranger.attempt_socket(Order::Take(parent.who.pid, theirs));
+    let (by_stranger, _) = (take(taken.0)?, take(taken_in_vain.0)?);
+
+    link.lose(100)?;
+    let (mut claims, mut note) = (Claims::default(), String::new());
+    let of = |who: &Who, owner| Whose::Of(who.clone(), owner);
+    let mut client = |what, flow, who: &Who| claims.add(what, &link.a, flow, Kind::Rto, of(who, Owner::Send));
+    parent.child_done(&child, Order::Send(to_child.0.0, Call))?;
+    client("the child sends", to_child.0.1, &child.who)?;
+    parent.child_done(&child, Order::Send(to_child_and_back.0.0, Call))?;
+    parent.done(Order::Send(to_child_and_back.0.0, Call))?;
+    client("the child sends, then the parent", to_child_and_back.0.1, &parent.who)?;
+    match by_stranger {
+        Ok((fd, _)) => {
+            stranger.done(Order::Send(fd, Call))?;
+            client("a process sends that took it by pidfd_getfd()", taken.0.1, &stranger.who)?;
+        }
+        Err(why) => note = format!("; {why}"),
+    }
+    parent.done(Order::Send(taken_in_vain.0.0, Call))?;
+    client("another took it and did nothing", taken_in_vain.0.1, &parent.who)?;
+
+    let mut accepted = |what, flow, who: &Who, owner| claims.add(what, &link.b, flow, Kind::Rto, of(who, owner));
+    server.child_done(&workers[0], Order::Send(to_child.1.0, Call))?;
+    accepted("one worker sends", to_child.1.1, &workers[0].who, Owner::Send)?;
+    server.child_done(&workers[1], Order::Send(to_child_and_back.1.0, Call))?;
+    accepted("the other worker sends", to_child_and_back.1.1, &workers[1].who, Owner::Send)?;
+    server.child_done(&workers[0], Order::Shutdown(idle.1.0))?;
+    accepted("a worker accepts and closes", idle.1.1, &workers[0].who, Owner::Accept)?;
+    claims.wait(&mut xctl)?;
+    claims.judge(xctl, &note)
+}
