@@ -190,8 +190,8 @@ btf-min: $(BIN) ## Cut kernels' BTF down to what xctl needs, into target/btf-min
 		file=$$kernel; \
 		[ -f "$$file" ] || file=$(KERNEL_CACHE)/$$kernel/vmlinux.btf; \
 		[ -f "$$file" ] || { echo "xctl: no file $$kernel, and no kernel of that name in $(KERNEL_CACHE)" >&2; exit 1; }; \
-		name=$$(basename "$$kernel" .btf); \
-		$(BIN) btf --min "target/btf-min/$$name.btf" --btf "$$file"; \
+		name=$${kernel#/} name=$${name%.btf}; \
+		$(BIN) btf --min "target/btf-min/$${name//\//-}.btf" --btf "$$file"; \
 	done
 
 .PHONY: clean
