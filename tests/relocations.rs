@@ -516,13 +516,27 @@ fn kernels() -> &'static [(String, PathBuf, Btf)] {
     })
 }
 
+/// Our object as it is built for a machine.
+fn our_object(machine: &str) -> Vec<u8> {
+    let scratch = Scratch::new(machine);
+    let object = scratch.0.join("xctl.bpf.o");
+    let mut make = Command::new("make");
+    make.arg("-s").arg("-C").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).arg("bpf");
+    make.arg(format!("ARCH={machine}")).arg(format!("BPF_OBJECT={}", object.display()));
+    make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
+    assert!(make.status().unwrap().success(), "make bpf ARCH={machine}");
+    fs::read(object).unwrap()
+}
+
 #[test]
 fn our_object_comes_out_as_by_libbpf_on_every_kernel() {
-    let object = embedded::object().unwrap();
+    let (own, arm64) = (embedded::object().unwrap(), have_clang().then(|| our_object("aarch64")));
     for (name, path, btf) in kernels() {
-        let compared = compare(&format!("our object, {name}"), &object, btf, path);
+        let is_arm64 = name.ends_with("-arm64") || (name == "running" && cfg!(target_arch = "aarch64"));
+        let object = arm64.as_ref().filter(|_| is_arm64).unwrap_or(&own);
+        let compared = compare(&format!("our object, {name}"), object, btf, path);
         println!("{name}: {compared} relocations as by libbpf");
-        let (all, _) = relocate(&object, btf, |_, _| true);
+        let (all, _) = relocate(object, btf, |_, _| true);
         assert!(all.len() > 100);
         assert!(!all.iter().any(|ours| matches!(ours.outcome, Outcome::Refused(_))));
     }
@@ -590,6 +604,43 @@ fn inspect_says_whether_it_would_run() {
     compile(&source, true, true, &scratch.0.join("target.o"));
     compile(&source, false, false, &scratch.0.join("object.o"));
     refused("byte order", &scratch.0.join("object.o"), &scratch.0.join("target.o"), &["different byte order"]);
+}
+
+#[test]
+fn inspect_lists_what_only_the_loader_knows() {
+    if !have_clang() {
+        return;
+    }
+    let scratch = Scratch::new("outside");
+    for big_endian in [false, true] {
+        let (source, object) = (objects().join("outside/externs.c"), scratch.0.join("object.o"));
+        compile(&source, big_endian, false, &object);
+        let (json, error) = inspect(&object, &object, true);
+        assert!(error.is_none(), "{error:?}");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let programs = json["programs"].as_array().unwrap();
+        let found = |name: &str| programs.iter().find(|program| program["name"] == name).unwrap();
+        let (no, lock, unlock) = (serde_json::json!([]), "bpf_rcu_read_lock", "bpf_rcu_read_unlock");
+        for (name, calls, kfuncs, externs) in [
+            // One of them by way of a function.
+            ("by_configuration", &["version"][..], &[][..], &["CONFIG_PREEMPT", "LINUX_KERNEL_VERSION"][..]),
+            ("by_variable", &[], &[], &["bpf_prog_active"]),
+            // Whether it is there is asked by its address.
+            ("by_function", &[], &[lock, unlock], &[unlock]),
+            ("by_itself", &[], &[], &[]),
+        ] {
+            let program = found(name);
+            for (what, names) in [("calls", calls), ("kfuncs", kfuncs), ("externs", externs)] {
+                assert_eq!(program[what], serde_json::json!(names), "{what} of {name}");
+            }
+            assert_eq!(program["provable"], program["kfuncs"] == no && program["externs"] == no, "{name}");
+        }
+        assert_eq!(found("by_itself")["provable"], true);
+        let weak: Vec<_> = json["externs"].as_array().unwrap().iter().filter(|one| one["weak"] == true).collect();
+        assert_eq!(weak.len(), 2, "{weak:?}");
+        let (text, _) = inspect(&object, &object, false);
+        assert!(text.contains("provable  no: ") && text.contains("bpf_rcu_read_unlock (may be missing)"), "{text}");
+    }
 }
 
 #[test]

@@ -423,7 +423,9 @@ impl Text<'_> {
         self.item("calls", &list(&function.calls))?;
         self.item("maps", &list(&function.maps))?;
         self.item("variables", &list(&function.variables))?;
-        self.item("externs", &list(&function.externs))
+        self.item("externs", &list(&function.externs))?;
+        let unknown = "no: what it takes from outside only its loader knows";
+        self.item("provable", if function.provable { "" } else { unknown })
     }
 
     fn map(&mut self, map: &MapFacts, name: &str) -> Result<()> {

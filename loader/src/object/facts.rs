@@ -68,6 +68,8 @@ pub struct FunctionFacts<'a> {
     pub variables: BTreeSet<&'a str>,
     /// Variables of the kernel or its configuration, likewise.
     pub externs: BTreeSet<&'a str>,
+    /// The object and the BTF alone say what it must be in the kernel; else only its loader knows.
+    pub provable: bool,
 }
 
 /// A map.
@@ -245,6 +247,7 @@ impl<'o, 'a> Functions<'o, 'a> {
             maps: BTreeSet::new(),
             variables: BTreeSet::new(),
             externs: BTreeSet::new(),
+            provable: true,
         };
         while let Some(place) = todo.pop() {
             if !seen.insert(place) {
@@ -262,6 +265,7 @@ impl<'o, 'a> Functions<'o, 'a> {
             facts.externs.extend(&uses.externs);
             todo.extend(&uses.functions);
         }
+        facts.provable = facts.kfuncs.is_empty() && facts.externs.is_empty();
         let name = |number: &i32| helpers::name(*number).map_or_else(|| format!("helper#{number}"), str::to_owned);
         facts.helpers = helpers.iter().map(name).collect();
         facts
