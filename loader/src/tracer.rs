@@ -281,7 +281,12 @@ impl Tracer {
             return Err(Blocked::new(found, "use --seed proc").by_host());
         }
         let wanted = |program: &str| plan.has(program) || (iterator && program == owners::SEED);
-        let loaded = load(object, wanted, btf, settings, sizes.max_sockets)?;
+        let load = |statistics| load_with(object, wanted, btf, settings, sizes.max_sockets, statistics);
+        let loaded = match load(audit.record.is_some()) {
+            // A log for statistics does not have what led to a refusal.
+            Err(error) if audit.record.is_some() && error.downcast_ref() == Some(&Exit::Object) => load(false),
+            result => result,
+        }?;
         if let Some(record) = &mut audit.record {
             record.loaded(object.bytes, &loaded, &kernel.btf)?;
         }
@@ -516,6 +521,17 @@ pub fn load(
     settings: &Settings,
     max_sockets: u32,
 ) -> Result<Loaded> {
+    load_with(object, wanted, btf, settings, max_sockets, false)
+}
+
+fn load_with(
+    object: &Checked<'_>,
+    wanted: impl Fn(&str) -> bool,
+    btf: &Path,
+    settings: &Settings,
+    max_sockets: u32,
+    statistics: bool,
+) -> Result<Loaded> {
     let mut open = Open::from_bytes(object.bytes, (btf != Path::new(KERNEL_BTF)).then_some(btf)).map_err(|error| {
         let class = match errno(&error) {
             Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Exit::Host,
@@ -532,6 +548,9 @@ pub fn load(
     let mut bytes = [0; size_of::<Settings>()];
     settings.put(&mut bytes);
     open.set_global(RODATA, 0, &bytes)?;
+    if statistics {
+        open.ask_for_statistics()?;
+    }
     open.load().map_err(|error| {
         let class = match error.raw_os_error() {
             Some(libc::EPERM | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => Exit::Host,

@@ -18,8 +18,9 @@ use crate::process::Process;
 pub struct Call {
     pub name: &'static str,
     pub arguments: [u64; 5],
-    /// As the kernel returned it: a negative errno is a failure.
+    /// As the kernel returned it, if it has: a negative errno is a failure.
     pub result: i64,
+    pub returned: bool,
     /// bpf(2): its attributes before the call.
     pub attributes: Vec<u8>,
     /// BPF_PROG_LOAD: the program.
@@ -27,6 +28,7 @@ pub struct Call {
 }
 
 pub const BPF_PROG_LOAD: u64 = 5;
+pub const BPF_OBJ_GET_INFO_BY_FD: u64 = 15;
 
 impl Call {
     pub fn word(&self, at: usize) -> u32 {
@@ -57,13 +59,14 @@ fn registers(pid: Pid) -> Result<(i64, [u64; 5], i64)> {
     Ok((regs[8] as i64, [regs[0], regs[1], regs[2], regs[3], regs[4]], regs[0] as i64))
 }
 
-fn read(memory: &File, at: u64, length: usize) -> Result<Vec<u8>> {
+pub fn read(memory: &File, at: u64, length: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0; length];
     memory.read_exact_at(&mut bytes, at).with_context(|| format!("reading {length} bytes of its memory"))?;
     Ok(bytes)
 }
 
-/// Runs a command to its end. At each bpf(2) call, before the kernel sees it, `meddle` may alter its memory.
+/// Runs a command to its end. At each bpf(2) call, before the kernel sees it and when it has returned, `meddle` may alter its
+/// memory.
 pub fn watch(
     what: &str,
     command: &Command,
@@ -93,6 +96,10 @@ pub fn watch(
                 Some(call) => {
                     if let Some(mut call) = call {
                         (.., call.result) = registers(pid)?;
+                        call.returned = true;
+                        if call.name == "bpf" {
+                            meddle(&call, &memory_of(pid)?)?;
+                        }
                         calls.push(call);
                     }
                 }
@@ -112,6 +119,10 @@ pub fn watch(
     }
 }
 
+fn memory_of(pid: Pid) -> Result<File> {
+    OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem")).context("opening its memory")
+}
+
 /// The call that begins now, if it is one of ours.
 fn enter(pid: Pid, meddle: &mut impl FnMut(&Call, &File) -> Result<()>) -> Result<Option<Call>> {
     let (number, arguments, _) = registers(pid)?;
@@ -121,10 +132,9 @@ fn enter(pid: Pid, meddle: &mut impl FnMut(&Call, &File) -> Result<()>) -> Resul
         libc::SYS_ioctl if (arguments[1] >> 8) & 0xff == u64::from(b'$') => "ioctl",
         _ => return Ok(None),
     };
-    let mut call = Call { name, arguments, result: 0, attributes: Vec::new(), insns: Vec::new() };
+    let mut call = Call { name, arguments, result: 0, returned: false, attributes: Vec::new(), insns: Vec::new() };
     if name == "bpf" {
-        let path = format!("/proc/{pid}/mem");
-        let memory = OpenOptions::new().read(true).write(true).open(path).context("opening its memory")?;
+        let memory = memory_of(pid)?;
         let size = usize::try_from(arguments[2])?;
         ensure!(size <= 4096, "{size} bytes of attributes");
         call.attributes = read(&memory, arguments[1], size)?;

@@ -148,8 +148,8 @@ fn give_up_privilege(options: &TraceOptions, tracer: &Tracer) -> Result<()> {
         keep.extend([privilege::SYS_ADMIN, privilege::SYS_PTRACE, privilege::DAC_READ_SEARCH]);
     }
     if options.record.is_some() {
-        // To rename the record, which may lie in another user's folder.
-        keep.push(privilege::DAC_OVERRIDE);
+        // To rename the record, which may lie in another user's folder, or in one where only its owner may.
+        keep.extend([privilege::DAC_OVERRIDE, privilege::FOWNER]);
     }
     // Until 5.18 unprivileged_bpf_disabled also forbids to read maps that are open already.
     if !privilege::works_without(|| tracer.lost())? {

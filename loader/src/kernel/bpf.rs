@@ -215,6 +215,23 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     })
 }
 
+/// What the verifier made of a program, `length` bytes ([`ProgramInfo::xlated`]); none if the kernel does not show it.
+///
+/// # Errors
+/// With the kernel's errno.
+pub fn translated(program: BorrowedFd<'_>, length: u32) -> io::Result<Option<Vec<u8>>> {
+    let mut insns = vec![0; length as usize];
+    let mut info = sys::bpf_prog_info {
+        xlated_prog_len: length,
+        xlated_prog_insns: insns.as_mut_ptr() as u64,
+        ..Default::default()
+    };
+    // SAFETY: it is a program's; of what can be asked for only these instructions are, and there is room for as many bytes
+    // as it says.
+    unsafe { object_info(program, &mut info) }?;
+    Ok((info.xlated_prog_insns != 0 && info.xlated_prog_len == length).then_some(insns))
+}
+
 /// What the kernel says of a map.
 ///
 /// # Errors

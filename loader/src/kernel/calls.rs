@@ -108,6 +108,8 @@ pub struct Sent {
     pub attributes: Vec<u8>,
     /// Instructions, 8 bytes each.
     pub insns: Vec<u8>,
+    /// What the verifier wrote into its log, if one was asked for.
+    pub log: Option<Vec<u8>>,
     /// How long the kernel took to verify, compile and install it.
     pub took: Duration,
 }
@@ -328,23 +330,32 @@ fn record(request: impl FnOnce(&Known) -> Request, real: impl FnOnce() -> c_long
     let result = real();
     let took = began.elapsed();
     let errno = Errno::last_raw();
+    let log = if result >= 0 { log_of(&request) } else { None };
     let by = account(&request);
     let call = Call { request, by, result, errno: if result < 0 { errno } else { 0 }, took };
     if let Some(recorder) = recorder().as_mut() {
         (recorder.sink)(&call, &recorder.known);
-        remember(&mut recorder.known, &call);
+        remember(&mut recorder.known, &call, log);
     }
     Errno::set_raw(errno);
     result
 }
 
-fn remember(known: &mut Known, call: &Call) {
+/// The verifier's log of a program that has just been loaded.
+fn log_of(request: &Request) -> Option<Vec<u8>> {
+    let Request::Bpf { command: sys::BPF_PROG_LOAD, attributes, .. } = request else { return None };
+    let (level, size, address) = (word(attributes, 24)?, word(attributes, 28)?, long(attributes, 32)?);
+    // SAFETY: the kernel has taken this memory for a log, if it was given some with a level, and ended that with a NUL.
+    if level > 0 && size > 0 { unsafe { copy_string(address) } } else { None }
+}
+
+fn remember(known: &mut Known, call: &Call, log: Option<Vec<u8>>) {
     let Some(fd) = i32::try_from(call.result).ok().filter(|fd| *fd >= 0) else { return };
     let made = match &call.request {
         Request::Bpf { command: sys::BPF_MAP_CREATE, attributes, .. } => Made::Map(attributes.clone()),
         Request::Bpf { command: sys::BPF_PROG_LOAD, attributes, pointed } => {
             let insns = pointed.first().map(|pointed| pointed.bytes.clone()).unwrap_or_default();
-            Made::Program(Sent { attributes: attributes.clone(), insns, took: call.took })
+            Made::Program(Sent { attributes: attributes.clone(), insns, log, took: call.took })
         }
         Request::Bpf { command, .. } => match *command {
             sys::BPF_BTF_LOAD

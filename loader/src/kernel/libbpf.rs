@@ -142,6 +142,18 @@ impl Open {
         Ok(())
     }
 
+    /// Let the verifier say how much work each program was. What it says of a program that it refuses is less then.
+    pub fn ask_for_statistics(&mut self) -> Result<()> {
+        /// BPF_LOG_STATS (include/linux/bpf_verifier.h)
+        const STATISTICS: u32 = 4;
+        for (program, name) in programs(self.object) {
+            // SAFETY: the program belongs to this object, which is not loaded yet.
+            let result = unsafe { sys::bpf_program__set_log_level(program, STATISTICS) };
+            check(result, || format!("cannot ask for statistics of program {name}"))?;
+        }
+        Ok(())
+    }
+
     fn map(&self, name: &str) -> Result<NonNull<sys::bpf_map>> {
         let c_name = c_string(name)?;
         // SAFETY: the object is open and the name is NUL-terminated.

@@ -44,6 +44,9 @@ pub const DAC_READ_SEARCH: Capability =
 /// To rename in other users' folders.
 pub const DAC_OVERRIDE: Capability =
     capability(1, "CAP_DAC_OVERRIDE", "to give the record its final name in another user's folder (--record)");
+/// To rename in folders where only a file's owner may (/tmp).
+pub const FOWNER: Capability =
+    capability(3, "CAP_FOWNER", "to give the record its final name in a folder like /tmp (--record with --user)");
 /// To lock more memory than RLIMIT_MEMLOCK, for rings.
 pub const IPC_LOCK: Capability =
     capability(14, "CAP_IPC_LOCK", "for rings beyond kernel.perf_event_mlock_kb and RLIMIT_MEMLOCK (--perf-pages)");

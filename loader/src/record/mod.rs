@@ -3,7 +3,8 @@
 //!
 //! - [`document`]: the file. Calls are written as they are made, so that a long run takes no memory; the rest at the end.
 //! - [`decode`]: a call, with names for numbers.
-//! - [`proof`]: every instruction that was handed over, and the kernel's own hash of it; [`tag`]: that hash.
+//! - [`proof`]: every instruction that was handed over, and the kernel's own hash of it; [`tag`]: that hash; [`translated`]: what
+//!   the kernel made of it. [`statistics`]: how much work that was.
 //! - [`capabilities`]: those that are held and needed, by name.
 //!
 //! `schema.json` beside this file describes the document.
@@ -12,7 +13,9 @@ mod capabilities;
 mod decode;
 mod document;
 pub mod proof;
+mod statistics;
 pub mod tag;
+mod translated;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
@@ -34,6 +37,8 @@ use crate::object::{Btf, maps};
 use capabilities::Capabilities;
 use document::Document;
 use proof::{Proof, Unproven};
+use statistics::Statistics;
+use translated::{Translation, Unexplained};
 
 /// The document's schema, in the language of JSON Schema.
 pub const SCHEMA: &str = include_str!("schema.json");
@@ -80,6 +85,10 @@ struct ProgramRecord {
     jited_bytes: Option<u32>,
     /// Instructions that the verifier went through; null where the kernel does not tell.
     verifier_steps: Option<u32>,
+    /// What the verifier says of its work; null where it does not.
+    verifier: Option<Statistics>,
+    /// What it made of the program, compared; null if the kernel does not show it, or not as it is.
+    translated: Option<Translation>,
     /// How long loading it took.
     load_ns: u64,
     /// When it was loaded, by CLOCK_BOOTTIME.
@@ -267,10 +276,21 @@ impl Record {
             let sent = self.recording.sent(program.as_raw_fd());
             let insns = sent.as_ref().map_or(&[][..], |sent| &sent.insns);
             let tag_hash = tag::of(insns, info.tag);
-            let unproven = proof.check(&name, insns, &info, tag_hash, &ids);
+            let translated = bpf::translated(program, info.xlated)
+                .with_context(|| format!("cannot ask what became of program {name}"))?;
+            let (translated, unexplained) = match translated {
+                Some(translated) => proof::translation(insns, &translated, &ids),
+                None => (None, None),
+            };
+            let unexplained =
+                unexplained.map(|Unexplained { insn, why }| Unproven { program: name.clone(), insn, why });
+            let unproven = proof.check(&name, insns, &info, tag_hash, &ids).or(unexplained);
+            let log = sent.as_ref().and_then(|sent| sent.log.as_deref()).unwrap_or_default();
             let (relocations, poisoned) = proof.relocations(&name);
             self.facts.programs.push(ProgramRecord {
                 tag_hash,
+                verifier: Statistics::parse(&String::from_utf8_lossy(log)),
+                translated,
                 insns: insns.len() / INSN_SIZE as usize,
                 load_ns: sent.as_ref().map_or(0, |sent| u64::try_from(sent.took.as_nanos()).unwrap_or(u64::MAX)),
                 relocations,
@@ -350,6 +370,8 @@ impl ProgramRecord {
             insns_verified: info.xlated / INSN_SIZE as u32,
             jited_bytes: (info.jited > 0).then_some(info.jited),
             verifier_steps: (info.verified > 0).then_some(info.verified),
+            verifier: None,
+            translated: None,
             load_ns: 0,
             loaded_boottime_ns: info.load_time,
             map_ids: info.map_ids.clone(),

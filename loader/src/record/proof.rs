@@ -6,9 +6,7 @@
 //!    and offsets in them are not in that hash; so
 //! 3. the maps that the kernel says the program uses are those that the object's relocations name, and the `.rodata` that
 //!    libbpf binds to every program.
-//!
-//! What the verifier makes of the program afterwards is not compared: it replaces helper calls, accesses to contexts and maps,
-//! and drops what cannot run.
+//! 4. What the verifier has made of the program does the same, step by step ([`super::translated`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
@@ -19,6 +17,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 
 use super::tag::Hash;
+use super::translated::{self, Translation, Unexplained};
 use crate::fault::Exit;
 use crate::kernel::bpf::ProgramInfo;
 use crate::object::elf::INSN_SIZE;
@@ -131,10 +130,7 @@ impl<'a> Proof<'a> {
         if sent.is_empty() {
             return wrong(None, "nobody saw how it was loaded".to_owned());
         }
-        let insns: Vec<Insn> = sent
-            .chunks_exact(INSN_SIZE as usize)
-            .filter_map(|bytes| Some(Insn::decode(bytes.try_into().ok()?, cfg!(target_endian = "big"))))
-            .collect();
+        let insns = decoded(sent);
         let descriptor = |name: &str| maps.get(name).map(|(_, fd)| *fd);
         if let Some(difference) = wanted.image.difference(&insns, descriptor) {
             let (function, found, expected) = (difference.function, difference.found, difference.expected);
@@ -155,6 +151,30 @@ impl<'a> Proof<'a> {
         }
         None
     }
+}
+
+/// What the verifier has made of a program of which the kernel was given `sent`: none if that cannot be compared; and what
+/// in it cannot be explained. `maps` are ids and descriptors by name.
+#[must_use]
+pub(super) fn translation(
+    sent: &[u8],
+    translated: &[u8],
+    maps: &BTreeMap<String, (u32, i32)>,
+) -> (Option<Translation>, Option<Unexplained>) {
+    let translated = decoded(translated);
+    if translated::is_blinded(&translated) {
+        return (None, None);
+    }
+    let ids: BTreeMap<i32, u32> = maps.values().map(|(id, fd)| (*fd, *id)).collect();
+    match translated::compare(&decoded(sent), &translated, |fd| ids.get(&fd).copied()) {
+        Ok(translation) => (Some(translation), None),
+        Err(unexplained) => (None, Some(unexplained)),
+    }
+}
+
+fn decoded(insns: &[u8]) -> Vec<Insn> {
+    let insn = |bytes: &[u8]| Some(Insn::decode(bytes.try_into().ok()?, cfg!(target_endian = "big")));
+    insns.chunks_exact(INSN_SIZE as usize).filter_map(insn).collect()
 }
 
 #[cfg(test)]

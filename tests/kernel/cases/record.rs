@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::ends::bpf_objects;
 use crate::host::{Set, tool};
 use crate::process::{Process, poll};
-use crate::tracee::{BPF_PROG_LOAD, Call, watch};
+use crate::tracee::{self, BPF_OBJ_GET_INFO_BY_FD, BPF_PROG_LOAD, Call, watch};
 use crate::tracefs::private_mounts;
 use crate::xctl::{Xctl, command, refusal};
 use crate::{Family, Outcome, Verdict, altered, schema};
@@ -282,6 +282,19 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
             ensure!(ours == theirs, "{what} of {}: {ours}, and bpftool says {theirs}", program["name"]);
         }
         ensure!(program["proven"] == true && !program["tag_hash"].is_null(), "{program}");
+        // All of what the verifier made of it is explained.
+        let number = |value: &Value| value.as_u64().unwrap_or(0);
+        let translated = &program["translated"];
+        let explained = number(&translated["same"]) + number(&translated["rewritten"]);
+        ensure!(
+            explained == xlated && number(&translated["same"]) > xlated / 2,
+            "of {xlated} instructions: {translated}"
+        );
+        // The verifier's log says as many steps as the kernel does elsewhere, if it does.
+        let (steps, verifier) = (&program["verifier_steps"], &program["verifier"]);
+        ensure!(number(&verifier["insns_processed"]) > 0, "no statistics of {}", program["name"]);
+        ensure!(steps.is_null() || *steps == verifier["insns_processed"], "{steps} steps, and the log says {verifier}");
+        ensure!(!list(verifier, "stack_depth")?.is_empty() && verifier["peak_states"].is_u64(), "{verifier}");
     }
     let recorded_maps = list(&record, "maps")?;
     for map in recorded_maps {
@@ -336,6 +349,26 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
 /// Commands that attach something.
 const ATTACHING: [&str; 3] = ["BPF_RAW_TRACEPOINT_OPEN", "BPF_LINK_CREATE", "BPF_ITER_CREATE"];
 
+/// The record is the invoking user's, and lies where that user may write, whoever xctl becomes.
+pub fn as_another_user(set: Set, _family: Family) -> Outcome {
+    let scratch = Scratch::new()?;
+    let (path, file) = scratch.file("user.json");
+    let attach = set.to_string();
+    // A folder of the invoking user alone, and one where everybody may write, but each only to what is theirs.
+    for mode in [0o700, 0o1777] {
+        fs::set_permissions(&scratch.0, fs::Permissions::from_mode(mode))?;
+        let xctl = command(&arguments(&attach, &["--duration", "0.1", "--user", "nobody", "--record", &file]))?;
+        let mut process = Process::start("xctl --user nobody", xctl)?;
+        process.rest()?;
+        process.succeed().with_context(|| format!("in a folder of mode {mode:o}"))?;
+        ensure!(read(&path)?["proven"] == true, "not proven");
+        let owner = fs::metadata(&path)?.uid();
+        ensure!(owner == 0, "it is that of user {owner}");
+        fs::remove_file(&path)?;
+    }
+    Ok(Verdict::Passed("in folders of mode 700 and 1777".into()))
+}
+
 /// It loads, attaches nothing, and leaves nothing.
 pub fn dry_run(set: Set, _family: Family) -> Outcome {
     let scratch = Scratch::new()?;
@@ -382,7 +415,7 @@ pub fn altered(_set: Set, _family: Family) -> Outcome {
     let xctl = command(&arguments("auto", &more))?;
     let mut victim = None;
     let meddle = |call: &Call, memory: &File| -> Result<()> {
-        if call.arguments[0] == BPF_PROG_LOAD && call.text(48).starts_with("tp_retransmit") {
+        if call.arguments[0] == BPF_PROG_LOAD && !call.returned && call.text(48).starts_with("tp_retransmit") {
             victim = Some(call.text(48));
             alter(call, memory, RETURN_0, 4, 1)?;
         }
@@ -414,6 +447,44 @@ pub fn altered(_set: Set, _family: Family) -> Outcome {
 const RETURN_0: [u8; 8] = [0xb7, 0, 0, 0, 0, 0, 0, 0];
 const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
 
+/// What the kernel shows of a program after verification is altered on its way to xctl: a change that the verifier has no
+/// reason to make.
+pub fn altered_translation(_set: Set, _family: Family) -> Outcome {
+    let scratch = Scratch::new()?;
+    let (path, file) = scratch.file("translated.json");
+    let btf = btf_copy(&scratch)?;
+    let xctl = command(&arguments("auto", &["--dry-run", "--record", &file, "--btf", &btf]))?;
+    let mut altered = 0;
+    let meddle = |call: &Call, memory: &File| -> Result<()> {
+        if call.arguments[0] != BPF_OBJ_GET_INFO_BY_FD || !call.returned || call.result != 0 || altered > 0 {
+            return Ok(());
+        }
+        // struct bpf_prog_info: bytes of instructions after verification at 20, and where they are to go at 32.
+        let info = tracee::read(memory, call.long(8), call.word(4) as usize)?;
+        let number = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().unwrap_or_default());
+        let address = u64::from(number(32)) | u64::from(number(36)) << 32;
+        if info.len() > 200 && address != 0 {
+            let insns = tracee::read(memory, address, number(20) as usize)?;
+            let at = insns.chunks_exact(8).rposition(|insn| insn == RETURN_0).context("it has no such instruction")?;
+            memory.write_all_at(&[1], address + at as u64 * 8 + 4).context("altering its memory")?;
+            altered += 1;
+        }
+        Ok(())
+    };
+    let (mut process, _) = watch("xctl", &xctl, meddle)?;
+    let status = process.wait()?;
+    let said = process.errors();
+    ensure!(altered == 1, "no program's instructions were asked for");
+    ensure!(status.code() == Some(4), "it ended with {status} and said {said:?}");
+    ensure!(said.contains("r0 = 1; it was r0 = 0"), "it does not name the instruction: {said:?}");
+    let record = read(&path)?;
+    let unproven = list(&record, "unproven")?;
+    ensure!(record["proven"] == false && unproven.len() == 1, "{unproven:?}");
+    let program = list(&record, "programs")?.iter().find(|program| program["name"] == unproven[0]["program"]);
+    ensure!(program.is_some_and(|program| program["translated"].is_null()), "{program:?}");
+    Ok(Verdict::Passed(format!("{}", unproven[0]["why"])))
+}
+
 /// Alters a byte of the last such instruction in the memory of who asks the kernel to load it.
 fn alter(call: &Call, memory: &File, insn: [u8; 8], byte: u64, value: u8) -> Result<()> {
     let at = call.insns.chunks_exact(8).rposition(|other| other == insn).context("it has no such instruction")?;
@@ -428,6 +499,7 @@ pub fn failed(_set: Set, _family: Family) -> Outcome {
     let xctl = command(&arguments("auto", &["--record", &file, "--btf", &btf, "--seed", "none"]))?;
     let meddle = |call: &Call, memory: &File| -> Result<()> {
         match call.arguments[0] == BPF_PROG_LOAD
+            && !call.returned
             && call.text(48).starts_with("tp_retransmit")
             && call.insns.ends_with(&EXIT)
         {
@@ -471,7 +543,12 @@ pub fn altered_objects(_set: Set, _family: Family) -> Outcome {
         let given = |call: &&Value| call["by"] != "libbpf_probe" && call["command"] == "BPF_PROG_LOAD";
         let given = list(&record, "calls")?.iter().find(given);
         ensure!(given.is_none(), "{}: the kernel was given {given:?}", altered.what);
-        ensure!(altered.on_loading.is_some() || record["calls_total"] == 0, "{}: {}", altered.what, record["calls_total"]);
+        ensure!(
+            altered.on_loading.is_some() || record["calls_total"] == 0,
+            "{}: {}",
+            altered.what,
+            record["calls_total"]
+        );
     }
     Ok(Verdict::Passed(format!("{} refused", all.len())))
 }
