@@ -18,7 +18,7 @@ use crate::kernel::libbpf::{self, Loaded, Open};
 use crate::kernel::mmap::Mapped;
 use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;
-use crate::kernel::{bpf, perf, privilege};
+use crate::kernel::{self, bpf, perf, privilege};
 use crate::object::cut::Asked;
 use crate::object::relo::type_name;
 use crate::object::{self, Btf, BtfExt, KERNEL_BTF, ObjectFile};
@@ -95,12 +95,16 @@ impl Kernel {
     /// # Errors
     /// [`Exit::Host`] if there is no BTF.
     pub fn ask(btf: &Path) -> Result<Self> {
-        let bytes = object::read_btf(btf).map_err(|error| {
-            let remedy =
-                "the kernel needs CONFIG_DEBUG_INFO_BTF=y, or give the BTF of exactly this kernel with --btf FILE";
-            Blocked::new(error.to_string(), remedy).by_host()
-        })?;
-        let btf = Btf::from_vec(bytes).with_context(|| format!("the BTF in {}", btf.display())).context(Exit::Host)?;
+        let mapped = if btf == Path::new(KERNEL_BTF) { kernel::btf::mapped() } else { None };
+        let parsed = match mapped {
+            Some(bytes) => Btf::from_static(bytes),
+            None => Btf::from_vec(object::read_btf(btf).map_err(|error| {
+                let remedy =
+                    "the kernel needs CONFIG_DEBUG_INFO_BTF=y, or give the BTF of exactly this kernel with --btf FILE";
+                Blocked::new(error.to_string(), remedy).by_host()
+            })?),
+        };
+        let btf = parsed.with_context(|| format!("the BTF in {}", btf.display())).context(Exit::Host)?;
         let pmu = host::kprobe_pmu().context(Exit::Host)?;
         let links_tell_missed = btf.field(LINKS_TELL_MISSED.0, LINKS_TELL_MISSED.1).is_some();
         Ok(Self { probes: Probes { pmu, links_tell_missed }, btf, has_own_btf: host::own_btf().is_some() })

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)] // the one place
 
 pub mod bpf;
+pub mod btf;
 pub mod calls;
 pub mod confine;
 pub mod host;

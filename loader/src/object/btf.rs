@@ -16,6 +16,7 @@ mod subset;
 #[allow(clippy::unwrap_used)]
 pub(crate) mod tests;
 
+use std::borrow::Cow;
 use std::fmt;
 
 pub use query::Field;
@@ -258,7 +259,7 @@ impl std::error::Error for BtfError {}
 /// All types of a kernel or of a BPF object.
 #[derive(Clone)]
 pub struct Btf {
-    data: Vec<u8>,
+    data: Cow<'static, [u8]>,
     big_endian: bool,
     /// Where the string section begins, and its length, in bytes.
     strings: (usize, usize),
@@ -316,7 +317,7 @@ impl Btf {
 
     /// BTF without types, for an object that has none.
     pub fn nothing() -> Btf {
-        Btf { data: vec![0], big_endian: false, strings: (0, 1), index: vec![0] }
+        Btf { data: Cow::Borrowed(&[0]), big_endian: false, strings: (0, 1), index: vec![0] }
     }
 
     /// As [`Btf::parse`], without a copy.
@@ -324,7 +325,15 @@ impl Btf {
     /// # Errors
     /// As [`Btf::parse`].
     pub fn from_vec(bytes: Vec<u8>) -> Result<Btf, BtfError> {
-        check::parse(bytes)
+        check::parse(bytes.into())
+    }
+
+    /// As [`Btf::parse`], without a copy.
+    ///
+    /// # Errors
+    /// As [`Btf::parse`].
+    pub fn from_static(bytes: &'static [u8]) -> Result<Btf, BtfError> {
+        check::parse(bytes.into())
     }
 
     /// The bytes that were parsed.

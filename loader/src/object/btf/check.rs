@@ -1,5 +1,7 @@
 //! Reading BTF: the header, one walk over all types that builds the index, and every check that later questions rely on.
 
+use std::borrow::Cow;
+
 use super::{Btf, BtfError, Head, Kind, TypeId, word};
 
 /// The longest name that is taken, in bytes. The kernel refuses names beyond 511 (`KSYM_NAME_LEN`). A limit keeps a
@@ -86,6 +88,17 @@ fn header(data: &[u8]) -> Result<Header, BtfError> {
     Ok(Header { big_endian, types, strings, layout })
 }
 
+/// Whether no string is longer than [`MAX_NAME`]. Looks only for the last one to end in each stretch of that length.
+fn are_short(mut strings: &[u8]) -> bool {
+    while let Some(stretch) = strings.get(..=MAX_NAME) {
+        match stretch.iter().rposition(|b| *b == 0) {
+            Some(end) => strings = &strings[end + 1..],
+            None => return false,
+        }
+    }
+    true
+}
+
 /// The string section, and whether each name must be looked at on its own.
 struct Strings<'a> {
     bytes: &'a [u8],
@@ -101,7 +114,7 @@ impl<'a> Strings<'a> {
             (Some(0), _) => return Err(flaw(at + bytes.len() - 1, "the string section does not end with NUL")),
             _ => return Err(flaw(at, "the string section does not begin with NUL")),
         }
-        let plain = bytes.is_ascii() && bytes.split(|b| *b == 0).all(|s| s.len() <= MAX_NAME);
+        let plain = bytes.is_ascii() && are_short(bytes);
         Ok(Strings { bytes, plain })
     }
 
@@ -135,7 +148,7 @@ fn tail_size(kind: Kind) -> (usize, usize) {
     }
 }
 
-pub(super) fn parse(data: Vec<u8>) -> Result<Btf, BtfError> {
+pub(super) fn parse(data: Cow<'static, [u8]>) -> Result<Btf, BtfError> {
     let header = header(&data)?;
     let strings = (header.strings.start, header.strings.len);
     let mut btf = Btf { data, big_endian: header.big_endian, strings, index: Vec::new() };

@@ -1,0 +1,42 @@
+//! The running kernel's BTF, where it lies.
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::slice;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use nix::sys::statfs::{SYSFS_MAGIC, fstatfs};
+
+use crate::object::KERNEL_BTF;
+
+/// The kernel's own pages, mapped for as long as the process lives; they are none of its memory. None where the kernel
+/// does not do that (before 6.16, `btf_sysfs_vmlinux_mmap` in kernel/bpf/sysfs_btf.c).
+#[must_use]
+pub fn mapped() -> Option<&'static [u8]> {
+    let file = File::open(KERNEL_BTF).ok()?;
+    // Another file may be mounted there, and could change.
+    if fstatfs(&file).ok()?.filesystem_type() != SYSFS_MAGIC {
+        return None;
+    }
+    let len = NonZeroUsize::new(file.metadata().ok()?.len().try_into().ok()?)?;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let base = unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, &file, 0) }.ok()?;
+    // SAFETY: `len` bytes are mapped there and stay so; the kernel never changes its BTF.
+    Some(unsafe { slice::from_raw_parts(base.cast().as_ptr(), len.get()) })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_is_mapped_is_what_one_reads() {
+        match mapped() {
+            Some(bytes) => assert!(bytes == fs::read(KERNEL_BTF).unwrap()),
+            None => println!("skipped: this kernel does not let its BTF be mapped"),
+        }
+    }
+}
