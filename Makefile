@@ -107,7 +107,9 @@ test: setup-test ## Set up, build, and run every test
 
 CARGO_TEST = $(CARGO) test --release --locked --target $(TRIPLE)
 
-test-unit: ## Tests that need neither privilege nor a kernel of their own
+test-unit: $(BIN) ## Tests that need neither privilege nor a kernel of their own
+	$(say) TEST size
+	$(Q)./tests/size $(BIN)
 	$(say) TEST unit
 	$(Q)$(CARGO_TEST) --lib --bins --test cli --test relocations --test seeds
 
@@ -143,6 +145,16 @@ test-vm-group: $(BIN)
 	$(say) TEST 'vm $(KERNELS)'
 	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(kernel_test) KERNELS='$(KERNELS)' ./tests/vm/run -- $(CASES)
 
+# The set that auto takes: what auto tries before it is not part of the comparison.
+ATTACH ?= $(shell $(BIN) doctor | sed -n 's/^--attach auto takes //p')
+
+.PHONY: bench
+bench: $(BIN) $(BPF_OBJECT) ## Time to start against libbpf alone, and memory, with the hooks of ATTACH; fails beyond the budget
+	$(say) BENCH start
+	$(Q)libbpf=$$(ls -td $(BUILD)/build/libbpf-sys-*/out | head -n 1); \
+	$(CC) -O2 -Wall -Wextra -static -I"$$libbpf/include" tests/bench/start.c -o target/bench-start "$$libbpf"/lib{bpf,elf,z}.a
+	$(Q)target/bench-start $(BIN) $(BPF_OBJECT) 25 --attach $(ATTACH)
+
 .PHONY: check fmt ci
 check: ## Formatting and lints, warnings as errors
 	$(say) CHECK fmt
@@ -156,6 +168,7 @@ fmt: ## Format the Rust code
 ci: setup-test ## What continuous integration runs
 	$(Q)$(MAKE) --no-print-directory check
 	$(Q)$(MAKE) --no-print-directory test
+	$(Q)$(MAKE) --no-print-directory bench
 
 # What is given away: a tarball for each machine, and their sums.
 DIST_ARCHS ?= x86_64 aarch64
