@@ -2,10 +2,10 @@
 
 use std::ffi::CStr;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use serde::Serialize;
 
-use crate::fault::{Blocked, Exit};
+use crate::fault::Blocked;
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -276,8 +276,12 @@ pub fn choose(attach: Attach, sends: bool, kernel: &impl Offer) -> Result<Vec<Pl
         _ if !possible.is_empty() => Ok(possible),
         [only] => Err(only.clone().by_host()),
         all => {
-            let all: Vec<_> = all.iter().map(Blocked::to_string).collect();
-            Err(anyhow!(all.join("; ")).context(Exit::Host))
+            let each_once = |of: fn(&Blocked) -> &str| {
+                let mut texts: Vec<_> = all.iter().map(of).collect();
+                texts.dedup();
+                texts.join("; ")
+            };
+            Err(Blocked::new(each_once(|one| &one.found), each_once(|one| &one.remedy)).by_host())
         }
     }
 }
@@ -401,6 +405,7 @@ fn common_tracepoints(kernel: &impl Offer) -> Result<[Hook; 3], Blocked> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::fault::Exit;
 
     struct Kernel {
         kprobes: bool,

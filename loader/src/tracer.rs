@@ -15,7 +15,7 @@ use crate::hooks::{Hook, Offer, Plan, Purpose, StandIn};
 use crate::kernel::host;
 use crate::kernel::hotplug::{Change, Changes};
 use crate::kernel::libbpf::{self, Loaded, Open};
-use crate::kernel::mmap::Mapped;
+use crate::kernel::mmap::{Mapped, page_size};
 use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;
 use crate::kernel::{self, bpf, perf, privilege};
@@ -302,6 +302,7 @@ impl Tracer {
         // Before CPUs are asked for: a change after that is told.
         let changes = Changes::listen().ok();
         let cpus = host::online_cpus().context(Exit::Host)?;
+        fits(cpus.len(), sizes.perf_pages)?;
         let rings = cpus.iter().filter_map(|&cpu| {
             let ring = open_ring(&loaded, cpu, sizes.perf_pages).transpose()?;
             Some(ring.map(|ring| (cpu, ring)))
@@ -541,7 +542,7 @@ fn load_with(
             Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Exit::Host,
             _ => Exit::Object,
         };
-        explain(error).context(class)
+        explain(error, &libbpf::take_messages()).context(class)
     })?;
     open.select_programs(wanted)?;
     open.set_max_entries(SOCKETS, max_sockets)?;
@@ -556,15 +557,27 @@ fn load_with(
         open.ask_for_statistics()?;
     }
     open.load().map_err(|error| {
+        let messages = libbpf::take_messages();
+        if may_not_read(&messages) {
+            return Blocked::new("this kernel lets no program read its memory", privilege::LOCKED_DOWN).by_host();
+        }
         let class = match error.raw_os_error() {
             Some(libc::EPERM | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => Exit::Host,
             _ => Exit::Object,
         };
         match class {
-            Exit::Host => explain(Error::new(error)).context(load_refused()).context(class),
-            _ => explain(Error::new(error).context("the kernel did not load it")).context(class),
+            Exit::Host => explain(Error::new(error), &messages).context(load_refused()).context(class),
+            _ => explain(Error::new(error).context("the kernel did not load it"), &messages).context(class),
         }
     })
+}
+
+/// Whether the verifier said that it has no helper that reads kernel memory. libbpf takes the older one where the kernel
+/// refuses to load a trivial program with the newer; a kernel has neither for us only while it is locked down
+/// (LOCKDOWN_BPF_READ_KERNEL), also where it does not tell that it is.
+fn may_not_read(messages: &str) -> bool {
+    let refused = |line: &str| line.starts_with("unknown func ") || line.contains(" cannot use helper ");
+    messages.lines().any(|line| refused(line) && line.contains(" bpf_probe_read"))
 }
 
 /// Why a load is not permitted is more than an errno tells: name what this host shows of the usual causes.
@@ -577,9 +590,8 @@ fn load_refused() -> Blocked {
 }
 
 /// Add what libbpf and the verifier said: the decisive lines of it.
-fn explain(error: Error) -> Error {
-    let messages = libbpf::take_messages();
-    match decisive(&messages) {
+fn explain(error: Error, messages: &str) -> Error {
+    match decisive(messages) {
         lines if lines.is_empty() => error,
         lines => anyhow!("{error:#}\n{lines}\n(-v shows the whole log)"),
     }
@@ -636,11 +648,30 @@ pub(crate) fn map_ring(cpu: u32, pages: usize) -> Result<Mapped> {
         Some(libc::EPERM | libc::ENOMEM) => Error::new(error)
             .context(Blocked::new(
                 format!("{}, {pages} pages", describe("cannot map")),
-                "take fewer with --perf-pages, or raise RLIMIT_MEMLOCK or kernel.perf_event_mlock_kb",
+                format!("take fewer with --perf-pages, or raise a limit: {}", privilege::ring_limits()),
             ))
             .context(Exit::Host),
         _ => Error::new(error).context(describe("cannot map")),
     })
+}
+
+/// Whether rings of so many pages fit into memory. The kernel would end other processes to make room for them.
+///
+/// # Errors
+/// [`Exit::Host`] with the remedy, if they do not.
+pub(crate) fn fits(cpus: usize, pages: usize) -> Result<()> {
+    let needed = cpus as u64 * (pages as u64 + 1) * page_size() as u64;
+    match host::available_memory() {
+        Some(available) if needed > available => {
+            let found = format!(
+                "perf rings of {pages} pages for {cpus} CPUs take {} MiB, and {} MiB of memory are available",
+                needed >> 20,
+                available >> 20
+            );
+            Err(Blocked::new(found, "take fewer with --perf-pages").by_host())
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -656,5 +687,12 @@ mod tests {
         assert!(text.contains("invalid bpf_context access") && text.ends_with("failed to load: -13"), "{text}");
         assert!(!text.contains("processed"), "{text}");
         assert_eq!(decisive(""), "");
+    }
+
+    #[test]
+    fn a_locked_down_kernel_is_told_from_an_object_at_fault() {
+        assert!(may_not_read("59: (85) call bpf_probe_read#4\nunknown func bpf_probe_read#4\n"));
+        assert!(may_not_read("program of this type cannot use helper bpf_probe_read_kernel#113\n"));
+        assert!(!may_not_read("59: (85) call bpf_probe_read#4\nunknown func bpf_loop#181\n"));
     }
 }

@@ -17,15 +17,21 @@ pub fn with<T: Send>(work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> 
     if tracing.join("events").exists() {
         return work(tracing);
     }
-    let inside = || {
-        private_mounts()?;
+    with_private_mounts(|| {
         mount(Some("none"), tracing, Some("tracefs"), MsFlags::empty(), None::<&str>).context("mounting tracefs")?;
         work(tracing)
+    })
+}
+
+/// Does `work` in a thread of its own: only it, and what it starts, sees what it mounts.
+pub fn with_private_mounts<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let inside = || {
+        private_mounts()?;
+        work()
     };
     thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| panic::resume_unwind(panic))
 }
 
-/// From now on, what the calling thread mounts only it sees, and what it starts.
 pub fn private_mounts() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
     let nothing = None::<&str>;

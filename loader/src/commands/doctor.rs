@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Error, Result, anyhow};
 use serde::Serialize;
 
-use super::{btf_path, check_privilege, default_max_sockets};
+use super::{btf_path, check_mounts, check_privilege, default_max_sockets};
 use crate::attach;
 use crate::cli::{LEAST_SOCKETS, PERF_PAGES};
 use crate::events::Settings;
@@ -133,6 +133,10 @@ fn examine(args: &Args) -> Result<Report> {
     let object = tracer::check_object(&bytes)?;
     let btf = &btf_path(args.btf.as_deref());
     let mut report = Report { version: env!("CARGO_PKG_VERSION"), checks: Vec::new(), attach: None };
+    if let Err(error) = check_mounts() {
+        report.no("mounts", &error);
+        return Ok(report);
+    }
     report.note("kernel", host::release()?);
     let kernel = match Kernel::ask(btf) {
         Ok(kernel) => {
@@ -260,6 +264,7 @@ fn where_are_we(report: &mut Report) {
 /// A ring for each CPU, as tracing maps them.
 fn rings(report: &mut Report, pages: usize) {
     let mapped = host::online_cpus().and_then(|cpus| {
+        tracer::fits(cpus.len(), pages)?;
         let rings: Result<Vec<_>> = cpus.iter().map(|&cpu| tracer::map_ring(cpu, pages)).collect();
         Ok((cpus.len(), rings?.iter().map(crate::kernel::mmap::Mapped::bytes).sum::<usize>()))
     });

@@ -52,8 +52,17 @@ fn btf_path(asked: Option<&Path>) -> PathBuf {
     asked.map(Path::to_owned).or_else(host::own_btf).unwrap_or_else(|| KERNEL_BTF.into())
 }
 
+/// Whether the kernel can be asked at all.
+fn check_mounts() -> Result<()> {
+    match host::not_mounted() {
+        None => Ok(()),
+        Some((root, remedy)) => Err(Blocked::new(format!("{root} is not mounted"), remedy).by_host()),
+    }
+}
+
 /// Whether this process may load and attach.
 fn check_privilege() -> Result<()> {
+    check_mounts()?;
     let missing = privilege::missing().context(Exit::Host)?;
     if missing.is_empty() {
         return Ok(());

@@ -45,6 +45,28 @@ pub fn online_cpus() -> Result<Vec<u32>> {
         .ok_or_else(|| anyhow!("{ONLINE} holds {list:?}, which is not a list of CPUs"))
 }
 
+/// Bytes of memory that can be had without swapping; none if the kernel does not tell.
+#[must_use]
+pub fn available_memory() -> Option<u64> {
+    let meminfo = read("/proc/meminfo").ok()?;
+    let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = available.trim().strip_suffix(" kB")?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The file systems through which the kernel tells of itself: a place that each has, and how to mount it.
+const FILE_SYSTEMS: [(&str, &str, &str); 2] = [
+    ("/proc", "/proc/self/stat", "mount -t proc proc /proc"),
+    ("/sys", "/sys/devices/system/cpu/online", "mount -t sysfs sysfs /sys"),
+];
+
+/// Which of them is not mounted, and how to mount it.
+#[must_use]
+pub fn not_mounted() -> Option<(&'static str, &'static str)> {
+    let missing = FILE_SYSTEMS.iter().find(|(_, place, _)| !Path::new(place).exists());
+    missing.map(|&(root, _, remedy)| (root, remedy))
+}
+
 /// How to ask perf for a kprobe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KprobePmu {
@@ -60,7 +82,8 @@ pub struct KprobePmu {
 /// If its files hold something else than they should.
 pub fn kprobe_pmu() -> Result<Option<KprobePmu>> {
     let pmu = Path::new(KPROBE_PMU);
-    if !pmu.exists() {
+    // A container may have an empty folder there.
+    if !pmu.join("type").exists() {
         return Ok(None);
     }
     let number = |text: &str| text.trim().parse().ok();

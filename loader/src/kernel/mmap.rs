@@ -105,7 +105,8 @@ impl Memory for Mapped {
 }
 
 /// Bytes of a page of memory.
-pub(super) fn page_size() -> usize {
+#[must_use]
+pub fn page_size() -> usize {
     // SAFETY: sysconf has no preconditions.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).unwrap_or(4096)

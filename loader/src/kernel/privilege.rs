@@ -284,6 +284,19 @@ pub fn lockdown() -> Option<String> {
     rest.split_once(']').map(|(mode, _)| mode.to_string())
 }
 
+fn is_locked_down() -> bool {
+    lockdown().as_deref() == Some("confidentiality")
+}
+
+/// The limits of the memory that rings take, as they are.
+#[must_use]
+pub fn ring_limits() -> String {
+    let memlock = memlock_limit().map_or("unlimited".into(), |bytes| format!("{} KiB", bytes / 1024));
+    let own = read("/proc/sys/kernel/perf_event_mlock_kb");
+    let own = own.as_deref().map_or("?", str::trim);
+    format!("kernel.perf_event_mlock_kb is {own} for each CPU, RLIMIT_MEMLOCK {memlock}; or give CAP_IPC_LOCK")
+}
+
 /// The soft RLIMIT_MEMLOCK in bytes; none: unlimited, or not known.
 #[must_use]
 pub fn memlock_limit() -> Option<u64> {
@@ -302,7 +315,7 @@ pub fn load_blockers() -> Vec<String> {
             "this is not the initial user namespace, and only that one's capabilities count: run it on the host".into(),
         );
     }
-    if lockdown().as_deref() == Some("confidentiality") {
+    if is_locked_down() {
         causes.push(LOCKED_DOWN.into());
     }
     // What counted maps against RLIMIT_MEMLOCK, until 5.10.
@@ -325,6 +338,9 @@ fn is_initial(map: &str) -> bool {
 pub fn perf_remedy() -> String {
     let paranoid = read("/proc/sys/kernel/perf_event_paranoid").ok().and_then(|value| value.trim().parse::<i32>().ok());
     let all_powerful = effective().is_ok_and(|held| held.has(SYS_ADMIN));
+    if is_locked_down() {
+        return LOCKED_DOWN.into();
+    }
     match paranoid {
         // A level that distributions have added.
         Some(level @ 3..) if !all_powerful => format!(

@@ -77,10 +77,24 @@ pub fn agrees_with_trace(_set: Set, _family: Family) -> Outcome {
 /// words.
 pub fn agrees_with_refusal(doctor: Command, culprit: &str, said: &str) -> Result<()> {
     let report = Report::of(doctor, 3)?;
+    finds_fault(&report, culprit, said)?;
+    ensure!(report.attach.is_none(), "it cannot run, and yet takes {:?}", report.attach);
+    Ok(())
+}
+
+/// Likewise, but only one set cannot be used here; the set that doctor says `auto` takes instead.
+pub fn agrees_on_set(doctor: Command, culprit: &str, said: &str) -> Result<String> {
+    let report = Report::of(doctor, 0)?;
+    finds_fault(&report, culprit, said)?;
+    report.attach.context("it can run, and takes nothing")
+}
+
+fn finds_fault(report: &Report, culprit: &str, said: &str) -> Result<()> {
     let check = report.get(culprit)?;
     let remedy = check.remedy.as_deref().context("no remedy")?;
     ensure!(check.ok == Some(false), "doctor finds no fault: {check:?}");
-    ensure!(said.contains(&check.found) && said.contains(remedy), "trace said {said:?}, and doctor {check:?}");
-    ensure!(report.attach.is_none(), "it cannot run, and yet takes {:?}", report.attach);
+    // trace puts the remedy in front of what the kernel answered
+    let same = check.found.split(": ").chain([remedy]).all(|words| said.contains(words));
+    ensure!(same, "trace said {said:?}, and doctor {check:?}");
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::counters::Counters;
 use crate::host::{Set, is_guest};
 use crate::link::{Link, Netns};
 use crate::process::{PATIENCE, Process, poll};
-use crate::tracefs::private_mounts;
+use crate::tracefs::with_private_mounts;
 use crate::workers::{Puppet, Receiver, keep_cpus_busy, send_all};
 use crate::xctl::{Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
@@ -191,15 +191,11 @@ pub fn left_meanwhile(set: Set, _family: Family) -> Outcome {
     // the first is where probes would hang
     std::fs::write(&said, "1,0\n").context("writing a list of CPUs")?;
     let nothing = None::<&str>;
-    let xctl = thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            private_mounts()?;
-            mount(Some(&said), "/sys/devices/system/cpu/online", nothing, MsFlags::MS_BIND, nothing)
-                .context("hiding which CPUs are online")?;
-            switch.set(false)?;
-            Xctl::start(set, &[])
-        });
-        inside.join().map_err(|_| anyhow!("the thread panicked"))?
+    let xctl = with_private_mounts(|| {
+        mount(Some(&said), "/sys/devices/system/cpu/online", nothing, MsFlags::MS_BIND, nothing)
+            .context("hiding which CPUs are online")?;
+        switch.set(false)?;
+        Xctl::start(set, &[])
     });
     let _ = std::fs::remove_file(&said);
     let xctl = xctl?;

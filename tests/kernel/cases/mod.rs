@@ -112,4 +112,11 @@ pub const ALL: &[Case] = &[
     case!("cut_btf",              Set::ALL, V4,   without_btf::cut_down),
     case!("kernel_image",         EVERY_KIND,   V4,   without_btf::image),
     case!("no_kprobes",           AUTO,     V4,   refusals::no_kprobes),
+    case!("no_mounts",            AUTO,     V4,   refusals::no_mounts),
+    case!("no_symbol",            AUTO,     V4,   refusals::no_symbol),
+    case!("no_ring_memory",       AUTO,     V4,   refusals::no_ring_memory),
+    case!("no_user_namespace",    AUTO,     V4,   refusals::user_namespace),
+    case!("paranoid",             AUTO,     V4,   refusals::paranoid),
+    // the last: nothing undoes it
+    case!("lockdown",             AUTO,     V4,   refusals::lockdown),
 ];

@@ -15,7 +15,7 @@ use crate::{Family, Outcome, Verdict};
 const CAP_BPF: u64 = 1 << 39;
 
 /// What loading and attaching takes, as the README says.
-fn needed() -> Vec<&'static str> {
+pub fn needed() -> Vec<&'static str> {
     let mut needed = vec!["CAP_BPF", "CAP_PERFMON"];
     // maps count against RLIMIT_MEMLOCK where this is there (until 5.10)
     if has_symbol("bpf_map_charge_init") {
@@ -50,12 +50,12 @@ pub fn as_nobody(set: Set, family: Family) -> Outcome {
 }
 
 /// kernel.perf_event_paranoid, lowered; as it was when dropped.
-struct Paranoid(Option<String>);
+pub struct Paranoid(Option<String>);
 
 const PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
 
 impl Paranoid {
-    fn at_most_2() -> Result<Paranoid> {
+    pub fn at_most_2() -> Result<Paranoid> {
         let before = std::fs::read_to_string(PARANOID)?;
         if before.trim().parse::<i32>()? <= 2 {
             return Ok(Paranoid(None));

@@ -1,18 +1,21 @@
 //! Where xctl cannot run it says so, with what is missing and the remedy, and exit code 3.
 
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::thread;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
+use nix::sys::signal::Signal;
 
 use super::doctor;
-use crate::host::{KPROBE_PMU, Set, has_symbol, tool};
+use super::privilege::{Paranoid, needed};
+use crate::host::{KPROBE_PMU, Set, has_symbol, is_guest, tool};
+use crate::link::Netns;
 use crate::process::Process;
-use crate::tracefs::private_mounts;
+use crate::tracefs::with_private_mounts;
 use crate::workers;
-use crate::xctl::{command, refusal};
+use crate::xctl::{Xctl, command, refusal};
 use crate::{Family, Outcome, Verdict};
 
 const CANNOT_RUN_HERE: i32 = 3;
@@ -42,6 +45,11 @@ pub fn one_capability(_set: Set, _family: Family) -> Outcome {
         ensure!(!held.iter().any(|name| said.contains(name)), "it names what is there: {said:?}");
         doctor::agrees_with_refusal(by_nobody(&["doctor", "--json"])?, "capabilities", &said)?;
     }
+    // the one that leads into another network namespace
+    let _other = Netns::new("other")?;
+    let sockets = workers::by_nobody(&needed(), &command(&["sockets", "--json"])?)?;
+    let said = refusal(Process::start("xctl", sockets)?, CANNOT_RUN_HERE)?;
+    ensure!(said.contains("CAP_SYS_ADMIN"), "it does not name CAP_SYS_ADMIN: {said:?}");
     Ok(Verdict::Passed("names the one that is missing".into()))
 }
 
@@ -50,39 +58,212 @@ pub fn no_memlock(_set: Set, _family: Family) -> Outcome {
     if !has_symbol("bpf_map_charge_init") {
         return Ok(Verdict::Skipped("this kernel does not count maps against RLIMIT_MEMLOCK".into()));
     }
-    let by_nobody = |args: &[&str]| -> Result<Process> {
-        let xctl = workers::by_nobody(&["CAP_BPF", "CAP_PERFMON"], &command(args)?)?;
-        // ulimit counts in KiB
-        let mut limited = tool("sh");
-        limited.args(["-c", "ulimit -l 64 && exec \"$0\" \"$@\""]).arg(xctl.get_program()).args(xctl.get_args());
-        Process::start("xctl with little memory", limited)
-    };
-    let said = refusal(by_nobody(&["trace", "--json"])?, CANNOT_RUN_HERE)?;
-    ensure!(said.contains("RLIMIT_MEMLOCK") && said.contains("ulimit"), "it does not name the limit: {said:?}");
+    let _paranoid = Paranoid::at_most_2()?;
+    let by_nobody = |args: &[&str]| little_memlock(&["CAP_BPF", "CAP_PERFMON"], args);
+    let said = refusal(Process::start("xctl", by_nobody(&["trace", "--json"])?)?, CANNOT_RUN_HERE)?;
+    ensure!(
+        said.contains("RLIMIT_MEMLOCK is 64 KiB") && said.contains("ulimit"),
+        "it does not name the limit: {said:?}"
+    );
+    doctor::agrees_with_refusal(by_nobody(&["doctor", "--json"])?, "trace", &said)?;
     Ok(Verdict::Passed("names RLIMIT_MEMLOCK".into()))
 }
 
-pub fn no_btf(_set: Set, _family: Family) -> Outcome {
-    const BTF: &str = "/sys/kernel/btf";
-    let hidden = || {
-        private_mounts()?;
-        mount(Some("none"), BTF, Some("tmpfs"), MsFlags::empty(), None::<&str>)
-            .with_context(|| format!("hiding {BTF}"))?;
-        let said = refusal(Process::start("xctl without BTF", command(&["trace", "--json"])?)?, CANNOT_RUN_HERE)?;
-        ensure!(said.contains("--btf"), "it does not mention --btf: {said:?}");
-        doctor::agrees_with_refusal(command(&["doctor", "--json"])?, "btf", &said)
-    };
-    // a thread of its own: only it, and what it starts, sees the changed mounts
-    thread::spawn(hidden).join().map_err(|_| anyhow!("the thread panicked"))??;
-    Ok(Verdict::Passed("names --btf".into()))
+/// By nobody with these capabilities, and RLIMIT_MEMLOCK at 64 KiB.
+fn little_memlock(capabilities: &[&str], args: &[&str]) -> Result<Command> {
+    let xctl = workers::by_nobody(capabilities, &command(args)?)?;
+    // ulimit counts in KiB
+    let mut limited = tool("sh");
+    limited.args(["-c", "ulimit -l 64 && exec \"$0\" \"$@\""]).arg(xctl.get_program()).args(xctl.get_args());
+    Ok(limited)
 }
 
-pub fn no_kprobes(_set: Set, _family: Family) -> Outcome {
-    if Path::new(KPROBE_PMU).exists() {
-        return Ok(Verdict::Skipped("this kernel has kprobes".into()));
+pub fn no_btf(_set: Set, _family: Family) -> Outcome {
+    with_private_mounts(|| {
+        hide("/sys/kernel/btf")?;
+        let said = refuses(&[], "btf")?;
+        ensure!(said.contains("--btf"), "it does not mention --btf: {said:?}");
+        Ok(Verdict::Passed("names --btf".into()))
+    })
+}
+
+/// /proc or /sys is not there at all.
+pub fn no_mounts(_set: Set, _family: Family) -> Outcome {
+    for (root, remedy) in [("/proc", "mount -t proc"), ("/sys", "mount -t sysfs")] {
+        with_private_mounts(|| {
+            hide(root)?;
+            let said = refuses(&[], "mounts")?;
+            ensure!(said.contains(&format!("{root} is not mounted: {remedy}")), "it does not name {root}: {said:?}");
+            Ok(())
+        })?;
     }
-    let process = Process::start("xctl without kprobes", command(&["trace", "--json", "--attach", "kprobe"])?)?;
-    let said = refusal(process, CANNOT_RUN_HERE)?;
-    ensure!(said.to_lowercase().contains("kprobe"), "it does not say what is missing: {said:?}");
-    Ok(Verdict::Passed("names what is missing".into()))
+    Ok(Verdict::Passed("names what is to be mounted".into()))
+}
+
+/// A kernel without kprobes, or where the folder that tells of them is empty.
+pub fn no_kprobes(_set: Set, _family: Family) -> Outcome {
+    with_private_mounts(|| {
+        if Path::new(KPROBE_PMU).exists() {
+            hide(KPROBE_PMU)?;
+        }
+        let said = refusal(start(&["trace", "--json", "--attach", "kprobe"])?, CANNOT_RUN_HERE)?;
+        ensure!(said.contains("no kprobe PMU"), "it does not say what is missing: {said:?}");
+        if Set::Fentry.absent().is_some() && Set::Tracepoint.absent().is_some() {
+            let said = refuses(&[], "trace")?;
+            return Ok(Verdict::Passed(format!("nothing is left: {said}")));
+        }
+        let left = doctor::agrees_on_set(command(&["doctor", "--json"])?, "set kprobe", &said)?;
+        let xctl = Xctl::start(Set::Auto, &[])?;
+        ensure!(xctl.ready.attach == left, "doctor says that auto takes {left}, and it is {}", xctl.ready.attach);
+        let probes: Vec<_> = xctl.ready.hooks.iter().filter(|hook| hook.hook.contains("kprobe")).collect();
+        ensure!(probes.is_empty(), "there are none: {probes:?}");
+        xctl.stop(Signal::SIGINT)?;
+        Ok(Verdict::Passed(format!("auto takes {left}")))
+    })
+}
+
+/// A kernel that lacks a tracepoint or function, by its BTF: one that is needed, and one that is not.
+pub fn no_symbol(_set: Set, _family: Family) -> Outcome {
+    let needed = Btf::without("btf_trace_tcp_retransmit_synack")?;
+    let said = refuses(&["--btf", &needed.path()], "trace")?;
+    ensure!(said.contains("tcp_retransmit_synack"), "it does not name the tracepoint: {said:?}");
+
+    let has = |xctl: &Xctl| xctl.ready.hooks.iter().any(|hook| hook.target == "mptcp_sendmsg");
+    let xctl = Xctl::start(Set::Auto, &[])?;
+    let there = has(&xctl);
+    xctl.stop(Signal::SIGINT)?;
+    if !there {
+        return Ok(Verdict::Passed("names the tracepoint; there is no MPTCP here anyway".into()));
+    }
+    let optional = Btf::without("mptcp_sendmsg")?;
+    let xctl = Xctl::start(Set::Auto, &["--btf", &optional.path()])?;
+    ensure!(!has(&xctl), "hooked what is not there: {:?}", xctl.ready.hooks);
+    xctl.stop(Signal::SIGINT)?;
+    Ok(Verdict::Passed("names the tracepoint; does without MPTCP".into()))
+}
+
+/// A file with the kernel's BTF in which one name is another, gone when dropped.
+struct Btf(PathBuf);
+
+impl Btf {
+    fn without(name: &str) -> Result<Btf> {
+        let mut bytes = std::fs::read("/sys/kernel/btf/vmlinux").context("reading the kernel's BTF")?;
+        let text = format!("\0{name}\0");
+        // where MPTCP is not there, neither is its name
+        while let Some(at) = bytes.windows(text.len()).position(|window| window == text.as_bytes()) {
+            bytes[at + 1] = b'X';
+        }
+        let path = std::env::temp_dir().join(format!("xctl-without-{name}-{}.btf", std::process::id()));
+        std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
+        Ok(Btf(path))
+    }
+
+    fn path(&self) -> String {
+        self.0.display().to_string()
+    }
+}
+
+impl Drop for Btf {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Rings that may not be locked in memory, and rings for which there is none.
+pub fn no_ring_memory(_set: Set, _family: Family) -> Outcome {
+    if std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid")?.trim() == "-1" {
+        return Ok(Verdict::Skipped("kernel.perf_event_paranoid is -1: rings may take any memory".into()));
+    }
+    let _paranoid = Paranoid::at_most_2()?;
+    let mut said = String::new();
+    // until 5.10 the same limit is for maps, and may be raised by those who may trace there
+    if !has_symbol("bpf_map_charge_init") {
+        let limited = little_memlock(&needed(), &["trace", "--json", "--perf-pages", "4096"])?;
+        said = refusal(Process::start("xctl", limited)?, CANNOT_RUN_HERE)?;
+        for words in ["ring of CPU 0, 4096 pages", "--perf-pages", "RLIMIT_MEMLOCK 64 KiB", "CAP_IPC_LOCK"] {
+            ensure!(said.contains(words), "it does not say {words:?}: {said:?}");
+        }
+    }
+    with_private_mounts(|| {
+        let little = std::env::temp_dir().join(format!("xctl-meminfo-{}", std::process::id()));
+        std::fs::write(&little, "MemTotal: 9000 kB\nMemAvailable: 100 kB\n").context("writing a meminfo")?;
+        let bound = mount(Some(&little), "/proc/meminfo", None::<&str>, MsFlags::MS_BIND, None::<&str>);
+        let _ = std::fs::remove_file(&little);
+        bound.context("hiding /proc/meminfo")?;
+        let said = refuses(&[], "perf_rings")?;
+        ensure!(said.contains("64 pages for ") && said.contains("--perf-pages"), "it does not say how much: {said:?}");
+        Ok(())
+    })?;
+    Ok(Verdict::Passed(said.trim().into()))
+}
+
+/// kernel.perf_event_paranoid is 3, which only CAP_SYS_ADMIN passes.
+pub fn paranoid(_set: Set, _family: Family) -> Outcome {
+    if std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid")?.trim() != "3" {
+        return Ok(Verdict::Skipped("kernel.perf_event_paranoid is not 3, as it is only on Debian's kernels".into()));
+    }
+    let by_nobody = |args: &[&str]| workers::by_nobody(&needed(), &command(args)?);
+    let said = refusal(Process::start("xctl", by_nobody(&["trace", "--json"])?)?, CANNOT_RUN_HERE)?;
+    ensure!(said.contains("kernel.perf_event_paranoid is 3"), "it does not say what is in the way: {said:?}");
+    doctor::agrees_with_refusal(by_nobody(&["doctor", "--json"])?, "perf_rings", &said)?;
+    Ok(Verdict::Passed("names kernel.perf_event_paranoid".into()))
+}
+
+/// In a user namespace of its own, where root is nobody to the kernel.
+pub fn user_namespace(_set: Set, _family: Family) -> Outcome {
+    let inside = |args: &[&str]| -> Result<Command> {
+        let xctl = command(args)?;
+        let mut unshare = tool("unshare");
+        unshare.args(["-U", "-r"]).arg(xctl.get_program()).args(xctl.get_args());
+        Ok(unshare)
+    };
+    if !tool("unshare").args(["-U", "-r", "true"]).status().is_ok_and(|status| status.success()) {
+        return Ok(Verdict::Skipped("this host lets nobody make user namespaces".into()));
+    }
+    let said = refusal(Process::start("xctl", inside(&["trace", "--json"])?)?, CANNOT_RUN_HERE)?;
+    ensure!(said.contains("not the initial user namespace"), "it does not name it: {said:?}");
+    doctor::agrees_with_refusal(inside(&["doctor", "--json"])?, "trace", &said)?;
+    Ok(Verdict::Passed("names the user namespace".into()))
+}
+
+/// A kernel whose memory no program may read. The last of all cases, as nothing undoes it.
+pub fn lockdown(_set: Set, _family: Family) -> Outcome {
+    const SECURITY: &str = "/sys/kernel/security";
+    if !is_guest() {
+        return Ok(Verdict::Skipped("locks the kernel down: only in a virtual machine of tests/vm".into()));
+    }
+    with_private_mounts(|| {
+        mount(Some("none"), SECURITY, Some("securityfs"), MsFlags::empty(), None::<&str>)
+            .context("mounting securityfs")?;
+        std::fs::write(format!("{SECURITY}/lockdown"), "confidentiality").context("locking the kernel down")?;
+        for set in [Set::Auto, Set::Kprobe, Set::Fentry].into_iter().filter(|set| set.absent().is_none()) {
+            let attach = set.to_string();
+            let said = refusal(start(&["trace", "--json", "--attach", &attach])?, CANNOT_RUN_HERE)?;
+            ensure!(said.contains("lockdown=confidentiality"), "--attach {set} does not name lockdown: {said:?}");
+        }
+        let said = refuses(&[], "trace")?;
+        ensure!(said.contains("lockdown=integrity"), "it does not say what would do: {said:?}");
+        Ok(())
+    })?;
+    // where the kernel does not tell
+    let said = refuses(&[], "trace")?;
+    ensure!(said.contains("lockdown=confidentiality"), "it does not name lockdown: {said:?}");
+    Ok(Verdict::Passed("names lockdown".into()))
+}
+
+/// Both commands with these arguments refuse: trace says what doctor finds fault with. What it said.
+fn refuses(args: &[&str], culprit: &str) -> Result<String> {
+    let said = refusal(start(&[&["trace", "--json"], args].concat())?, CANNOT_RUN_HERE)?;
+    doctor::agrees_with_refusal(command(&[&["doctor", "--json"], args].concat())?, culprit, &said)?;
+    Ok(said)
+}
+
+fn start(args: &[&str]) -> Result<Process> {
+    Process::start("xctl", command(args)?)
+}
+
+/// Nothing is there any more.
+fn hide(folder: &str) -> Result<()> {
+    mount(Some("none"), folder, Some("tmpfs"), MsFlags::empty(), None::<&str>)
+        .with_context(|| format!("hiding {folder}"))
 }
