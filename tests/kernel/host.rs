@@ -98,5 +98,10 @@ pub fn is_guest() -> bool {
 
 /// How many connections a case of many makes: fewer in an emulated machine, unless `--full` asks for all.
 pub fn crowd<T>(all: T, in_a_guest: T) -> T {
-    if is_guest() && !std::env::args().any(|arg| arg == "--full") { in_a_guest } else { all }
+    if is_guest() && !is_full() { in_a_guest } else { all }
+}
+
+/// Whether everything is asked for.
+pub fn is_full() -> bool {
+    std::env::args().any(|arg| arg == "--full")
 }

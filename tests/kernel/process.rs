@@ -27,9 +27,18 @@ pub struct Process {
 
 impl Process {
     /// Starts `command` in the network namespace of the calling thread.
-    pub fn start(what: &str, mut command: Command) -> Result<Process> {
+    pub fn start(what: &str, command: Command) -> Result<Process> {
+        Process::start_by(what, command, |command| Ok(command.spawn()?))
+    }
+
+    /// The same, where `spawn` starts the command.
+    pub fn start_by(
+        what: &str,
+        mut command: Command,
+        spawn: impl FnOnce(&mut Command) -> Result<Child>,
+    ) -> Result<Process> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("starting {what} ({command:?})"))?;
+        let mut child = spawn(&mut command).with_context(|| format!("starting {what} ({command:?})"))?;
         let output = child.stdout.take().context("no pipe for its output")?;
         let mut stderr = child.stderr.take().context("no pipe for its errors")?;
         let (line, lines) = mpsc::channel();

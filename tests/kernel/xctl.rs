@@ -234,8 +234,12 @@ impl Xctl {
 
     /// Starts a command that comes to the same, and waits until it is attached.
     pub fn start_command(set: Set, command: Command) -> Result<Xctl> {
+        Xctl::attached(set, Process::start("xctl", command)?)
+    }
+
+    /// Waits until such a process is attached.
+    pub fn attached(set: Set, mut process: Process) -> Result<Xctl> {
         let attach = set.to_string();
-        let mut process = Process::start("xctl", command)?;
         let line = process.line()?;
         let Record::Ready(ready) = parse(&line)? else { bail!("the first record is not `ready`: {line}") };
         ensure!(ready.schema == 1, "schema {} instead of 1", ready.schema);

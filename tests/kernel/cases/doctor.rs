@@ -28,7 +28,10 @@ struct Check {
 impl Report {
     /// What `command`, an `xctl doctor --json`, prints, if it ends with that exit code.
     fn of(command: Command, code: i32) -> Result<Report> {
-        let mut process = Process::start("xctl doctor", command)?;
+        Report::by(Process::start("xctl doctor", command)?, code)
+    }
+
+    fn by(mut process: Process, code: i32) -> Result<Report> {
         let text = process.rest()?.join("\n");
         let (status, said) = (process.wait()?, process.errors());
         ensure!(status.code() == Some(code), "doctor ended with {status}, said {said:?} and printed {text}");
@@ -96,5 +99,13 @@ fn finds_fault(report: &Report, culprit: &str, said: &str) -> Result<()> {
     // trace puts the remedy in front of what the kernel answered
     let same = check.found.split(": ").chain([remedy]).all(|words| said.contains(words));
     ensure!(same, "trace said {said:?}, and doctor {check:?}");
+    Ok(())
+}
+
+/// The check says that, and it decides nothing.
+pub fn notes(doctor: Process, check: &str, found: &str) -> Result<()> {
+    let report = Report::by(doctor, 0)?;
+    let check = report.get(check)?;
+    ensure!(check.ok.is_none() && check.found.contains(found), "it does not say {found:?}: {check:?}");
     Ok(())
 }

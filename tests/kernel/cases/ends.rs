@@ -38,13 +38,13 @@ pub fn signals(set: Set, _family: Family) -> Outcome {
         };
         ensure!(poll(Duration::from_secs(3), || Ok(left()?.is_empty()))?, "left behind after {signal}: {:?}", left()?);
     }
-    Ok(Verdict::Passed(format!("{objects} programs and maps, none left")))
+    Ok(Verdict::Passed(format!("{objects} programs, maps and links, none left")))
 }
 
-/// Programs and maps in the kernel, as `prog_id 17`.
+/// Programs, maps and links in the kernel, as `prog_id 17`.
 pub fn bpf_objects() -> Result<BTreeSet<String>> {
     let mut objects = BTreeSet::new();
-    for kind in ["prog", "map"] {
+    for kind in ["prog", "map", "link"] {
         let output = tool("bpftool").args(["-j", kind, "show"]).output().context("starting bpftool")?;
         let said = String::from_utf8_lossy(&output.stdout);
         let list: Vec<serde_json::Value> =
@@ -54,14 +54,15 @@ pub fn bpf_objects() -> Result<BTreeSet<String>> {
     Ok(objects)
 }
 
-/// The programs and maps that living processes hold by a file descriptor.
-fn held() -> Result<BTreeSet<String>> {
+/// Those that living processes hold by a file descriptor.
+pub fn held() -> Result<BTreeSet<String>> {
     let mut held = BTreeSet::new();
     for process in std::fs::read_dir("/proc").context("listing /proc")?.flatten() {
         let fdinfo: PathBuf = process.path().join("fdinfo");
         for fd in std::fs::read_dir(fdinfo).into_iter().flatten().flatten() {
             let text = std::fs::read_to_string(fd.path()).unwrap_or_default();
-            let ids = text.lines().filter(|line| line.starts_with("prog_id:") || line.starts_with("map_id:"));
+            let ids =
+                text.lines().filter(|line| ["prog_id:", "map_id:", "link_id:"].iter().any(|id| line.starts_with(id)));
             held.extend(ids.map(|line| line.replace(":\t", " ")));
         }
     }
@@ -105,7 +106,7 @@ pub fn duration(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{:.1} s", took.as_secs_f64())))
 }
 
-fn one_sender(family: Family) -> Result<(Link, Receiver, Sender)> {
+pub fn one_sender(family: Family) -> Result<(Link, Receiver, Sender)> {
     let link = Link::lossy()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let sender = Sender::new(&link.a, Plan { sizes: vec![700], burst: 4, ..Plan::new("sender", receiver.at) })?;

@@ -1,6 +1,6 @@
 //! A process writes and is gone; its kernel socket goes on retransmitting, and is still its own.
 
-use anyhow::ensure;
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::counters::{Counters, wait_until_grown};
@@ -12,11 +12,16 @@ use crate::xctl::Xctl;
 use crate::{Family, Outcome, Verdict};
 
 pub fn run(set: Set, family: Family) -> Outcome {
+    run_with(family, || Xctl::start(set, &[]))
+}
+
+/// The same with an xctl that is started otherwise.
+pub fn run_with(family: Family, start: impl FnOnce() -> Result<Xctl>) -> Outcome {
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let mut leaver = Puppet::new(&link.a, "leaver", receiver.at)?;
     let truth = leaver.truth.clone();
-    let xctl = Xctl::start(set, &[])?;
+    let xctl = start()?;
     link.lose(100)?;
     leaver.send()?;
     leaver.exit()?;

@@ -5,12 +5,14 @@ use crate::{Case, Families};
 
 mod already_open;
 mod churn;
+mod cycles;
 mod doctor;
 mod ends;
 mod exited_owner;
 mod filters;
 mod full_map;
 mod handed_over;
+mod hosts;
 mod hotplug;
 mod idle;
 mod io_uring;
@@ -105,6 +107,14 @@ pub const ALL: &[Case] = &[
     case!("cpus_come_and_go",     AUTO,     V4,   hotplug::come_and_go),
     case!("cpu_0_offline",        AUTO,     V4,   hotplug::first_offline),
     case!("doctor",               AUTO,     V4,   doctor::agrees_with_trace),
+    case!("container",            AUTO,     V4,   hosts::container),
+    case!("hidepid",              AUTO,     V4,   hosts::hidden_processes),
+    case!("no_jit",               AUTO,     V4,   hosts::no_jit),
+    case!("module_gone",          AUTO,     V4,   hosts::module_gone),
+    case!("full_disk",            AUTO,     V4,   hosts::full_disk),
+    case!("closed_descriptors",   AUTO,     V4,   hosts::closed_descriptors),
+    case!("clock_set",            AUTO,     V4,   hosts::clock_set),
+    case!("cycles",               AUTO,     V4,   cycles::run),
     case!("no_privilege",         AUTO,     V4,   refusals::no_privilege),
     case!("no_capability",        AUTO,     V4,   refusals::one_capability),
     case!("no_memlock",           AUTO,     V4,   refusals::no_memlock),

@@ -1,0 +1,171 @@
+//! Started and ended again and again under load, in every way and at any moment: nothing is left over.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::Signal;
+
+use super::ends::{bpf_objects, held};
+use crate::host::{Set, is_full, is_guest};
+use crate::link::Link;
+use crate::process::{Process, now, poll};
+use crate::tracefs::with_private_mounts;
+use crate::workers::{Plan, Receiver, Sender};
+use crate::xctl::{Xctl, command};
+use crate::{Family, Outcome, Verdict};
+
+const FEW: u32 = 10;
+const MANY: u32 = 1000;
+
+/// How a cycle ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Interrupted,
+    Terminated,
+    Killed,
+    /// At any moment from its first on.
+    KilledEarly,
+    Unread,
+}
+
+pub fn run(set: Set, family: Family) -> Outcome {
+    let cycles = if is_full() { MANY } else { FEW };
+    let link = Link::lossy()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let long = Duration::from_secs(24 * 3600);
+    let plan = Plan { time: long, sizes: vec![2000], sends_a_connection: 50, ..Plan::new("load", receiver.at) };
+    let mut senders = [Sender::new(&link.a, plan.clone())?, Sender::new(&link.a, plan)?];
+    senders.iter_mut().try_for_each(Sender::go)?;
+
+    let folder = Folder::new()?;
+    let before = bpf_objects()?;
+    let probes = probes()?;
+    // what these numbers do by themselves, under this load
+    let mut quiet = Range::of(kernel_memory()?);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        thread::sleep(Duration::from_millis(100));
+        quiet.add(kernel_memory()?);
+    }
+    cycle(set, &folder, End::Interrupted)?;
+    let first = kernel_memory()?;
+    let began = Instant::now();
+    let ends = [End::Interrupted, End::KilledEarly, End::Terminated, End::Killed, End::Unread];
+    for (number, end) in ends.into_iter().cycle().take(cycles as usize).enumerate() {
+        cycle(set, &folder, end).with_context(|| format!("cycle {number}, {end:?}"))?;
+    }
+    let took = began.elapsed();
+
+    let left = || -> Result<BTreeSet<_>> {
+        let others = held()?;
+        Ok(bpf_objects()?.into_iter().filter(|one| !before.contains(one) && !others.contains(one)).collect())
+    };
+    ensure!(poll(Duration::from_secs(10), || Ok(left()?.is_empty()))?, "left in the kernel: {:?}", left()?);
+    let files: Vec<_> = std::fs::read_dir(&folder.0)?.flatten().map(|file| file.file_name()).collect();
+    ensure!(files.is_empty(), "files left over: {files:?}");
+    let more = || -> Result<BTreeSet<_>> { Ok(self::probes()?.difference(&probes).cloned().collect()) };
+    // on other hosts others have probes, too
+    ensure!(!is_guest() || more()?.is_empty(), "probes left over: {:?}", more()?);
+    let allowed = quiet.width() + 1024;
+    let grown = || Ok::<_, anyhow::Error>(kernel_memory()?.saturating_sub(first));
+    let settled = !is_guest() || poll(Duration::from_secs(10), || Ok(grown()? <= allowed))?;
+    ensure!(settled, "the kernel holds {} KiB more, and {allowed} would be noise", grown()?);
+    drop(senders);
+    Ok(Verdict::Passed(format!(
+        "{cycles} cycles in {:.0} s; the kernel holds {} KiB more",
+        took.as_secs_f64(),
+        grown()?
+    )))
+}
+
+fn cycle(set: Set, folder: &Folder, end: End) -> Result<()> {
+    let attach = set.to_string();
+    let mut command = command(&["trace", "--json", "--attach", &attach, "--max-sockets", "32768"])?;
+    command.current_dir(&folder.0).env("TMPDIR", &folder.0);
+    // no two alike: the clock is as good as dice
+    let moment = Duration::from_micros(now()? / 1000 % 50_000);
+    if let End::KilledEarly = end {
+        let mut process = Process::start("xctl", command)?;
+        thread::sleep(moment);
+        process.signal(Signal::SIGKILL)?;
+        return process.wait().map(drop);
+    }
+    let mut xctl = Xctl::start_command(set, command)?;
+    thread::sleep(moment);
+    match end {
+        End::Interrupted => xctl.stop(Signal::SIGINT).map(drop),
+        End::Terminated => xctl.stop(Signal::SIGTERM).map(drop),
+        End::Killed | End::KilledEarly => {
+            xctl.process.signal(Signal::SIGKILL)?;
+            xctl.process.wait().map(drop)
+        }
+        End::Unread => {
+            xctl.process.close_output();
+            let status = xctl.process.wait()?;
+            ensure!(status.code() == Some(0), "it ended with {status} and said {:?}", xctl.process.errors());
+            Ok(())
+        }
+    }
+}
+
+/// An empty folder to work in, and for temporary files; gone when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Folder> {
+        let folder = std::env::temp_dir().join(format!("xctl-cycles-{}", std::process::id()));
+        std::fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        Ok(Folder(folder))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What the kernel keeps for itself and could hold on to for us, in KiB.
+fn kernel_memory() -> Result<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+    let mut sum = 0;
+    for name in ["Percpu:", "SUnreclaim:", "VmallocUsed:"] {
+        let value = meminfo.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+        sum += value.trim().trim_end_matches(" kB").parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+struct Range {
+    low: u64,
+    high: u64,
+}
+
+impl Range {
+    fn of(value: u64) -> Range {
+        Range { low: value, high: value }
+    }
+
+    fn add(&mut self, value: u64) {
+        (self.low, self.high) = (self.low.min(value), self.high.max(value));
+    }
+
+    fn width(&self) -> u64 {
+        self.high - self.low
+    }
+}
+
+/// The functions that have a kprobe, as the kernel lists them; none where it has no kprobes.
+fn probes() -> Result<BTreeSet<String>> {
+    const DEBUG: &str = "/sys/kernel/debug";
+    with_private_mounts(|| {
+        mount(Some("none"), DEBUG, Some("debugfs"), MsFlags::empty(), None::<&str>).context("mounting debugfs")?;
+        // address, kind, function+offset
+        let list = std::fs::read_to_string(format!("{DEBUG}/kprobes/list")).unwrap_or_default();
+        Ok(list.lines().filter_map(|line| line.split_whitespace().nth(2).map(str::to_owned)).collect())
+    })
+}

@@ -1,0 +1,237 @@
+//! Hosts where xctl can run and something is unusual, or goes wrong while it runs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime, clock_settime};
+
+use super::ends::one_sender;
+use super::exited_owner;
+use super::privilege::{Paranoid, needed};
+use super::{doctor, idle};
+use crate::counters::{Counters, wait_until_grown};
+use crate::host::{Set, is_guest, tool};
+use crate::link::Link;
+use crate::process::{PATIENCE, Process, now, poll};
+use crate::tracefs::with_private_mounts;
+use crate::workers::{self, Puppet, Receiver, send_all};
+use crate::xctl::{Xctl, command};
+use crate::{Family, Outcome, Verdict};
+
+const FAILED: i32 = 1;
+
+/// xctl, with a shell's redirections or what else is to be done first.
+fn by_shell(before: &str, args: &[&str], after: &str) -> Result<Command> {
+    let xctl = command(args)?;
+    let mut shell = tool("sh");
+    shell.args(["-c", &format!("{before} exec \"$0\" \"$@\" {after}")]).arg(xctl.get_program()).args(xctl.get_args());
+    Ok(shell)
+}
+
+/// In namespaces of its own, as in a container: the PIDs of owners are those of the host.
+pub fn container(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut sender = Puppet::new(&link.a, "outside", receiver.at)?;
+    let truth = sender.truth.clone();
+    let args = ["trace", "--json", "--attach", &set.to_string(), "--max-sockets", "32768"];
+    let xctl = Xctl::attached(set, contained(&args)?)?;
+    let before = Counters::of(&link.a)?;
+    link.lose(100)?;
+    sender.send()?;
+    wait_until_grown(&link.a, &before, "RetransSegs", 2)?;
+    link.lose(0)?;
+    sender.exit()?;
+    link.quiet()?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+    trace.nothing_lost()?;
+    let records = trace.all_of(link.a.inode, &truth.who, truth.flow()?)?;
+    ensure!(trace.of(link.a.inode).all(|record| !record.exited), "who exited cannot be told from in there");
+    ensure!(trace.said.contains("not the initial PID namespace"), "it does not say where it is: {:?}", trace.said);
+    doctor::notes(contained(&["doctor", "--json"])?, "pid_namespace", "not the initial one")?;
+    Ok(Verdict::Passed(format!("{records} retransmits of a process outside")))
+}
+
+/// The first process of a PID namespace, with mounts and a network of its own.
+fn contained(args: &[&str]) -> Result<Process> {
+    let command = by_shell("mount -t proc proc /proc &&", args, "")?;
+    Process::start_by("xctl", command, |command| {
+        with_private_mounts(|| {
+            // children are born there; this thread may not have others from now on
+            unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET).context("making namespaces")?;
+            Ok(command.spawn()?)
+        })
+    })
+}
+
+/// /proc hides the processes of others, and xctl is nobody.
+pub fn hidden_processes(set: Set, family: Family) -> Outcome {
+    let _paranoid = Paranoid::at_most_2()?;
+    let args = ["trace", "--json", "--attach", &set.to_string(), "--max-sockets", "32768"];
+    exited_owner::run_with(family, || {
+        with_private_mounts(|| {
+            mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), Some("hidepid=2"))
+                .context("mounting another /proc")?;
+            Xctl::start_command(set, workers::by_nobody(&needed(), &command(&args)?)?)
+        })
+    })
+}
+
+/// Programs are interpreted.
+pub fn no_jit(set: Set, family: Family) -> Outcome {
+    const JIT: &str = "/proc/sys/net/core/bpf_jit_enable";
+    if !is_guest() {
+        return Ok(Verdict::Skipped("switches the JIT off: only in a virtual machine of tests/vm".into()));
+    }
+    if let Err(error) = std::fs::write(JIT, "0") {
+        return Ok(Verdict::Skipped(format!("{JIT}: {error}")));
+    }
+    let outcome = doctor::notes(Process::start("xctl", command(&["doctor", "--json"])?)?, "jit", "interpreted")
+        .and_then(|()| exited_owner::run_with(family, || Xctl::start(set, &[])));
+    std::fs::write(JIT, "1").context("switching the JIT on again")?;
+    outcome
+}
+
+/// A module with code of TCP's goes while xctl runs.
+pub fn module_gone(set: Set, family: Family) -> Outcome {
+    const MODULE: &str = "/modules/tls.ko";
+    if !is_guest() || !Path::new("/sys/module/tls").exists() || !Path::new(MODULE).exists() {
+        return Ok(Verdict::Skipped("takes the module tls away: only in a virtual machine of tests/vm".into()));
+    }
+    let run = |what: &str, of: &str| -> Result<()> {
+        let output = tool(what).arg(of).output().with_context(|| format!("starting {what}"))?;
+        ensure!(output.status.success(), "{what} {of}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    let outcome = exited_owner::run_with(family, || {
+        let xctl = Xctl::start(set, &[])?;
+        run("rmmod", "tls")?;
+        Ok(xctl)
+    });
+    run("insmod", MODULE)?;
+    outcome
+}
+
+/// A file system without room, gone when the thread is that sees it.
+fn tiny() -> Result<PathBuf> {
+    let folder = std::env::temp_dir().join(format!("xctl-tiny-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    mount(Some("none"), &folder, Some("tmpfs"), MsFlags::empty(), Some("size=4k")).context("mounting a tmpfs")?;
+    Ok(folder)
+}
+
+/// The disk that output goes to is full after a few records, and the one for `--record` at once.
+pub fn full_disk(set: Set, family: Family) -> Outcome {
+    let note = with_private_mounts(|| {
+        let folder = tiny()?;
+        let record = folder.join("record.json").display().to_string();
+        let mut process = Process::start("xctl", command(&["trace", "--dry-run", "--record", &record])?)?;
+        process.rest()?;
+        let (status, said) = (process.wait()?, process.errors());
+        ensure!(status.code() == Some(FAILED), "it ended with {status} and said {said:?}");
+        let words = format!("cannot write the record {record}: No space left on device");
+        ensure!(said.contains(&words), "it does not say {words:?}: {said:?}");
+        let left: Vec<_> = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.file_name()).collect();
+        ensure!(left.is_empty(), "left behind: {left:?}");
+
+        let (link, _receiver, sender) = one_sender(family)?;
+        let netns = link.a.path().display().to_string();
+        let output = folder.join("output").display().to_string();
+        let args = ["trace", "--json", "--attach", &set.to_string(), "--netns", &netns];
+        let mut process = Process::start("xctl", by_shell("", &args, &format!("> {output}"))?)?;
+        let ready = || Ok(std::fs::metadata(&output).is_ok_and(|about| about.len() > 0));
+        ensure!(poll(PATIENCE, ready)?, "it is not ready");
+        send_all(vec![sender])?;
+        let (status, said) = (process.wait()?, process.errors());
+        link.quiet()?;
+        ensure!(status.code() == Some(FAILED), "it ended with {status} and said {said:?}");
+        let words = "cannot write to standard output: No space left on device";
+        ensure!(said.contains(words), "it does not say {words:?}: {said:?}");
+        let printed = std::fs::read_to_string(&output)?.lines().count();
+        Ok(format!("{printed} records, then no space"))
+    });
+    let _ = std::fs::remove_dir(std::env::temp_dir().join(format!("xctl-tiny-{}", std::process::id())));
+    Ok(Verdict::Passed(note?))
+}
+
+/// Descriptors 0 to 2 are closed: nothing that xctl opens takes their place.
+pub fn closed_descriptors(set: Set, _family: Family) -> Outcome {
+    let args = ["trace", "--json", "--attach", &set.to_string()];
+    let mut process = Process::start("xctl", by_shell("", &args, "<&- >&- 2>&-")?)?;
+    let status = format!("/proc/{}/status", process.pid());
+    let confined = || Ok(std::fs::read_to_string(&status).is_ok_and(|text| text.contains("Seccomp:\t2")));
+    ensure!(poll(PATIENCE, confined)?, "it does not run");
+    for fd in 0..=2 {
+        let at = std::fs::read_link(format!("/proc/{}/fd/{fd}", process.pid())).context("reading a descriptor")?;
+        ensure!(at == Path::new("/dev/null"), "descriptor {fd} is {}", at.display());
+    }
+    process.signal(Signal::SIGINT)?;
+    let status = process.wait()?;
+    ensure!(status.code() == Some(0), "it ended with {status}");
+    // its input alone: it reads nothing
+    let command = by_shell("", &args, "<&-")?;
+    let xctl = Xctl::start_command(set, command)?;
+    let before = idle::switches(xctl.process.pid())?;
+    std::thread::sleep(Duration::from_millis(500));
+    let woken = idle::switches(xctl.process.pid())? - before;
+    ensure!(!is_guest() || woken == 0, "woken {woken} times");
+    xctl.stop(Signal::SIGINT)?;
+    Ok(Verdict::Passed("they are /dev/null".into()))
+}
+
+/// Somebody sets the clock. `time` follows it; `mono_ns`, which records are in the order of, does not.
+pub fn clock_set(set: Set, family: Family) -> Outcome {
+    const HOUR: Duration = Duration::from_secs(3600);
+    if !is_guest() {
+        return Ok(Verdict::Skipped("sets the clock: only in a virtual machine of tests/vm".into()));
+    }
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut sender = Puppet::new(&link.a, "sender", receiver.at)?;
+    let truth = sender.truth.clone();
+    let xctl = Xctl::start(set, &[])?;
+    let before = Counters::of(&link.a)?;
+    link.lose(100)?;
+    sender.send()?;
+    wait_until_grown(&link.a, &before, "RetransSegs", 2)?;
+    // so that what happened is printed by now
+    std::thread::sleep(Duration::from_millis(300));
+    let (wall, mono) = (SystemTime::now(), now()?);
+    turn(HOUR, true)?;
+    let seen = Counters::of(&link.a)?;
+    let waited = wait_until_grown(&link.a, &seen, "RetransSegs", 2);
+    std::thread::sleep(Duration::from_millis(300));
+    turn(HOUR, false)?;
+    waited?;
+    link.lose(0)?;
+    sender.exit()?;
+    link.quiet()?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+    trace.nothing_lost()?;
+    trace.all_of(link.a.inode, &truth.who, truth.flow()?)?;
+    let (mut earlier, mut later) = (0, 0);
+    for record in trace.of(link.a.inode) {
+        let time = humantime::parse_rfc3339(&record.time).with_context(|| format!("not a time: {record:?}"))?;
+        if record.mono_ns < mono {
+            earlier += 1;
+            ensure!(time < wall, "the clock was not set yet: {record:?}");
+        } else if time > wall + HOUR {
+            later += 1;
+        }
+    }
+    ensure!(earlier >= 1 && later >= 1, "{earlier} before the clock was set, {later} after: {:?}", trace.retransmits);
+    Ok(Verdict::Passed(format!("{earlier} records, and {later} an hour later")))
+}
+
+/// Sets the clock by so much, forwards or back.
+fn turn(by: Duration, forwards: bool) -> Result<()> {
+    let clock = ClockId::CLOCK_REALTIME;
+    let (now, by) = (clock_gettime(clock)?, TimeSpec::from_duration(by));
+    clock_settime(clock, if forwards { now + by } else { now - by }).context("setting the clock")
+}
