@@ -747,6 +747,14 @@ fn any_access(btf: &Btf, noise: &mut Noise) -> Option<(TypeId, String, Relocatio
     Some((root, access, kind))
 }
 
+/// First and last constant of every enum of 64 bits: too few to come by chance, and clang makes none before version 15.
+fn wide_constants(btf: &Btf) -> Vec<(TypeId, String, RelocationKind)> {
+    let wide = btf.ids().filter(|id| btf.kind(*id) == Kind::Enum64 && !btf.name(*id).is_empty());
+    let constants = wide.flat_map(|id| [(id, 0), (id, btf.entry_count(id).saturating_sub(1))]);
+    let kinds = [RelocationKind::EnumvalValue, RelocationKind::EnumvalExists];
+    constants.flat_map(|(id, index)| kinds.map(|kind| (id, index.to_string(), kind))).collect()
+}
+
 /// An ELF object with the types of `btf`, and a program of one or two instructions for each access.
 fn object_of(btf: &Btf, accesses: &[(TypeId, String, RelocationKind)], noise: &mut Noise) -> Vec<u8> {
     const HEADER: usize = 24;
@@ -925,6 +933,9 @@ fn random_accesses_to_one_kernel_come_out_on_another_as_by_libbpf() {
             while chosen.len() < accesses {
                 chosen.extend(any_access(local, &mut noise));
             }
+            let wide = wide_constants(local);
+            let constants = wide.len();
+            chosen.extend(wide);
             let bytes = object_of(local, &chosen, &mut noise);
             let (all, _) = relocate(&bytes, target, |_, _| true);
             for ours in &all {
@@ -938,7 +949,7 @@ fn random_accesses_to_one_kernel_come_out_on_another_as_by_libbpf() {
                     .or_default() += 1;
             }
             let compared = compare(&format!("accesses to {from} on {to}"), &bytes, target, path);
-            println!("{from} on {to}: {compared} of {} as by libbpf", all.len());
+            println!("{from} on {to}: {compared} of {} as by libbpf, {constants} of 64-bit enums", all.len());
         }
     }
     println!("{seen:?}");

@@ -90,6 +90,7 @@ pub const ALL: &[Case] = &[
     case!("same_as_ss",           AUTO,     BOTH, ss::run),
     case!("record_calls",         AUTO,     V4,   record::calls),
     case!("record_strace",        AUTO,     V4,   record::strace),
+    case!("record_schema",        AUTO,     V4,   record::schema),
     case!("record_facts",         EVERY_KIND,    V4,   record::facts),
     case!("record_altered",       AUTO,     V4,   record::altered),
     case!("record_translated",    AUTO,     V4,   record::altered_translation),

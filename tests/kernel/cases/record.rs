@@ -201,10 +201,40 @@ fn calls_without_symbols(set: Set) -> Outcome {
     )))
 }
 
-/// The same against strace, where there is one.
+fn installed(tool: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(tool)).find(|path| path.exists())
+}
+
+/// Somebody else's validator finds records to be what their schema says, also that of a run that failed.
+pub fn schema(_set: Set, _family: Family) -> Outcome {
+    let Some(validator) = installed("jsonschema") else {
+        return Ok(Verdict::Skipped("this host has no jsonschema".into()));
+    };
+    let scratch = Scratch::new()?;
+    let ((path, file), (schema, schema_file)) = (scratch.file("record.json"), scratch.file("schema.json"));
+    fs::write(schema, xctl::record::SCHEMA)?;
+    let accepts = || -> Result<bool> {
+        let output =
+            Command::new(&validator).args(["-i", &file, &schema_file]).output().context("starting jsonschema")?;
+        Ok(output.status.success())
+    };
+    for (more, code) in [(&["--dry-run"][..], 0), (&["--object", "/dev/null"], 4)] {
+        let xctl = command(&arguments("auto", &[more, &["--record", &file]].concat()))?;
+        let status = Process::start("xctl", xctl)?.wait()?;
+        ensure!(status.code() == Some(code), "{more:?}: it ended with {status}");
+        ensure!(accepts()?, "{more:?}: the validator refuses the record");
+    }
+    // Else the above could not fail.
+    let mut record = read(&path)?;
+    record["proven"] = Value::from("perhaps");
+    fs::write(&path, record.to_string())?;
+    ensure!(!accepts()?, "the validator takes anything");
+    Ok(Verdict::Passed("as its schema says".into()))
+}
+
+/// The record has every call, against strace, where there is one.
 pub fn strace(_set: Set, _family: Family) -> Outcome {
-    let found = ["/usr/bin/strace", "/usr/local/bin/strace"].into_iter().find(|path| Path::new(path).exists());
-    let Some(strace) = found else { return Ok(Verdict::Skipped("this host has no strace".into())) };
+    let Some(strace) = installed("strace") else { return Ok(Verdict::Skipped("this host has no strace".into())) };
     let scratch = Scratch::new()?;
     let (path, file) = scratch.file("strace.json");
     let (seen, log) = scratch.file("strace.txt");
