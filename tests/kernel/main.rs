@@ -4,11 +4,13 @@
 //! It needs root, iproute2, and a way to lose packets (netem or nft). Arguments: parts of the names of cases, or `--list`.
 //! `--auto`: of the sets only `auto`, but for the lossy link.
 //! `--full`: as many connections in a virtual machine as elsewhere.
+//! `--awake`: not whether xctl passes the cases, but whether they fail without its hooks.
 
 #![forbid(unsafe_code)]
 
 mod actors;
 mod altered;
+mod awake;
 mod cases;
 mod claims;
 mod counters;
@@ -22,6 +24,7 @@ mod schema;
 mod tracee;
 mod tracefs;
 mod ways;
+mod without;
 mod workers;
 mod xctl;
 
@@ -126,6 +129,9 @@ fn main() -> ExitCode {
 
     if !list {
         link::sweep();
+    }
+    if args.iter().any(|arg| arg == "--awake") {
+        return awake::main();
     }
     let (mut passed, mut skipped) = (0, 0);
     let mut failed = Vec::new();

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -184,6 +185,14 @@ fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<O
     Option::deserialize(from)
 }
 
+/// The object that every xctl loads that [`Xctl::start`] starts, if it is not xctl's own.
+static OBJECT: Mutex<Option<String>> = Mutex::new(None);
+
+/// From now on they load the object of this path, or their own again.
+pub fn load(object: Option<String>) {
+    *OBJECT.lock().unwrap_or_else(PoisonError::into_inner) = object;
+}
+
 /// The xctl under test, with these arguments.
 pub fn command(args: &[&str]) -> Result<Command> {
     let path = std::env::var("XCTL").ok().or(option_env!("CARGO_BIN_EXE_xctl").map(Into::into));
@@ -228,7 +237,9 @@ impl Xctl {
         let room: &[&str] = if args.contains(&"--max-sockets") { &[] } else { &["--max-sockets", "32768"] };
         // a burst has room even where the reader waits for a CPU: what is lost then is stopped_reader's business
         let pages: &[&str] = if args.contains(&"--perf-pages") { &[] } else { &["--perf-pages", "512"] };
-        let args = [&["trace", "--json", "--attach", &attach], room, pages, args].concat();
+        let object = OBJECT.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let object = object.as_ref().map_or(vec![], |path| vec!["--object", path.as_str()]);
+        let args = [&["trace", "--json", "--attach", &attach], room, pages, &object, args].concat();
         Xctl::start_command(set, command(&args)?)
     }
 

@@ -20,6 +20,7 @@ mod kernel_threads;
 mod kinds;
 mod listeners;
 mod lossy_link;
+mod lost;
 mod lost_syn;
 mod mptcp;
 mod privilege;
@@ -83,11 +84,12 @@ pub const ALL: &[Case] = &[
     case!("verify_failed",        Set::ALL, V4,   verify::failed),
     case!("verify_difference",    AUTO,     V4,   verify::difference),
     case!("stopped_reader",       AUTO,     V4,   stopped_reader::run),
+    case!("lost_output",          Set::ALL, V4,   lost::output),
     case!("churn",                AUTO,     V4,   churn::run),
     case!("full_map",             AUTO,     V4,   full_map::run),
     case!("reused_pid",           AUTO,     V4,   reused_pid::run),
     case!("kinds",                Set::ALL, V4,   kinds::run),
-    case!("same_as_ss",           AUTO,     BOTH, ss::run),
+    case!("same_as_ss",           Set::ALL, EITHER, ss::run),
     case!("record_calls",         AUTO,     V4,   record::calls),
     case!("record_strace",        AUTO,     V4,   record::strace),
     case!("record_schema",        AUTO,     V4,   record::schema),

@@ -1,0 +1,92 @@
+//! xctl's own object without something that it needs: what must fail then, is awake.
+
+use xctl::embedded;
+use xctl::object::{Btf, BtfExt, ObjectFile};
+
+/// The object, and in it the code of programs, to be altered.
+struct Code {
+    bytes: Vec<u8>,
+    /// Of each program: its name, where it begins, and how many instructions it has.
+    programs: Vec<(String, usize, usize)>,
+    /// Where instructions are that somebody is to relocate.
+    relocated: Vec<usize>,
+}
+
+const MOVE: u8 = 0xb7;
+const AND: u8 = 0x57;
+const CALL: u8 = 0x85;
+const EXIT: u8 = 0x95;
+const JUMP_IF_EQUAL: u8 = 0x15;
+
+impl Code {
+    fn of_ours() -> Code {
+        let bytes = embedded::object().expect("our own object");
+        let object = ObjectFile::parse(&bytes).expect("our own object");
+        let btf = Btf::parse(object.btf.expect("its BTF")).expect("its BTF");
+        let ext = BtfExt::parse(object.btf_ext.expect("its .BTF.ext"), &btf).expect("its .BTF.ext");
+        let in_file = |name: &str, offset: u64| {
+            let section = object.sections.iter().find(|section| section.name == name).expect("the section");
+            (section.offset + offset) as usize
+        };
+        let programs = object.programs.iter();
+        let programs = programs.map(|one| (one.name.to_owned(), in_file(one.section, one.offset), one.insns)).collect();
+        let stretches = ext.relocations.iter();
+        let relocated = stretches
+            .flat_map(|stretch| stretch.records.iter().map(|record| in_file(stretch.section, record.offset.into())))
+            .collect();
+        Code { programs, relocated, bytes: bytes.clone() }
+    }
+
+    /// An instruction that works on `r0`.
+    fn put(&mut self, at: usize, code: u8, jump: i16, number: i32) {
+        self.bytes[at..at + 2].copy_from_slice(&[code, 0]);
+        self.bytes[at + 2..at + 4].copy_from_slice(&jump.to_le_bytes());
+        self.bytes[at + 4..at + 8].copy_from_slice(&number.to_le_bytes());
+    }
+
+    /// Every instruction of every program that has this code and this number.
+    fn find(&self, code: u8, number: i32) -> Vec<usize> {
+        let all = self.programs.iter().flat_map(|(_, begin, insns)| (*begin..begin + insns * 8).step_by(8));
+        let number = number.to_le_bytes();
+        let found: Vec<_> = all.filter(|at| self.bytes[*at] == code && self.bytes[at + 4..at + 8] == number).collect();
+        assert!(!found.is_empty(), "no instruction {code:#x} {number:?}");
+        found
+    }
+}
+
+/// Without these programs: they are there, and do nothing.
+pub fn programs(programs: &[&str]) -> Vec<u8> {
+    let mut code = Code::of_ours();
+    for name in programs {
+        let (_, begin, insns) = code.programs.iter().find(|(own, ..)| own == name).expect("the program").clone();
+        let at = |number: usize| begin + number * 8;
+        // the verifier refuses what nothing leads to: so a condition, which is always true
+        let jump = (1..insns).find(|number| !code.relocated.contains(&at(*number))).expect("an instruction");
+        let exit = (0..insns).rfind(|number| code.bytes[at(*number)] == EXIT).expect("an exit");
+        code.put(at(0), MOVE, 0, 0);
+        code.put(at(jump), JUMP_IF_EQUAL, i16::try_from(exit - jump - 1).expect("a short program"), 0);
+    }
+    code.bytes
+}
+
+/// Without the check for threads of the kernel: it takes them for processes.
+pub fn kernel_threads() -> Vec<u8> {
+    const PF_KTHREAD: i32 = 0x0020_0000;
+    let mut code = Code::of_ours();
+    for at in code.find(AND, PF_KTHREAD) {
+        code.bytes[at + 4..at + 8].fill(0);
+    }
+    code.bytes
+}
+
+/// Without output: no record reaches a ring.
+pub fn output() -> Vec<u8> {
+    const PERF_EVENT_OUTPUT: i32 = 25;
+    const RINGBUF_OUTPUT: i32 = 130;
+    const EPERM: i32 = 1;
+    let mut code = Code::of_ours();
+    for at in [code.find(CALL, PERF_EVENT_OUTPUT), code.find(CALL, RINGBUF_OUTPUT)].concat() {
+        code.put(at, MOVE, 0, -EPERM);
+    }
+    code.bytes
+}
