@@ -35,7 +35,7 @@ endif
 BUILD := target/$(TRIPLE)/release
 BIN := $(BUILD)/xctl
 BPF_OBJECT ?= target/bpf/$(ARCH)/xctl.bpf.o
-RUST_SOURCES := $(shell find loader -name '*.rs') $(wildcard Cargo.* loader/Cargo.toml .cargo/config.toml scripts/rustc)
+RUST_SOURCES := $(shell find loader -name '*.rs' -o -name '*.ld') $(wildcard Cargo.* loader/Cargo.toml .cargo/config.toml scripts/rustc)
 BPF_SOURCES := $(wildcard bpf-src/*.c bpf-src/*.h) vmlinux/vmlinux.h
 
 .PHONY: all
