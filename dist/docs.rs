@@ -19,7 +19,8 @@ fn main() -> io::Result<()> {
     xctl.build();
     for command in iter::once(&xctl).chain(xctl.get_subcommands()) {
         let name = command.get_display_name().unwrap_or_else(|| command.get_name());
-        let page = Man::new(command.clone()).title(name).date(date).manual("xctl");
+        let source = concat!("xctl ", env!("CARGO_PKG_VERSION"));
+        let page = Man::new(command.clone()).title(name).date(date).source(source).manual("xctl");
         page.render(&mut File::create(folder.join(format!("{name}.1")))?)?;
     }
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
