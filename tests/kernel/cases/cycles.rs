@@ -18,7 +18,7 @@ use crate::workers::{Plan, Receiver, Sender};
 use crate::xctl::{Xctl, command};
 use crate::{Family, Outcome, Verdict};
 
-const FEW: u32 = 10;
+const FEW: u32 = 5;
 const MANY: u32 = 1000;
 
 /// How a cycle ends.

@@ -246,7 +246,7 @@ pub fn lockdown(_set: Set, _family: Family) -> Outcome {
         Ok(())
     })?;
     // where the kernel does not tell
-    let said = refuses(&[], "trace")?;
+    let said = refusal(start(&["trace", "--json"])?, CANNOT_RUN_HERE)?;
     ensure!(said.contains("lockdown=confidentiality"), "it does not name lockdown: {said:?}");
     Ok(Verdict::Passed("names lockdown".into()))
 }
