@@ -47,7 +47,7 @@ impl Attached {
                 missed.map(Some).with_context(|| format!("cannot ask what {} missed", self.hook.target_name()))
             }
             (None, Kind::Kprobe | Kind::Kretprobe) => Ok(None),
-            // These are never skipped.
+            // Skipped programs are counted by themselves (kernel::bpf::ProgramInfo).
             (None, Kind::RawTracepoint | Kind::Fentry | Kind::Fexit) => Ok(Some(0)),
         }
     }

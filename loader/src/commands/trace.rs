@@ -268,7 +268,7 @@ fn say_online(tracer: &Tracer, cpu: u32) {
 
 struct Printer {
     output: Box<dyn Output>,
-    /// Totals of what was printed.
+    /// Totals of what was printed, where that is limited.
     by_process: ByProcess,
     /// How many events may still be printed.
     left: Option<u64>,
@@ -290,7 +290,10 @@ impl Printer {
             Moment { realtime_ns: event.mono_ns().wrapping_add(realtime_offset), exited: self.has_exited(owner) };
         match event {
             Event::Retransmit(event) => {
-                summary::add(self.by_process.entry(summary::key_of(owner)).or_default(), event);
+                // Else the kernel's totals are the summary's, and these would grow as long as processes come and go.
+                if self.left.is_some() {
+                    summary::add(self.by_process.entry(summary::key_of(owner)).or_default(), event);
+                }
                 self.output.retransmit(event, moment)?;
             }
             Event::Send(event) => self.output.send(event, moment)?,
