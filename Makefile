@@ -129,15 +129,24 @@ test-vm: ## Tests on real Debian kernels in virtual machines (KERNELS='6.1 6.12-
 	}; \
 	rm -f target/vm/*.out; \
 	bad=; \
-	run x86_64 '$(wordlist 3,99,$(VM_PLAIN))' '$(CASES)' & \
-	run x86_64 '$(wordlist 1,2,$(VM_PLAIN))' '$(CASES)' || bad=1; \
+	plain() { \
+		local wrong= kernel cases; \
+		for kernel; do \
+			cases="$(CASES)"; \
+			[ -n "$$cases" ] || [ $$kernel = $(lastword $(VM_PLAIN)) ] || cases=--kernel; \
+			run x86_64 $$kernel "$$cases" || wrong=1; \
+		done; \
+		[ -z "$$wrong" ]; \
+	}; \
+	plain $(wordlist 3,99,$(VM_PLAIN)) & \
+	plain $(wordlist 1,2,$(VM_PLAIN)) || bad=1; \
 	run x86_64 '$(filter %-rt,$(KERNELS))' '$(or $(CASES),lossy_link)' || bad=1; \
 	[ -n '$(CASES)' ] || VM_CPUS=4 VM_LABEL=-4cpus run x86_64 '$(filter 6.12,$(KERNELS))' cpus_come_and_go || bad=1; \
-	run aarch64 '$(filter %-arm64,$(KERNELS))' '$(or $(CASES),--auto)' || bad=1; \
+	run aarch64 '$(filter %-arm64,$(KERNELS))' '$(or $(CASES),--auto --kernel)' || bad=1; \
 	wait $$! || bad=1; \
 	[ -z "$$bad" ] || { grep -H '^FAIL' target/vm/*.out; false; }
 
-# Kernels of one architecture. On PREEMPT_RT, where softirq runs in threads, only what depends on that, and on arm64, to
+# Kernels of one architecture. What depends on the host alone runs on the last. On PREEMPT_RT, where softirq runs in threads, only what depends on that, and on arm64, to
 # save time, not every set; unless CASES names cases: those run in every set. One kernel once more with CPUs enough to come
 # and go under load.
 .PHONY: test-vm-group

@@ -3,6 +3,7 @@
 //! One executable, so that it runs the same on the developer's machine and as the only program of a virtual machine.
 //! It needs root, iproute2, and a way to lose packets (netem or nft). Arguments: parts of the names of cases, or `--list`.
 //! `--auto`: of the sets only `auto`, but for the lossy link.
+//! `--kernel`: only what depends on the kernel's version.
 //! `--full`: as many connections in a virtual machine as elsewhere.
 //! `--awake`: not whether xctl passes the cases, but whether they fail without its hooks.
 
@@ -85,12 +86,22 @@ impl Families {
     }
 }
 
+/// What a case is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    /// What the kernel does, which differs from one version to the next.
+    Kernel,
+    /// What the host has and xctl makes of it, whichever kernel it is.
+    Host,
+}
+
 /// A case, to be run once for each hook set and each of its families.
 pub struct Case {
     name: &'static str,
     sets: &'static [Set],
     families: Families,
     run: fn(Set, Family) -> Outcome,
+    about: About,
 }
 
 impl Case {
@@ -124,6 +135,7 @@ fn main() -> ExitCode {
     }
     let list = args.iter().any(|arg| arg == "--list");
     let auto = args.iter().any(|arg| arg == "--auto");
+    let kernel = args.iter().any(|arg| arg == "--kernel");
     // cargo passes libtest's flags on (--nocapture, --test-threads=1): none means anything here
     let filters: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
 
@@ -140,6 +152,9 @@ fn main() -> ExitCode {
             case.sets.iter().flat_map(|set| case.families.of(*set).iter().map(move |family| (*set, *family)))
         {
             if auto && set != Set::Auto && case.sets.len() > 1 && case.name != "lossy_link" {
+                continue;
+            }
+            if kernel && case.about != About::Kernel {
                 continue;
             }
             let name = case.name_with(set, family);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /*
  * Ways to use a socket for which a Rust program needs unsafe code, which the tests have none of: io_uring, fork() without
- * exec, pidfd_getfd(), sockmap. And a kprobe that takes its time.
+ * exec, pidfd_getfd(), sockmap.
  *
  * A process with the name of its argument, which says "done PID" and then does what it is told, a line at a time:
  *
@@ -13,7 +13,6 @@
  *	forward FROM TO			lets the kernel send to one what comes in on the other
  *	fork NAME			a child that shares all; its number
  *	child NUMBER ORDER...		has a child carry out an order
- *	slow FUNCTION			a kprobe there that takes milliseconds
  *
  * HOW: call (the system call), ring (io_uring), worker (in a worker of it), poll (in its thread that polls).
  * A socket is its descriptor. Answers: "done", followed for a new socket by it and both its addresses; "cannot WHY" where
@@ -24,15 +23,14 @@
 #include <errno.h>
 #include <linux/bpf.h>
 #include <linux/io_uring.h>
-#include <linux/perf_event.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -316,7 +314,8 @@ static bool set(int map, __u32 key, int fd)
 static void forward(int from, int to)
 {
 	union bpf_attr attr = { .map_type = BPF_MAP_TYPE_SOCKMAP, .key_size = 4, .value_size = 4, .max_entries = 2 };
-	int map = bpf(BPF_MAP_CREATE, &attr), program;
+	const struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };	/* before 5.11 maps count as locked memory */
+	int map = setrlimit(RLIMIT_MEMLOCK, &unlimited) ? -1 : bpf(BPF_MAP_CREATE, &attr), program;
 	const struct bpf_insn insns[] = {
 		{ .code = BPF_LD | BPF_DW | BPF_IMM, .dst_reg = 2, .src_reg = BPF_PSEUDO_MAP_FD, .imm = map }, { 0 },
 		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 3 },	/* its key */
@@ -333,30 +332,6 @@ static void forward(int from, int to)
 	attr = (union bpf_attr){ .target_fd = map, .attach_bpf_fd = program, .attach_type = BPF_SK_SKB_STREAM_VERDICT };
 	if (program < 0 || bpf(BPF_PROG_ATTACH, &attr) || !set(map, 0, to) || !set(map, 1, from))
 		failed("sockmap");
-	else
-		fputs("done\n", answers);
-}
-
-/* Asks for the time again and again. While a kprobe's program runs, no other kprobe is run on that CPU. */
-static void slow(const char *function)
-{
-	const struct bpf_insn insns[] = {
-		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 6, .imm = 20 * 1000 },
-		{ .code = BPF_JMP | BPF_CALL, .imm = BPF_FUNC_ktime_get_ns },
-		{ .code = BPF_ALU64 | BPF_SUB | BPF_K, .dst_reg = 6, .imm = 1 },
-		{ .code = BPF_JMP | BPF_JNE | BPF_K, .dst_reg = 6, .off = -3 },
-		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0 },
-		{ .code = BPF_JMP | BPF_EXIT },
-	};
-	struct perf_event_attr attr = { .size = sizeof(attr), .config1 = (__u64)(unsigned long)function };
-	FILE *type = fopen("/sys/bus/event_source/devices/kprobe/type", "r");
-	int program = load(BPF_PROG_TYPE_KPROBE, 0, insns, sizeof(insns) / sizeof(insns[0])), event = -1;
-
-	if (type && fscanf(type, "%u", &attr.type) == 1)
-		event = syscall(SYS_perf_event_open, &attr, -1, 0, -1, PERF_FLAG_FD_CLOEXEC);
-	if (program < 0 || event < 0 || ioctl(event, PERF_EVENT_IOC_SET_BPF, program) ||
-	    ioctl(event, PERF_EVENT_IOC_ENABLE, 0))
-		failed("a kprobe");
 	else
 		fputs("done\n", answers);
 }
@@ -439,8 +414,6 @@ static void obey(const char *order)
 		forward(number, other);
 	else if (sscanf(order, "fork %63s", word) == 1)
 		fork_one(word);
-	else if (sscanf(order, "slow %63s", word) == 1)
-		slow(word);
 	else if (sscanf(order, "child %d %n", &number, &rest) == 1 && rest)
 		have_child(number, order + rest);
 	else

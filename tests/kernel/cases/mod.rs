@@ -1,7 +1,7 @@
 //! The table of cases. Those that depend on how xctl is attached run for every hook set of the kernel.
 
 use crate::host::Set;
-use crate::{Case, Families};
+use crate::{About, Case, Families};
 
 mod already_open;
 mod churn;
@@ -48,7 +48,10 @@ const EVERY_KIND: &[Set] = &[Set::Auto, Set::Fentry];
 
 macro_rules! case {
     ($name:literal, $sets:expr, $families:expr, $run:path) => {
-        Case { name: $name, sets: $sets, families: $families, run: $run }
+        case!($name, $sets, $families, $run, Kernel)
+    };
+    ($name:literal, $sets:expr, $families:expr, $run:path, $about:ident) => {
+        Case { name: $name, sets: $sets, families: $families, run: $run, about: About::$about }
     };
 }
 
@@ -74,9 +77,9 @@ pub const ALL: &[Case] = &[
     case!("mptcp_subflows",       Set::ALL, V4,   mptcp::subflows),
     case!("filters",              AUTO,     V4,   filters::run),
     case!("signals",              Set::ALL, V4,   ends::signals),
-    case!("closed_pipe",          AUTO,     V4,   ends::closed_pipe),
-    case!("count",                AUTO,     V4,   ends::count),
-    case!("duration",             AUTO,     V4,   ends::duration),
+    case!("closed_pipe",          AUTO,     V4,   ends::closed_pipe, Host),
+    case!("count",                AUTO,     V4,   ends::count, Host),
+    case!("duration",             AUTO,     V4,   ends::duration, Host),
     case!("idle",                 AUTO,     V4,   idle::run),
     case!("sockets",              AUTO,     BOTH, sockets::run),
     case!("seeded_from_proc",     AUTO,     BOTH, sockets::seeded_from_proc),
@@ -92,15 +95,15 @@ pub const ALL: &[Case] = &[
     case!("same_as_ss",           Set::ALL, EITHER, ss::run),
     case!("record_calls",         AUTO,     V4,   record::calls),
     case!("record_strace",        AUTO,     V4,   record::strace),
-    case!("record_schema",        AUTO,     V4,   record::schema),
+    case!("record_schema",        AUTO,     V4,   record::schema, Host),
     case!("record_facts",         EVERY_KIND,    V4,   record::facts),
     case!("record_altered",       AUTO,     V4,   record::altered),
     case!("record_translated",    AUTO,     V4,   record::altered_translation),
-    case!("record_failed",        AUTO,     V4,   record::failed),
+    case!("record_failed",        AUTO,     V4,   record::failed, Host),
     case!("record_as_user",       AUTO,     V4,   record::as_another_user),
-    case!("altered_objects",      AUTO,     V4,   record::altered_objects),
+    case!("altered_objects",      AUTO,     V4,   record::altered_objects, Host),
     case!("dry_run",              AUTO,     V4,   record::dry_run),
-    case!("inspect_as_nobody",    AUTO,     V4,   record::inspect_as_nobody),
+    case!("inspect_as_nobody",    AUTO,     V4,   record::inspect_as_nobody, Host),
     case!("privilege_nobody",     EVERY_KIND,   V4,   privilege::as_nobody),
     case!("privilege_given_up",   AUTO,     V4,   privilege::given_up),
     case!("privilege_confined",   AUTO,     V4,   privilege::confined),
@@ -110,26 +113,26 @@ pub const ALL: &[Case] = &[
     case!("cpus_come_and_go",     AUTO,     V4,   hotplug::come_and_go),
     case!("cpu_0_offline",        AUTO,     V4,   hotplug::first_offline),
     case!("doctor",               AUTO,     V4,   doctor::agrees_with_trace),
-    case!("container",            AUTO,     V4,   hosts::container),
-    case!("hidepid",              AUTO,     V4,   hosts::hidden_processes),
-    case!("no_jit",               AUTO,     V4,   hosts::no_jit),
-    case!("module_gone",          AUTO,     V4,   hosts::module_gone),
-    case!("full_disk",            AUTO,     V4,   hosts::full_disk),
-    case!("closed_descriptors",   AUTO,     V4,   hosts::closed_descriptors),
-    case!("clock_set",            AUTO,     V4,   hosts::clock_set),
-    case!("cycles",               AUTO,     V4,   cycles::run),
-    case!("no_privilege",         AUTO,     V4,   refusals::no_privilege),
-    case!("no_capability",        AUTO,     V4,   refusals::one_capability),
+    case!("container",            AUTO,     V4,   hosts::container, Host),
+    case!("hidepid",              AUTO,     V4,   hosts::hidden_processes, Host),
+    case!("no_jit",               AUTO,     V4,   hosts::no_jit, Host),
+    case!("module_gone",          AUTO,     V4,   hosts::module_gone, Host),
+    case!("full_disk",            AUTO,     V4,   hosts::full_disk, Host),
+    case!("closed_descriptors",   AUTO,     V4,   hosts::closed_descriptors, Host),
+    case!("clock_set",            AUTO,     V4,   hosts::clock_set, Host),
+    case!("cycles",               AUTO,     V4,   cycles::run, Host),
+    case!("no_privilege",         AUTO,     V4,   refusals::no_privilege, Host),
+    case!("no_capability",        AUTO,     V4,   refusals::one_capability, Host),
     case!("no_memlock",           AUTO,     V4,   refusals::no_memlock),
     case!("no_btf",               AUTO,     V4,   refusals::no_btf),
-    case!("cut_btf",              Set::ALL, V4,   without_btf::cut_down),
-    case!("kernel_image",         EVERY_KIND,   V4,   without_btf::image),
+    case!("cut_btf",              AUTO,     V4,   without_btf::cut_down),
+    case!("kernel_image",         EVERY_KIND,   V4,   without_btf::image, Host),
     case!("no_kprobes",           AUTO,     V4,   refusals::no_kprobes),
-    case!("no_mounts",            AUTO,     V4,   refusals::no_mounts),
-    case!("no_symbol",            AUTO,     V4,   refusals::no_symbol),
-    case!("no_ring_memory",       AUTO,     V4,   refusals::no_ring_memory),
-    case!("no_user_namespace",    AUTO,     V4,   refusals::user_namespace),
-    case!("paranoid",             AUTO,     V4,   refusals::paranoid),
+    case!("no_mounts",            AUTO,     V4,   refusals::no_mounts, Host),
+    case!("no_symbol",            AUTO,     V4,   refusals::no_symbol, Host),
+    case!("no_ring_memory",       AUTO,     V4,   refusals::no_ring_memory, Host),
+    case!("no_user_namespace",    AUTO,     V4,   refusals::user_namespace, Host),
+    case!("paranoid",             AUTO,     V4,   refusals::paranoid, Host),
     // the last: nothing undoes it
     case!("lockdown",             AUTO,     V4,   refusals::lockdown),
 ];
