@@ -40,8 +40,6 @@ mod without_btf;
 const BOTH: Families = Families::Both;
 const EITHER: Families = Families::BothInAuto;
 const V4: Families = Families::V4;
-/// Also the set that `auto` takes only where fentry is missing.
-const EVERY: &[Set] = &[Set::Kprobe, Set::Mixed, Set::Auto, Set::Tracepoint, Set::Fentry];
 const AUTO: &[Set] = &[Set::Auto];
 /// Every kind of program, and what takes a capability of its own: `auto` has kprobes where there are any.
 const EVERY_KIND: &[Set] = &[Set::Auto, Set::Fentry];
@@ -57,7 +55,7 @@ macro_rules! case {
 
 #[rustfmt::skip]
 pub const ALL: &[Case] = &[
-    case!("lossy_link",           EVERY,    BOTH, lossy_link::run),
+    case!("lossy_link",           Set::ALL, BOTH, lossy_link::run),
     case!("send_events",          Set::ALL, V4,   send_events::run),
     case!("lost_syn",             Set::ALL, EITHER, lost_syn::run),
     case!("same_tuple_two_netns", Set::ALL, V4,   tuples::same_tuple_two_netns),
@@ -76,7 +74,7 @@ pub const ALL: &[Case] = &[
     case!("blocked_accept",       Set::ALL, V4,   listeners::blocked_accept),
     case!("mptcp_subflows",       Set::ALL, V4,   mptcp::subflows),
     case!("filters",              AUTO,     V4,   filters::run),
-    case!("signals",              Set::ALL, V4,   ends::signals),
+    case!("signals",              EVERY_KIND, V4, ends::signals),
     case!("closed_pipe",          AUTO,     V4,   ends::closed_pipe, Host),
     case!("count",                AUTO,     V4,   ends::count, Host),
     case!("duration",             AUTO,     V4,   ends::duration, Host),
@@ -87,7 +85,7 @@ pub const ALL: &[Case] = &[
     case!("verify_failed",        Set::ALL, V4,   verify::failed),
     case!("verify_difference",    AUTO,     V4,   verify::difference),
     case!("stopped_reader",       AUTO,     V4,   stopped_reader::run),
-    case!("lost_output",          Set::ALL, V4,   lost::output),
+    case!("lost_output",          AUTO,     V4,   lost::output),
     case!("churn",                AUTO,     V4,   churn::run),
     case!("full_map",             AUTO,     V4,   full_map::run),
     case!("reused_pid",           AUTO,     V4,   reused_pid::run),
@@ -134,5 +132,5 @@ pub const ALL: &[Case] = &[
     case!("no_user_namespace",    AUTO,     V4,   refusals::user_namespace, Host),
     case!("paranoid",             AUTO,     V4,   refusals::paranoid, Host),
     // the last: nothing undoes it
-    case!("lockdown",             AUTO,     V4,   refusals::lockdown),
+    case!("lockdown",             AUTO,     V4,   refusals::lockdown, Host),
 ];
