@@ -314,8 +314,9 @@ static bool set(int map, __u32 key, int fd)
 static void forward(int from, int to)
 {
 	union bpf_attr attr = { .map_type = BPF_MAP_TYPE_SOCKMAP, .key_size = 4, .value_size = 4, .max_entries = 2 };
-	const struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };	/* before 5.11 maps count as locked memory */
-	int map = setrlimit(RLIMIT_MEMLOCK, &unlimited) ? -1 : bpf(BPF_MAP_CREATE, &attr), program;
+	const struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };
+	/* Before 5.11 maps count as locked memory. Newer kernels need not permit it. */
+	int limited = setrlimit(RLIMIT_MEMLOCK, &unlimited), map = bpf(BPF_MAP_CREATE, &attr), program;
 	const struct bpf_insn insns[] = {
 		{ .code = BPF_LD | BPF_DW | BPF_IMM, .dst_reg = 2, .src_reg = BPF_PSEUDO_MAP_FD, .imm = map }, { 0 },
 		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 3 },	/* its key */
@@ -331,7 +332,7 @@ static void forward(int from, int to)
 	program = load(BPF_PROG_TYPE_SK_SKB, BPF_SK_SKB_STREAM_VERDICT, insns, sizeof(insns) / sizeof(insns[0]));
 	attr = (union bpf_attr){ .target_fd = map, .attach_bpf_fd = program, .attach_type = BPF_SK_SKB_STREAM_VERDICT };
 	if (program < 0 || bpf(BPF_PROG_ATTACH, &attr) || !set(map, 0, to) || !set(map, 1, from))
-		failed("sockmap");
+		failed(limited ? "sockmap (and to raise RLIMIT_MEMLOCK)" : "sockmap");
 	else
 		fputs("done\n", answers);
 }
