@@ -377,35 +377,36 @@ impl Tracer {
         wrong.map_or(Ok(()), Err)
     }
 
-    /// What became of CPUs since the last call. The rings of those that went, which were drained since, are let go: the
-    /// kernel has given up their perf events, also for the time when the CPU is back.
+    /// What became of CPUs since the last call.
     ///
     /// # Errors
-    /// If the kernel does not tell, or a ring cannot be let go.
-    pub fn follow_cpus(&mut self, waiter: &Waiter) -> Result<Vec<Change>> {
-        let mut told = Vec::new();
-        let Some(changes) = &mut self.changes else { return Ok(told) };
-        while let Some(change) = changes.take().context("cannot learn which CPUs came and went")? {
-            match change {
-                Change::Offline(cpu) => {
-                    self.late.remove(&cpu);
-                    if let Some(index) = self.rings.iter().position(|(of, _)| *of == cpu) {
-                        let (_, ring) = self.rings.swap_remove(index);
-                        waiter.remove_ring(ring.memory().event())?;
-                        bpf::unset_ring(self.object.map(EVENTS)?, cpu)
-                            .with_context(|| format!("cannot let the perf ring of CPU {cpu} go"))?;
-                    }
-                    told.push(change);
+    /// If the kernel does not tell.
+    pub fn changes(&mut self) -> Result<Vec<Change>> {
+        let Some(changes) = &mut self.changes else { return Ok(Vec::new()) };
+        let all = std::iter::from_fn(|| changes.take().transpose());
+        all.collect::<io::Result<_>>().context("cannot learn which CPUs came and went")
+    }
+
+    /// Follow a change, after which the rings were drained: the ring of a CPU that went is let go, for the kernel has given
+    /// up its perf event, also for the time when the CPU is back. True if there is something to tell.
+    ///
+    /// # Errors
+    /// If a ring cannot be let go.
+    pub fn follow(&mut self, change: Change, waiter: &Waiter) -> Result<bool> {
+        let place = |of: u32| self.rings.iter().position(|(cpu, _)| *cpu == of);
+        match change {
+            Change::Offline(cpu) => {
+                self.late.remove(&cpu);
+                if let Some(index) = place(cpu) {
+                    let (_, ring) = self.rings.swap_remove(index);
+                    waiter.remove_ring(ring.memory().event())?;
+                    bpf::unset_ring(self.object.map(EVENTS)?, cpu)
+                        .with_context(|| format!("cannot let the perf ring of CPU {cpu} go"))?;
                 }
-                Change::Online(cpu) => {
-                    let has_ring = self.rings.iter().any(|(of, _)| *of == cpu);
-                    if !has_ring && !self.late.insert(cpu, true).unwrap_or(false) {
-                        told.push(change);
-                    }
-                }
+                Ok(true)
             }
+            Change::Online(cpu) => Ok(place(cpu).is_none() && !self.late.insert(cpu, true).unwrap_or(false)),
         }
-        Ok(told)
     }
 
     /// Whether CPUs without a ring of their own have one that they share.

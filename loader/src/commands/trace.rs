@@ -245,11 +245,14 @@ fn round(tracer: &mut Tracer, order: &mut Order<Event>) -> Result<()> {
     Ok(())
 }
 
-/// What the CPUs that went have written is read first.
+/// What the CPUs that went have written is read between hearing of it and letting their rings go: whatever a CPU wrote before
+/// it went is in its ring by the time that this is announced.
 fn cpus_changed(tracer: &mut Tracer, order: &mut Order<Event>, waiter: &Waiter) -> Result<()> {
+    let changes = tracer.changes()?;
     round(tracer, order)?;
-    for change in tracer.follow_cpus(waiter)? {
+    for change in changes {
         match change {
+            change if !tracer.follow(change, waiter)? => {}
             Change::Online(cpu) => say_online(tracer, cpu),
             Change::Offline(cpu) => eprintln!("xctl: CPU {cpu} went offline"),
         }
