@@ -22,9 +22,11 @@ CARGO ?= cargo
 BTF ?= /sys/kernel/btf/vmlinux
 KERNELS ?= 5.10 6.1 6.12 newest 6.12-rt 6.12-arm64
 
-# The target, as Rust names the machine and as libbpf's bpf_tracing.h does.
+# The target, as Rust names the machine and as libbpf's bpf_tracing.h does. The C library in it is musl where Rust has a
+# standard library for that, which `make setup` asks rustup for; glibc makes the binary a third larger.
 ARCH ?= $(shell uname -m)
-TRIPLE := $(ARCH)-unknown-linux-gnu
+LIBC ?= $(if $(wildcard $(shell $${RUSTC:-rustc} --print target-libdir --target $(ARCH)-unknown-linux-musl)),musl,gnu)
+TRIPLE := $(ARCH)-unknown-linux-$(LIBC)
 BPF_ARCH := $(patsubst x86_64,x86,$(patsubst aarch64,arm64,$(ARCH)))
 HOST_ARCH := $(shell uname -m)
 ifneq ($(ARCH),$(HOST_ARCH))
@@ -43,7 +45,7 @@ all: $(BIN) ## Build target/<machine>/release/xctl, one static binary (default)
 
 $(BIN): $(RUST_SOURCES) $(BPF_SOURCES) Makefile
 	$(say) CARGO $@
-	$(Q)./scripts/need $(CARGO) $(CLANG) $(LLVM_STRIP) libbpf-headers autotools $(CROSS)
+	$(Q)./scripts/need $(CARGO) $(CLANG) $(LLVM_STRIP) libbpf-headers autotools $(CROSS) $(LIBC)-$(ARCH)
 	$(Q)$(CARGO) build --release --locked $(if $(Q),--quiet) --target $(TRIPLE)
 	$(Q)touch $@
 
@@ -124,7 +126,7 @@ test-native: $(BIN) ## Tests on this machine's kernel
 test-vm: ## Tests on real Debian kernels in virtual machines (KERNELS='6.1 6.12-arm64')
 	$(Q)run() { \
 		[ -n "$$2" ] || return 0; \
-		./scripts/need rust-std-$$1 2>/dev/null || { echo "[$$2] skip: Rust has no standard library for $$1 here"; return 0; }; \
+		./scripts/need $(LIBC)-$$1 2>/dev/null || { echo "[$$2] skip: Rust has no standard library for $$1 here"; return 0; }; \
 		$(MAKE) --no-print-directory test-vm-group ARCH="$$1" KERNELS="$$2" CASES="$$3"; \
 	}; \
 	rm -f target/vm/*.out; \
@@ -188,9 +190,9 @@ setup-dist: setup ## Install what `make dist` needs
 	$(Q)./scripts/setup dist $(DIST_ARCHS)
 
 dist: setup-dist ## Tarballs for x86_64 and aarch64 with man pages, licences, SBOM..., in target/dist (DIST_ARCHS)
-	$(Q)for arch in $(DIST_ARCHS); do ./scripts/need rust-std-$$arch; $(MAKE) --no-print-directory all ARCH=$$arch; done
+	$(Q)for arch in $(DIST_ARCHS); do $(MAKE) --no-print-directory all ARCH=$$arch LIBC=musl; done
 	$(say) CARGO 'man pages, completions'
-	$(Q)$(CARGO) build --release --locked $(if $(Q),--quiet) --target $(HOST_ARCH)-unknown-linux-gnu --example docs
+	$(Q)$(CARGO) build --release --locked $(if $(Q),--quiet) --target $(HOST_ARCH)-unknown-linux-musl --example docs
 	$(Q)rm -rf target/dist
 	$(Q)for arch in $(DIST_ARCHS); do $(if $(Q),printf '  %-8s %s\n' PACK $$arch;) ./dist/pack $$arch $(VERSION); done
 	$(Q)cd target/dist && sha256sum xctl-* > SHA256SUMS

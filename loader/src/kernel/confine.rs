@@ -49,6 +49,8 @@ const ALWAYS: &[Rule] = &[
     All(libc::SYS_fstat),
     All(libc::SYS_lseek),
     All(libc::SYS_close),
+    // musl sets close-on-exec once more.
+    OneOf(libc::SYS_fcntl, 1, &[libc::F_SETFD as u32]),
     // Whether it is there at all, where /proc hides it: signal 0 does nothing else.
     OneOf(libc::SYS_kill, 1, &[0]),
     // Reading maps, and asking programs and links how many runs were skipped.
@@ -78,13 +80,20 @@ const ALWAYS: &[Rule] = &[
     All(libc::SYS_getpid),
     All(libc::SYS_gettid),
     All(libc::SYS_tgkill),
+    All(libc::SYS_tkill),
     All(libc::SYS_exit),
     All(libc::SYS_exit_group),
 ];
 
 /// The calls that newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
-const OLDER: &[Rule] = &[All(libc::SYS_epoll_wait), All(libc::SYS_readlink)];
+const OLDER: &[Rule] = &[
+    All(libc::SYS_epoll_wait),
+    All(libc::SYS_readlink),
+    Without(libc::SYS_open, 1, WRITING),
+    All(libc::SYS_stat),
+    All(libc::SYS_lstat),
+];
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[Rule] = &[];
 
@@ -232,6 +241,7 @@ mod tests {
             assert!(!allowed(libc::SYS_bpf, command(write)), "{write}");
         }
         let third = |value: i32| [0, 0, value as u64, 0, 0, 0];
+        assert!(!allowed(libc::SYS_fcntl, [0, libc::F_SETFL as u64, 0, 0, 0, 0]));
         assert!(allowed(libc::SYS_openat, third(libc::O_RDONLY | libc::O_CLOEXEC)));
         assert!(!allowed(libc::SYS_openat, third(libc::O_RDWR)) && !allowed(libc::SYS_openat, third(libc::O_CREAT)));
         assert!(allowed(libc::SYS_mmap, third(libc::PROT_READ | libc::PROT_WRITE)));
