@@ -88,9 +88,12 @@ setup: ## Install what building needs (apt-get or dnf; does nothing if all is th
 setup-test: setup ## ... and what testing needs
 	$(Q)./scripts/setup test $(if $(filter %-arm64,$(KERNELS)),aarch64)
 
-.PHONY: run
+.PHONY: run trace
 run: setup ## Set up, build, and trace this host (ARGS='--json ...')
-	$(Q)$(MAKE) --no-print-directory all
+	$(Q)exec $(MAKE) --no-print-directory trace
+
+# By another make: what was set up may decide what is built.
+trace: $(BIN)
 	$(Q)exec $(BIN) trace $(ARGS)
 
 .PHONY: install
@@ -159,11 +162,20 @@ test-vm-group: $(BIN)
 # The set that auto takes: what auto tries before it is not part of the comparison.
 ATTACH ?= $(shell $(BIN) doctor | sed -n 's/^--attach auto takes //p')
 
+# Compiled and linked as xctl is: with the musl that Rust brings, or the system's glibc.
+ifeq ($(LIBC),musl)
+  SELF_CONTAINED = $(shell $${RUSTC:-rustc} --print target-libdir --target $(TRIPLE))/self-contained
+  BENCH_CC = scripts/musl/$(ARCH)-linux-musl-cc -nostdlib $(SELF_CONTAINED)/crt1.o $(SELF_CONTAINED)/crti.o
+  BENCH_LIBC = $(SELF_CONTAINED)/libc.a -lgcc $(SELF_CONTAINED)/crtn.o
+else
+  BENCH_CC = $(CC)
+endif
+
 .PHONY: bench
 bench: $(BIN) $(BPF_OBJECT) ## Time to start against libbpf alone, and memory, with the hooks of ATTACH; fails beyond the budget
 	$(say) BENCH start
 	$(Q)libbpf=$$(ls -td $(BUILD)/build/libbpf-sys-*/out | head -n 1); \
-	$(CC) -O2 -Wall -Wextra -static -I"$$libbpf/include" tests/bench/start.c -o target/bench-start "$$libbpf"/lib{bpf,elf,z}.a
+	$(BENCH_CC) -O2 -Wall -Wextra -static -I"$$libbpf/include" tests/bench/start.c -o target/bench-start "$$libbpf"/lib{bpf,elf,z}.a $(BENCH_LIBC)
 	$(Q)target/bench-start $(BIN) $(BPF_OBJECT) 25 --attach $(ATTACH)
 
 .PHONY: check fmt ci

@@ -1,5 +1,5 @@
 # From what cargo-cyclonedx wrote: without the paths of this machine, and with the parts that are not crates ($list: a line
-# each, name|version|licence|purl|the distribution's version of it).
+# each, name|version|licence|purl).
 def nowhere:
   if type == "string" then gsub("path\\+file://[^#]*#"; "") | gsub("\\?download_url=file://[^#]*"; "") else . end;
 
@@ -7,10 +7,9 @@ walk(nowhere)
 | ($list | split("\n") | map(select(length > 0) | split("|"))) as $parts
 | .components += [
     $parts[]
-    | . as [$name, $version, $licence, $purl, $release]
+    | . as [$name, $version, $licence, $purl]
     | {type: "library", "bom-ref": $purl, name: $name, version: $version, scope: "required",
        licenses: [{expression: $licence}], purl: $purl}
-      + if $release == "" then {} else {properties: [{name: "xctl:distribution:version", value: $release}]} end
   ]
 | .dependencies += [$parts[] | {ref: .[3]}]
 | (.metadata.component."bom-ref") as $xctl

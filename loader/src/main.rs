@@ -6,6 +6,9 @@ use xctl::cli::{self, Command};
 use xctl::commands;
 use xctl::fault::Exit;
 
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let result = cli::parse().and_then(|command| match command {
         Command::Trace(options) => commands::trace::run(&options),

@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod btf;
+pub mod calendar;
 pub mod calls;
 pub mod confine;
 pub mod host;

@@ -72,13 +72,22 @@ impl<'o, 'a> Places<'o, 'a> {
     pub fn of(&self, function: &Program<'_>, code: &Relocations<'_, '_>) -> Uses<'a> {
         let mut uses = Uses::default();
         let mut skip = false;
+        let first = (function.section_index, function.offset);
+        let mut relocations = &self.by_place[self.by_place.partition_point(|r| (r.section, r.offset) < first)..];
         for (index, insn) in code.code(function).enumerate() {
             if std::mem::take(&mut skip) {
                 continue;
             }
             skip = insn.is_ldimm64();
             let offset = function.offset + index as u64 * INSN_SIZE;
-            let relocation = self.relocation_at(function.section_index, offset);
+            let place = (function.section_index, offset);
+            let relocation = loop {
+                match relocations {
+                    [next, rest @ ..] if (next.section, next.offset) < place => relocations = rest,
+                    [next, ..] => break Some(*next).filter(|next| (next.section, next.offset) == place),
+                    [] => break None,
+                }
+            };
             if relocation.is_some() {
                 uses.addresses.insert(index);
             }

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::summary::{Lost, Process, Summary};
-use super::{Moment, Output, Ready, rfc3339};
+use super::{Moment, Output, Ready};
 use crate::events::{Flow, KINDS, Kind, Owner, Retransmit, Send, address, comm, state_name};
 use crate::hooks;
+use crate::kernel::calendar::rfc3339;
 use crate::verify::{self, Report};
 
 /// Version of the event format.

@@ -67,9 +67,3 @@ pub trait Output {
     /// As for `ready`.
     fn flush(&mut self) -> io::Result<()>;
 }
-
-/// A moment as RFC 3339, UTC, with nanoseconds.
-fn rfc3339(realtime_ns: u64) -> String {
-    let time = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(realtime_ns);
-    humantime::format_rfc3339_nanos(time).to_string()
-}

@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 
 use super::summary::Summary;
-use super::{Moment, Output, Ready, rfc3339};
+use super::{Moment, Output, Ready};
 use crate::events::{Flow, How, Kind, Owner, Retransmit, Send, address, comm, state_name};
+use crate::kernel::calendar::rfc3339;
 use crate::verify::{self, Check, Record, Report, Verdict};
 
 /// How many processes the summary shows.

@@ -7,14 +7,15 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use super::decode::decode;
+use crate::kernel::calendar::rfc3339;
 use crate::kernel::calls::{Call, Known};
 use crate::kernel::host;
+use crate::kernel::wait::realtime_ns;
 
 /// Version of the document.
 const VERSION: u32 = 1;
@@ -120,7 +121,7 @@ impl Document {
             kind: "record",
             version: env!("CARGO_PKG_VERSION"),
             arguments: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
-            time: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
+            time: rfc3339(realtime_ns()?),
             kernel: host::release().unwrap_or_default(),
             machine: std::env::consts::ARCH,
         };

@@ -1,6 +1,5 @@
 //! All relocations of an object, in the order of the file, and the code afterwards.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::patch::{Patched, Place, patch};
@@ -57,8 +56,8 @@ pub struct Relocations<'r, 'a> {
     /// All functions, by section and offset.
     functions: Vec<&'r Program<'a>>,
     resolver: Option<Resolver<'r>>,
-    /// Instructions that relocations changed, by section and byte offset.
-    changed: HashMap<(usize, usize), Insn>,
+    /// The instructions as they are now, of each section that relocations changed, by the section's index.
+    changed: Vec<Option<Vec<Insn>>>,
 }
 
 impl<'r, 'a> Relocations<'r, 'a> {
@@ -79,7 +78,7 @@ impl<'r, 'a> Relocations<'r, 'a> {
         functions.sort_by_key(|function| (function.section_index, function.offset));
         let roots = || ext.relocations.iter().flat_map(|stretch| stretch.records.iter().map(|record| record.root));
         let resolver = target.map(|target| Resolver::new(btf, target, roots()));
-        Ok(Relocations { bytes, object, ext, functions, resolver, changed: HashMap::new() })
+        Ok(Relocations { bytes, object, ext, functions, resolver, changed: vec![None; object.sections.len()] })
     }
 
     /// How many relocations there are.
@@ -152,12 +151,22 @@ impl<'r, 'a> Relocations<'r, 'a> {
         };
         (relocated.after, relocated.outcome) = (after, outcome);
         if after != before {
-            self.changed.insert((section, offset), after.insn);
-            if let Some(second) = after.second {
-                self.changed.insert((section, offset + INSN_SIZE as usize), second);
-            }
+            self.change(section, offset, after);
         }
         relocated
+    }
+
+    fn change(&mut self, section: usize, offset: usize, after: Place) {
+        let (size, is_big_endian) = (INSN_SIZE as usize, !self.object.is_little_endian);
+        let Some(changed) = self.changed.get_mut(section) else { return };
+        let bytes = self.object.sections.get(section).map_or(&[][..], |section| section.bytes(self.bytes));
+        let code = changed.get_or_insert_with(|| {
+            (0..bytes.len()).step_by(size).map_while(|offset| Insn::at(bytes, offset, is_big_endian)).collect()
+        });
+        // Whether the offset is that of an instruction was checked when this was made.
+        for (place, insn) in code.iter_mut().skip(offset / size).zip([after.insn].into_iter().chain(after.second)) {
+            *place = insn;
+        }
     }
 
     /// The function that has the instruction at byte `offset` of a section.
@@ -175,8 +184,9 @@ impl<'r, 'a> Relocations<'r, 'a> {
 
     /// The instruction at byte `offset` of a section, as it is now.
     pub fn insn(&self, section: usize, offset: usize) -> Option<Insn> {
-        if let Some(changed) = self.changed.get(&(section, offset)) {
-            return Some(*changed);
+        let size = INSN_SIZE as usize;
+        if let Some(Some(code)) = self.changed.get(section).filter(|_| offset.is_multiple_of(size)) {
+            return code.get(offset / size).copied();
         }
         let bytes = self.object.sections.get(section)?.bytes(self.bytes);
         Insn::at(bytes, offset, !self.object.is_little_endian)
