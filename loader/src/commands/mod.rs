@@ -31,6 +31,7 @@ pub fn stdout() -> impl io::Write {
     Named(io::stdout().lock())
 }
 
+/// Standard output by another writer, whose errors say so too.
 struct Named<W>(W);
 
 impl<W: io::Write> io::Write for Named<W> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{btf_path, check_privilege, default_max_sockets};
+use super::{Named, btf_path, check_privilege, default_max_sockets};
 use crate::cli::{Events, Filters, TraceOptions};
 use crate::events::{COMM_LEN, Event, Owner, Settings, Totals};
 use crate::fault::Exit;
@@ -16,7 +16,7 @@ use crate::kernel::confine::{Needs, confine};
 use crate::kernel::hotplug::Change;
 use crate::kernel::privilege::Capabilities;
 use crate::kernel::tcp_counters::{self, Reading};
-use crate::kernel::wait::{Waiter, Woken, monotonic_ns, realtime_ns};
+use crate::kernel::wait::{Stdout, Waiter, Woken, monotonic_ns, realtime_ns};
 use crate::kernel::{host, libbpf, privilege};
 use crate::object::facts::hex;
 use crate::output::json::Json;
@@ -88,8 +88,8 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
     };
 
     give_up_privilege(options, &tracer)?;
-    let out = BufWriter::new(super::stdout());
-    let output: Box<dyn Output> =
+    let out = BufWriter::new(Named(Stdout::new(&waiter)));
+    let output: Box<dyn Output + '_> =
         if options.json { Box::new(Json::new(out)) } else { Box::new(Text::new(out, options.current)) };
     let sees_processes = host::in_initial_pid_namespace().unwrap_or(false);
     if !sees_processes {
@@ -174,7 +174,7 @@ fn follow(
     tracer: &mut Tracer,
     order: &mut Order<Event>,
     waiter: &Waiter,
-    printer: &mut Printer,
+    printer: &mut Printer<'_>,
     deadline: Option<Instant>,
 ) -> Result<Woken> {
     loop {
@@ -201,7 +201,7 @@ fn follow(
 }
 
 /// Detach, and print the rest.
-fn finish(tracer: &mut Tracer, order: &mut Order<Event>, printer: &mut Printer) -> Result<()> {
+fn finish(tracer: &mut Tracer, order: &mut Order<Event>, printer: &mut Printer<'_>) -> Result<()> {
     tracer.detach()?;
     round(tracer, order)?;
     let realtime_offset = realtime_ns()?.wrapping_sub(monotonic_ns()?);
@@ -269,8 +269,8 @@ fn say_online(tracer: &Tracer, cpu: u32) {
     eprintln!("xctl: CPU {cpu} came online: {then}");
 }
 
-struct Printer {
-    output: Box<dyn Output>,
+struct Printer<'w> {
+    output: Box<dyn Output + 'w>,
     /// Totals of what was printed, where that is limited.
     by_process: ByProcess,
     /// How many events may still be printed.
@@ -279,7 +279,7 @@ struct Printer {
     sees_processes: bool,
 }
 
-impl Printer {
+impl Printer<'_> {
     /// Print an event, unless enough were. `realtime_offset` is what CLOCK_REALTIME is ahead of CLOCK_MONOTONIC, in ns.
     fn print(&mut self, event: &Event, realtime_offset: u64) -> Result<()> {
         match &mut self.left {
@@ -305,7 +305,7 @@ impl Printer {
     }
 }
 
-impl Printer {
+impl Printer<'_> {
     /// Whether the owner is gone for certain.
     fn has_exited(&self, owner: &Owner) -> bool {
         self.sees_processes && owner.is_process() && !host::is_alive(owner.tgid, owner.born)

@@ -39,6 +39,7 @@ const READING: &[u32] =
 /// The main loop and the end, on every architecture; the most frequent first.
 const ALWAYS: &[Rule] = &[
     All(libc::SYS_epoll_pwait),
+    All(libc::SYS_ppoll),
     All(libc::SYS_write),
     All(libc::SYS_read),
     All(libc::SYS_clock_gettime), // where the vDSO cannot tell
@@ -89,6 +90,7 @@ const ALWAYS: &[Rule] = &[
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[Rule] = &[
     All(libc::SYS_epoll_wait),
+    All(libc::SYS_poll),
     All(libc::SYS_readlink),
     Without(libc::SYS_open, 1, WRITING),
     All(libc::SYS_stat),

@@ -1,12 +1,13 @@
 //! Waiting: for records, for SIGINT and SIGTERM, for the reader of our output to go away, and for a time to pass. Safe
 //! code over nix.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -104,6 +105,66 @@ impl Waiter {
     /// If the kernel cannot wait.
     pub fn pause(&self, time: Duration) -> Result<Woken> {
         until(&self.pause, Some(Instant::now() + time))
+    }
+}
+
+/// How long the reader of our output may take nothing, once a signal asked to end.
+const GRACE_MS: u16 = 1000;
+
+/// Standard output of a process whose signals a [`Waiter`] reads. A write waits for room, and for those signals: after one it
+/// goes on only as long as the reader does. So a reader that is slow gets all, and one that stopped does not keep us.
+pub struct Stdout<'w> {
+    waiter: &'w Waiter,
+    unread: bool,
+}
+
+impl<'w> Stdout<'w> {
+    /// With the signals of this waiter.
+    pub fn new(waiter: &'w Waiter) -> Self {
+        Self { waiter, unread: false }
+    }
+
+    /// Wait until there is room for at least `PIPE_BUF` bytes. Not by `O_NONBLOCK`: that would be everybody's who has this pipe.
+    fn wait_for_room(&mut self) -> io::Result<()> {
+        let stdout = io::stdout();
+        let mut both = [
+            PollFd::new(stdout.as_fd(), PollFlags::POLLOUT),
+            PollFd::new(self.waiter.signals.as_fd(), PollFlags::POLLIN),
+        ];
+        let mut wait = |fds, timeout: PollTimeout| loop {
+            match poll(&mut both[..fds], timeout) {
+                Err(Errno::EINTR) => {}
+                // An error or a reader that went away counts too: write(2) says which.
+                result => return result.map(|_| both[0].any().unwrap_or(true)),
+            }
+        };
+        if self.unread || !wait(2, PollTimeout::NONE)? && !wait(1, PollTimeout::from(GRACE_MS))? {
+            self.unread = true;
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("asked to end, and nobody has read it for {GRACE_MS} ms: what was not read, the summary too, is lost"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Write for Stdout<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            self.wait_for_room()?;
+            match nix::unistd::write(io::stdout(), &bytes[..bytes.len().min(libc::PIPE_BUF)]) {
+                // Another process that has this pipe took the room; or a stop and continue (SIGSTOP, SIGCONT).
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                // Closed from the start, as for the standard library: nobody wants to read it.
+                Err(Errno::EBADF) => return Ok(bytes.len()),
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -1,17 +1,23 @@
 //! Hosts where xctl can run and something is unusual, or goes wrong while it runs.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
+use nix::unistd::pipe;
 
-use super::ends::one_sender;
+use super::ends::{bpf_objects, held, one_sender};
 use super::exited_owner;
 use super::privilege::{Paranoid, needed};
 use super::{doctor, idle};
@@ -158,6 +164,60 @@ pub fn full_disk(set: Set, family: Family) -> Outcome {
     });
     let _ = std::fs::remove_dir(std::env::temp_dir().join(format!("xctl-tiny-{}", std::process::id())));
     Ok(Verdict::Passed(note?))
+}
+
+/// xctl with a standard output of one page, and the other end of that.
+fn into_small_pipe(set: Set, link: &Link) -> Result<(Process, File)> {
+    let (read, write) = pipe().context("making a pipe")?;
+    fcntl(&write, FcntlArg::F_SETPIPE_SZ(4096)).context("making it small")?;
+    let netns = link.a.path().display().to_string();
+    let args = ["trace", "--json", "--attach", &set.to_string(), "--events", "all", "--netns", &netns];
+    let into = format!("> /proc/{}/fd/{}", std::process::id(), write.as_raw_fd());
+    let xctl = Process::start("xctl", by_shell("", &args, &into)?)?;
+    let mut read = File::from(read);
+    // the record `ready`, to the last of its bytes, from a writer that is there only then
+    let mut byte = [0];
+    while byte != *b"\n" {
+        read.read_exact(&mut byte).context("reading what xctl prints")?;
+    }
+    Ok((xctl, read))
+}
+
+/// Nobody reads what xctl prints: it can be ended nevertheless. Who reads slowly gets all, and the summary.
+pub fn unread_pipe(set: Set, family: Family) -> Outcome {
+    let (link, receiver, sender) = one_sender(family)?;
+    let (mut unread, pipe) = into_small_pipe(set, &link)?;
+    let (mut slow, mut reader) = into_small_pipe(set, &link)?;
+    send_all(vec![sender])?;
+    link.quiet()?;
+    let before = bpf_objects()?;
+
+    unread.signal(Signal::SIGTERM)?;
+    let status = unread.wait()?;
+    let said = unread.errors();
+    ensure!(status.code() == Some(FAILED) && said.contains("nobody has read it"), "{status}, and it said {said:?}");
+    drop(pipe);
+    let others = held()?;
+    let gone = || Ok(!bpf_objects()?.is_superset(&before));
+    ensure!(!others.is_superset(&before) && poll(PATIENCE, gone)?, "it left its objects behind");
+
+    slow.signal(Signal::SIGTERM)?;
+    let mut printed = Vec::new();
+    let mut page = [0; 4096];
+    loop {
+        let count = reader.read(&mut page).context("reading what xctl prints")?;
+        if count == 0 {
+            break;
+        }
+        printed.extend_from_slice(&page[..count]);
+        thread::sleep(Duration::from_millis(20));
+    }
+    slow.succeed()?;
+    let printed = String::from_utf8(printed)?;
+    let last = printed.lines().last().context("it printed nothing")?;
+    ensure!(last.contains("\"type\":\"summary\"") && printed.len() > 8192, "printed up to {last:?}");
+    drop(receiver);
+    Ok(Verdict::Passed(format!("ended; {} bytes to the slow reader", printed.len())))
 }
 
 /// Descriptors 0 to 2 are closed: nothing that xctl opens takes their place.

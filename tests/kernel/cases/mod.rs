@@ -116,6 +116,7 @@ pub const ALL: &[Case] = &[
     case!("no_jit",               AUTO,     V4,   hosts::no_jit, Host),
     case!("module_gone",          AUTO,     V4,   hosts::module_gone, Host),
     case!("full_disk",            AUTO,     V4,   hosts::full_disk, Host),
+    case!("unread_pipe",          AUTO,     V4,   hosts::unread_pipe, Host),
     case!("closed_descriptors",   AUTO,     V4,   hosts::closed_descriptors, Host),
     case!("clock_set",            AUTO,     V4,   hosts::clock_set, Host),
     case!("cycles",               AUTO,     V4,   cycles::run, Host),
