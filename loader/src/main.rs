@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use xctl::cli::{self, Command};
 use xctl::commands;
 use xctl::fault::Exit;
+use xctl::kernel::heap::Heap;
 
 #[global_allocator]
-static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+static HEAP: Heap = Heap;
 
 fn main() -> ExitCode {
     let result = cli::parse().and_then(|command| match command {

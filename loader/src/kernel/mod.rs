@@ -8,6 +8,7 @@ pub mod btf;
 pub mod calendar;
 pub mod calls;
 pub mod confine;
+pub mod heap;
 pub mod host;
 pub mod hotplug;
 pub mod libbpf;
