@@ -110,6 +110,11 @@ impl Link {
         Ok(link)
     }
 
+    /// From now on TCP of `ns` makes every segment a buffer of its own.
+    pub fn one_by_one(&self, ns: &Netns) -> Result<()> {
+        run(tool("ip").args(["-n", &ns.name, "link", "set", DEVICE, "gso_max_segs", "1"]), "")
+    }
+
     /// A link that loses 5 of 100 packets each way.
     pub fn lossy() -> Result<Link> {
         let link = Link::up()?;

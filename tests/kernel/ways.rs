@@ -36,6 +36,8 @@ pub enum Order {
     Take(u32, RawFd),
     /// What comes in on the first, the kernel sends on the second (sockmap).
     Forward(RawFd, RawFd),
+    /// From now on every CPU is in a map operation of bpf(2)'s half the time, where the kernel runs no kprobe's program.
+    Crowd,
 }
 
 impl fmt::Display for Order {
@@ -49,6 +51,7 @@ impl fmt::Display for Order {
             Order::Shutdown(of) => write!(f, "shutdown {of}"),
             Order::Take(pid, theirs) => write!(f, "take {pid} {theirs}"),
             Order::Forward(from, to) => write!(f, "forward {from} {to}"),
+            Order::Crowd => f.write_str("crowd"),
         }
     }
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
@@ -90,6 +91,7 @@ enum Job {
     Send(Plan),
     Receive { comm: String, on: SocketAddr },
     Connect { comm: String, to: SocketAddr },
+    Mount { comm: String, server: IpAddr },
     Obey { comm: String, to: SocketAddr },
     Spin { comm: String, cpu: usize },
     Confine { call: Call },
@@ -203,6 +205,11 @@ pub fn connect_in_vain(ns: &Netns, comm: &str, to: SocketAddr, syns: i64) -> Res
     Ok(truth)
 }
 
+/// A process that has the kernel mount a share of a server that does not answer; how long that takes is the kernel's affair.
+pub fn mount_in_vain(ns: &Netns, comm: &str, server: IpAddr) -> Result<Process> {
+    start(ns, comm, &Job::Mount { comm: comm.into(), server }).map(|(process, _)| process)
+}
+
 /// A process that has connected, and does what it is told.
 pub struct Puppet {
     process: Process,
@@ -307,6 +314,13 @@ fn work(job: Job) -> Result<()> {
             told()?;
             ensure!(refused == Some(Errno::EINPROGRESS), "connect() said {refused:?}");
             Ok(())
+        }
+        Job::Mount { comm, server } => {
+            take_name(&comm)?;
+            say(&comm, vec![])?;
+            let (share, options) = (format!("//{server}/share"), format!("ip={server},sec=none,vers=3.0"));
+            mount(Some(share.as_str()), "/tmp", Some("cifs"), MsFlags::empty(), Some(options.as_str()))
+                .context("mounting a share")
         }
         Job::Obey { comm, to } => {
             take_name(&comm)?;

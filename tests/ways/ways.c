@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /*
  * Ways to use a socket for which a Rust program needs unsafe code, which the tests have none of: io_uring, fork() without
- * exec, pidfd_getfd(), sockmap.
+ * exec, pidfd_getfd(), bpf().
  *
  * A process with the name of its argument, which says "done PID" and then does what it is told, a line at a time:
  *
@@ -11,6 +11,7 @@
  *	shutdown SOCKET			sends FIN
  *	take PID SOCKET			another process's socket
  *	forward FROM TO			lets the kernel send to one what comes in on the other
+ *	crowd				keeps every CPU in a map operation of bpf(2)'s half the time, from now on
  *	fork NAME			a child that shares all; its number
  *	child NUMBER ORDER...		has a child carry out an order
  *
@@ -23,6 +24,7 @@
 #include <errno.h>
 #include <linux/bpf.h>
 #include <linux/io_uring.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -337,6 +339,44 @@ static void forward(int from, int to)
 		fputs("done\n", answers);
 }
 
+#define LARGE (1 << 20)
+
+/*
+ * While it copies a value, the kernel runs no kprobe's program on that CPU, not in a softirq either
+ * (bpf_disable_instrumentation(), trace_call_bpf()). Copying it to the caller is the other half of the time.
+ */
+static void crowd(void)
+{
+	union bpf_attr attr = { .map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = LARGE, .max_entries = 1 };
+	const struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };
+	int limited = setrlimit(RLIMIT_MEMLOCK, &unlimited), map = bpf(BPF_MAP_CREATE, &attr);
+	long cpus = sysconf(_SC_NPROCESSORS_CONF), cpu;
+	char *value = malloc(LARGE);
+	__u32 key = 0;
+	cpu_set_t one;
+
+	if (map < 0 || !value) {
+		failed(limited ? "a map (and to raise RLIMIT_MEMLOCK)" : "a map");
+		return;
+	}
+	attr = (union bpf_attr){
+		.map_fd = map, .key = (__u64)(unsigned long)&key, .value = (__u64)(unsigned long)value,
+	};
+	for (cpu = 0; cpu < cpus && cpu < CPU_SETSIZE; cpu++) {
+		if (fork())
+			continue;
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		CPU_ZERO(&one);
+		CPU_SET(cpu, &one);
+		if (sched_setaffinity(0, sizeof(one), &one))
+			exit(1);	/* that one is offline */
+		while (!bpf(BPF_MAP_LOOKUP_ELEM, &attr))
+			;
+		exit(1);
+	}
+	fputs("done\n", answers);
+}
+
 /* ---- processes ---- */
 
 #define CHILDREN 8
@@ -413,6 +453,8 @@ static void obey(const char *order)
 		take(number, other);
 	else if (sscanf(order, "forward %d %d", &number, &other) == 2)
 		forward(number, other);
+	else if (!strcmp(order, "crowd"))
+		crowd();
 	else if (sscanf(order, "fork %63s", word) == 1)
 		fork_one(word);
 	else if (sscanf(order, "child %d %n", &number, &rest) == 1 && rest)

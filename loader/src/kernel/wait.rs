@@ -142,7 +142,9 @@ impl<'w> Stdout<'w> {
             self.unread = true;
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                format!("asked to end, and nobody has read it for {GRACE_MS} ms: what was not read, the summary too, is lost"),
+                format!(
+                    "asked to end, and nobody has read it for {GRACE_MS} ms: what was not read, the summary too, is lost"
+                ),
             ));
         }
         Ok(())

@@ -1,15 +1,19 @@
 //! The ledger: counters of what is lost that no other case makes move.
 
-use anyhow::{Context, ensure};
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
+use super::ends::bpf_objects;
 use crate::counters::Counters;
-use crate::host::Set;
+use crate::host::{Set, tool};
 use crate::link::Link;
-use crate::process::nameless_file;
+use crate::process::{PATIENCE, nameless_file, poll};
+use crate::ways::{Order, RawActor};
 use crate::without;
-use crate::workers::unanswered;
-use crate::xctl::Xctl;
+use crate::workers::{Plan, Receiver, Sender, send_all, unanswered};
+use crate::xctl::{Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 /// No ring takes a record, for no reason that a ring has: each is counted, and the totals know of all.
@@ -35,4 +39,57 @@ pub fn output(set: Set, family: Family) -> Outcome {
     let segs = own.with_context(|| format!("{who:?} is not in the summary"))?.segs;
     ensure!(i64::try_from(segs)? == counted, "the kernel counted {counted} segments, the summary {segs}");
     Ok(Verdict::Passed(format!("{} records lost, {segs} segments in the totals", lost.output)))
+}
+
+/// Softirqs that interrupt bpf(2) where it copies a value: there the kernel runs no kprobe's program, and counts that. Events
+/// are missing then, as many as it is told at the most, and no other is wrong.
+pub fn missed(set: Set, family: Family) -> Outcome {
+    let link = Link::lossy()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let before = bpf_objects()?;
+    let xctl = Xctl::start(set, &["--netns", &link.a.path().to_string_lossy()])?;
+    let own: BTreeSet<_> = bpf_objects()?.difference(&before).cloned().collect();
+    let kernel_before = Counters::of(&link.a)?;
+    let mut crowd = RawActor::new(&link.a, "crowd")?;
+    crowd.done(Order::Crowd)?;
+    let mut truths = Vec::new();
+    let skipped = poll(PATIENCE, || {
+        let plan = Plan { sizes: vec![700], burst: 4, ..Plan::new("sender", receiver.at) };
+        truths.extend(send_all(vec![Sender::new(&link.a, plan)?])?);
+        // a kernel that does not count them: as much as such kernels are asked for
+        Ok(recursion_misses(&own)? > 0 || truths.len() >= 5)
+    })?;
+    drop(crowd);
+    link.quiet()?;
+    let told_by_bpftool = recursion_misses(&own)?;
+    let kernel_after = Counters::of(&link.a)?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+    let Some(missed) = trace.summary.lost.missed else {
+        ensure!(told_by_bpftool == 0, "bpftool knows of {told_by_bpftool} skipped runs, and xctl of none");
+        return Ok(Verdict::Skipped("this kernel does not tell which kprobes it skipped".into()));
+    };
+    ensure!(skipped && told_by_bpftool > 0, "no run was skipped in {} connections", truths.len());
+    ensure!(missed >= told_by_bpftool, "bpftool: {told_by_bpftool} runs were skipped; xctl: {missed}");
+    for record in trace.of(link.a.inode) {
+        let right = truths.iter().any(|truth| record.at.pid == Some(truth.who.pid));
+        ensure!(right || record.at.owner == Owner::Unknown, "of none of the senders: {record:?}");
+    }
+    let kernel = kernel_after.since(&kernel_before, "RetransSegs")?;
+    let seen = i64::try_from(trace.segs(|record| record.at.netns == link.a.inode))?;
+    let short = kernel - seen;
+    ensure!(
+        (0..=i64::try_from(missed)?).contains(&short),
+        "the kernel counted {kernel}, xctl {seen} and missed {missed}"
+    );
+    Ok(Verdict::Passed(format!(
+        "{missed} runs skipped, by bpftool {told_by_bpftool}; {seen} of {kernel} segments seen"
+    )))
+}
+
+/// Runs that the kernel skipped, of these programs, as bpftool tells them.
+fn recursion_misses(objects: &BTreeSet<String>) -> Result<u64> {
+    let output = tool("bpftool").args(["-j", "prog", "show"]).output().context("starting bpftool")?;
+    let list: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).context("in what bpftool said")?;
+    let own = list.iter().filter(|program| objects.contains(&format!("prog_id {}", program["id"])));
+    Ok(own.filter_map(|program| program["recursion_misses"].as_u64()).sum())
 }
