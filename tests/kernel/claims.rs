@@ -71,9 +71,13 @@ impl Claims {
 
     /// Ends xctl, and holds all that it said against what is true. `note`: for the reader of the log.
     pub fn judge(&self, xctl: Xctl, note: &str) -> Outcome {
-        let trace = xctl.stop(Signal::SIGINT)?;
+        self.hold(&xctl.stop(Signal::SIGINT)?, note)
+    }
+
+    /// The same for an xctl that has ended.
+    pub fn hold(&self, trace: &Trace, note: &str) -> Outcome {
         let skipped = trace.summary.lost.missed.unwrap_or(0);
-        match self.all_true(&trace) {
+        match self.all_true(trace) {
             Ok(count) => Ok(Verdict::Passed(format!("{count} retransmits{note}"))),
             // a set whose programs can be preempted, and the kernel says that one was
             Err(error) if trace.owners_can_be_missed() && skipped > 0 => {

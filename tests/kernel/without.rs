@@ -90,3 +90,21 @@ pub fn output() -> Vec<u8> {
     }
     code.bytes
 }
+
+/// Without room for more than so many processes in the totals.
+pub fn room_for_totals(processes: u32) -> Vec<u8> {
+    const ROOM: u32 = 4096;
+    const ARRAY: u32 = 3 << 24;
+    let mut bytes = embedded::object().expect("our own object");
+    let object = ObjectFile::parse(&bytes).expect("our own object");
+    let section = object.sections.iter().find(|section| section.name == ".BTF").expect("its BTF");
+    let begin = section.offset as usize;
+    // a map's size is the length of an array that its BTF names: no name, kind, 0, element, index, length
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+    let sizes = (begin..begin + section.size as usize - 20).step_by(4);
+    let sizes: Vec<_> =
+        sizes.filter(|at| [word(*at), word(at + 4), word(at + 8), word(at + 20)] == [0, ARRAY, 0, ROOM]).collect();
+    let [size] = sizes[..] else { panic!("{} arrays of {ROOM}", sizes.len()) };
+    bytes[size + 20..size + 24].copy_from_slice(&processes.to_le_bytes());
+    bytes
+}

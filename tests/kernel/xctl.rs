@@ -165,6 +165,7 @@ pub struct Lost {
     pub output: u64,
     pub map_full: u64,
     pub unknown: u64,
+    pub totals: u64,
     #[serde(deserialize_with = "nullable")]
     pub missed: Option<u64>,
 }
@@ -355,13 +356,6 @@ impl Trace {
     /// not in it.
     fn adds_up(&self) -> Result<()> {
         let Summary { retransmits, segs, kinds, processes, lost } = &self.summary;
-        let (mut count, mut by_kind, mut by_process) = (0, BTreeMap::new(), BTreeMap::new());
-        for record in self.retransmits.iter().filter(|record| record.err == 0) {
-            count += 1;
-            *by_kind.entry(record.kind).or_insert(0) += record.segs;
-            let sums = by_process.entry(record.at.pid).or_insert((0, 0, 0));
-            *sums = (sums.0 + record.segs, sums.1 + record.bytes, sums.2 + 1);
-        }
         let mut told = BTreeMap::new();
         for process in processes {
             ensure!(
@@ -370,6 +364,20 @@ impl Trace {
             );
             let sums = told.entry(process.pid).or_insert((0, 0, 0));
             *sums = (sums.0 + process.segs, sums.1 + process.bytes, sums.2 + process.retransmits);
+        }
+        let (mut count, mut by_kind, mut by_process) = (0, BTreeMap::new(), BTreeMap::new());
+        // those of processes that the totals had no room for are counted apart
+        let (counted, uncounted): (Vec<_>, Vec<_>) = self
+            .retransmits
+            .iter()
+            .filter(|record| record.err == 0)
+            .partition(|record| lost.totals == 0 || told.contains_key(&record.at.pid));
+        ensure!(uncounted.len() as u64 <= lost.totals, "{} are not in the totals, {lost:?}", uncounted.len());
+        for record in counted {
+            count += 1;
+            *by_kind.entry(record.kind).or_insert(0) += record.segs;
+            let sums = by_process.entry(record.at.pid).or_insert((0, 0, 0));
+            *sums = (sums.0 + record.segs, sums.1 + record.bytes, sums.2 + 1);
         }
         let sum = told.values().fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.2));
         ensure!(sum == (*segs, *retransmits), "summary: {segs} in {retransmits}, of its processes: {sum:?}");
@@ -419,7 +427,7 @@ impl Trace {
     /// Nothing got lost on the way, but for what the set in use cannot help missing, and tells where the kernel does.
     pub fn nothing_lost(&self) -> Result<()> {
         let lost = &self.summary.lost;
-        ensure!(lost.perf == 0 && lost.output == 0 && lost.map_full == 0, "lost: {lost:?}");
+        ensure!(lost.perf == 0 && lost.output == 0 && lost.map_full == 0 && lost.totals == 0, "lost: {lost:?}");
         let allowed = match lost.missed {
             Some(missed) => {
                 missed <= self.events_told_missed() || self.events_can_be_missed() || self.owners_can_be_missed()

@@ -6,14 +6,15 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::ends::bpf_objects;
+use crate::claims::{Claims, Whose};
 use crate::counters::Counters;
 use crate::host::{Set, tool};
 use crate::link::Link;
 use crate::process::{PATIENCE, nameless_file, poll};
 use crate::ways::{Order, RawActor};
 use crate::without;
-use crate::workers::{Plan, Receiver, Sender, send_all, unanswered};
-use crate::xctl::{Owner, Xctl};
+use crate::workers::{Plan, Puppet, Receiver, Sender, send_all, unanswered};
+use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 /// No ring takes a record, for no reason that a ring has: each is counted, and the totals know of all.
@@ -39,6 +40,31 @@ pub fn output(set: Set, family: Family) -> Outcome {
     let segs = own.with_context(|| format!("{who:?} is not in the summary"))?.segs;
     ensure!(i64::try_from(segs)? == counted, "the kernel counted {counted} segments, the summary {segs}");
     Ok(Verdict::Passed(format!("{} records lost, {segs} segments in the totals", lost.output)))
+}
+
+/// More processes than the totals have room for: those that came too late are counted, and their events are right.
+pub fn totals(set: Set, family: Family) -> Outcome {
+    const ROOM: u32 = 2;
+    let (_file, object) = nameless_file(&without::room_for_totals(ROOM))?;
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut xctl = Xctl::start(set, &["--object", &object, "--netns", &link.a.path().to_string_lossy()])?;
+    let mut senders: Vec<_> = (0..=ROOM).map(|_| Puppet::new(&link.a, "sender", receiver.at)).collect::<Result<_>>()?;
+    link.lose(100)?;
+    let mut claims = Claims::default();
+    for sender in &mut senders {
+        sender.send()?;
+        let whose = Whose::Of(sender.truth.who.clone(), Owner::Send);
+        claims.add("one of them", &link.a, sender.truth.flow()?, Kind::Rto, whose)?;
+    }
+    claims.wait(&mut xctl)?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+
+    let counted: BTreeSet<_> = trace.summary.processes.iter().map(|process| process.pid).collect();
+    ensure!(counted.len() == ROOM as usize, "room for {ROOM}, and it has {counted:?}");
+    let uncounted = trace.retransmits.iter().filter(|record| !counted.contains(&record.at.pid)).count();
+    ensure!(uncounted > 0 && trace.summary.lost.totals == uncounted as u64, "{uncounted}: {:?}", trace.summary.lost);
+    claims.hold(&trace, &format!(", {uncounted} not in the totals"))
 }
 
 /// Softirqs that interrupt bpf(2) where it copies a value: there the kernel runs no kprobe's program, and counts that. Events

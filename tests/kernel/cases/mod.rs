@@ -87,6 +87,7 @@ pub const ALL: &[Case] = &[
     case!("verify_difference",    AUTO,     V4,   verify::difference),
     case!("stopped_reader",       AUTO,     V4,   stopped_reader::run),
     case!("lost_output",          AUTO,     V4,   lost::output),
+    case!("lost_totals",          AUTO,     V4,   lost::totals),
     case!("missed",               &[Set::Kprobe], V4, lost::missed),
     case!("churn",                AUTO,     V4,   churn::run),
     case!("full_map",             AUTO,     V4,   full_map::run),
