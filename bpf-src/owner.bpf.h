@@ -298,6 +298,17 @@ static __always_inline void remember_connection(const struct sock *sk, enum how 
 		remember_until_closed(sk, &flow, how);
 }
 
+/* What accept() hands out: of any family, and for MPTCP the parent. */
+static __always_inline void remember_accepted(const struct sock *sk)
+{
+	__u32 protocol = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol);
+
+	if (protocol == IPPROTO_MPTCP)
+		remember_by_address(sk, HOW_ACCEPT);
+	else if (protocol == IPPROTO_TCP)
+		remember_connection(sk, HOW_ACCEPT);
+}
+
 static __always_inline struct owner *entry_by_address(const struct sock *sk)
 {
 	struct flow key = flow_by_address(sk);

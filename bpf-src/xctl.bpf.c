@@ -166,6 +166,18 @@ int BPF_KPROBE(kp_listen, struct sock *sk)
 	return 0;
 }
 
+/*
+ * accept() hands out a socket: in an entry, since a kretprobe is in so many calls at a time (its maxactive, as few as there
+ * are CPUs), and each process that waits in accept() is in one.
+ */
+SEC("kprobe/security_sock_graft")
+int BPF_KPROBE(kp_accept, struct sock *sk)
+{
+	remember_accepted(sk);
+	return 0;
+}
+
+/* Where the kernel was built without CONFIG_SECURITY_NETWORK. */
 SEC("kretprobe/inet_csk_accept")
 int BPF_KRETPROBE(kp_accept_return, struct sock *sk)
 {

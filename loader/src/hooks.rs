@@ -111,13 +111,16 @@ impl Hook {
 
 use Kind::{Fentry, Fexit, Kprobe, Kretprobe, RawTracepoint};
 
-/// Who owns a socket: by sending, connect(), listen(), accept(). In process context.
-const OWNERS_BY_KPROBE: [Hook; 4] = [
+/// Who owns a socket: by sending, connect(), listen(). In process context, as accept().
+const OWNERS_BY_KPROBE: [Hook; 3] = [
     Hook::owner(Kprobe, c"tcp_sendmsg", "kp_sendmsg"),
     Hook::owner(Kprobe, c"tcp_connect", "kp_connect"),
     Hook::owner(Kprobe, c"inet_csk_listen_start", "kp_listen"),
-    Hook::owner(Kretprobe, c"inet_csk_accept", "kp_accept_return"),
 ];
+/// accept() at its end, however many processes are waiting in it.
+const ACCEPT_BY_KPROBE: Hook = Hook::owner(Kprobe, c"security_sock_graft", "kp_accept");
+/// The same for kernels without that function; those calls are missed that are more than its `maxactive` at a time.
+const ACCEPT_BY_KRETPROBE: Hook = Hook::owner(Kretprobe, c"inet_csk_accept", "kp_accept_return");
 /// Of these the one that sees each call of send() once, for send events.
 const SENDS_BY_KPROBE: &str = "kp_sendmsg";
 /// Senders that do not pass tcp_sendmsg: sendfile and kTLS until 6.4.
@@ -185,7 +188,7 @@ pub enum Attach {
     Tracepoint,
     /// Owners by fentry and fexit, the rest by raw tracepoints.
     Fentry,
-    /// Owners by kprobes and kretprobes, the rest by raw tracepoints.
+    /// Owners by kprobes, the rest by raw tracepoints.
     Mixed,
 }
 
@@ -234,11 +237,11 @@ impl Plan {
     }
 
     /// Whether kprobes of this plan can be skipped, and what they saw be lost: one that fires while another runs on the same
-    /// CPU is. Owner probes run in process context, where no other probe of ours can be running; those on what softirq
-    /// runs can.
+    /// CPU is. Entries that show owners run in process context, where no other probe of ours can be running; those on what
+    /// softirq runs can. A kretprobe is skipped where too many calls wait at a time, as in accept().
     #[must_use]
     pub fn can_miss(&self) -> bool {
-        self.has(RETRANSMITS_BY_KPROBE[0].program)
+        self.has(RETRANSMITS_BY_KPROBE[0].program) || self.has(ACCEPT_BY_KRETPROBE.program)
     }
 
     /// Whether what this hook is skipped for is seen by another: changes of state by kprobe and by tracepoint. A kprobe is
@@ -292,6 +295,7 @@ fn owners_by_kprobe(kernel: &impl Offer) -> Result<Vec<Hook>, Blocked> {
         return Err(no_kprobes());
     }
     let mut hooks = OWNERS_BY_KPROBE.to_vec();
+    hooks.push(if exists(&ACCEPT_BY_KPROBE, kernel) { ACCEPT_BY_KPROBE } else { ACCEPT_BY_KRETPROBE });
     hooks.extend([SENDPAGES_BY_KPROBE, MPTCP_BY_KPROBE].into_iter().filter(|hook| exists(hook, kernel)));
     Ok(hooks)
 }
@@ -436,7 +440,7 @@ mod tests {
     fn kernel(kprobes: bool, more: &[(&'static str, usize)]) -> Kernel {
         let mut tracepoints = vec![("inet_sock_set_state", 3), ("tcp_retransmit_synack", 2)];
         tracepoints.extend(more);
-        Kernel { kprobes, own_btf: true, tracepoints, functions: Vec::new() }
+        Kernel { kprobes, own_btf: true, tracepoints, functions: vec![("security_sock_graft", 2)] }
     }
 
     fn first(attach: Attach, sends: bool, kernel: &Kernel) -> Plan {
@@ -462,6 +466,16 @@ mod tests {
         let plan = first(Attach::Fentry, false, &kernel);
         assert!(plan.has("fe_accept_2") && !plan.has("fe_sendmsg"));
         assert!(plan.has("fe_sendpages") && plan.has("fe_mptcp_sendmsg"));
+    }
+
+    #[test]
+    fn accept_is_seen_at_its_return_only_where_nothing_else_shows_it() {
+        let mut kernel = kernel(true, &[("tcp_retransmit_skb", 3)]);
+        let plan = first(Attach::Auto, false, &kernel);
+        assert!(plan.has("kp_accept") && !plan.has("kp_accept_return") && !plan.can_miss());
+        kernel.functions.clear();
+        let plan = first(Attach::Auto, false, &kernel);
+        assert!(plan.has("kp_accept_return") && !plan.has("kp_accept") && plan.can_miss());
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use anyhow::{Context, Result};
+
 /// Where perf's dynamic kprobe PMU shows itself.
 pub const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe";
 
@@ -79,6 +81,14 @@ fn takes_tracing_programs() -> bool {
 pub fn has_symbol(name: &str) -> bool {
     std::fs::read_to_string("/proc/kallsyms")
         .is_ok_and(|symbols| symbols.lines().any(|line| line.split_whitespace().nth(2) == Some(name)))
+}
+
+/// How many CPUs there may ever be, which the kernel makes room for.
+pub fn possible_cpus() -> Result<usize> {
+    let file = "/sys/devices/system/cpu/possible";
+    let ranges = std::fs::read_to_string(file).with_context(|| format!("reading {file}"))?;
+    let last = ranges.trim_end().rsplit([',', '-']).next().unwrap_or_default();
+    Ok(last.parse::<usize>().with_context(|| format!("{file} says {ranges}"))? + 1)
 }
 
 /// A system tool by its full path: in a guest, busybox may have an applet of the same name earlier on the PATH.

@@ -231,6 +231,11 @@ pub struct Trace {
 }
 
 impl Xctl {
+    /// Whether a hook shows who accepts.
+    pub fn sees_accept(&self) -> bool {
+        self.ready.hooks.iter().any(|hook| ["inet_csk_accept", "security_sock_graft"].contains(&hook.target.as_str()))
+    }
+
     /// Starts `xctl trace --json --attach SET` and waits until it is attached.
     pub fn start(set: Set, args: &[&str]) -> Result<Xctl> {
         let attach = set.to_string();

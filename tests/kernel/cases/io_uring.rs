@@ -36,8 +36,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let asked = client.socket(Order::Ask(at))?.1;
     claims.add_since(0, "asks for a connection", &link.a, asked, Kind::Syn, of(&client.who, Owner::Connect));
     // where nothing shows accept(), closing it is the first that is seen
-    let accepts = xctl.ready.hooks.iter().any(|hook| hook.target == "inet_csk_accept");
-    let acceptor = if accepts { server.who.clone() } else { closer.who.clone() };
+    let acceptor = if xctl.sees_accept() { server.who.clone() } else { closer.who.clone() };
     for (how, sends, ours, theirs) in connections {
         let mut add = |what: &str, ns, flow, who: &Who, owner| -> Result<()> {
             claims.add(&format!("{what}, {how:?}"), ns, flow, Kind::Rto, of(who, owner))

@@ -59,7 +59,8 @@ pub fn run(set: Set, family: Family) -> Outcome {
     for record in &ends {
         ensure!(record.fin && record.bytes == 0, "not a FIN alone: {record:?}");
     }
-    Ok(Verdict::Passed(format!("{}, Fin {}", counts.join(", "), ends.len())))
+    let skipped = if missed > 0 { format!("; {missed} runs missed") } else { String::new() };
+    Ok(Verdict::Passed(format!("{}, Fin {}{skipped}", counts.join(", "), ends.len())))
 }
 
 impl Way {

@@ -5,22 +5,49 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
+use super::refusals::Btf;
 use crate::actors::{Actor, Protocols};
 use crate::claims::{Claims, Whose};
-use crate::host::Set;
+use crate::host::{Set, possible_cpus};
 use crate::link::Link;
 use crate::process::{PATIENCE, poll};
+use crate::workers::Receiver;
 use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 /// Workers that accept on a listener of their parent's. Until then a connection is the parent's, then the worker's, which
 /// never sends.
 pub fn forked(set: Set, family: Family) -> Outcome {
+    workers(set, family, 0, None)
+}
+
+/// The same on a kernel that has no function to see accept() in but its own: so says the BTF that xctl is given.
+pub fn by_return(set: Set, family: Family) -> Outcome {
+    workers(set, family, 0, Some(Btf::without("security_sock_graft")?))
+}
+
+/// The same, while more processes wait in accept() than a kretprobe of this kernel can be in at a time.
+pub fn crowded(set: Set, family: Family) -> Outcome {
+    workers(set, family, 10.max(2 * possible_cpus()?) + 1, None)
+}
+
+fn workers(set: Set, family: Family, waiting: usize, btf: Option<Btf>) -> Outcome {
     let link = Link::up()?;
     let mut parent = Actor::new(&link.b, "parent")?;
     let mut heir = Actor::new(&link.b, "heir")?;
     let mut client = Actor::new(&link.a, "client")?;
-    let mut xctl = Xctl::start(set, &[])?;
+    let path = btf.as_ref().map(Btf::path);
+    let mut xctl = Xctl::start(set, &path.iter().flat_map(|path| ["--btf", path.as_str()]).collect::<Vec<_>>())?;
+    let by_return = xctl.ready.hooks.iter().any(|hook| hook.hook == "kretprobe" && hook.target == "inet_csk_accept");
+    ensure!(btf.is_none() || by_return, "accept() is not seen at its return: {:?}", xctl.ready.hooks);
+    let waiting: Vec<_> = (0..waiting)
+        .map(|_| Receiver::new(&link.b, "waits", link.address(&link.b, family), 0))
+        .collect::<Result<_>>()?;
+    for other in &waiting {
+        if let Some(why) = wait_until_in_accept(other.who.pid)? {
+            return Ok(Verdict::Skipped(why));
+        }
+    }
     let (listener, at) = parent.listen((link.address(&link.b, family), 0).into())?;
     let workers = [parent.fork("worker-1", listener)?, parent.fork("worker-2", listener)?];
 
@@ -38,8 +65,7 @@ pub fn forked(set: Set, family: Family) -> Outcome {
     parent.child_shuts_down(&workers[0], first.0)?;
     claims.add("accepted and closed", &link.b, first.1, Kind::Rto, of(&workers[0].who, Owner::Accept))?;
     // who accepted it is its owner until another sends; where nothing shows accept(), closing it is the first that is seen
-    let accepts = xctl.ready.hooks.iter().any(|hook| hook.target == "inet_csk_accept");
-    let owner = if accepts { workers[1].who.clone() } else { heir.who.clone() };
+    let owner = if xctl.sees_accept() { workers[1].who.clone() } else { heir.who.clone() };
     heir.shutdown(given)?;
     claims.add("accepted, and closed by another", &link.b, second.1, Kind::Rto, of(&owner, Owner::Accept))?;
     claims.wait(&mut xctl)?;

@@ -71,6 +71,8 @@ pub const ALL: &[Case] = &[
     case!("ktls_worker",          Set::ALL, V4,   kernel_threads::ktls),
     case!("kernel_mount",         Set::ALL, EITHER, kernel_threads::mount),
     case!("listeners",            Set::ALL, EITHER, listeners::forked),
+    case!("crowded_accept",       Set::ALL, V4,   listeners::crowded),
+    case!("accept_return",        &[Set::Kprobe], V4, listeners::by_return),
     case!("shared_port",          Set::ALL, V4,   listeners::shared),
     case!("blocked_accept",       Set::ALL, V4,   listeners::blocked_accept),
     case!("mptcp_subflows",       Set::ALL, V4,   mptcp::subflows),

@@ -143,10 +143,10 @@ pub fn no_symbol(_set: Set, _family: Family) -> Outcome {
 }
 
 /// A file with the kernel's BTF in which one name is another, gone when dropped.
-struct Btf(PathBuf);
+pub struct Btf(PathBuf);
 
 impl Btf {
-    fn without(name: &str) -> Result<Btf> {
+    pub fn without(name: &str) -> Result<Btf> {
         let mut bytes = std::fs::read("/sys/kernel/btf/vmlinux").context("reading the kernel's BTF")?;
         let text = format!("\0{name}\0");
         // where MPTCP is not there, neither is its name
@@ -158,7 +158,7 @@ impl Btf {
         Ok(Btf(path))
     }
 
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         self.0.display().to_string()
     }
 }
