@@ -1,8 +1,9 @@
 //! Hosts where xctl can run and something is unusual, or goes wrong while it runs.
 
-use std::fs::File;
+use std::fs::{self, File, Permissions};
 use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -76,6 +77,31 @@ fn contained(args: &[&str]) -> Result<Process> {
     })
 }
 
+/// Nothing is there but the kernel's own file systems: no library, no configuration, no other program.
+pub fn bare(set: Set, family: Family) -> Outcome {
+    const ROOT: &str = "/tmp";
+    let args = ["trace", "--json", "--attach", &set.to_string(), "--max-sockets", "32768"].map(str::to_owned);
+    exited_owner::run_with(family, || {
+        with_private_mounts(move || {
+            let program = command(&[])?.get_program().to_owned();
+            let program = fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
+            mount(None::<&str>, ROOT, Some("tmpfs"), MsFlags::empty(), None::<&str>).context("mounting a tmpfs")?;
+            for (folder, kind) in [("proc", "proc"), ("sys", "sysfs")] {
+                let folder = Path::new(ROOT).join(folder);
+                fs::create_dir(&folder)?;
+                mount(None::<&str>, &folder, Some(kind), MsFlags::empty(), None::<&str>)
+                    .with_context(|| format!("mounting {kind}"))?;
+            }
+            let file = Path::new(ROOT).join("xctl");
+            fs::write(&file, program)?;
+            fs::set_permissions(&file, Permissions::from_mode(0o755))?;
+            let mut chroot = tool("chroot");
+            chroot.arg(ROOT).arg("/xctl").args(args);
+            Xctl::start_command(set, chroot)
+        })
+    })
+}
+
 /// /proc hides the processes of others, and xctl is nobody.
 pub fn hidden_processes(set: Set, family: Family) -> Outcome {
     let _paranoid = Paranoid::at_most_2()?;
@@ -95,12 +121,12 @@ pub fn no_jit(set: Set, family: Family) -> Outcome {
     if !is_guest() {
         return Ok(Verdict::Skipped("switches the JIT off: only in a virtual machine of tests/vm".into()));
     }
-    if let Err(error) = std::fs::write(JIT, "0") {
+    if let Err(error) = fs::write(JIT, "0") {
         return Ok(Verdict::Skipped(format!("{JIT}: {error}")));
     }
     let outcome = doctor::notes(Process::start("xctl", command(&["doctor", "--json"])?)?, "jit", "interpreted")
         .and_then(|()| exited_owner::run_with(family, || Xctl::start(set, &[])));
-    std::fs::write(JIT, "1").context("switching the JIT on again")?;
+    fs::write(JIT, "1").context("switching the JIT on again")?;
     outcome
 }
 
@@ -127,7 +153,7 @@ pub fn module_gone(set: Set, family: Family) -> Outcome {
 /// A file system without room, gone when the thread is that sees it.
 fn tiny() -> Result<PathBuf> {
     let folder = std::env::temp_dir().join(format!("xctl-tiny-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     mount(Some("none"), &folder, Some("tmpfs"), MsFlags::empty(), Some("size=4k")).context("mounting a tmpfs")?;
     Ok(folder)
 }
@@ -143,7 +169,7 @@ pub fn full_disk(set: Set, family: Family) -> Outcome {
         ensure!(status.code() == Some(FAILED), "it ended with {status} and said {said:?}");
         let words = format!("cannot write the record {record}: No space left on device");
         ensure!(said.contains(&words), "it does not say {words:?}: {said:?}");
-        let left: Vec<_> = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.file_name()).collect();
+        let left: Vec<_> = fs::read_dir(&folder)?.flatten().map(|entry| entry.file_name()).collect();
         ensure!(left.is_empty(), "left behind: {left:?}");
 
         let (link, _receiver, sender) = one_sender(family)?;
@@ -151,7 +177,7 @@ pub fn full_disk(set: Set, family: Family) -> Outcome {
         let output = folder.join("output").display().to_string();
         let args = ["trace", "--json", "--attach", &set.to_string(), "--netns", &netns];
         let mut process = Process::start("xctl", by_shell("", &args, &format!("> {output}"))?)?;
-        let ready = || Ok(std::fs::metadata(&output).is_ok_and(|about| about.len() > 0));
+        let ready = || Ok(fs::metadata(&output).is_ok_and(|about| about.len() > 0));
         ensure!(poll(PATIENCE, ready)?, "it is not ready");
         send_all(vec![sender])?;
         let (status, said) = (process.wait()?, process.errors());
@@ -159,10 +185,10 @@ pub fn full_disk(set: Set, family: Family) -> Outcome {
         ensure!(status.code() == Some(FAILED), "it ended with {status} and said {said:?}");
         let words = "cannot write to standard output: No space left on device";
         ensure!(said.contains(words), "it does not say {words:?}: {said:?}");
-        let printed = std::fs::read_to_string(&output)?.lines().count();
+        let printed = fs::read_to_string(&output)?.lines().count();
         Ok(format!("{printed} records, then no space"))
     });
-    let _ = std::fs::remove_dir(std::env::temp_dir().join(format!("xctl-tiny-{}", std::process::id())));
+    let _ = fs::remove_dir(std::env::temp_dir().join(format!("xctl-tiny-{}", std::process::id())));
     Ok(Verdict::Passed(note?))
 }
 
@@ -225,10 +251,10 @@ pub fn closed_descriptors(set: Set, _family: Family) -> Outcome {
     let args = ["trace", "--json", "--attach", &set.to_string()];
     let mut process = Process::start("xctl", by_shell("", &args, "<&- >&- 2>&-")?)?;
     let status = format!("/proc/{}/status", process.pid());
-    let confined = || Ok(std::fs::read_to_string(&status).is_ok_and(|text| text.contains("Seccomp:\t2")));
+    let confined = || Ok(fs::read_to_string(&status).is_ok_and(|text| text.contains("Seccomp:\t2")));
     ensure!(poll(PATIENCE, confined)?, "it does not run");
     for fd in 0..=2 {
-        let at = std::fs::read_link(format!("/proc/{}/fd/{fd}", process.pid())).context("reading a descriptor")?;
+        let at = fs::read_link(format!("/proc/{}/fd/{fd}", process.pid())).context("reading a descriptor")?;
         ensure!(at == Path::new("/dev/null"), "descriptor {fd} is {}", at.display());
     }
     process.signal(Signal::SIGINT)?;

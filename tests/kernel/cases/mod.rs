@@ -117,6 +117,7 @@ pub const ALL: &[Case] = &[
     case!("cpu_0_offline",        AUTO,     V4,   hotplug::first_offline),
     case!("doctor",               AUTO,     V4,   doctor::agrees_with_trace),
     case!("container",            AUTO,     V4,   hosts::container, Host),
+    case!("bare_host",            AUTO,     V4,   hosts::bare, Host),
     case!("hidepid",              AUTO,     V4,   hosts::hidden_processes, Host),
     case!("no_jit",               AUTO,     V4,   hosts::no_jit, Host),
     case!("module_gone",          AUTO,     V4,   hosts::module_gone, Host),
