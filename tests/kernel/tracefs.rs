@@ -45,3 +45,11 @@ pub fn write(file: &Path, command: &str) -> Result<()> {
         .and_then(|mut file| file.write_all(command.as_bytes()))
         .with_context(|| format!("writing {command:?} to {}", file.display()))
 }
+
+/// Whether the kernel has a trace event of this name.
+pub fn has_event(name: &str) -> Result<bool> {
+    with(|tracing| {
+        let systems = tracing.join("events").read_dir().context("reading which events there are")?;
+        Ok(systems.flatten().any(|system| system.path().join(name).is_dir()))
+    })
+}

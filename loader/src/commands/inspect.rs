@@ -165,7 +165,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let ext = ext.map_err(|error| refused(error.into()))?.unwrap_or_default();
     let code = Relocations::new(bytes, &object, local, &ext, target.as_ref());
     let mut code = code.map_err(|error| refused(error.into()))?;
-    let facts = Facts::of(bytes, &object, btf.as_ref(), &code).map_err(|what| refused(anyhow!(what)))?;
+    let mut facts = Facts::of(bytes, &object, btf.as_ref(), &code).map_err(|what| refused(anyhow!(what)))?;
+    if let Some(target) = &target {
+        facts.look_up_targets(target);
+    }
 
     let sha256 = hex(&hmac_sha256::Hash::hash(bytes));
     let head = Head { schema: SCHEMA, object: shown.clone(), sha256, bytes: bytes.len(), facts, btf: target_facts };
@@ -413,10 +416,11 @@ impl Text<'_> {
         self.line(&format!("  {}: {} instructions{total}", plain(function.name), function.insns))?;
         if let Some(kind) = function.hook {
             let target = function.target.map(|target| format!(" {}", plain(target))).unwrap_or_default();
+            let there = if function.target_in_btf == Some(false) { " (not in this BTF)" } else { "" };
             let known = function.program_type.map_or(", not known to libbpf".to_owned(), |ty| format!(", type {ty}"));
             let sleeps = if function.sleepable { ", may sleep" } else { "" };
             let waits = if function.autoload { "" } else { ", not loaded by default" };
-            self.item("hook", &format!("{}{target}{known}{sleeps}{waits}", plain(kind)))?;
+            self.item("hook", &format!("{}{target}{there}{known}{sleeps}{waits}", plain(kind)))?;
         }
         self.item("helpers", &list(&function.helpers))?;
         self.item("kfuncs", &list(&function.kfuncs))?;

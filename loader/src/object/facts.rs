@@ -46,6 +46,8 @@ pub struct FunctionFacts<'a> {
     pub hook: Option<&'a str>,
     /// What the hook is on, such as a kernel function.
     pub target: Option<&'a str>,
+    /// Whether the BTF of the kernel that it is to run on has that; null where BTF does not tell, or there is none.
+    pub target_in_btf: Option<bool>,
     /// Its type, as bpftool names it.
     pub program_type: Option<&'static str>,
     /// May sleep.
@@ -159,6 +161,16 @@ pub struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
+    /// Asks the BTF of the kernel that the object is to run on for what the hooks are on.
+    pub fn look_up_targets(&mut self, kernel: &Btf) {
+        let wanted: Vec<_> = self.programs.iter().map(|program| hook(program.section).in_btf()).collect();
+        let names = wanted.iter().flatten().map(|(kind, name)| (*kind, name.as_str())).collect();
+        let known = kernel.known(&names);
+        for (program, wanted) in self.programs.iter_mut().zip(&wanted) {
+            program.target_in_btf = wanted.as_ref().map(|(kind, name)| known.contains(&(*kind, name.as_str())));
+        }
+    }
+
     /// Collects them. `code` is the object's, before its relocations ran.
     ///
     /// # Errors
@@ -236,6 +248,7 @@ impl<'o, 'a> Functions<'o, 'a> {
             section: function.section,
             hook: hook.map(|hook| hook.kind),
             target: hook.map(|hook| hook.target).filter(|target| !target.is_empty()),
+            target_in_btf: None,
             program_type: hook.and_then(|hook| hook.program_type),
             sleepable: hook.is_some_and(|hook| hook.sleepable),
             autoload: hook.is_none_or(|hook| hook.autoload),

@@ -1,6 +1,8 @@
 //! What a program's section name asks for: `SEC("kprobe/tcp_sendmsg")`. The names are libbpf's conventions
 //! (`section_defs` in its src/libbpf.c).
 
+use super::btf::Kind;
+
 /// What a section name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook<'a> {
@@ -15,6 +17,23 @@ pub struct Hook<'a> {
     pub sleepable: bool,
     /// Loaded unless somebody says otherwise: the name has no `?` in front.
     pub autoload: bool,
+}
+
+impl Hook<'_> {
+    /// What the kernel's BTF holds if the kernel has what this hook is on: a type's kind and name. None where that tells
+    /// nothing: kprobes take functions that BTF does not list.
+    #[must_use]
+    pub fn in_btf(&self) -> Option<(Kind, String)> {
+        let (kind, prefix) = match self.kind {
+            "fentry" | "fexit" | "fsession" | "fmod_ret" => (Kind::Func, ""),
+            "tp_btf" | "raw_tracepoint" | "raw_tracepoint.w" => (Kind::Typedef, "btf_trace_"),
+            "iter" => (Kind::Func, "bpf_iter_"),
+            "lsm" | "lsm_cgroup" => (Kind::Func, "bpf_lsm_"),
+            _ => return None,
+        };
+        // MODULE:FUNCTION names a module, whose BTF is another
+        (!self.target.is_empty() && !self.target.contains(':')).then(|| (kind, format!("{prefix}{}", self.target)))
+    }
 }
 
 /// Kinds that are followed by what they are on: spelling, kind, program type.
@@ -127,6 +146,11 @@ mod tests {
             let hook = hook(section);
             (hook.kind, hook.target, hook.program_type, hook.sleepable, hook.autoload)
         };
+        let in_btf = |section| hook(section).in_btf().map(|(_, name)| name);
+        assert_eq!(in_btf("fexit.s/f"), Some("f".to_owned()));
+        assert_eq!(in_btf("raw_tp/t"), Some("btf_trace_t".to_owned()));
+        assert_eq!(in_btf("lsm/file_open"), Some("bpf_lsm_file_open".to_owned()));
+        assert!(["kprobe/f", "fentry/module:f", "fentry", "xdp"].iter().all(|section| in_btf(section).is_none()));
         assert_eq!(says("kprobe/tcp_sendmsg"), ("kprobe", "tcp_sendmsg", Some("kprobe"), false, true));
         assert_eq!(says("raw_tp/sys_enter"), ("raw_tracepoint", "sys_enter", Some("raw_tracepoint"), false, true));
         assert_eq!(says("?fentry.s/f"), ("fentry", "f", Some("tracing"), true, false));

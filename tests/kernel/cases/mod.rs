@@ -106,7 +106,7 @@ pub const ALL: &[Case] = &[
     case!("record_as_user",       AUTO,     V4,   record::as_another_user),
     case!("altered_objects",      AUTO,     V4,   record::altered_objects, Host),
     case!("dry_run",              AUTO,     V4,   record::dry_run),
-    case!("inspect_as_nobody",    AUTO,     V4,   record::inspect_as_nobody, Host),
+    case!("inspect_as_nobody",    AUTO,     V4,   record::inspect_as_nobody),
     case!("privilege_nobody",     EVERY_KIND,   V4,   privilege::as_nobody),
     case!("privilege_given_up",   AUTO,     V4,   privilege::given_up),
     case!("privilege_confined",   AUTO,     V4,   privilege::confined),

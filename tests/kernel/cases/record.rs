@@ -18,10 +18,10 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::ends::bpf_objects;
-use crate::host::{Set, tool};
+use crate::host::{Set, has_symbol, tool};
 use crate::process::{Process, poll};
 use crate::tracee::{self, BPF_OBJ_GET_INFO_BY_FD, BPF_PROG_LOAD, Call, watch};
-use crate::tracefs::private_mounts;
+use crate::tracefs::{self, private_mounts};
 use crate::xctl::{Xctl, command, refusal};
 use crate::{Family, Outcome, Verdict, altered, schema};
 
@@ -592,5 +592,24 @@ pub fn inspect_as_nobody(_set: Set, _family: Family) -> Outcome {
     ensure!(output.status.success() && said.is_empty(), "it ended with {} and said {said:?}", output.status);
     let facts: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(facts["runs"] == true, "it would not run here: {}", facts["problems"]);
-    Ok(Verdict::Passed(format!("{} relocations", facts["relocations_total"])))
+    let (there, not_there) = hooks_are_told(&facts)?;
+    let counts = format!("{} relocations, {there} hooks there, {not_there} not", facts["relocations_total"]);
+    Ok(Verdict::Passed(counts))
+}
+
+/// Whether functions and tracepoints are there, as kallsyms and tracefs know it: how many are, and how many are not.
+fn hooks_are_told(facts: &Value) -> Result<(usize, usize)> {
+    let mut counts = (0, 0);
+    for program in facts["programs"].as_array().context("no programs")? {
+        let target = program["target"].as_str().unwrap_or_default();
+        let there = match program["hook"].as_str() {
+            Some("fentry" | "fexit") => has_symbol(target),
+            Some("raw_tracepoint") => tracefs::has_event(target)?,
+            _ => continue,
+        };
+        ensure!(program["target_in_btf"] == there, "{target} is there: {there}, and inspect says {program}");
+        *(if there { &mut counts.0 } else { &mut counts.1 }) += 1;
+    }
+    ensure!(counts.0 > 0, "no hook was looked up");
+    Ok(counts)
 }

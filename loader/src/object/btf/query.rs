@@ -40,6 +40,24 @@ impl Btf {
         })
     }
 
+    /// Those of `names` that there are. Looks at every type once, however many are asked for.
+    pub fn known<'n>(&'n self, names: &HashSet<(Kind, &'n str)>) -> HashSet<(Kind, &'n str)> {
+        // Few names of a kernel begin like one of them, and only those are worth hashing.
+        let start = |name: &[u8]| name.first().zip(name.get(1)).map(|(first, second)| (*first, *second));
+        let mut starts = [[false; 256]; 256];
+        for (first, second) in names.iter().filter_map(|(_, name)| start(name.as_bytes())) {
+            starts[usize::from(first)][usize::from(second)] = true;
+        }
+        let strings = self.data.get(self.strings.0..).unwrap_or_default();
+        let may_be = |offset: u32| {
+            let name = strings.get(offset as usize..).unwrap_or_default();
+            start(name).is_none_or(|(first, second)| second == 0 || starts[usize::from(first)][usize::from(second)])
+        };
+        let heads = self.ids().filter_map(|id| self.head(id)).filter(|head| may_be(head.name));
+        let kinds = heads.filter_map(|head| Some((Kind::from_number(head.kind_number())?, head.name)));
+        kinds.filter_map(|(kind, name)| names.get(&(kind, self.name_at(name))).copied()).collect()
+    }
+
     fn is_named(&self, offset: u32, name: &str) -> bool {
         let (start, len) = self.strings;
         let strings = self.data.get(start..start.saturating_add(len)).unwrap_or_default();
