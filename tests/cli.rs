@@ -17,6 +17,7 @@ mod altered;
 const DONE: i32 = 0;
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
+const HOST: i32 = 3;
 const OBJECT: i32 = 4;
 
 fn command(arguments: &[&str]) -> Command {
@@ -130,6 +131,22 @@ fn a_full_disk_is_named() {
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(FAILED), "{arguments:?}: {message}");
         assert!(message.contains("standard output") && message.contains("No space left"), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
+fn the_exit_code_holds_where_nothing_can_be_said() {
+    let no_netns = ["trace", "--netns", "/nonexistent"];
+    let no_object = ["trace", "--object", "/dev/null"];
+    let no_btf = ["doctor", "--btf", "/dev/null"];
+    for (arguments, code) in [(&no_netns[..], USAGE), (&no_btf, HOST), (&no_object, OBJECT)] {
+        let full = fs::File::create("/dev/full").unwrap();
+        let status = command(arguments).stdout(Stdio::null()).stderr(full).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{arguments:?}: {status}");
+        let (reader, closed) = std::io::pipe().unwrap();
+        drop(reader);
+        let status = command(arguments).stdout(Stdio::null()).stderr(closed).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{arguments:?}: {status}");
     }
 }
 

@@ -4,6 +4,9 @@
 //! object bytes -> [`object`] -> [`hooks`] -> [`kernel`] (load, attach, ring memory) -> [`ring`] -> [`events`] ->
 //! [`output`]. The [`commands`] put them together.
 
+// It panics where that cannot be written to; `say` does not.
+#![deny(clippy::print_stderr)]
+
 pub mod attach;
 pub mod cli;
 pub mod commands;
@@ -17,5 +20,6 @@ pub mod output;
 pub mod owners;
 pub mod record;
 pub mod ring;
+pub mod say;
 pub mod tracer;
 pub mod verify;

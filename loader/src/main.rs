@@ -1,11 +1,14 @@
 //! The `xctl` program: arguments to a command to an exit code.
 
+#![deny(clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use xctl::cli::{self, Command};
 use xctl::commands;
 use xctl::fault::Exit;
 use xctl::kernel::heap::Heap;
+use xctl::say::say;
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -22,7 +25,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if commands::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("xctl: {error:#}");
+            say(format_args!("{error:#}"));
             ExitCode::from(Exit::code_of(&error))
         }
     }

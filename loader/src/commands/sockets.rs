@@ -11,6 +11,7 @@ use crate::fault::Exit;
 use crate::kernel::libbpf;
 use crate::output::sockets;
 use crate::owners;
+use crate::say::{say, say_all};
 use crate::tracer::{self, Kernel, Shown};
 
 /// Options of `xctl sockets`.
@@ -32,7 +33,7 @@ pub fn run(args: &Args) -> Result<()> {
     libbpf::collect_messages(args.verbose);
     let result = print(args);
     if args.verbose {
-        eprint!("{}", libbpf::take_messages());
+        say_all(&libbpf::take_messages());
     }
     result
 }
@@ -55,10 +56,10 @@ fn print(args: &Args) -> Result<()> {
     let wanted = |program: &str| program == owners::SEED || program == owners::LIST;
     let listing = owners::list(|| tracer::load(&object, wanted, &btf, &Settings::default(), max_sockets))?;
     if listing.unreachable > 0 {
-        eprintln!(
-            "xctl: {} sockets more are open in network namespaces that no process is in and no mount leads to",
+        say(format_args!(
+            "{} sockets more are open in network namespaces that no process is in and no mount leads to",
             listing.unreachable
-        );
+        ));
     }
     let mut out = BufWriter::new(super::stdout());
     if args.json {

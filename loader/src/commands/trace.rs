@@ -25,6 +25,7 @@ use crate::output::text::Text;
 use crate::output::{Moment, Output, Ready};
 use crate::record::Record;
 use crate::ring::order::Order;
+use crate::say::{say, say_all};
 use crate::tracer::{self, Audit, Kernel, Sizes, Tracer};
 use crate::verify::{Report, Source, Verifier};
 
@@ -44,7 +45,7 @@ pub fn run(options: &TraceOptions) -> Result<()> {
     let mut record = audited.then(|| Record::begin(options.record.as_deref())).transpose()?;
     let result = trace(options, record.as_mut());
     if options.verbose {
-        eprint!("{}", libbpf::take_messages());
+        say_all(&libbpf::take_messages());
     }
     match record {
         Some(record) => record.finish(result),
@@ -93,9 +94,9 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
         if options.json { Box::new(Json::new(out)) } else { Box::new(Text::new(out, options.current)) };
     let sees_processes = host::in_initial_pid_namespace().unwrap_or(false);
     if !sees_processes {
-        eprintln!(
-            "xctl: this is not the initial PID namespace: PIDs are the host's, `exited` cannot be told, and who holds \
-             sockets that are open already only for processes in here"
+        say(
+            "this is not the initial PID namespace: PIDs are the host's, `exited` cannot be told, and who holds sockets \
+             that are open already only for processes in here",
         );
     }
     let mut printer = Printer { output, by_process: ByProcess::new(), left: options.count, sees_processes };
@@ -162,7 +163,7 @@ fn give_up_privilege(options: &TraceOptions, tracer: &Tracer) -> Result<()> {
     privilege::no_new_privileges()?;
     match confine(Needs { namespaces: options.verify, record: options.record.is_some() }) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
-            eprintln!("xctl: this kernel has no seccomp filters, so system calls are not limited: {error}");
+            say(format_args!("this kernel has no seccomp filters, so system calls are not limited: {error}"));
             Ok(())
         }
         result => result.context("cannot limit system calls: --no-sandbox does without"),
@@ -254,7 +255,7 @@ fn cpus_changed(tracer: &mut Tracer, order: &mut Order<Event>, waiter: &Waiter) 
         match change {
             change if !tracer.follow(change, waiter)? => {}
             Change::Online(cpu) => say_online(tracer, cpu),
-            Change::Offline(cpu) => eprintln!("xctl: CPU {cpu} went offline"),
+            Change::Offline(cpu) => say(format_args!("CPU {cpu} went offline")),
         }
     }
     Ok(())
@@ -266,7 +267,7 @@ fn say_online(tracer: &Tracer, cpu: u32) {
     } else {
         "its records count as lost.output"
     };
-    eprintln!("xctl: CPU {cpu} came online: {then}");
+    say(format_args!("CPU {cpu} came online: {then}"));
 }
 
 struct Printer<'w> {

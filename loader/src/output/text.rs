@@ -6,6 +6,7 @@ use super::summary::Summary;
 use super::{Moment, Output, Ready};
 use crate::events::{Flow, How, Kind, Owner, Retransmit, Send, address, comm, state_name};
 use crate::kernel::calendar::rfc3339;
+use crate::say::say;
 use crate::verify::{self, Check, Record, Report, Verdict};
 
 /// How many processes the summary shows.
@@ -92,16 +93,12 @@ fn verified(out: &mut impl Write, report: &Report) -> io::Result<()> {
 
 impl<W: Write> Output for Text<W> {
     fn ready(&mut self, ready: &Ready<'_>) -> io::Result<()> {
+        let (hooks, name) = (ready.plan.hooks.len(), ready.plan.name);
         if !ready.attached {
             let proven = if ready.proven == Some(true) { ", proven to be what the object says" } else { "" };
-            let (hooks, name) = (ready.plan.hooks.len(), ready.plan.name);
             return writeln!(self.out, "loaded the programs of {hooks} hooks ({name}){proven}; attached nothing");
         }
-        eprintln!(
-            "xctl: tracing TCP retransmits with {} hooks ({}); Ctrl-C ends",
-            ready.plan.hooks.len(),
-            ready.plan.name
-        );
+        say(format_args!("tracing TCP retransmits with {hooks} hooks ({name}); Ctrl-C ends"));
         write!(self.out, "{:<15} {:<10} {:>4} {:>7} {:<24} ", "TIME (UTC)", "KIND", "SEGS", "PID", "COMM")?;
         if self.current {
             write!(self.out, "{:<26} ", "CURRENT (not the owner)")?;

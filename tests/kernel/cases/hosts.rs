@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::Read;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,8 +10,10 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::mount::{MsFlags, mount};
+use nix::pty::openpty;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeSpec;
@@ -150,9 +152,13 @@ pub fn module_gone(set: Set, family: Family) -> Outcome {
     outcome
 }
 
+fn tiny_folder(which: usize) -> PathBuf {
+    std::env::temp_dir().join(format!("xctl-tiny-{}-{which}", std::process::id()))
+}
+
 /// A file system without room, gone when the thread is that sees it.
-fn tiny() -> Result<PathBuf> {
-    let folder = std::env::temp_dir().join(format!("xctl-tiny-{}", std::process::id()));
+fn tiny(which: usize) -> Result<PathBuf> {
+    let folder = tiny_folder(which);
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     mount(Some("none"), &folder, Some("tmpfs"), MsFlags::empty(), Some("size=4k")).context("mounting a tmpfs")?;
     Ok(folder)
@@ -161,7 +167,7 @@ fn tiny() -> Result<PathBuf> {
 /// The disk that output goes to is full after a few records, and the one for `--record` at once.
 pub fn full_disk(set: Set, family: Family) -> Outcome {
     let note = with_private_mounts(|| {
-        let folder = tiny()?;
+        let folder = tiny(0)?;
         let record = folder.join("record.json").display().to_string();
         let mut process = Process::start("xctl", command(&["trace", "--dry-run", "--record", &record])?)?;
         process.rest()?;
@@ -174,31 +180,54 @@ pub fn full_disk(set: Set, family: Family) -> Outcome {
 
         let (link, _receiver, sender) = one_sender(family)?;
         let netns = link.a.path().display().to_string();
-        let output = folder.join("output").display().to_string();
         let args = ["trace", "--json", "--attach", &set.to_string(), "--netns", &netns];
-        let mut process = Process::start("xctl", by_shell("", &args, &format!("> {output}"))?)?;
-        let ready = || Ok(fs::metadata(&output).is_ok_and(|about| about.len() > 0));
-        ensure!(poll(PATIENCE, ready)?, "it is not ready");
+        // what it has to say about that has room elsewhere, or none either
+        let mut both = Vec::new();
+        for (which, besides) in [(1, ""), (2, "2>&1")] {
+            let output = tiny(which)?.join("output").display().to_string();
+            let xctl = Process::start("xctl", by_shell("", &args, &format!("> {output} {besides}"))?)?;
+            let ready = || Ok(fs::metadata(&output).is_ok_and(|about| about.len() > 0));
+            ensure!(poll(PATIENCE, ready)?, "it is not ready");
+            both.push((xctl, output, besides));
+        }
         send_all(vec![sender])?;
-        let (status, said) = (process.wait()?, process.errors());
+        let mut printed = 0;
+        for (mut xctl, output, besides) in both {
+            let (status, said) = (xctl.wait()?, xctl.errors());
+            ensure!(status.code() == Some(FAILED), "{besides} it ended with {status} and said {said:?}");
+            let words = "cannot write to standard output: No space left on device";
+            ensure!(said.contains(words) != (besides == "2>&1"), "{besides} it does not say {words:?}: {said:?}");
+            printed += fs::read_to_string(&output)?.lines().count();
+        }
         link.quiet()?;
-        ensure!(status.code() == Some(FAILED), "it ended with {status} and said {said:?}");
-        let words = "cannot write to standard output: No space left on device";
-        ensure!(said.contains(words), "it does not say {words:?}: {said:?}");
-        let printed = fs::read_to_string(&output)?.lines().count();
         Ok(format!("{printed} records, then no space"))
     });
-    let _ = fs::remove_dir(std::env::temp_dir().join(format!("xctl-tiny-{}", std::process::id())));
+    for which in 0..3 {
+        let _ = fs::remove_dir(tiny_folder(which));
+    }
     Ok(Verdict::Passed(note?))
 }
 
-/// xctl with a standard output of one page, and the other end of that.
-fn into_small_pipe(set: Set, link: &Link) -> Result<(Process, File)> {
+/// Both ends of something to print to: the reader's, and xctl's.
+type Ends = (OwnedFd, OwnedFd);
+
+/// A pipe of one page.
+fn small_pipe() -> Result<Ends> {
     let (read, write) = pipe().context("making a pipe")?;
     fcntl(&write, FcntlArg::F_SETPIPE_SZ(4096)).context("making it small")?;
+    Ok((read, write))
+}
+
+fn terminal() -> Result<Ends> {
+    let ends = openpty(None, None).context("making a terminal")?;
+    Ok((ends.master, ends.slave))
+}
+
+/// xctl that prints into it, with this redirection besides, and the other end of that.
+fn into(set: Set, link: &Link, (read, write): Ends, besides: &str) -> Result<(Process, File)> {
     let netns = link.a.path().display().to_string();
     let args = ["trace", "--json", "--attach", &set.to_string(), "--events", "all", "--netns", &netns];
-    let into = format!("> /proc/{}/fd/{}", std::process::id(), write.as_raw_fd());
+    let into = format!("> /proc/{}/fd/{} {besides}", std::process::id(), write.as_raw_fd());
     let xctl = Process::start("xctl", by_shell("", &args, &into)?)?;
     let mut read = File::from(read);
     // the record `ready`, to the last of its bytes, from a writer that is there only then
@@ -209,11 +238,21 @@ fn into_small_pipe(set: Set, link: &Link) -> Result<(Process, File)> {
     Ok((xctl, read))
 }
 
-/// Nobody reads what xctl prints: it can be ended nevertheless. Who reads slowly gets all, and the summary.
 pub fn unread_pipe(set: Set, family: Family) -> Outcome {
+    unread(set, family, small_pipe)
+}
+
+pub fn unread_terminal(set: Set, family: Family) -> Outcome {
+    unread(set, family, terminal)
+}
+
+/// Nobody reads what xctl prints: it can be ended nevertheless. Who reads slowly gets all, and the summary.
+fn unread(set: Set, family: Family, ends: fn() -> Result<Ends>) -> Outcome {
     let (link, receiver, sender) = one_sender(family)?;
-    let (mut unread, pipe) = into_small_pipe(set, &link)?;
-    let (mut slow, mut reader) = into_small_pipe(set, &link)?;
+    let (mut unread, kept) = into(set, &link, ends()?, "")?;
+    // what it has to say about that is not read either
+    let (mut unheard, kept_too) = into(set, &link, ends()?, "2>&1")?;
+    let (mut slow, mut reader) = into(set, &link, ends()?, "")?;
     send_all(vec![sender])?;
     link.quiet()?;
     let before = bpf_objects()?;
@@ -222,7 +261,10 @@ pub fn unread_pipe(set: Set, family: Family) -> Outcome {
     let status = unread.wait()?;
     let said = unread.errors();
     ensure!(status.code() == Some(FAILED) && said.contains("nobody has read it"), "{status}, and it said {said:?}");
-    drop(pipe);
+    unheard.signal(Signal::SIGTERM)?;
+    let status = unheard.wait()?;
+    ensure!(status.code() == Some(FAILED), "unheard, it ended with {status}");
+    drop((kept, kept_too));
     let others = held()?;
     let gone = || Ok(!bpf_objects()?.is_superset(&before));
     ensure!(!others.is_superset(&before) && poll(PATIENCE, gone)?, "it left its objects behind");
@@ -231,7 +273,11 @@ pub fn unread_pipe(set: Set, family: Family) -> Outcome {
     let mut printed = Vec::new();
     let mut page = [0; 4096];
     loop {
-        let count = reader.read(&mut page).context("reading what xctl prints")?;
+        let count = match reader.read(&mut page) {
+            // a terminal that nobody has open for writing any more
+            Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => 0,
+            count => count.context("reading what xctl prints")?,
+        };
         if count == 0 {
             break;
         }

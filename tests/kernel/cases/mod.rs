@@ -123,6 +123,7 @@ pub const ALL: &[Case] = &[
     case!("module_gone",          AUTO,     V4,   hosts::module_gone, Host),
     case!("full_disk",            AUTO,     V4,   hosts::full_disk, Host),
     case!("unread_pipe",          AUTO,     V4,   hosts::unread_pipe, Host),
+    case!("unread_terminal",      AUTO,     V4,   hosts::unread_terminal, Host),
     case!("closed_descriptors",   AUTO,     V4,   hosts::closed_descriptors, Host),
     case!("clock_set",            AUTO,     V4,   hosts::clock_set, Host),
     case!("cycles",               AUTO,     V4,   cycles::run, Host),
