@@ -116,6 +116,9 @@ fn wrong_usage_is_exit_code_2() {
         &["trace", "--count", "-1"],
         &["trace", "--attach", "guess"],
         &["trace", "--netns", "/nonexistent"],
+        // as /run/netns/NAME is when its mount is gone
+        &["trace", "--netns", "/dev/null"],
+        &["trace", "--netns", "/proc/self/ns/mnt"],
     ] {
         let output = xctl(arguments);
         assert_eq!(output.status.code(), Some(USAGE), "{arguments:?}");

@@ -103,6 +103,9 @@ const OLDER: &[Rule] = &[];
 const NAMESPACES: &[Rule] = &[
     All(libc::SYS_getdents64),
     All(libc::SYS_readlinkat),
+    // Whether a file stands for one, before it is opened and after.
+    All(libc::SYS_fstatfs),
+    OneOf(libc::SYS_ioctl, 1, &[libc::NS_GET_NSTYPE as u32]),
     OneOf(libc::SYS_setns, 1, &[libc::CLONE_NEWNET as u32]),
     // A thread of its own for each.
     All(libc::SYS_clone),

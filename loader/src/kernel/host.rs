@@ -146,8 +146,9 @@ pub fn netns_inode(text: &str) -> Result<u32> {
     if let Ok(inode) = text.parse() {
         return Ok(inode);
     }
-    let inode = fs::metadata(text).with_context(|| format!("cannot find network namespace {text}"))?.ino();
-    u32::try_from(inode).with_context(|| format!("{text} is not a network namespace"))
+    let opened = super::netns::open(Path::new(text));
+    let (_, inode) = opened.with_context(|| format!("cannot find network namespace {text}"))?;
+    Ok(inode)
 }
 
 /// A cgroup v2 directory's id and its depth (the root is 0).
@@ -229,6 +230,8 @@ mod tests {
         let inode = fs::metadata("/proc/self/ns/net").unwrap().ino();
         assert_eq!(u64::from(netns_inode("/proc/self/ns/net").unwrap()), inode);
         assert_eq!(netns_inode("4026531840").unwrap(), 4_026_531_840);
-        assert!(netns_inode("/nonexistent").is_err());
+        for wrong in ["/nonexistent", "/proc/self/ns/mnt", "/dev/null"] {
+            assert!(netns_inode(wrong).is_err(), "{wrong}");
+        }
     }
 }

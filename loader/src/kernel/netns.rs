@@ -1,8 +1,9 @@
-//! The network namespaces of this host, and how to do something inside one. Safe code.
+//! The network namespaces of this host, and how to do something inside one.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,10 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use crate::fault::Exit;
 
@@ -42,12 +46,21 @@ pub fn all() -> Result<Vec<Netns>> {
             let mounts = fs::read(process.join("mountinfo")).unwrap_or_default();
             let own = about.ino() == fs::metadata("/proc/self/ns/mnt").map_or(0, |own| own.ino());
             let root = if own { PathBuf::from("/") } else { process.join("root") };
-            nsfs_mounts(&mounts).for_each(|path| found.add(root.join(path.strip_prefix("/").unwrap_or(&path))));
+            for path in nsfs_mounts(&mounts) {
+                let path = root.join(path.strip_prefix("/").unwrap_or(&path));
+                // It may be mounted over, by whoever made that mount namespace, with anything.
+                if let Ok((_, inode)) = open(&path) {
+                    found.add(inode, path);
+                }
+            }
         }
     }
     for process in &pids {
         for thread in fs::read_dir(process.join("task")).into_iter().flatten().flatten() {
-            found.add(thread.path().join("ns/net"));
+            let path = thread.path().join("ns/net");
+            if let Ok(inode) = inode(&path) {
+                found.add(inode, path);
+            }
         }
     }
     Ok(found.all)
@@ -64,9 +77,8 @@ struct Found {
 }
 
 impl Found {
-    /// Add what this file stands for, if that is a network namespace and a new one.
-    fn add(&mut self, path: PathBuf) {
-        let Ok(inode) = inode(&path) else { return };
+    /// Add it, if it is a new one.
+    fn add(&mut self, inode: u32, path: PathBuf) {
         if self.seen.insert(inode) {
             self.all.push(Netns { inode, path });
         }
@@ -76,6 +88,33 @@ impl Found {
 /// The inode number of the namespace behind a file.
 fn inode(path: &Path) -> io::Result<u32> {
     u32::try_from(fs::metadata(path)?.ino()).map_err(io::Error::other)
+}
+
+/// Open a file if it stands for a network namespace; with the inode number that names that. Another file is not touched:
+/// opening can wait for ever (a FIFO), and do anything (a device).
+///
+/// # Errors
+/// `InvalidInput` if it is something else; else the kernel's errno.
+pub fn open(path: &Path) -> io::Result<(File, u32)> {
+    let other = || io::Error::new(io::ErrorKind::InvalidInput, "it does not stand for a network namespace");
+    // Not by the standard library, which with musl takes O_PATH for a part of the access mode and leaves it out.
+    let place = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    if fstatfs(&place)?.filesystem_type() != NSFS_MAGIC {
+        return Err(other());
+    }
+    let file = File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))?;
+    if kind_of_namespace(file.as_fd())? != CloneFlags::CLONE_NEWNET {
+        return Err(other());
+    }
+    let inode = u32::try_from(file.metadata()?.ino()).map_err(io::Error::other)?;
+    Ok((file, inode))
+}
+
+/// The flag of clone(2) that makes such a namespace.
+fn kind_of_namespace(file: BorrowedFd<'_>) -> io::Result<CloneFlags> {
+    nix::ioctl_none_bad!(get_kind, libc::NS_GET_NSTYPE);
+    // SAFETY: the request takes no argument, and changes nothing.
+    Ok(CloneFlags::from_bits_retain(unsafe { get_kind(file.as_raw_fd()) }?))
 }
 
 /// Where network namespaces are mounted, according to a mountinfo file: its fields are separated by spaces, the fourth is
@@ -115,10 +154,10 @@ impl Netns {
     /// # Errors
     /// [`Exit::Host`] if it may not be entered; else those of `work`.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<Option<T>> {
-        let Ok(file) = File::open(&self.path) else { return Ok(None) };
-        if file.metadata()?.ino() != u64::from(self.inode) {
-            return Ok(None);
-        }
+        let file = match open(&self.path) {
+            Ok((file, inode)) if inode == self.inode => file,
+            _ => return Ok(None),
+        };
         let inside = || {
             setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| {
                 let remedy = if error == Errno::EPERM { ": it needs CAP_SYS_ADMIN" } else { "" };
@@ -148,6 +187,15 @@ mod tests {
         let own = inode(Path::new("/proc/self/ns/net")).unwrap();
         let all = all().unwrap();
         assert!(all.iter().any(|netns| netns.inode == own), "{all:?}");
+    }
+
+    #[test]
+    fn nothing_but_a_network_namespace_is_taken_for_one() {
+        let (_, inode) = open(Path::new("/proc/self/ns/net")).unwrap();
+        assert_eq!(inode, super::inode(Path::new("/proc/self/ns/net")).unwrap());
+        for other in ["/proc/self/ns/mnt", "/proc/self/stat", "/dev/null", "/"] {
+            assert_eq!(open(Path::new(other)).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{other}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::mount::{MsFlags, mount};
 use nix::pty::openpty;
 use nix::sched::{CloneFlags, unshare};
@@ -224,18 +224,29 @@ fn terminal() -> Result<Ends> {
 }
 
 /// xctl that prints into it, with this redirection besides, and the other end of that.
-fn into(set: Set, link: &Link, (read, write): Ends, besides: &str) -> Result<(Process, File)> {
+fn into(set: Set, link: &Link, (read, write): &Ends, besides: &str) -> Result<(Process, File)> {
     let netns = link.a.path().display().to_string();
     let args = ["trace", "--json", "--attach", &set.to_string(), "--events", "all", "--netns", &netns];
     let into = format!("> /proc/{}/fd/{} {besides}", std::process::id(), write.as_raw_fd());
     let xctl = Process::start("xctl", by_shell("", &args, &into)?)?;
-    let mut read = File::from(read);
+    let mut read = File::from(read.try_clone()?);
     // the record `ready`, to the last of its bytes, from a writer that is there only then
     let mut byte = [0];
     while byte != *b"\n" {
         read.read_exact(&mut byte).context("reading what xctl prints")?;
     }
     Ok((xctl, read))
+}
+
+/// Until there is not room for a byte more.
+fn fill(write: &OwnedFd) -> Result<()> {
+    fcntl(write, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("not waiting for room")?;
+    loop {
+        match nix::unistd::write(write, b"x") {
+            Err(Errno::EAGAIN) => return Ok(()),
+            count => ensure!(count.context("filling it")? == 1, "no byte was written"),
+        }
+    }
 }
 
 pub fn unread_pipe(set: Set, family: Family) -> Outcome {
@@ -249,10 +260,11 @@ pub fn unread_terminal(set: Set, family: Family) -> Outcome {
 /// Nobody reads what xctl prints: it can be ended nevertheless. Who reads slowly gets all, and the summary.
 fn unread(set: Set, family: Family, ends: fn() -> Result<Ends>) -> Outcome {
     let (link, receiver, sender) = one_sender(family)?;
-    let (mut unread, kept) = into(set, &link, ends()?, "")?;
+    let nobodys = [ends()?, ends()?];
+    let (mut unread, _) = into(set, &link, &nobodys[0], "")?;
     // what it has to say about that is not read either
-    let (mut unheard, kept_too) = into(set, &link, ends()?, "2>&1")?;
-    let (mut slow, mut reader) = into(set, &link, ends()?, "")?;
+    let (mut unheard, _) = into(set, &link, &nobodys[1], "2>&1")?;
+    let (mut slow, mut reader) = into(set, &link, &ends()?, "")?;
     send_all(vec![sender])?;
     link.quiet()?;
     let before = bpf_objects()?;
@@ -261,10 +273,11 @@ fn unread(set: Set, family: Family, ends: fn() -> Result<Ends>) -> Outcome {
     let status = unread.wait()?;
     let said = unread.errors();
     ensure!(status.code() == Some(FAILED) && said.contains("nobody has read it"), "{status}, and it said {said:?}");
+    fill(&nobodys[1].1)?;
     unheard.signal(Signal::SIGTERM)?;
     let status = unheard.wait()?;
     ensure!(status.code() == Some(FAILED), "unheard, it ended with {status}");
-    drop((kept, kept_too));
+    drop(nobodys);
     let others = held()?;
     let gone = || Ok(!bpf_objects()?.is_superset(&before));
     ensure!(!others.is_superset(&before) && poll(PATIENCE, gone)?, "it left its objects behind");

@@ -83,6 +83,7 @@ pub const ALL: &[Case] = &[
     case!("duration",             AUTO,     V4,   ends::duration, Host),
     case!("idle",                 AUTO,     V4,   idle::run),
     case!("sockets",              AUTO,     BOTH, sockets::run),
+    case!("mounted_over",         AUTO,     V4,   sockets::mounted_over, Host),
     case!("seeded_from_proc",     AUTO,     BOTH, sockets::seeded_from_proc),
     case!("verify",               Set::ALL, EITHER, verify::run),
     case!("verify_failed",        Set::ALL, V4,   verify::failed),

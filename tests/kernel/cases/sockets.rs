@@ -1,13 +1,14 @@
 //! `xctl sockets`, held against `ss` in each network namespace: the same sockets, states and processes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{IoSlice, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -15,17 +16,21 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, listen,
     sendmsg, setsockopt, socket, sockopt,
 };
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde::Deserialize;
 
 use crate::actors::{self, Protocols};
 use crate::host::{Set, tool};
 use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
 use crate::process::{PATIENCE, Process, poll};
+use crate::tracefs::with_private_mounts;
 use crate::workers::{NOBODY, Who, unanswered};
 use crate::xctl::{Owner, Retransmit, Xctl, command, refusal};
 use crate::{Family, Outcome, Verdict};
@@ -203,6 +208,45 @@ fn already_open(set: Set, family: Family, seed: &str, right: impl Fn(&Retransmit
     sender.exit()?;
     link.quiet()?;
     Ok(records.len())
+}
+
+/// Whoever has a mount namespace can mount a network namespace in it, and something else over that: a FIFO, which nobody
+/// opens but to wait, or a namespace of another kind. Nobody is kept by it.
+pub fn mounted_over(_set: Set, _family: Family) -> Outcome {
+    let folder = std::env::temp_dir().join(format!("xctl-over-{}", std::process::id()));
+    fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let outcome = look_over(&folder);
+    // not earlier: what is mounted there goes with it, in every mount namespace
+    let _ = fs::remove_dir_all(&folder);
+    outcome
+}
+
+fn look_over(folder: &Path) -> Outcome {
+    let nothing = None::<&str>;
+    let holder = with_private_mounts(|| {
+        let bind = |kind: &str, name: &str| {
+            let (from, on) = (format!("/proc/self/ns/{kind}"), folder.join(name));
+            File::create(&on)?;
+            mount(Some(from.as_str()), &on, nothing, MsFlags::MS_BIND, nothing)
+                .with_context(|| format!("mounting {from}"))
+        };
+        bind("net", "fifo")?;
+        bind("net", "uts")?;
+        mount(Some("none"), folder, Some("tmpfs"), MsFlags::empty(), nothing).context("mounting over them")?;
+        mkfifo(&folder.join("fifo"), Mode::S_IRWXU).context("making a FIFO")?;
+        bind("uts", "uts")?;
+        let mut sleep = tool("sleep");
+        sleep.arg("600");
+        Process::start("sleep", sleep)
+    })?;
+    let mountinfo = fs::read_to_string(format!("/proc/{}/mountinfo", holder.pid()))?;
+    let hidden = mountinfo.lines().filter(|line| line.contains(" net:[") && line.contains("xctl-over")).count();
+    ensure!(hidden == 2, "{hidden} namespaces are mounted there: {mountinfo}");
+    for args in [&["sockets", "--json"][..], &["trace", "--verify", "--seed", "proc", "--duration", "1"]] {
+        let mut xctl = Process::start("xctl", command(args)?)?;
+        xctl.rest().and_then(|_| xctl.succeed()).with_context(|| format!("{args:?}"))?;
+    }
+    Ok(Verdict::Passed("neither waited for nor entered".into()))
 }
 
 /// A socket as xctl tells it.
