@@ -9,7 +9,7 @@ use crate::fault::{Blocked, Exit};
 use crate::hooks::{self, Hook, Kind};
 use crate::kernel::host::KprobePmu;
 use crate::kernel::libbpf::Loaded;
-use crate::kernel::{bpf, perf, privilege};
+use crate::kernel::{bpf, perf, privilege, symbols};
 
 /// How this kernel takes kprobes.
 #[derive(Clone, Copy, Debug)]
@@ -83,55 +83,100 @@ pub fn attach(hook: &Hook, program: &str, object: &Loaded, probes: &Probes, cpus
             })
         }
     };
-    if let Err(error) = &attached
-        && hook.optional
-        && is_absent(hook.kind, error)
-    {
-        return Ok(None);
-    }
-    let (held, link) = attached.map_err(|error| {
-        let Blocked { found, remedy } = blocker(hook.kind, &error);
-        let found = format!("cannot attach to {}: {found}", hook.target_name());
-        Error::new(error).context(Blocked::new(found, remedy)).context(Exit::Host)
-    })?;
+    let (held, link) = match attached {
+        Ok(attached) => attached,
+        Err(error) => {
+            let why = Why::of(hook.kind, error.raw_os_error(), || how_many(hook.target_name()));
+            if hook.optional && why == Why::Absent {
+                return Ok(None);
+            }
+            let Blocked { found, remedy } = why.blocker(hook.kind);
+            let found = format!("cannot attach to {}: {found}", hook.target_name());
+            return Err(Error::new(error).context(Blocked::new(found, remedy)).context(Exit::Host));
+        }
+    };
     Ok(Some(Attached { hook: *hook, link, _held: held }))
 }
 
-/// Whether the kernel said that it has no such function or tracepoint.
-fn is_absent(kind: Kind, error: &io::Error) -> bool {
-    match error.raw_os_error() {
-        Some(libc::ENOENT) => true,
-        // A return probe on a missing function gives EINVAL before 5.11.
-        Some(libc::EINVAL) => kind == Kind::Kretprobe,
-        _ => false,
-    }
+/// How many functions of this name the kernel has; none if it does not tell.
+fn how_many(function: &str) -> Option<usize> {
+    symbols::count([function]).ok().and_then(|counts| counts.get(function).copied())
+}
+
+/// Why a hook was not attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// There is no such function or tracepoint.
+    Absent,
+    /// There are several functions of that name.
+    Ambiguous,
+    /// The function is on the kernel's list of those that probes must not touch.
+    Forbidden,
+    /// A tracepoint's program reads more arguments than there are.
+    Arguments,
+    NoTrampolines,
+    Busy,
+    NotPermitted,
+    Other,
 }
 
 /// The kernel's own errno for what it does not support; it was never meant for user space, which has no name for it.
 const ENOTSUPP: i32 = 524;
 
-/// What the errno of an attach call means, and the remedy.
-fn blocker(kind: Kind, error: &io::Error) -> Blocked {
-    let other_set = |found| Blocked::new(found, "try --attach auto, which takes what there is");
-    if is_absent(kind, error) {
-        return other_set(match kind {
-            Kind::RawTracepoint => "this kernel has no such tracepoint",
-            _ => "this kernel has no such function",
-        });
+impl Why {
+    /// What the errno of an attach call means. `how_many` functions of that name there are decides where it means two things.
+    fn of(kind: Kind, errno: Option<i32>, how_many: impl FnOnce() -> Option<usize>) -> Self {
+        use Kind::{Fentry, Fexit, Kprobe, Kretprobe, RawTracepoint};
+        match (kind, errno) {
+            (_, Some(libc::ENOENT)) => Self::Absent,
+            (_, Some(libc::EPERM | libc::EACCES)) => Self::NotPermitted,
+            (Kprobe | Kretprobe, Some(libc::EADDRNOTAVAIL)) => Self::Ambiguous,
+            (Kprobe, Some(libc::EINVAL)) => Self::Forbidden,
+            // A return probe on a missing function gives it too, before 5.11.
+            (Kretprobe, Some(libc::EINVAL)) => match how_many() {
+                Some(1..) => Self::Forbidden,
+                Some(0) | None => Self::Absent,
+            },
+            (RawTracepoint, Some(libc::EINVAL)) => Self::Arguments,
+            (Fentry | Fexit, Some(ENOTSUPP | libc::EINVAL | libc::ENODEV)) => Self::NoTrampolines,
+            (Fentry | Fexit, Some(libc::EBUSY)) => Self::Busy,
+            _ => Self::Other,
+        }
     }
-    match (kind, error.raw_os_error()) {
-        (Kind::RawTracepoint, Some(libc::EINVAL)) => Blocked::new(
-            "its arguments are not those in the BTF",
-            "give the BTF of exactly this kernel with --btf FILE",
-        ),
-        (Kind::Fentry | Kind::Fexit, Some(ENOTSUPP | libc::EINVAL | libc::ENODEV)) => {
-            other_set("this kernel has no trampolines for fentry programs")
+
+    /// In words, with the remedy.
+    fn blocker(self, kind: Kind) -> Blocked {
+        let other_set = |found| Blocked::new(found, hooks::TRY_AUTO);
+        match self {
+            Self::Absent if kind == Kind::RawTracepoint => other_set("this kernel has no such tracepoint"),
+            Self::Absent => other_set("this kernel has no such function"),
+            Self::Ambiguous => other_set("there are several functions of that name"),
+            Self::Forbidden => other_set("it may not be probed (/sys/kernel/debug/kprobes/blacklist)"),
+            Self::Arguments => Blocked::new(
+                "its arguments are not those in the BTF",
+                "give the BTF of exactly this kernel with --btf FILE",
+            ),
+            Self::NoTrampolines => other_set("this kernel has no trampolines for fentry programs"),
+            Self::Busy => other_set("something else patches that function"),
+            Self::NotPermitted => Blocked::new("not permitted", privilege::perf_remedy()),
+            Self::Other => other_set("the kernel refused"),
         }
-        (Kind::Fentry | Kind::Fexit, Some(libc::EBUSY)) => other_set("something else patches that function"),
-        (_, Some(libc::EADDRNOTAVAIL)) => {
-            other_set("there are several functions of that name, or it may not be probed")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_that_may_not_be_probed_is_told_from_one_that_is_not_there() {
+        let why = |kind, errno, how_many| Why::of(kind, Some(errno), || how_many);
+        for kind in [Kind::Kprobe, Kind::Kretprobe] {
+            assert_eq!(why(kind, libc::ENOENT, None), Why::Absent);
+            assert_eq!(why(kind, libc::EINVAL, Some(1)), Why::Forbidden);
+            assert_eq!(why(kind, libc::EADDRNOTAVAIL, Some(2)), Why::Ambiguous);
         }
-        (_, Some(libc::EPERM | libc::EACCES)) => Blocked::new("not permitted", privilege::perf_remedy()),
-        _ => other_set("the kernel refused"),
+        assert_eq!(why(Kind::Kretprobe, libc::EINVAL, Some(0)), Why::Absent);
+        assert_eq!(why(Kind::RawTracepoint, libc::EINVAL, None), Why::Arguments);
     }
 }

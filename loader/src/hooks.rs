@@ -216,6 +216,17 @@ pub trait Offer {
     fn function_args(&self, name: &str) -> Option<usize>;
     /// Whether its own types are to be found on this host.
     fn has_own_btf(&self) -> bool;
+    /// Whether it has the trampolines of fentry programs (5.5 and newer).
+    fn has_trampolines(&self) -> bool;
+}
+
+/// The remedy, or a part of it, where one set of hooks cannot be used.
+pub const TRY_AUTO: &str = "try --attach auto, which takes what there is";
+
+/// What is left of a remedy where `auto` was asked for, and did not help.
+#[must_use]
+pub fn without_auto(remedy: &str) -> &str {
+    remedy.strip_suffix(TRY_AUTO).map_or(remedy, |rest| rest.trim_end_matches(", or "))
 }
 
 /// The hooks that were chosen.
@@ -265,8 +276,11 @@ pub fn choose(attach: Attach, sends: bool, kernel: &impl Offer) -> Result<Vec<Pl
         Attach::Fentry => vec![by_fentry(sends, kernel)],
         Attach::Mixed => vec![mixed(sends, kernel)],
         // Kprobes first, though fentry is cheaper: a fentry program can be preempted, and is skipped for whoever runs
-        // on that CPU meanwhile; a kprobe cannot.
-        Attach::Auto => vec![mixed(sends, kernel), by_fentry(sends, kernel), by_tracepoint(sends, kernel)],
+        // on that CPU meanwhile; a kprobe cannot. Last what shows retransmits by kprobes, which can be skipped: for BTF that
+        // does not show tracepoints (before 5.5).
+        Attach::Auto => {
+            vec![mixed(sends, kernel), by_fentry(sends, kernel), by_tracepoint(sends, kernel), by_kprobe(kernel)]
+        }
     };
     let (mut possible, mut missing) = (Vec::new(), Vec::new());
     for plan in plans {
@@ -280,11 +294,15 @@ pub fn choose(attach: Attach, sends: bool, kernel: &impl Offer) -> Result<Vec<Pl
         [only] => Err(only.clone().by_host()),
         all => {
             let each_once = |of: fn(&Blocked) -> &str| {
-                let mut texts: Vec<_> = all.iter().map(of).collect();
-                texts.dedup();
+                let mut texts: Vec<&str> = Vec::new();
+                for text in all.iter().map(of).filter(|text| !text.is_empty()) {
+                    if !texts.contains(&text) {
+                        texts.push(text);
+                    }
+                }
                 texts.join("; ")
             };
-            Err(Blocked::new(each_once(|one| &one.found), each_once(|one| &one.remedy)).by_host())
+            Err(Blocked::new(each_once(|one| &one.found), each_once(|one| without_auto(&one.remedy))).by_host())
         }
     }
 }
@@ -305,7 +323,7 @@ fn owners_by_kprobe(kernel: &impl Offer) -> Result<Vec<Hook>, Blocked> {
 pub fn no_kprobes() -> Blocked {
     Blocked::new(
         "this kernel has no kprobe PMU (/sys/bus/event_source/devices/kprobe)",
-        "it needs CONFIG_KPROBE_EVENTS, or try --attach tracepoint",
+        format!("it needs CONFIG_KPROBE_EVENTS, or {TRY_AUTO}"),
     )
 }
 
@@ -340,7 +358,11 @@ fn mixed(sends: bool, kernel: &impl Offer) -> Result<Plan, Blocked> {
 fn by_fentry(sends: bool, kernel: &impl Offer) -> Result<Plan, Blocked> {
     if !kernel.has_own_btf() {
         let found = "fentry programs need the kernel's own BTF (/sys/kernel/btf/vmlinux), which is not here";
-        return Err(Blocked::new(found, "try --attach auto"));
+        return Err(Blocked::new(found, TRY_AUTO));
+    }
+    if !kernel.has_trampolines() {
+        let found = "this kernel has no trampolines for fentry programs (struct bpf_trampoline is not in the BTF)";
+        return Err(Blocked::new(found, format!("it takes Linux 5.5 or newer, or {TRY_AUTO}")));
     }
     let accept = match kernel.function_args(ACCEPT_4_BY_FEXIT.target_name()) {
         Some(4) => ACCEPT_4_BY_FEXIT,
@@ -352,7 +374,7 @@ fn by_fentry(sends: bool, kernel: &impl Offer) -> Result<Plan, Blocked> {
     }
     if let Some(hook) = hooks.iter().find(|hook| !exists(hook, kernel)) {
         let found = format!("this kernel's BTF has no function {}", hook.target_name());
-        return Err(Blocked::new(found, "try --attach auto"));
+        return Err(Blocked::new(found, TRY_AUTO));
     }
     hooks.extend([SENDPAGES_BY_FENTRY, MPTCP_BY_FENTRY].into_iter().filter(|hook| exists(hook, kernel)));
     hooks.extend(common_tracepoints(kernel)?);
@@ -414,6 +436,7 @@ mod tests {
     struct Kernel {
         kprobes: bool,
         own_btf: bool,
+        trampolines: bool,
         tracepoints: Vec<(&'static str, usize)>,
         functions: Vec<(&'static str, usize)>,
     }
@@ -435,12 +458,15 @@ mod tests {
         fn has_own_btf(&self) -> bool {
             self.own_btf
         }
+        fn has_trampolines(&self) -> bool {
+            self.trampolines
+        }
     }
 
     fn kernel(kprobes: bool, more: &[(&'static str, usize)]) -> Kernel {
         let mut tracepoints = vec![("inet_sock_set_state", 3), ("tcp_retransmit_synack", 2)];
         tracepoints.extend(more);
-        Kernel { kprobes, own_btf: true, tracepoints, functions: vec![("security_sock_graft", 2)] }
+        Kernel { kprobes, own_btf: true, trampolines: true, tracepoints, functions: vec![("security_sock_graft", 2)] }
     }
 
     fn first(attach: Attach, sends: bool, kernel: &Kernel) -> Plan {
@@ -458,7 +484,14 @@ mod tests {
             ("inet_csk_accept", 4),
         ];
         let names: Vec<_> = choose(Attach::Auto, false, &kernel).unwrap().iter().map(|plan| plan.name).collect();
-        assert_eq!(names, ["kprobe+tracepoint", "fentry+tracepoint", "tracepoint"]);
+        assert_eq!(names, ["kprobe+tracepoint", "fentry+tracepoint", "tracepoint", "kprobe"]);
+        kernel.trampolines = false;
+        let names: Vec<_> = choose(Attach::Auto, false, &kernel).unwrap().iter().map(|plan| plan.name).collect();
+        assert_eq!(names, ["kprobe+tracepoint", "tracepoint", "kprobe"]);
+        let error = choose(Attach::Fentry, false, &kernel).unwrap_err();
+        assert_eq!(Exit::code_of(&error), 3);
+        assert!(format!("{error:#}").contains("bpf_trampoline"), "{error:#}");
+        kernel.trampolines = true;
         let plan = first(Attach::Fentry, true, &kernel);
         assert!(plan.has("fe_accept_4") && plan.has("fe_sendmsg") && !plan.has("fe_sendpages"));
         kernel.functions.pop();
@@ -483,7 +516,7 @@ mod tests {
         let mut kernel = kernel(true, &[("tcp_retransmit_skb", 2), ("sock_send_length", 3)]);
         kernel.own_btf = false;
         let names: Vec<_> = choose(Attach::Auto, false, &kernel).unwrap().iter().map(|plan| plan.name).collect();
-        assert_eq!(names, ["kprobe+tracepoint", "tracepoint"]);
+        assert_eq!(names, ["kprobe+tracepoint", "tracepoint", "kprobe"]);
         let error = choose(Attach::Fentry, false, &kernel).unwrap_err();
         assert_eq!(Exit::code_of(&error), 3);
         assert!(format!("{error:#}").contains("kernel's own BTF"), "{error:#}");
@@ -547,10 +580,20 @@ mod tests {
     }
 
     #[test]
+    fn where_the_btf_shows_no_tracepoints_auto_takes_kprobes_alone() {
+        let kernel = Kernel { tracepoints: vec![], ..kernel(true, &[]) };
+        let plans = choose(Attach::Auto, false, &kernel).unwrap();
+        assert_eq!(plans, [first(Attach::Kprobe, false, &kernel)]);
+    }
+
+    #[test]
     fn nothing_that_shows_senders_is_said_so() {
         let error = choose(Attach::Auto, false, &kernel(false, &[("tcp_retransmit_skb", 2)])).unwrap_err();
         assert_eq!(Exit::code_of(&error), 3);
         let text = format!("{error:#}");
         assert!(text.contains("kprobe PMU") && text.contains("sock_send_length"), "{text}");
+        // each thing once, and not to try what was asked for
+        assert_eq!(text.matches("CONFIG_KPROBE_EVENTS").count(), 1, "{text}");
+        assert!(!text.contains("--attach auto"), "{text}");
     }
 }

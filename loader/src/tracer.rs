@@ -11,7 +11,7 @@ use anyhow::{Context, Error, Result, anyhow};
 use crate::attach::{self, Attached, Probes};
 use crate::events::{self, Event, Plain, Settings, Totals};
 use crate::fault::{Blocked, Exit};
-use crate::hooks::{Hook, Offer, Plan, Purpose, StandIn};
+use crate::hooks::{self, Hook, Offer, Plan, Purpose, StandIn};
 use crate::kernel::host;
 use crate::kernel::hotplug::{Change, Changes};
 use crate::kernel::libbpf::{self, Loaded, Open};
@@ -59,6 +59,8 @@ pub enum Shown {
     FileIterator,
     /// The iterator over TCP sockets (5.9 and newer).
     SocketIterator,
+    /// The trampolines of fentry programs (5.5 and newer).
+    Trampolines,
 }
 
 impl Shown {
@@ -68,6 +70,7 @@ impl Shown {
             Self::ChargedMaps => "bpf_map_memory",
             Self::FileIterator => "bpf_iter__task_file",
             Self::SocketIterator => "bpf_iter__tcp",
+            Self::Trampolines => "bpf_trampoline",
         }
     }
 }
@@ -77,7 +80,13 @@ const LINKS_TELL_MISSED: (&str, &str) = ("bpf_link_info", "perf_event.kprobe.mis
 
 /// All that a [`Kernel`] asks of the BTF, besides what hooks it has: a BTF that was cut down must know it.
 pub const ASKED: Asked<'static> = Asked {
-    structs: &[Shown::RingBuffers.by(), Shown::ChargedMaps.by(), Shown::FileIterator.by(), Shown::SocketIterator.by()],
+    structs: &[
+        Shown::RingBuffers.by(),
+        Shown::ChargedMaps.by(),
+        Shown::FileIterator.by(),
+        Shown::SocketIterator.by(),
+        Shown::Trampolines.by(),
+    ],
     fields: &[LINKS_TELL_MISSED],
 };
 
@@ -96,16 +105,19 @@ impl Kernel {
     /// [`Exit::Host`] if there is no BTF.
     pub fn ask(btf: &Path) -> Result<Self> {
         let mapped = if btf == Path::new(KERNEL_BTF) { kernel::btf::mapped() } else { None };
+        let blocked = |found: String| {
+            let remedy =
+                "the kernel needs CONFIG_DEBUG_INFO_BTF=y, or give the BTF of exactly this kernel with --btf FILE";
+            Blocked::new(found, remedy).by_host()
+        };
         let parsed = match mapped {
             Some(bytes) => Btf::from_static(bytes),
-            None => Btf::from_vec(object::read_btf(btf).map_err(|error| {
-                let remedy =
-                    "the kernel needs CONFIG_DEBUG_INFO_BTF=y, or give the BTF of exactly this kernel with --btf FILE";
-                Blocked::new(error.to_string(), remedy).by_host()
-            })?),
+            None => Btf::from_vec(object::read_btf(btf).map_err(|error| blocked(error.to_string()))?),
         };
-        let btf = parsed.with_context(|| format!("the BTF in {}", btf.display())).context(Exit::Host)?;
-        let pmu = host::kprobe_pmu().context(Exit::Host)?;
+        let btf = parsed.map_err(|error| blocked(format!("the BTF in {}: {error}", btf.display())))?;
+        let pmu = host::kprobe_pmu().map_err(|error| {
+            Blocked::new(format!("{error:#}"), "mount the kernel's own /sys (mount -t sysfs sysfs /sys)").by_host()
+        })?;
         let links_tell_missed = btf.field(LINKS_TELL_MISSED.0, LINKS_TELL_MISSED.1).is_some();
         Ok(Self { probes: Probes { pmu, links_tell_missed }, btf, has_own_btf: host::own_btf().is_some() })
     }
@@ -150,6 +162,10 @@ impl Offer for Kernel {
 
     fn has_own_btf(&self) -> bool {
         self.has_own_btf
+    }
+
+    fn has_trampolines(&self) -> bool {
+        self.shows(Shown::Trampolines)
     }
 }
 
@@ -213,6 +229,8 @@ pub struct Tracer {
     late: BTreeMap<u32, bool>,
     /// None: this host does not tell.
     changes: Option<Changes>,
+    /// Why it does not.
+    pub no_changes: Option<io::Error>,
     object: Loaded,
     /// The hooks in use.
     pub plan: Plan,
@@ -237,6 +255,7 @@ impl Tracer {
         audit: &mut Audit<'_>,
     ) -> Result<Self> {
         let mut refusal = anyhow!("there is no plan");
+        let is_auto = plans.len() > 1;
         for plan in plans {
             let settings = Settings {
                 births_by_state: u8::from(plan.births_by_state),
@@ -257,6 +276,11 @@ impl Tracer {
                 }
                 Err(error) => return Err(error),
             }
+        }
+        if is_auto && let Some(blocked) = refusal.downcast_mut::<Blocked>() {
+            let rest = hooks::without_auto(&blocked.remedy);
+            let rest = if rest.is_empty() { "`xctl doctor` says what stands in the way of each set" } else { rest };
+            blocked.remedy = rest.to_owned();
         }
         Err(refusal)
     }
@@ -296,11 +320,14 @@ impl Tracer {
         }
         if audit.dry_run {
             let (links, rings, late, seeded) = Default::default();
-            let (shared, changes, missed) = Default::default();
-            return Ok(Self { links, rings, shared, late, changes, object: loaded, plan, missed, seeded });
+            let (shared, changes, no_changes, missed) = Default::default();
+            return Ok(Self { links, rings, shared, late, changes, no_changes, object: loaded, plan, missed, seeded });
         }
         // Before CPUs are asked for: a change after that is told.
-        let changes = Changes::listen().ok();
+        let (changes, no_changes) = match Changes::listen() {
+            Ok(changes) => (Some(changes), None),
+            Err(error) => (None, Some(error)),
+        };
         let cpus = host::online_cpus().context(Exit::Host)?;
         fits(cpus.len(), sizes.perf_pages)?;
         let rings = cpus.iter().filter_map(|&cpu| {
@@ -328,7 +355,8 @@ impl Tracer {
         if let Some(record) = &mut audit.record {
             record.attached(&plan);
         }
-        Ok(Self { links, rings, shared, late: BTreeMap::new(), changes, object: loaded, plan, missed: None, seeded })
+        let late = BTreeMap::new();
+        Ok(Self { links, rings, shared, late, changes, no_changes, object: loaded, plan, missed: None, seeded })
     }
 
     /// Let records end a wait, and CPUs that come or go.
@@ -539,11 +567,8 @@ fn load_with(
     statistics: bool,
 ) -> Result<Loaded> {
     let mut open = Open::from_bytes(object.bytes, (btf != Path::new(KERNEL_BTF)).then_some(btf)).map_err(|error| {
-        let class = match errno(&error) {
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Exit::Host,
-            _ => Exit::Object,
-        };
-        explain(error, &libbpf::take_messages()).context(class)
+        let (class, blocked) = refused(errno(&error));
+        explain(error, &libbpf::take_messages()).context(blocked).context(class)
     })?;
     open.select_programs(wanted)?;
     open.set_max_entries(SOCKETS, max_sockets)?;
@@ -562,14 +587,8 @@ fn load_with(
         if may_not_read(&messages) {
             return Blocked::new("this kernel lets no program read its memory", privilege::LOCKED_DOWN).by_host();
         }
-        let class = match error.raw_os_error() {
-            Some(libc::EPERM | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => Exit::Host,
-            _ => Exit::Object,
-        };
-        match class {
-            Exit::Host => explain(Error::new(error), &messages).context(load_refused()).context(class),
-            _ => explain(Error::new(error).context("the kernel did not load it"), &messages).context(class),
-        }
+        let (class, blocked) = refused(error.raw_os_error());
+        explain(Error::new(error), &messages).context(blocked).context(class)
     })
 }
 
@@ -581,8 +600,22 @@ fn may_not_read(messages: &str) -> bool {
     messages.lines().any(|line| refused(line) && line.contains(" bpf_probe_read"))
 }
 
+/// Whose fault it is that the object was not loaded, and the remedy.
+fn refused(errno: Option<i32>) -> (Exit, Blocked) {
+    let by_host = |found, remedy| (Exit::Host, Blocked::new(found, remedy));
+    match errno {
+        Some(libc::EPERM) => (Exit::Host, not_permitted()),
+        Some(libc::ENOMEM) => by_host("there is no memory to load it", "take fewer with --max-sockets, or free some"),
+        Some(libc::EMFILE) => by_host("too many open files to load it", "raise that limit (ulimit -n)"),
+        Some(libc::ENFILE) => by_host("the host has too many open files to load it", "raise fs.file-max"),
+        _ => {
+            (Exit::Object, Blocked::new("it was not loaded", "`xctl inspect` says whether it fits this kernel's types"))
+        }
+    }
+}
+
 /// Why a load is not permitted is more than an errno tells: name what this host shows of the usual causes.
-fn load_refused() -> Blocked {
+fn not_permitted() -> Blocked {
     let mut causes = privilege::load_blockers();
     if causes.is_empty() {
         causes.push("lockdown, a security module or a limit of memory".into());

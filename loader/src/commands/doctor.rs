@@ -57,7 +57,7 @@ impl Report {
     /// What `trace` would say, in its words.
     fn no(&mut self, check: impl Into<String>, error: &Error) {
         let (found, remedy) = words(error);
-        self.add(check, Some(false), found, remedy);
+        self.add(check, Some(false), found, Some(remedy.unwrap_or_else(|| "`xctl trace -v` says more".into())));
     }
 
     /// Nothing depends on it here.
@@ -391,5 +391,14 @@ mod tests {
         assert_eq!(remedy.as_deref(), Some("take less"));
         let (found, remedy) = words(&anyhow!("two\n  lines").context(Exit::Object));
         assert_eq!((found.as_str(), remedy), ("two: lines", None));
+    }
+
+    #[test]
+    fn whatever_is_wrong_has_a_remedy() {
+        let mut report = Report { version: "", checks: Vec::new(), attach: None };
+        report.no("known", &Blocked::new("found", "do this").by_host());
+        report.no("unknown", &anyhow!("what nobody thought of"));
+        let remedies: Vec<_> = report.checks.iter().map(|record| record.remedy.as_deref()).collect();
+        assert_eq!(remedies, [Some("do this"), Some("`xctl trace -v` says more")]);
     }
 }

@@ -455,7 +455,8 @@ unsafe extern "C" fn __wrap_ioctl(fd: c_int, request: c_ulong, argument: c_long)
     if !ON.load(Ordering::Relaxed) || (request >> 8) & 0xff != PERF_EVENT {
         return real();
     }
-    let request = Request::PerfIoctl { fd, request, argument: argument as u64 };
+    // A number of 32 bits, which musl takes as an int: what the upper half of the register holds means nothing.
+    let request = Request::PerfIoctl { fd, request: (request as u32).into(), argument: argument as u64 };
     record(|_| request, || real().into()) as c_int
 }
 

@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
-use crate::fault::Exit;
+use crate::fault::{Blocked, Exit};
 
 /// A network namespace that something on this host leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,13 +160,12 @@ impl Netns {
         };
         let inside = || {
             setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| {
-                let remedy = if error == Errno::EPERM { ": it needs CAP_SYS_ADMIN" } else { "" };
-                let what = format!("cannot enter network namespace {}{remedy}", self.inode);
-                let class = if error == Errno::EPERM { Some(Exit::Host) } else { None };
-                let error = anyhow!(error).context(what);
-                match class {
-                    Some(class) => error.context(class),
-                    None => error,
+                let what = format!("cannot enter network namespace {}", self.inode);
+                match error {
+                    Errno::EPERM => {
+                        anyhow!(error).context(Blocked::new(what, "it needs CAP_SYS_ADMIN")).context(Exit::Host)
+                    }
+                    _ => anyhow!(error).context(what),
                 }
             })?;
             work()

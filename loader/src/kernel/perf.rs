@@ -75,8 +75,8 @@ pub struct Probe<'a> {
 /// A perf event for a kernel function, disabled and without a program.
 ///
 /// # Errors
-/// `ENOENT` (return probes before 5.11: `EINVAL`): no such function. `EADDRNOTAVAIL`: several of that name, or it may
-/// not be probed. `EACCES`, `EPERM`: privilege.
+/// `ENOENT` (return probes before 5.11: `EINVAL`): no such function. `EADDRNOTAVAIL`: several of that name. `EINVAL`: it may
+/// not be probed (`check_kprobe_address_safe`). `EACCES`, `EPERM`: privilege.
 pub fn open_probe(probe: &Probe<'_>) -> io::Result<OwnedFd> {
     let mut attributes = attributes();
     attributes.type_ = probe.pmu;
