@@ -12,6 +12,8 @@ struct Code {
     relocated: Vec<usize>,
 }
 
+const LOAD: u8 = 0x79;
+const COPY: u8 = 0xbf;
 const MOVE: u8 = 0xb7;
 const AND: u8 = 0x57;
 const CALL: u8 = 0x85;
@@ -66,6 +68,43 @@ pub fn programs(programs: &[&str]) -> Vec<u8> {
         code.put(at(0), MOVE, 0, 0);
         code.put(at(jump), JUMP_IF_EQUAL, i16::try_from(exit - jump - 1).expect("a short program"), 0);
     }
+    code.bytes
+}
+
+/// Without a program: it has another name.
+pub fn name(program: &str) -> Vec<u8> {
+    let mut bytes = embedded::object().expect("our own object");
+    let text = format!("\0{program}\0");
+    let places: Vec<_> = (0..bytes.len() - text.len()).filter(|at| bytes[*at..].starts_with(text.as_bytes())).collect();
+    assert!(!places.is_empty(), "nothing is called {program}");
+    for at in places {
+        bytes[at + 1] = b'X';
+    }
+    bytes
+}
+
+/// Without an argument that a program of a raw tracepoint reads: it reads the last that any could have.
+pub fn argument(program: &str) -> Vec<u8> {
+    const LAST: i16 = 11 * 8;
+    let mut code = Code::of_ours();
+    let (_, begin, insns) = code.programs.iter().find(|(own, ..)| own == program).expect("the program").clone();
+    // the arguments are where r1 points to when it begins, and what that is copied to
+    let mut pointers = vec![1];
+    let mut load = None;
+    for at in (begin..begin + insns * 8).step_by(8) {
+        let (to, from) = (code.bytes[at + 1] & 15, code.bytes[at + 1] >> 4);
+        match code.bytes[at] {
+            LOAD if pointers.contains(&from) => {
+                load = Some(at);
+                break;
+            }
+            COPY if pointers.contains(&from) => pointers.push(to),
+            CALL => pointers.retain(|register| *register > 5),
+            _ => pointers.retain(|register| *register != to),
+        }
+    }
+    let load = load.expect("a load of an argument");
+    code.bytes[load + 2..load + 4].copy_from_slice(&LAST.to_le_bytes());
     code.bytes
 }
 

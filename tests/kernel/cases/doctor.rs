@@ -1,15 +1,17 @@
 //! `xctl doctor` says what `xctl trace` then does, hook by hook, and names what is missing in the same words.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
-use crate::host::{KPROBE_PMU, Set};
+use crate::host::{KPROBE_PMU, Set, has_symbol, tool};
 use crate::process::Process;
 use crate::xctl::{Xctl, command};
-use crate::{Family, Outcome, Verdict};
+use crate::{Family, Outcome, Verdict, tracefs};
 
 #[derive(Deserialize, Debug)]
 struct Report {
@@ -75,8 +77,63 @@ pub fn agrees_with_trace(_set: Set, _family: Family) -> Outcome {
         let check = report.get(check)?;
         ensure!(check.ok == Some(true), "here all is well: {check:?}");
     }
+    of_the_host(&report)?;
     let hooks = report.checks.iter().filter(|check| check.ok == Some(true)).count();
     Ok(Verdict::Passed(format!("{hooks} of {} checks are well", report.checks.len())))
+}
+
+/// What the report says of the host is what the host's own files say.
+fn of_the_host(report: &Report) -> Result<()> {
+    let says = |check: &str, ok: Option<bool>, found: &str| {
+        let check = report.get(check)?;
+        ensure!(check.ok == ok && check.found.starts_with(found), "not {ok:?}, {found:?}: {check:?}");
+        Ok(())
+    };
+    // root, as here, depends on none of them
+    for name in ["unprivileged_bpf_disabled", "perf_event_paranoid"] {
+        match fs::read_to_string(format!("/proc/sys/kernel/{name}")) {
+            Ok(value) => says(name, Some(true), &format!("{},", value.trim()))?,
+            Err(_) => says(name, None, "")?,
+        }
+    }
+    match fs::read_to_string("/proc/sys/net/core/bpf_jit_enable") {
+        Ok(value) => says("jit", (value.trim() != "0").then_some(true), value.trim())?,
+        Err(_) => says("jit", None, "")?,
+    }
+    match fs::read_to_string("/sys/kernel/security/lockdown") {
+        Ok(modes) => {
+            let mode = modes.split(['[', ']']).nth(1).context("no mode is in force")?;
+            says("lockdown", Some(true), mode)?;
+        }
+        Err(_) => says("lockdown", None, "the kernel does not tell")?,
+    }
+    let limit = tool("sh").args(["-c", "ulimit -l"]).output().context("asking for the limit")?;
+    let limit = String::from_utf8(limit.stdout)?;
+    let limit = limit.trim().parse::<u64>().map_or("unlimited".to_owned(), |kib| format!("{kib} KiB"));
+    let counts = if has_symbol("bpf_map_charge_init") { ", and may be raised" } else { "; this kernel does not count" };
+    says("memlock", Some(true), &format!("{limit}{counts}"))?;
+    // since 6.17 it tells of failed attempts too, to programs and in its text
+    let format = tracefs::with(|tracing| {
+        fs::read_to_string(tracing.join("events/tcp/tcp_retransmit_skb/format")).context("what a tracepoint tells")
+    })?;
+    let arguments = if format.contains(" err;") { 3 } else { 2 };
+    says("raw_tracepoint tcp_retransmit_skb", Some(true), &format!("arguments: {arguments}"))?;
+    let inode = |kind: &str| -> Result<u64> { Ok(fs::metadata(format!("/proc/self/ns/{kind}"))?.ino()) };
+    const FIRST_OF_PIDS: u64 = 0xefff_fffc;
+    ensure!(inode("pid")? == FIRST_OF_PIDS, "the test itself is not in the initial PID namespace");
+    says("pid_namespace", Some(true), "the initial one")?;
+    says("network_namespace", Some(true), &format!("{}, and ", inode("net")?))
+}
+
+/// It finds fault with this hook, or whatever `check` is, in these words.
+pub fn finds(command: Command, check: &str, words: &str) -> Result<()> {
+    let mut process = Process::start("xctl doctor", command)?;
+    let text = process.rest()?.join("\n");
+    let report: Report = serde_json::from_str(&text).with_context(|| format!("not a document: {text}"))?;
+    let check = report.get(check)?;
+    let fault = check.ok == Some(false) && check.remedy.is_some() && check.found.contains(words);
+    ensure!(fault, "it does not say {words:?}: {check:?}");
+    Ok(())
 }
 
 /// Where trace refused and said `said`, doctor ends with the same exit code, and finds fault with `culprit` in the same

@@ -4,21 +4,24 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ::xctl::object::{self, Kind};
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
 use super::doctor;
+use super::ends::{bpf_objects, held};
 use super::privilege::{Paranoid, needed};
 use crate::host::{KPROBE_PMU, Set, has_symbol, is_guest, tool};
 use crate::link::Netns;
-use crate::process::Process;
-use crate::tracefs::with_private_mounts;
+use crate::process::{PATIENCE, Process, nameless_file, poll};
+use crate::tracefs::{has_event, with_private_mounts};
 use crate::workers;
 use crate::xctl::{Xctl, command, refusal};
-use crate::{Family, Outcome, Verdict};
+use crate::{Family, Outcome, Verdict, without};
 
 const CANNOT_RUN_HERE: i32 = 3;
+const REFUSED: i32 = 4;
 
 pub fn no_privilege(_set: Set, _family: Family) -> Outcome {
     let mut nobody = command(&["trace", "--json"])?;
@@ -78,6 +81,20 @@ fn little_memlock(capabilities: &[&str], args: &[&str]) -> Result<Command> {
     Ok(limited)
 }
 
+/// Too few files may be open.
+pub fn no_files(_set: Set, _family: Family) -> Outcome {
+    let few = |args: &[&str]| -> Result<Command> {
+        let xctl = command(args)?;
+        let mut limited = tool("sh");
+        limited.args(["-c", "ulimit -n 12 && exec \"$0\" \"$@\""]).arg(xctl.get_program()).args(xctl.get_args());
+        Ok(limited)
+    };
+    let said = refusal(Process::start("xctl", few(&["trace", "--json"])?)?, CANNOT_RUN_HERE)?;
+    ensure!(said.contains("too many open files") && said.contains("ulimit -n"), "it does not name the limit: {said:?}");
+    doctor::agrees_with_refusal(few(&["doctor", "--json"])?, "trace", &said)?;
+    Ok(Verdict::Passed("names the limit".into()))
+}
+
 pub fn no_btf(_set: Set, _family: Family) -> Outcome {
     with_private_mounts(|| {
         hide("/sys/kernel/btf")?;
@@ -124,9 +141,18 @@ pub fn no_kprobes(_set: Set, _family: Family) -> Outcome {
 
 /// A kernel that lacks a tracepoint or function, by its BTF: one that is needed, and one that is not.
 pub fn no_symbol(_set: Set, _family: Family) -> Outcome {
-    let needed = Btf::without("btf_trace_tcp_retransmit_synack")?;
-    let said = refuses(&["--btf", &needed.path()], "trace")?;
-    ensure!(said.contains("tcp_retransmit_synack"), "it does not name the tracepoint: {said:?}");
+    let (needed, set) = (Btf::without("btf_trace_tcp_retransmit_synack")?, with_tracepoints().to_string());
+    let btf = needed.path();
+    let said = refusal(start(&["trace", "--json", "--attach", &set, "--btf", &btf])?, CANNOT_RUN_HERE)?;
+    ensure!(said.contains("no tracepoint tcp_retransmit_synack"), "it does not name the tracepoint: {said:?}");
+    if Set::Kprobe.absent().is_none() {
+        let left = doctor::agrees_on_set(command(&["doctor", "--json", "--btf", &btf])?, &format!("set {set}"), &said)?;
+        let xctl = Xctl::start(Set::Auto, &["--btf", &btf])?;
+        ensure!([&left, &xctl.ready.attach] == ["kprobe"; 2], "doctor: {left}, trace: {}", xctl.ready.attach);
+        xctl.stop(Signal::SIGINT)?;
+    } else {
+        refuses(&["--btf", &btf], "trace")?;
+    }
 
     let has = |xctl: &Xctl| xctl.ready.hooks.iter().any(|hook| hook.target == "mptcp_sendmsg");
     let xctl = Xctl::start(Set::Auto, &[])?;
@@ -142,17 +168,105 @@ pub fn no_symbol(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed("names the tracepoint; does without MPTCP".into()))
 }
 
+/// A set whose retransmits come from tracepoints.
+fn with_tracepoints() -> Set {
+    if Set::Mixed.absent().is_none() { Set::Mixed } else { Set::Tracepoint }
+}
+
+/// Neither kprobes nor fentry nor tracepoints that show senders.
+pub fn no_hooks(_set: Set, _family: Family) -> Outcome {
+    with_private_mounts(|| {
+        if Path::new(KPROBE_PMU).exists() {
+            hide(KPROBE_PMU)?;
+        }
+        let names = ["tcp_connect", "btf_trace_sock_send_length", "btf_trace_tcp_sendmsg_locked"];
+        let btf = Btf::without_all(&names)?;
+        let said = refuses(&["--btf", &btf.path()], "trace")?;
+        for words in ["no kprobe PMU", "no function tcp_connect", "no tracepoint that shows who sends", "Linux 6.3"] {
+            ensure!(said.contains(words), "it does not say {words:?}: {said:?}");
+        }
+        ensure!(!said.contains("--attach auto"), "that is what was tried: {said:?}");
+        Ok(Verdict::Passed(said.trim().into()))
+    })
+}
+
+/// What the kernel answers to an attach call decides, whatever object and BTF say: an object that reads an argument which the
+/// tracepoint has not got, and a BTF that has a function or a tracepoint which the kernel has not got. An object without a
+/// program does not come so far.
+pub fn not_attached(_set: Set, _family: Family) -> Outcome {
+    let before = bpf_objects()?;
+    let set = with_tracepoints().to_string();
+    let (_file, object) = nameless_file(&without::argument("tp_synack"))?;
+    let said = refusal(start(&["trace", "--json", "--attach", &set, "--object", &object])?, CANNOT_RUN_HERE)?;
+    let words = "cannot attach to tcp_retransmit_synack: its arguments are not those in the BTF";
+    ensure!(said.contains(words) && said.contains("--btf FILE"), "it does not say {words:?}: {said:?}");
+
+    let (_file, object) = nameless_file(&without::name("tp_synack"))?;
+    let said = refusal(start(&["trace", "--json", "--attach", &set, "--object", &object])?, REFUSED)?;
+    ensure!(said.contains("it has no program tp_synack"), "it does not name the program: {said:?}");
+
+    let mut seen = 2;
+    let function = ["do_tcp_sendpages", "mptcp_sendmsg"].into_iter().find(|name| !has_symbol(name));
+    if let (Some(function), None) = (function, Set::Mixed.absent()) {
+        let btf = Btf::claiming(Kind::Func, function)?;
+        refused_hook(Set::Mixed, &btf, &format!("kprobe {function}"), function, "this kernel has no such function")?;
+        seen += 1;
+    }
+    // of 6.3
+    let tracepoint = "sock_send_length";
+    if !has_event(tracepoint)? {
+        let btf = Btf::claiming(Kind::Typedef, &format!("btf_trace_{tracepoint}"))?;
+        let check = format!("raw_tracepoint {tracepoint}");
+        refused_hook(Set::Tracepoint, &btf, &check, tracepoint, "this kernel has no such tracepoint")?;
+        seen += 1;
+    }
+    let gone = || {
+        let others = held()?;
+        Ok(bpf_objects()?.difference(&before).all(|object| others.contains(object)))
+    };
+    ensure!(poll(PATIENCE, gone)?, "it left its objects behind");
+    Ok(Verdict::Passed(format!("{seen} refusals")))
+}
+
+/// With this BTF the set cannot be attached, and doctor finds the same fault with the same hook.
+fn refused_hook(set: Set, btf: &Btf, check: &str, target: &str, why: &str) -> Result<()> {
+    let btf = btf.path();
+    let said = refusal(start(&["trace", "--json", "--attach", &set.to_string(), "--btf", &btf])?, CANNOT_RUN_HERE)?;
+    let words = format!("cannot attach to {target}: {why}");
+    ensure!(said.contains(&words) && said.contains("--attach auto"), "it does not say {words:?}: {said:?}");
+    doctor::finds(command(&["doctor", "--json", "--btf", &btf])?, check, &words)
+}
+
 /// A file with the kernel's BTF in which one name is another, gone when dropped.
 pub struct Btf(PathBuf);
 
 impl Btf {
     pub fn without(name: &str) -> Result<Btf> {
-        let mut bytes = std::fs::read("/sys/kernel/btf/vmlinux").context("reading the kernel's BTF")?;
-        let text = format!("\0{name}\0");
-        // where MPTCP is not there, neither is its name
-        while let Some(at) = bytes.windows(text.len()).position(|window| window == text.as_bytes()) {
-            bytes[at + 1] = b'X';
+        Btf::without_all(&[name])
+    }
+
+    /// Without any of these names.
+    pub fn without_all(names: &[&str]) -> Result<Btf> {
+        let mut bytes = types()?;
+        for name in names {
+            rename(&mut bytes, name, &format!("X{}", &name[1..]));
         }
+        Btf::of(names[0], &bytes)
+    }
+
+    /// With one more name of that kind, which another of the same length has lost.
+    pub fn claiming(kind: Kind, name: &str) -> Result<Btf> {
+        let mut bytes = types()?;
+        let types = object::Btf::parse(&bytes).context("the kernel's BTF")?;
+        let prefix = if kind == Kind::Typedef { "btf_trace_" } else { "" };
+        let fits = |other: &&str| other.len() == name.len() && other.starts_with(prefix) && !other.contains("tcp_");
+        let of_kind = types.ids().filter(|id| types.kind(*id) == kind).map(|id| types.name(id));
+        let other = of_kind.into_iter().find(fits).context("no name of that length")?.to_owned();
+        rename(&mut bytes, &other, name);
+        Btf::of(name, &bytes)
+    }
+
+    fn of(name: &str, bytes: &[u8]) -> Result<Btf> {
         let path = std::env::temp_dir().join(format!("xctl-without-{name}-{}.btf", std::process::id()));
         std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
         Ok(Btf(path))
@@ -160,6 +274,18 @@ impl Btf {
 
     pub fn path(&self) -> String {
         self.0.display().to_string()
+    }
+}
+
+fn types() -> Result<Vec<u8>> {
+    std::fs::read("/sys/kernel/btf/vmlinux").context("reading the kernel's BTF")
+}
+
+/// Each text in it that is `name` is `other` from now on, which is as long. Where MPTCP is not there, neither is its name.
+fn rename(bytes: &mut [u8], name: &str, other: &str) {
+    let text = format!("\0{name}\0");
+    while let Some(at) = bytes.windows(text.len()).position(|window| window == text.as_bytes()) {
+        bytes[at + 1..at + 1 + name.len()].copy_from_slice(other.as_bytes());
     }
 }
 
