@@ -36,7 +36,7 @@ use crate::{Family, Outcome, Verdict};
 const FAILED: i32 = 1;
 
 /// xctl, with a shell's redirections or what else is to be done first.
-fn by_shell(before: &str, args: &[&str], after: &str) -> Result<Command> {
+pub fn by_shell(before: &str, args: &[&str], after: &str) -> Result<Command> {
     let xctl = command(args)?;
     let mut shell = tool("sh");
     shell.args(["-c", &format!("{before} exec \"$0\" \"$@\" {after}")]).arg(xctl.get_program()).args(xctl.get_args());

@@ -11,6 +11,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::hosts::by_shell;
 use super::idle::switches;
 use super::lossy_link;
 use crate::counters::Counters;
@@ -117,6 +118,20 @@ fn with_cpu_on_off(set: Set, family: Family, at_start: bool) -> Outcome {
     ensure!(there > 0, "nothing was sent again on CPU {CPU}: {:?}", trace.retransmits);
     ensure!(there < records, "everything was sent again on CPU {CPU}, also while it was offline");
     Ok(Verdict::Passed(format!("{there} of {records} retransmits on CPU {CPU}")))
+}
+
+/// That a CPU came or went cannot be said, and is no reason to end.
+pub fn unheard(set: Set, _family: Family) -> Outcome {
+    if let Some(skipped) = not_here() {
+        return Ok(skipped);
+    }
+    let Some(switch) = Switch::of(1) else { return Ok(Verdict::Skipped("CPU 1 cannot go offline here".into())) };
+    let args = ["trace", "--json", "--attach", &set.to_string()];
+    let xctl = Xctl::start_command(set, by_shell("", &args, "2> /dev/full")?)?;
+    ring_is_let_go(&xctl.process, || switch.set(false))?;
+    switch.set(true)?;
+    xctl.stop(Signal::SIGINT)?;
+    Ok(Verdict::Passed("goes on".into()))
 }
 
 /// The lossy link, while CPUs come and go all the time: one that is offline when xctl starts, and two that are not.

@@ -113,6 +113,7 @@ pub const ALL: &[Case] = &[
     case!("privilege_confined",   AUTO,     V4,   privilege::confined),
     case!("cpu_came_online",      AUTO,     V4,   hotplug::came_online),
     case!("cpu_came_back",        AUTO,     V4,   hotplug::came_back),
+    case!("cpu_unheard",          AUTO,     V4,   hotplug::unheard, Host),
     case!("cpu_left_meanwhile",   AUTO,     V4,   hotplug::left_meanwhile),
     case!("cpus_come_and_go",     AUTO,     V4,   hotplug::come_and_go),
     case!("cpu_0_offline",        AUTO,     V4,   hotplug::first_offline),
