@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use serde::Serialize;
 
 use crate::fault::Blocked;
@@ -224,9 +224,21 @@ pub trait Offer {
 pub const TRY_AUTO: &str = "try --attach auto, which takes what there is";
 
 /// What is left of a remedy where `auto` was asked for, and did not help.
-#[must_use]
-pub fn without_auto(remedy: &str) -> &str {
+fn without_auto(remedy: &str) -> &str {
     remedy.strip_suffix(TRY_AUTO).map_or(remedy, |rest| rest.trim_end_matches(", or "))
+}
+
+/// The error of attaching what was asked for, with a remedy that is not what was tried.
+#[must_use]
+pub fn refused(attach: Attach, mut error: Error) -> Error {
+    if attach == Attach::Auto
+        && let Some(blocked) = error.downcast_mut::<Blocked>()
+    {
+        let rest = without_auto(&blocked.remedy);
+        let rest = if rest.is_empty() { "`xctl doctor` says what stands in the way of each set" } else { rest };
+        blocked.remedy = rest.to_owned();
+    }
+    error
 }
 
 /// The hooks that were chosen.
@@ -584,6 +596,14 @@ mod tests {
         let kernel = Kernel { tracepoints: vec![], ..kernel(true, &[]) };
         let plans = choose(Attach::Auto, false, &kernel).unwrap();
         assert_eq!(plans, [first(Attach::Kprobe, false, &kernel)]);
+    }
+
+    #[test]
+    fn auto_is_no_remedy_where_it_was_tried() {
+        let error = || Blocked::new("something else patches that function", TRY_AUTO).by_host();
+        assert!(format!("{:#}", refused(Attach::Fentry, error())).contains(TRY_AUTO));
+        let text = format!("{:#}", refused(Attach::Auto, error()));
+        assert!(text.contains("xctl doctor") && !text.contains(TRY_AUTO), "{text}");
     }
 
     #[test]

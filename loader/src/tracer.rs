@@ -11,7 +11,7 @@ use anyhow::{Context, Error, Result, anyhow};
 use crate::attach::{self, Attached, Probes};
 use crate::events::{self, Event, Plain, Settings, Totals};
 use crate::fault::{Blocked, Exit};
-use crate::hooks::{self, Hook, Offer, Plan, Purpose, StandIn};
+use crate::hooks::{Hook, Offer, Plan, Purpose, StandIn};
 use crate::kernel::host;
 use crate::kernel::hotplug::{Change, Changes};
 use crate::kernel::libbpf::{self, Loaded, Open};
@@ -255,7 +255,6 @@ impl Tracer {
         audit: &mut Audit<'_>,
     ) -> Result<Self> {
         let mut refusal = anyhow!("there is no plan");
-        let is_auto = plans.len() > 1;
         for plan in plans {
             let settings = Settings {
                 births_by_state: u8::from(plan.births_by_state),
@@ -276,11 +275,6 @@ impl Tracer {
                 }
                 Err(error) => return Err(error),
             }
-        }
-        if is_auto && let Some(blocked) = refusal.downcast_mut::<Blocked>() {
-            let rest = hooks::without_auto(&blocked.remedy);
-            let rest = if rest.is_empty() { "`xctl doctor` says what stands in the way of each set" } else { rest };
-            blocked.remedy = rest.to_owned();
         }
         Err(refusal)
     }

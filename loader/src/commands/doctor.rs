@@ -162,6 +162,7 @@ fn examine(args: &Args) -> Result<Report> {
     let attempt = hooks::choose(Attach::Auto, false, &kernel).and_then(|plans| {
         let sizes = Sizes { max_sockets: default_max_sockets()?, perf_pages: PERF_PAGES, seed: None };
         Tracer::start(&object, plans, &kernel, btf, settings(), sizes, &mut Audit::default())
+            .map_err(|error| hooks::refused(Attach::Auto, error))
     });
     match attempt {
         Ok(tracer) => {

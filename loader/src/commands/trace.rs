@@ -75,7 +75,8 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
     };
     let sizes = Sizes { max_sockets, perf_pages: options.perf_pages, seed: options.seed };
     let mut audit = Audit { record, dry_run: options.dry_run };
-    let mut tracer = Tracer::start(&object, plans, &kernel, btf, settings, sizes, &mut audit)?;
+    let mut tracer = Tracer::start(&object, plans, &kernel, btf, settings, sizes, &mut audit)
+        .map_err(|error| hooks::refused(options.attach, error))?;
     drop(kernel);
     let sha256 = hex(&hmac_sha256::Hash::hash(&bytes));
     drop(bytes);
