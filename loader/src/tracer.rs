@@ -20,8 +20,9 @@ use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;
 use crate::kernel::{self, bpf, perf, privilege};
 use crate::object::cut::Asked;
+use crate::object::facts::{Facts, MOST_FUNCTIONS};
 use crate::object::relo::type_name;
-use crate::object::{self, Btf, BtfExt, KERNEL_BTF, ObjectFile};
+use crate::object::{self, Btf, BtfExt, KERNEL_BTF, ObjectFile, Relocations};
 use crate::output::summary::{ByProcess, Lost};
 use crate::owners;
 use crate::record;
@@ -189,9 +190,12 @@ pub fn check_object(bytes: &[u8]) -> Result<Checked<'_>> {
     if let Some(id) = btf.cycle() {
         return Err(refused(anyhow!("its types: {} {id} contains itself", type_name(&btf, id))));
     }
-    if let Some(bytes) = file.btf_ext {
-        let ext = BtfExt::parse(bytes, &btf).map_err(|error| refused(error.into()))?;
-        ext.check_places(&file).map_err(|error| refused(error.into()))?;
+    let ext = file.btf_ext.map(|data| BtfExt::parse(data, &btf)).transpose().map_err(|error| refused(error.into()))?;
+    let ext = ext.unwrap_or_default();
+    let code = Relocations::new(bytes, &file, &btf, &ext, None).map_err(|error| refused(error.into()))?;
+    // libbpf follows calls as deep as they go, on its stack.
+    if code.functions().len() >= MOST_FUNCTIONS {
+        Facts::of(bytes, &file, Some(&btf), &code).map_err(|what| refused(anyhow!(what)))?;
     }
     events::check(&btf)?;
     Ok(Checked { bytes, programs: file.programs.iter().map(|program| program.name).collect() })

@@ -2,7 +2,7 @@
 //!
 //! Needs no privilege and asks the kernel nothing but its BTF file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
@@ -19,13 +19,16 @@ use crate::object::relo::patch::Place;
 use crate::object::relo::reach::reachable;
 use crate::object::relo::{Outcome, Relocated, RelocationKind, Relocations, Resolver, Spec, type_name};
 use crate::object::uses::Places;
-use crate::object::{Btf, BtfExt, ObjectFile, Program, read_btf, second_opinion};
+use crate::object::{Btf, BtfExt, Kind, ObjectFile, Program, read_btf, second_opinion};
 
 /// Version of the JSON document.
 const SCHEMA: u32 = 1;
 
 /// Problems that are listed; a hostile file has as many as it likes.
 const MOST_PROBLEMS: usize = 100;
+
+/// Bytes of a source file's name that are shown.
+const MOST_PATH: usize = 256;
 
 /// Poisoned instructions whose reason is kept until it is known whether they are reached.
 const MOST_POISONED: usize = 4096;
@@ -88,7 +91,7 @@ struct Side {
     access: String,
     /// Bits from the beginning of the root type; null if it is no field.
     bit_offset: Option<u32>,
-    value: Option<i64>,
+    value: Option<i128>,
 }
 
 /// A relocation.
@@ -103,7 +106,7 @@ struct Record<'r> {
     local: Option<Side>,
     target: Option<Side>,
     /// What the instruction gets; null if it is poisoned or refused.
-    value: Option<i64>,
+    value: Option<i128>,
     /// How many of the target's types have it.
     matches: usize,
     /// `applied`, `poisoned`, `refused`, `skipped`, `unresolved`.
@@ -128,10 +131,14 @@ struct Verdict {
     runs: Option<bool>,
 }
 
-/// Values are 64 bits that mean what the program makes of them. All but constants of enums are small, and those are more
-/// often negative than huge.
-fn signed(value: Option<u64>) -> Option<i64> {
-    value.map(|value| value as i64)
+/// Values are 64 bits that mean what the program makes of them. All but constants of enums are small; those of 32 bits
+/// libbpf takes as signed, and those of 64 are what their enum says.
+fn number(btf: &Btf, spec: &Spec, kind: RelocationKind, value: u64) -> i128 {
+    let ty = btf.resolve(spec.root);
+    match kind == RelocationKind::EnumvalValue && btf.kind(ty) == Kind::Enum64 && !btf.enum_is_signed(ty) {
+        true => value.into(),
+        false => (value as i64).into(),
+    }
 }
 
 impl Verdict {
@@ -185,7 +192,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     if target.as_ref().is_some_and(|target| target.is_big_endian() == object.is_little_endian) {
         verdict.problem("the object and the BTF are of different byte order".to_owned());
     }
-    let view = View { btf: local, target: target.as_ref(), ext: &ext, big_endian: !object.is_little_endian };
+    let view = View::new(local, target.as_ref(), &ext, !object.is_little_endian);
     let mut poisoned = Poisoned::new();
     code.run(
         |_| true,
@@ -279,11 +286,18 @@ fn poisoned_programs(object: &ObjectFile<'_>, code: &Relocations<'_, '_>, poison
 struct View<'r> {
     btf: &'r Btf,
     target: Option<&'r Btf>,
-    ext: &'r BtfExt<'r>,
+    /// Source lines, by section.
+    lines: HashMap<&'r str, &'r [LineInfo]>,
     big_endian: bool,
 }
 
 impl<'r> View<'r> {
+    fn new(btf: &'r Btf, target: Option<&'r Btf>, ext: &'r BtfExt<'r>, big_endian: bool) -> Self {
+        // Of two stretches for a section the first counts.
+        let lines = ext.lines.iter().rev().map(|stretch| (stretch.section, stretch.records.as_slice())).collect();
+        View { btf, target, lines, big_endian }
+    }
+
     fn record<'s>(&self, relocated: &'s Relocated<'s, '_>) -> Record<'s>
     where
         'r: 's,
@@ -302,13 +316,13 @@ impl<'r> View<'r> {
             Some(resolution) => Ok((resolution.kind, resolution.local.clone(), resolution.local_value)),
             None => Resolver::describe(self.btf, relocation),
         };
-        let side = |btf: &Btf, spec: &Spec, kind: RelocationKind, value| Side {
+        let side = |btf: &Btf, spec: &Spec, kind: RelocationKind, value: Option<u64>| Side {
             type_id: spec.root.0,
             ty: type_name(btf, spec.root),
             spec: spec.raw_text(),
             access: spec.text(btf, kind),
             bit_offset: kind.is_field().then_some(spec.bit_offset),
-            value: signed(value),
+            value: value.map(|value| number(btf, spec, kind, value)),
         };
         let local = described.as_ref().ok().map(|(kind, spec, value)| side(self.btf, spec, *kind, Some(*value)));
         let target = resolution.and_then(|resolution| {
@@ -316,7 +330,14 @@ impl<'r> View<'r> {
             Some(side(self.target?, spec, resolution.kind, resolution.value))
         });
         let kind = described.map_or_else(|_| format!("kind {}", relocation.kind), |(kind, ..)| kind.label().to_owned());
-        let done = matches!(relocated.outcome, Outcome::Applied);
+        let done = resolution.filter(|_| matches!(relocated.outcome, Outcome::Applied));
+        let value = done.and_then(|resolution| {
+            let (btf, spec) = match (&resolution.target, self.target) {
+                (Some(spec), Some(target)) => (target, spec),
+                _ => (self.btf, &resolution.local),
+            };
+            Some(number(btf, spec, resolution.kind, resolution.value?))
+        });
         Record {
             program: relocated.program.map(|program| program.name),
             section: relocated.section,
@@ -325,7 +346,7 @@ impl<'r> View<'r> {
             source: self.line(relocated.section, relocation.offset),
             local,
             target,
-            value: signed(resolution.and_then(|resolution| resolution.value).filter(|_| done)),
+            value,
             matches: resolution.map_or(0, |resolution| resolution.matches),
             outcome,
             why: why.or(missing).map(String::as_str),
@@ -340,10 +361,10 @@ impl<'r> View<'r> {
 
     /// The source line that an instruction came from.
     fn line(&self, section: &str, offset: u32) -> Option<Line<'r>> {
-        let stretch = self.ext.lines.iter().find(|stretch| stretch.section == section)?;
-        let after = stretch.records.partition_point(|line| line.offset <= offset);
-        let found: &LineInfo = stretch.records.get(after.checked_sub(1)?)?;
-        Some(Line { file: self.btf.string(found.file)?, line: found.line })
+        let lines = self.lines.get(section)?;
+        let after = lines.partition_point(|line| line.offset <= offset);
+        let found = lines.get(after.checked_sub(1)?)?;
+        Some(Line { file: self.btf.beginning(found.file, MOST_PATH), line: found.line })
     }
 }
 

@@ -416,6 +416,18 @@ impl Btf {
         std::str::from_utf8(self.name_bytes(offset)).ok()
     }
 
+    /// The same, but no more of it than `most` bytes, and only as far as it is text: takes no longer than that.
+    pub fn beginning(&self, offset: u32, most: usize) -> &str {
+        let (start, len) = self.strings;
+        let strings = self.data.get(start..start.saturating_add(len)).unwrap_or_default();
+        let text = strings.get(offset as usize..).unwrap_or_default();
+        let text = text.get(..most).unwrap_or(text).split(|byte| *byte == 0).next().unwrap_or_default();
+        match std::str::from_utf8(text) {
+            Ok(text) => text,
+            Err(error) => text.get(..error.valid_up_to()).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or(""),
+        }
+    }
+
     /// Bytes of the string section, its last NUL included.
     pub fn strings_len(&self) -> usize {
         self.strings.1
@@ -471,6 +483,11 @@ impl Btf {
     /// How many members a struct or union, or constants an enum has; 0 for other kinds.
     pub fn entry_count(&self, id: TypeId) -> u32 {
         self.head_of(id, |kind| kind.is_composite() || kind.is_enum()).map_or(0, |head| head.info & 0x00ff_ffff)
+    }
+
+    /// How many parameters a function prototype has; 0 for other kinds.
+    pub fn proto_param_count(&self, id: TypeId) -> u32 {
+        self.head_of(id, |kind| kind == Kind::FuncProto).map_or(0, |head| head.info & 0x00ff_ffff)
     }
 
     /// Member `index`, at once: where and how wide it itself says that it is. What an old compiler said about a bitfield

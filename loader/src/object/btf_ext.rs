@@ -5,6 +5,7 @@
 //! each a record size followed by stretches of records, one stretch for each ELF section. Text and types are in `.BTF`.
 //! [`BtfExt::parse`] checks every offset against the data and the BTF, [`BtfExt::check_places`] against the object.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use super::btf::{Btf, TypeId};
@@ -275,48 +276,50 @@ impl<'b> BtfExt<'b> {
         Ok(BtfExt { functions, lines, relocations })
     }
 
-    /// Checks that every record is for an instruction that the object has.
+    /// Checks that every record is for an instruction that the object has. The indices of their sections, by name.
     ///
     /// # Errors
     /// The first record that is not: for a section that does not exist, is not executable or exists twice, or beyond its
     /// end.
-    pub fn check_places(&self, object: &ObjectFile<'_>) -> Result<(), Refused> {
+    pub fn check_places<'o>(&self, object: &'o ObjectFile<'_>) -> Result<HashMap<&'o str, usize>, Refused> {
+        let mut sections: HashMap<&str, usize> = HashMap::new();
+        let mut twice: HashMap<&str, u64> = HashMap::new();
+        for (index, section) in object.sections.iter().enumerate() {
+            if sections.insert(section.name, index).is_some() {
+                twice.insert(section.name, section.offset);
+            }
+        }
+        let check = |what: &str, name: &str, offsets: &mut dyn Iterator<Item = u32>| {
+            let home = sections.get(name).and_then(|index| object.sections.get(*index)).filter(|s| s.is_executable());
+            let Some(home) = home else {
+                return Err(Refused::new(format!(
+                    ".BTF.ext has {what} records for {name}, which is no program section"
+                )));
+            };
+            if let Some(second) = twice.get(name) {
+                return Err(Refused::at(*second, format!("the object has two sections {name}")));
+            }
+            for offset in offsets {
+                let size = home.size;
+                if u64::from(offset) + INSN_SIZE > size {
+                    let record = format!("a {what} record for byte {offset}");
+                    let what = format!(".BTF.ext has {record} of section {name}, which has {size} bytes");
+                    return Err(Refused::at(home.offset, what));
+                }
+            }
+            Ok(())
+        };
         for stretch in &self.functions {
-            check_stretch(object, "function", stretch.section, stretch.records.iter().map(|r| r.offset))?;
+            check("function", stretch.section, &mut stretch.records.iter().map(|r| r.offset))?;
         }
         for stretch in &self.lines {
-            check_stretch(object, "line", stretch.section, stretch.records.iter().map(|r| r.offset))?;
+            check("line", stretch.section, &mut stretch.records.iter().map(|r| r.offset))?;
         }
         for stretch in &self.relocations {
-            check_stretch(object, "CO-RE relocation", stretch.section, stretch.records.iter().map(|r| r.offset))?;
+            check("CO-RE relocation", stretch.section, &mut stretch.records.iter().map(|r| r.offset))?;
         }
-        Ok(())
+        Ok(sections)
     }
-}
-
-fn check_stretch(
-    object: &ObjectFile<'_>,
-    what: &str,
-    section: &str,
-    offsets: impl Iterator<Item = u32>,
-) -> Result<(), Refused> {
-    let mut found = object.sections.iter().filter(|s| s.name == section);
-    let Some(home) = found.next().filter(|s| s.is_executable()) else {
-        return Err(Refused::new(format!(".BTF.ext has {what} records for {section}, which is no program section")));
-    };
-    if let Some(second) = found.next() {
-        return Err(Refused::at(second.offset, format!("the object has two sections {section}")));
-    }
-    for offset in offsets {
-        if u64::from(offset) + INSN_SIZE > home.size {
-            let what = format!(
-                ".BTF.ext has a {what} record for byte {offset} of section {section}, which has {} bytes",
-                home.size
-            );
-            return Err(Refused::at(home.offset, what));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

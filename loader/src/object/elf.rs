@@ -21,6 +21,9 @@ pub const EM_BPF: u16 = 247;
 /// Size of a BPF instruction in bytes. A 64-bit immediate load takes two.
 pub const INSN_SIZE: u64 = 8;
 
+/// Names may share text, and take more than this many times the file only in files made by hand.
+const MOST_NAMES: usize = 4;
+
 /// Why an object file is not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
@@ -103,15 +106,25 @@ impl<'a> ObjectFile<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Refused> {
         let (header, sections) = sections::read(bytes)?;
         header.check_is_bpf_object()?;
+        sections::check_apart(&sections)?;
         let (symtab, symbols) = symbols::symbols(bytes, &header, &sections)?;
+        let names = sections.iter().map(|section| section.name.len()).chain(symbols.iter().map(|s| s.name.len()));
+        if names.sum::<usize>() > MOST_NAMES * bytes.len() {
+            return Err(Refused::new("its sections and symbols share the ends of long names"));
+        }
         let relocations = symbols::relocations(bytes, &header, &sections, symtab, symbols.len())?;
         let (programs, subprograms) = contents::functions(&sections, &symbols)?;
         let text = |name| contents::bytes_of(bytes, &sections, name);
+        let btf = text(".BTF")?;
+        let other_order: &[u8] = if header.is_little_endian() { &[0xeb, 0x9f] } else { &[0x9f, 0xeb] };
+        if btf.is_some_and(|btf| btf.starts_with(other_order)) {
+            return Err(Refused::new("section .BTF is not of the byte order of the file that it is in"));
+        }
         Ok(ObjectFile {
             is_little_endian: header.is_little_endian(),
             maps: contents::maps(&sections, &symbols)?,
             license: contents::license(text("license")?)?,
-            btf: text(".BTF")?,
+            btf,
             btf_ext: text(".BTF.ext")?,
             programs,
             subprograms,

@@ -8,7 +8,7 @@ use super::btf::{Btf, Kind, TypeId};
 use super::elf::{ObjectFile, Program};
 use super::helpers;
 use super::hook::hook;
-use super::maps::{self, MapDefinition};
+use super::maps::{Definitions, MapDefinition};
 use super::relo::{Relocations, type_name};
 use super::uses::{Places, Uses, is_data};
 
@@ -18,6 +18,13 @@ const MOST_VALUE: usize = 64;
 /// Functions may share instructions only in files made by hand; reading each one's must not cost more than this many times
 /// the whole file.
 const MOST_OVERLAP: u64 = 4;
+
+/// Functions that a program may have, itself included (`BPF_MAX_SUBPROGS` in the kernel's include/linux/bpf_verifier.h).
+pub const MOST_FUNCTIONS: usize = 256;
+
+/// What functions call and touch is listed for each, and for a program along its calls: bytes of names, and 16 for each,
+/// beyond which it is too much to list. The largest programs that there are take a tenth.
+const MOST_LISTED: usize = 4 << 20;
 
 /// A section of the file.
 #[derive(Clone, Debug, Serialize)]
@@ -56,13 +63,14 @@ pub struct FunctionFacts<'a> {
     pub autoload: bool,
     /// Instructions of its own.
     pub insns: usize,
-    /// Instructions with all functions that it calls, which libbpf appends: what the verifier sees.
+    /// Of a program, instructions with all functions that it calls, which libbpf appends: what the verifier sees. Of a
+    /// function in `.text`, its own.
     pub insns_total: usize,
-    /// Helpers that it or a function it calls calls.
+    /// Helpers that it calls; of a program, also those that a function it calls does.
     pub helpers: Vec<String>,
     /// Kernel functions, likewise.
     pub kfuncs: BTreeSet<&'a str>,
-    /// Functions of this object that it calls, directly or not.
+    /// Functions of this object, likewise.
     pub calls: BTreeSet<&'a str>,
     /// Maps, likewise.
     pub maps: BTreeSet<&'a str>,
@@ -70,7 +78,7 @@ pub struct FunctionFacts<'a> {
     pub variables: BTreeSet<&'a str>,
     /// Variables of the kernel or its configuration, likewise.
     pub externs: BTreeSet<&'a str>,
-    /// The object and the BTF alone say what it must be in the kernel; else only its loader knows.
+    /// The object and the BTF alone say what it, likewise, must be in the kernel; else only its loader knows.
     pub provable: bool,
 }
 
@@ -174,7 +182,7 @@ impl<'a> Facts<'a> {
     /// Collects them. `code` is the object's, before its relocations ran.
     ///
     /// # Errors
-    /// Why libbpf would not take a map, or that the functions overlap each other.
+    /// Why libbpf would not take a map, or the kernel a program, or that the functions overlap each other.
     pub fn of(
         bytes: &[u8],
         object: &ObjectFile<'a>,
@@ -182,7 +190,7 @@ impl<'a> Facts<'a> {
         code: &Relocations<'_, 'a>,
     ) -> Result<Self, String> {
         let places = Places::new(object);
-        let functions = Functions::of(bytes, object, &places, code)?;
+        let mut functions = Functions::of(bytes, object, &places, code)?;
         Ok(Facts {
             endian: if object.is_little_endian { "little" } else { "big" },
             license: object.license.clone(),
@@ -190,8 +198,8 @@ impl<'a> Facts<'a> {
             symbols: object.symbols.len(),
             elf_relocations: object.relocations.len(),
             types: btf.map_or(0, Btf::len),
-            programs: object.programs.iter().map(|program| functions.facts(program)).collect(),
-            functions: object.subprograms.iter().map(|function| functions.facts(function)).collect(),
+            programs: object.programs.iter().map(|program| functions.facts(program)).collect::<Result<_, _>>()?,
+            functions: object.subprograms.iter().map(|function| functions.facts(function)).collect::<Result<_, _>>()?,
             maps: all_maps(object, btf)?,
             variables: variables(bytes, btf, &places),
             externs: externs(object),
@@ -214,9 +222,11 @@ fn section<'a>(section: &super::elf::Section<'a>) -> SectionFacts<'a> {
     SectionFacts { name: section.name, section_type, flags, offset: section.offset, size: section.size }
 }
 
-/// What every function uses by itself, to be added up along calls.
+/// What every function uses by itself, to be added up along a program's calls.
 struct Functions<'o, 'a> {
     all: BTreeMap<(usize, u64), (&'o Program<'a>, Uses<'a>)>,
+    /// How much more may be listed.
+    left: usize,
 }
 
 impl<'o, 'a> Functions<'o, 'a> {
@@ -235,14 +245,12 @@ impl<'o, 'a> Functions<'o, 'a> {
             let uses = places.of(function, code);
             ((function.section_index, function.offset), (function, uses))
         });
-        Ok(Functions { all: all.collect() })
+        Ok(Functions { all: all.collect(), left: MOST_LISTED })
     }
 
-    fn facts(&self, function: &Program<'a>) -> FunctionFacts<'a> {
-        let mut seen = BTreeSet::new();
-        let mut todo = vec![(function.section_index, function.offset)];
-        let mut helpers = BTreeSet::new();
-        let hook = (function.section != ".text").then(|| hook(function.section));
+    fn facts(&mut self, function: &Program<'a>) -> Result<FunctionFacts<'a>, String> {
+        let is_program = function.section != ".text";
+        let hook = is_program.then(|| hook(function.section));
         let mut facts = FunctionFacts {
             name: function.name,
             section: function.section,
@@ -262,14 +270,26 @@ impl<'o, 'a> Functions<'o, 'a> {
             externs: BTreeSet::new(),
             provable: true,
         };
+        let mut helpers = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        let mut todo = vec![(function.section_index, function.offset)];
         while let Some(place) = todo.pop() {
-            if !seen.insert(place) {
-                continue;
-            }
-            let Some((called, uses)) = self.all.get(&place) else { continue };
+            let Some((called, uses)) = self.all.get(&place).filter(|_| seen.insert(place)) else { continue };
             if seen.len() > 1 {
                 facts.calls.insert(called.name);
+                // What a function calls is listed with that function.
+                if !is_program {
+                    continue;
+                }
             }
+            if seen.len() > MOST_FUNCTIONS {
+                let name = function.name;
+                return Err(format!("program {name} calls {MOST_FUNCTIONS} functions or more, the kernel takes fewer"));
+            }
+            let names = [&uses.kfuncs, &uses.maps, &uses.variables, &uses.externs].into_iter().flatten();
+            let listed: usize = names.map(|name| name.len() + 16).sum();
+            let listed = listed + called.name.len() + 16 * (uses.helpers.len() + uses.functions.len());
+            self.left = self.left.checked_sub(listed).ok_or("its functions call and touch more than can be listed")?;
             facts.insns_total += called.insns;
             helpers.extend(&uses.helpers);
             facts.kfuncs.extend(&uses.kfuncs);
@@ -281,7 +301,7 @@ impl<'o, 'a> Functions<'o, 'a> {
         facts.provable = facts.kfuncs.is_empty() && facts.externs.is_empty();
         let name = |number: &i32| helpers::name(*number).map_or_else(|| format!("helper#{number}"), str::to_owned);
         facts.helpers = helpers.iter().map(name).collect();
-        facts
+        Ok(facts)
     }
 }
 
@@ -306,11 +326,9 @@ fn map_facts(name: String, map: &MapDefinition) -> MapFacts {
 /// The maps that the object defines, and those that libbpf makes for its variables.
 fn all_maps(object: &ObjectFile<'_>, btf: Option<&Btf>) -> Result<Vec<MapFacts>, String> {
     let mut all = Vec::new();
+    let definitions = btf.map(Definitions::new);
     for name in &object.maps {
-        let definition = match btf {
-            Some(btf) => maps::definition(btf, name)?,
-            None => None,
-        };
+        let definition = definitions.as_ref().map(|definitions| definitions.of(name)).transpose()?.flatten();
         all.push(map_facts(name.clone(), &definition.unwrap_or_default()));
     }
     for section in object.sections.iter().filter(|section| is_data(section) && section.size > 0) {

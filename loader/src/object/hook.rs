@@ -36,51 +36,60 @@ impl Hook<'_> {
     }
 }
 
-/// Kinds that are followed by what they are on: spelling, kind, program type.
-const ON_SOMETHING: &[(&str, &str, &str)] = &[
-    ("kprobe", "kprobe", "kprobe"),
-    ("kretprobe", "kretprobe", "kprobe"),
-    ("uprobe", "uprobe", "kprobe"),
-    ("uretprobe", "uretprobe", "kprobe"),
-    ("ksyscall", "ksyscall", "kprobe"),
-    ("kretsyscall", "kretsyscall", "kprobe"),
-    ("usdt", "usdt", "kprobe"),
-    ("kprobe.multi", "kprobe.multi", "kprobe"),
-    ("kretprobe.multi", "kretprobe.multi", "kprobe"),
-    ("kprobe.session", "kprobe.session", "kprobe"),
-    ("uprobe.multi", "uprobe.multi", "kprobe"),
-    ("uretprobe.multi", "uretprobe.multi", "kprobe"),
-    ("uprobe.session", "uprobe.session", "kprobe"),
-    ("tracepoint", "tracepoint", "tracepoint"),
-    ("tp", "tracepoint", "tracepoint"),
-    ("raw_tracepoint", "raw_tracepoint", "raw_tracepoint"),
-    ("raw_tp", "raw_tracepoint", "raw_tracepoint"),
-    ("raw_tracepoint.w", "raw_tracepoint.w", "raw_tracepoint_writable"),
-    ("raw_tp.w", "raw_tracepoint.w", "raw_tracepoint_writable"),
-    ("tp_btf", "tp_btf", "tracing"),
-    ("fentry", "fentry", "tracing"),
-    ("fexit", "fexit", "tracing"),
-    ("fsession", "fsession", "tracing"),
-    ("fmod_ret", "fmod_ret", "tracing"),
-    ("iter", "iter", "tracing"),
-    ("freplace", "freplace", "ext"),
-    ("lsm", "lsm", "lsm"),
-    ("lsm_cgroup", "lsm_cgroup", "lsm"),
-    ("struct_ops", "struct_ops", "struct_ops"),
+/// Kinds that are followed by what they are on: spelling, kind, program type, and whether there is a sleepable one.
+const ON_SOMETHING: &[(&str, &str, &str, bool)] = &[
+    ("kprobe", "kprobe", "kprobe", false),
+    ("kretprobe", "kretprobe", "kprobe", false),
+    ("uprobe", "uprobe", "kprobe", true),
+    ("uretprobe", "uretprobe", "kprobe", true),
+    ("ksyscall", "ksyscall", "kprobe", false),
+    ("kretsyscall", "kretsyscall", "kprobe", false),
+    ("usdt", "usdt", "kprobe", true),
+    ("kprobe.multi", "kprobe.multi", "kprobe", false),
+    ("kretprobe.multi", "kretprobe.multi", "kprobe", false),
+    ("kprobe.session", "kprobe.session", "kprobe", false),
+    ("uprobe.multi", "uprobe.multi", "kprobe", true),
+    ("uretprobe.multi", "uretprobe.multi", "kprobe", true),
+    ("uprobe.session", "uprobe.session", "kprobe", true),
+    ("tracepoint", "tracepoint", "tracepoint", false),
+    ("tp", "tracepoint", "tracepoint", false),
+    ("raw_tracepoint", "raw_tracepoint", "raw_tracepoint", false),
+    ("raw_tp", "raw_tracepoint", "raw_tracepoint", false),
+    ("raw_tracepoint.w", "raw_tracepoint.w", "raw_tracepoint_writable", false),
+    ("raw_tp.w", "raw_tracepoint.w", "raw_tracepoint_writable", false),
+    ("tp_btf", "tp_btf", "tracing", false),
+    ("fentry", "fentry", "tracing", true),
+    ("fexit", "fexit", "tracing", true),
+    ("fsession", "fsession", "tracing", true),
+    ("fmod_ret", "fmod_ret", "tracing", true),
+    ("iter", "iter", "tracing", true),
+    ("freplace", "freplace", "ext", false),
+    ("lsm", "lsm", "lsm", true),
+    ("lsm_cgroup", "lsm_cgroup", "lsm", false),
+    ("struct_ops", "struct_ops", "struct_ops", true),
 ];
 
-/// Kinds that say it all: the name up to the first slash, and the program type.
+/// Names that say it all, with the program type.
 const ON_THEIR_OWN: &[(&str, &str)] = &[
     ("socket", "socket_filter"),
     ("sk_reuseport", "sk_reuseport"),
+    ("sk_reuseport/migrate", "sk_reuseport"),
     ("tc", "sched_cls"),
-    ("tcx", "sched_cls"),
+    ("tc/ingress", "sched_cls"),
+    ("tc/egress", "sched_cls"),
+    ("tcx/ingress", "sched_cls"),
+    ("tcx/egress", "sched_cls"),
     ("classifier", "sched_cls"),
     ("action", "sched_act"),
-    ("netkit", "sched_cls"),
+    ("netkit/primary", "sched_cls"),
+    ("netkit/peer", "sched_cls"),
     ("syscall", "syscall"),
     ("xdp", "xdp"),
+    ("xdp/devmap", "xdp"),
+    ("xdp/cpumap", "xdp"),
     ("xdp.frags", "xdp"),
+    ("xdp.frags/devmap", "xdp"),
+    ("xdp.frags/cpumap", "xdp"),
     ("perf_event", "perf_event"),
     ("lwt_in", "lwt_in"),
     ("lwt_out", "lwt_out"),
@@ -88,10 +97,14 @@ const ON_THEIR_OWN: &[(&str, &str)] = &[
     ("lwt_seg6local", "lwt_seg6local"),
     ("sockops", "sock_ops"),
     ("sk_skb", "sk_skb"),
+    ("sk_skb/stream_parser", "sk_skb"),
+    ("sk_skb/stream_verdict", "sk_skb"),
+    ("sk_skb/verdict", "sk_skb"),
     ("sk_msg", "sk_msg"),
     ("lirc_mode2", "lirc_mode2"),
     ("flow_dissector", "flow_dissector"),
-    ("cgroup_skb", "cgroup_skb"),
+    ("cgroup_skb/ingress", "cgroup_skb"),
+    ("cgroup_skb/egress", "cgroup_skb"),
     ("sk_lookup", "sk_lookup"),
     ("netfilter", "netfilter"),
 ];
@@ -122,18 +135,17 @@ pub fn hook(section: &str) -> Hook<'_> {
         None => (section, true),
     };
     let (kind, target) = name.split_once('/').unwrap_or((name, ""));
-    let (awake, sleepable) = match kind.strip_suffix(".s") {
-        Some(awake) => (awake, true),
-        None => (kind, kind == "syscall"),
-    };
-    if let Some((_, kind, program_type)) = ON_SOMETHING.iter().find(|(spelling, ..)| *spelling == awake) {
+    let (awake, sleepable) = kind.strip_suffix(".s").map_or((kind, false), |awake| (awake, true));
+    let known =
+        ON_SOMETHING.iter().find(|(spelling, _, _, may_sleep)| *spelling == awake && (*may_sleep || !sleepable));
+    if let Some((_, kind, program_type, _)) = known {
         return Hook { kind, target, program_type: Some(program_type), sleepable, autoload };
     }
-    let program_type = match kind {
-        "cgroup" => cgroup(target),
-        _ => ON_THEIR_OWN.iter().find(|(spelling, _)| *spelling == kind).map(|(_, program_type)| *program_type),
+    let program_type = match name.strip_prefix("cgroup/") {
+        Some(target) => cgroup(target),
+        None => ON_THEIR_OWN.iter().find(|(spelling, _)| *spelling == name).map(|(_, program_type)| *program_type),
     };
-    Hook { kind: name, target: "", program_type, sleepable, autoload }
+    Hook { kind: name, target: "", program_type, sleepable: name == "syscall", autoload }
 }
 
 #[cfg(test)]
@@ -163,5 +175,17 @@ mod tests {
         assert_eq!(says("xdp"), ("xdp", "", Some("xdp"), false, true));
         assert_eq!(says("tc/ingress"), ("tc/ingress", "", Some("sched_cls"), false, true));
         assert_eq!(says("mine"), ("mine", "", None, false, true));
+        assert_eq!(says("syscall"), ("syscall", "", Some("syscall"), true, true));
+        // Names that libbpf does not take, however well they look.
+        for unknown in
+            ["kprobe.s/f", "raw_tp.s/f", "xdp/foo", "tc/x", "cgroup_skb", "netkit", "syscall.s", "lsm_cgroup.s/f"]
+        {
+            assert_eq!(says(unknown), (unknown, "", None, false, true));
+        }
+        for known in
+            ["xdp/devmap", "xdp.frags/cpumap", "tcx/egress", "sk_skb/verdict", "sk_reuseport/migrate", "uprobe.multi.s"]
+        {
+            assert!(says(known).2.is_some(), "{known}");
+        }
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use super::elf::{INSN_SIZE, ObjectFile, Program, Relocation, Symbol};
+use super::facts::MOST_FUNCTIONS;
 use super::insn::{CALL, Insn, PSEUDO_CALL};
 use super::relo::Relocations;
 use super::uses::{Places, is_data};
@@ -206,6 +207,9 @@ impl<'a> Layout<'_, '_, 'a> {
         let place = (function.section_index, function.offset);
         let begins = match self.placed.get(&place) {
             Some(begins) => *begins,
+            None if self.placed.len() + 1 >= MOST_FUNCTIONS => {
+                return self.set(at, Slot::Unknown("more functions than the kernel takes".to_owned()));
+            }
             None => {
                 let begins = self.slots.len();
                 self.placed.insert(place, begins);
@@ -224,7 +228,7 @@ impl<'a> Layout<'_, '_, 'a> {
             return self.set(at, Slot::Unknown("a section that the object has not".to_owned()));
         };
         if section.is_executable() {
-            let to = (symbol.value as i64 + i64::from(insn.imm)) / INSN_SIZE as i64;
+            let to = (symbol.value as i64).wrapping_add(insn.imm.into()) / INSN_SIZE as i64;
             return self.call(at, Insn { src: PSEUDO_FUNC, ..insn }, symbol.section.into(), to);
         }
         if section.name == ".maps" {

@@ -1,6 +1,8 @@
 //! Maps as an object asks for them, from the types of the variables in its `.maps` section (`__uint(type, ...)`,
 //! `__type(key, ...)`): libbpf's conventions, the values are those of the kernel's include/uapi/linux/bpf.h.
 
+use std::collections::HashMap;
+
 use super::btf::{Btf, Kind, TypeId};
 use super::relo::type_name;
 
@@ -82,22 +84,46 @@ const FLAGS: &[(u32, &str)] = &[
     (18, "BPF_F_NO_USER_CONV"),
 ];
 
-/// The definition of the map called `name`; `None` if the object's BTF has no such variable in its `.maps` section.
-///
-/// # Errors
-/// Why libbpf would not take it.
-pub fn definition(btf: &Btf, name: &str) -> Result<Option<MapDefinition>, String> {
-    let Some(section) = btf.find(Kind::Datasec, ".maps") else { return Ok(None) };
-    let Some(var) = btf.section_vars(section).find(|var| btf.name(var.var) == name) else { return Ok(None) };
-    let ty = btf.resolve(btf.target(var.var));
-    if btf.kind(ty) != Kind::Struct {
-        return Err(format!("map {name} is {}, not a struct", type_name(btf, ty)));
+/// Names that a definition's members have. Each says something once.
+const MOST_MEMBERS: u32 = 11;
+
+/// The definitions of an object's maps.
+#[derive(Debug)]
+pub struct Definitions<'b> {
+    btf: &'b Btf,
+    /// The types of the variables in the section `.maps`, by name; of equal ones the first.
+    types: HashMap<&'b str, TypeId>,
+}
+
+impl<'b> Definitions<'b> {
+    /// Looks for them.
+    pub fn new(btf: &'b Btf) -> Self {
+        let vars = btf.find(Kind::Datasec, ".maps").into_iter().flat_map(|section| btf.section_vars(section));
+        let mut types = HashMap::new();
+        for var in vars {
+            types.entry(btf.name(var.var)).or_insert(btf.target(var.var));
+        }
+        Definitions { btf, types }
     }
-    parse(btf, ty, true).map(Some).map_err(|what| format!("map {name}: {what}"))
+
+    /// The definition of the map called `name`; `None` if the object's BTF has no such variable in its `.maps` section.
+    ///
+    /// # Errors
+    /// Why libbpf would not take it.
+    pub fn of(&self, name: &str) -> Result<Option<MapDefinition>, String> {
+        let Some(ty) = self.types.get(name).map(|ty| self.btf.resolve(*ty)) else { return Ok(None) };
+        if self.btf.kind(ty) != Kind::Struct {
+            return Err(format!("map {name} is {}, not a struct", type_name(self.btf, ty)));
+        }
+        parse(self.btf, ty, true).map(Some).map_err(|what| format!("map {name}: {what}"))
+    }
 }
 
 fn parse(btf: &Btf, ty: TypeId, may_nest: bool) -> Result<MapDefinition, String> {
     let mut map = MapDefinition::default();
+    if btf.entry_count(ty) > MOST_MEMBERS {
+        return Err(format!("its definition has {} members, {MOST_MEMBERS} are known", btf.entry_count(ty)));
+    }
     for member in btf.members(ty) {
         match member.name {
             "type" => map.map_type = Some(number(btf, member.ty, member.name)?),

@@ -3,23 +3,29 @@
 /// Longer names are not compared: nobody mistypes them, and the comparison takes the product of both lengths.
 const LONGEST: usize = 64;
 
-/// How many edits (insert, remove, replace a byte) turn `a` into `b`.
-fn distance(a: &[u8], b: &[u8]) -> usize {
+/// How many edits (insert, remove, replace a byte) turn `a` into `b`; `None` if they are more than `most`.
+fn distance(a: &[u8], b: &[u8], most: usize) -> Option<usize> {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.iter().enumerate() {
         let mut diagonal = i;
         let mut left = i + 1;
+        let mut least = left;
         for (y, cell) in b.iter().zip(row.iter_mut().skip(1)) {
             let here = (diagonal + usize::from(x != y)).min(left + 1).min(*cell + 1);
             diagonal = *cell;
             *cell = here;
             left = here;
+            least = least.min(here);
+        }
+        // No row has less than the one before it.
+        if least > most {
+            return None;
         }
         if let Some(first) = row.first_mut() {
             *first = i + 1;
         }
     }
-    row.last().copied().unwrap_or(a.len())
+    row.last().copied().filter(|far| *far <= most)
 }
 
 /// Up to three of `names` that look like `wanted`, the closest first; equally close ones by alphabet.
@@ -38,10 +44,8 @@ pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'
         if gap > limit && !contains {
             continue;
         }
-        let far = distance(wanted.as_bytes(), name.as_bytes());
-        if far > limit && !contains {
-            continue;
-        }
+        let most = if contains { usize::MAX } else { limit };
+        let Some(far) = distance(wanted.as_bytes(), name.as_bytes(), most) else { continue };
         let entry = (far, name);
         if best.contains(&entry) {
             continue;
@@ -66,10 +70,11 @@ mod tests {
 
     #[test]
     fn counts_edits() {
-        assert_eq!(distance(b"kitten", b"sitting"), 3);
-        assert_eq!(distance(b"", b"abc"), 3);
-        assert_eq!(distance(b"abc", b""), 3);
-        assert_eq!(distance(b"same", b"same"), 0);
+        assert_eq!(distance(b"kitten", b"sitting", 3), Some(3));
+        assert_eq!(distance(b"kitten", b"sitting", 2), None);
+        assert_eq!(distance(b"", b"abc", 9), Some(3));
+        assert_eq!(distance(b"abc", b"", 9), Some(3));
+        assert_eq!(distance(b"same", b"same", 0), Some(0));
     }
 
     #[test]

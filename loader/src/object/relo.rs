@@ -141,9 +141,9 @@ pub fn essential_name(name: &str) -> &str {
     }
 }
 
-/// Comparisons after which a file counts as hostile: about a second. Real objects take some ten thousand for a whole kernel.
-/// (Unoptimised tests need not wait that long to see it end.)
-const MOST_WORK: u64 = if cfg!(test) { 500_000 } else { 20_000_000 };
+/// Comparisons after which a file counts as hostile: some tenths of a second. Real objects take some ten thousand for a
+/// whole kernel. (Unoptimised tests need not wait that long to see it end.)
+const MOST_WORK: u64 = if cfg!(test) { 500_000 } else { 4_000_000 };
 
 /// Types can refer to each other in so many ways that following all of them would never end, so every comparison is paid
 /// for.
@@ -153,6 +153,11 @@ struct Work(Cell<u64>);
 impl Work {
     fn new() -> Self {
         Work(Cell::new(MOST_WORK))
+    }
+
+    /// For a comparison of two names, which may be long.
+    fn names(&self, one: &str, two: &str) -> Result<(), String> {
+        self.spend(1 + (one.len() + two.len()) as u32 / 32)
     }
 
     fn spend(&self, amount: u32) -> Result<(), String> {

@@ -8,6 +8,9 @@ use goblin::elf::{Elf, Reloc, SectionHeader, Sym};
 
 use super::elf::{ObjectFile, Refused, Relocation, Section, Symbol};
 
+/// Strings that a table may have beyond twice what is called something.
+const SPARE_STRINGS: usize = 1024;
+
 /// Parses `bytes` with goblin and compares sections (name, type, flags, offset, size), symbols (name, value, size,
 /// section, bind, type) and relocations (table, place, symbol, type, addend) with `first`, which came from the same
 /// bytes.
@@ -15,6 +18,7 @@ use super::elf::{ObjectFile, Refused, Relocation, Section, Symbol};
 /// # Errors
 /// The first difference, or why goblin does not read at all what the other parser did.
 pub fn second_opinion(bytes: &[u8], first: &ObjectFile<'_>) -> Result<(), Refused> {
+    check_strings(bytes, first)?;
     let second = Elf::parse(bytes).map_err(|error| refuses(bytes, first, &error))?;
     differ("byte order", "", &first.is_little_endian, &second.little_endian)?;
     differ("number of sections", "", &first.sections.len(), &second.section_headers.len())?;
@@ -30,6 +34,21 @@ pub fn second_opinion(bytes: &[u8], first: &ObjectFile<'_>) -> Result<(), Refuse
     let all = second.shdr_relocs.iter().flat_map(|(table, entries)| entries.iter().map(move |entry| (*table, entry)));
     for (index, (one, (table, two))) in first.relocations.iter().zip(all).enumerate() {
         relocation(index, one, table, &two, &second)?;
+    }
+    Ok(())
+}
+
+/// Refuses string tables with far more strings than anything in the file can be called: the second parser keeps a list of
+/// all of them, 24 bytes for each.
+fn check_strings(bytes: &[u8], first: &ObjectFile<'_>) -> Result<(), Refused> {
+    let names = first.sections.len() + first.symbols.len();
+    for section in first.sections.iter().filter(|section| section.section_type == SHT_STRTAB) {
+        let strings = section.bytes(bytes).iter().filter(|byte| **byte == 0).count();
+        if strings > 2 * names + SPARE_STRINGS {
+            let Section { name, offset, .. } = section;
+            let what = format!("section {name} has {strings} strings for {names} names");
+            return Err(Refused::at(*offset, what));
+        }
     }
     Ok(())
 }

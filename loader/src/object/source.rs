@@ -109,7 +109,7 @@ pub fn read_btf(path: &Path) -> Result<Vec<u8>, SourceError> {
     let mut magic = Vec::new();
     file.by_ref().take(4).read_to_end(&mut magic).map_err(io)?;
     let section = match *magic {
-        [0x7f, b'E', b'L', b'F'] => elf::section_of_file(file, ".BTF"),
+        [0x7f, b'E', b'L', b'F'] => elf::section_of_file(file, ".BTF", MAX_FILE),
         [0x9f, 0xeb, ..] | [0xeb, 0x9f, ..] => return read_file(path),
         _ => elf::section(&read_file(path)?, ".BTF").map(|section| section.map(<[u8]>::to_vec)),
     };

@@ -1,16 +1,19 @@
 //! The ELF header and the section table.
 
-use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 
-use object::elf::{self, FileHeader64};
+use object::elf::{self, FileHeader32, FileHeader64};
 use object::read::elf::{FileHeader, SectionHeader};
-use object::{Endian, Endianness, Pod, ReadCache};
+use object::{Endian, Endianness, Pod, ReadCache, ReadRef};
 
 use super::{EM_BPF, Refused};
 
 /// The longest name of a section or symbol, in bytes. Many symbols may share the end of one name; a limit keeps a
 /// hostile file from costing the square of its size.
 const MAX_NAME: usize = 1024;
+
+/// The most bytes that the names of a file's sections may take together. A kernel's take some thousand.
+const MAX_NAMES: u64 = 1 << 20;
 
 /// A section of an ELF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -264,6 +267,24 @@ fn named<'a>(
     Ok(sections)
 }
 
+/// Refuses sections that share bytes. No compiler writes such, and reading what is in each would cost many times the file.
+pub(super) fn check_apart(sections: &[Section<'_>]) -> Result<(), Refused> {
+    let with_bytes = sections.iter().enumerate().filter(|(_, section)| !section.is_nobits() && section.size > 0);
+    // The sums are within the file: checked when the sections were read.
+    let mut spans: Vec<_> = with_bytes.map(|(index, s)| (s.offset, s.offset.saturating_add(s.size), index)).collect();
+    spans.sort_unstable();
+    for pair in spans.windows(2) {
+        if let [(_, end, first), (begin, _, second)] = pair
+            && begin < end
+        {
+            let name = |index: &usize| sections.get(*index).map_or("", |section| section.name);
+            let what = format!("sections {first} ({}) and {second} ({}) overlap", name(first), name(second));
+            return Err(Refused::at(*begin, what));
+        }
+    }
+    Ok(())
+}
+
 /// The bytes of the section called `name`, of a 64-bit ELF file for any machine; `None` if it has no such section.
 ///
 /// # Errors
@@ -273,18 +294,58 @@ pub fn section<'a>(bytes: &'a [u8], name: &str) -> Result<Option<&'a [u8]>, Refu
     Ok(sections.iter().find(|s| s.name == name).map(|s| s.bytes(bytes)))
 }
 
-/// The same of a file, of which only that section and what leads to it is read: kernels with debug information are long.
+/// The same of a file of either width, of which only that section and what leads to it is read: kernels with debug
+/// information are long.
 ///
 /// # Errors
-/// The file is not ELF, damaged, or cannot be read.
-pub fn section_of_file(file: File, name: &str) -> Result<Option<Vec<u8>>, Refused> {
+/// The file is not ELF, damaged, or cannot be read; or the section has more than `most` bytes.
+pub fn section_of_file(file: impl Read + Seek, name: &str, most: u64) -> Result<Option<Vec<u8>>, Refused> {
     let cache = ReadCache::new(file);
-    let found = || -> object::Result<Option<Vec<u8>>> {
-        let header = FileHeader64::<Endianness>::parse(&cache)?;
-        let endian = header.endian()?;
-        let sections = header.sections(endian, &cache)?;
-        let section = sections.section_by_name(endian, name.as_bytes());
-        section.map(|(_, section)| Ok(section.data(endian, &cache)?.to_vec())).transpose()
+    let class = (&cache).read_bytes_at(4, 1).ok().and_then(|bytes| bytes.first().copied());
+    let place = match class {
+        Some(1) => find::<FileHeader32<Endianness>, _>(&cache, name, most),
+        _ => find::<FileHeader64<Endianness>, _>(&cache, name, most),
     };
-    found().map_err(|error| Refused::new(error.to_string()))
+    let Some((start, size)) = place? else { return Ok(None) };
+    let (mut file, mut bytes) = (cache.into_inner(), Vec::new());
+    let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.take(size).read_to_end(&mut bytes));
+    match read {
+        Ok(_) if bytes.len() as u64 == size => Ok(Some(bytes)),
+        Ok(_) => Err(Refused::new(format!("truncated: section {name} ends beyond the file"))),
+        Err(error) => Err(Refused::new(format!("section {name}: {error}"))),
+    }
+}
+
+/// Where the section called `name` begins, and its size.
+fn find<H: FileHeader<Endian = Endianness>, R: Read + Seek>(
+    cache: &ReadCache<R>,
+    name: &str,
+    most: u64,
+) -> Result<Option<(u64, u64)>, Refused> {
+    let read = |error: object::Error| Refused::new(error.to_string());
+    let header = H::parse(cache).map_err(read)?;
+    let endian = header.endian().map_err(read)?;
+    if header.e_shnum(endian) == 0 {
+        return Err(Refused::new("the ELF file has no sections"));
+    }
+    let sections = header.section_headers(endian, cache).map_err(read)?;
+    let names = sections.get(header.shstrndx(endian, cache).map_err(read)? as usize);
+    let names = names.ok_or_else(|| Refused::new("the ELF file has no section names"))?;
+    if names.sh_size(endian).into() > MAX_NAMES {
+        return Err(Refused::new(format!("its section names take more than {} MiB", MAX_NAMES >> 20)));
+    }
+    let names = names.data(endian, cache).map_err(read)?;
+    let is_called = |section: &&H::SectionHeader| {
+        let rest = names.get(section.sh_name(endian) as usize..).unwrap_or_default();
+        rest.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
+    };
+    let Some(section) = sections.iter().find(is_called) else { return Ok(None) };
+    if section.sh_type(endian) == elf::SHT_NOBITS {
+        return Ok(Some((0, 0)));
+    }
+    let (start, size) = (section.sh_offset(endian).into(), section.sh_size(endian).into());
+    if size > most {
+        return Err(Refused::new(format!("section {name} has {size} bytes, more than {} MiB", most >> 20)));
+    }
+    Ok(Some((start, size)))
 }

@@ -5,7 +5,9 @@ use std::process::Command;
 
 use super::*;
 use crate::object::btf::tests::{Noise, sample};
-use crate::object::second_opinion;
+use crate::object::facts::{Facts, MOST_FUNCTIONS};
+use crate::object::insn::{CALL, EXIT, Insn, PSEUDO_CALL};
+use crate::object::{Btf, BtfExt, Relocations, second_opinion};
 
 /// A section to be written: name, type, flags, link, info, entry size, bytes.
 struct Part {
@@ -427,4 +429,103 @@ fn what_clang_makes() {
         assert!(file.btf_ext.is_some());
     }
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn sections_that_share_bytes_are_refused() {
+    let mut bytes = object(false);
+    let table = u64::from_le_bytes(bytes[40..48].try_into().unwrap()) as usize;
+    // The relocations' header points at the maps: sh_offset of section 3 becomes that of section 4.
+    let place = |section: usize| table + section * 64 + 24;
+    let (from, to) = (place(usize::from(MAPS)), place(PROG_REL));
+    bytes.copy_within(from..from + 8, to);
+    refused_with(&bytes, &["sections 3 (.relraw_tp/tcp_retransmit_skb) and 4 (.maps) overlap"]);
+}
+
+#[test]
+fn types_of_the_other_byte_order_are_refused() {
+    let bytes = object_with(false, SYMBOLS, |parts| parts[6].bytes = sample(true).0);
+    refused_with(&bytes, &["section .BTF is not of the byte order"]);
+}
+
+#[test]
+fn a_string_table_of_nothing_but_ends_is_refused() {
+    let bytes = object_with(false, SYMBOLS, |parts| parts[9].bytes.resize(1 << 20, 0));
+    let file = ObjectFile::parse(&bytes).unwrap();
+    let error = second_opinion(&bytes, &file).unwrap_err().to_string();
+    assert!(error.contains("section .strtab has 10485"), "{error}");
+}
+
+/// The same file for a machine of 32 bits: the header and the section table are narrower.
+fn narrow(types: &[u8]) -> Vec<u8> {
+    let mut w = Writer { big_endian: false, out: b"\x7fELF\x01\x01\x01".to_vec() };
+    w.out.resize(16, 0);
+    const NAMES: &[u8] = b"\0.BTF\0.shstrtab\0";
+    let table = 52 + types.len() + NAMES.len();
+    w.u16(1);
+    w.u16(40);
+    for value in [1, 0, 0, table as u32, 0] {
+        w.u32(value);
+    }
+    for value in [52, 0, 0, 40, 3, 2] {
+        w.u16(value);
+    }
+    w.out.extend(types);
+    w.out.extend(NAMES);
+    let sections = [(0, 0, 0, 0), (1, 1, 52, types.len()), (6, 3, 52 + types.len(), NAMES.len())];
+    for (name, section_type, offset, size) in sections {
+        for value in [name, section_type, 0, 0, offset as u32, size as u32, 0, 0, 1, 0] {
+            w.u32(value);
+        }
+    }
+    w.out
+}
+
+#[test]
+fn a_section_of_a_file_is_found_whatever_its_width_and_only_so_much_of_it() {
+    let types = sample(false).0;
+    for bytes in [object(false), narrow(&types)] {
+        let section = |name, most| section_of_file(std::io::Cursor::new(bytes.clone()), name, most);
+        assert_eq!(section(".BTF", 1 << 20).unwrap().as_deref(), Some(types.as_slice()));
+        assert_eq!(section(".BTF.base", 1 << 20).unwrap(), None);
+        let error = section(".BTF", 16).unwrap_err().to_string();
+        assert!(error.contains("section .BTF has"), "{error}");
+        let short = std::io::Cursor::new(bytes[..bytes.len() - 1].to_vec());
+        assert!(section_of_file(short, ".BTF", 1 << 20).is_err());
+    }
+}
+
+#[test]
+fn a_program_of_more_functions_than_the_kernel_takes_is_refused() {
+    let call = |imm| Insn { code: CALL, dst: 0, src: PSEUDO_CALL, off: 0, imm }.encode(false);
+    let exit = Insn { code: EXIT, dst: 0, src: 0, off: 0, imm: 0 }.encode(false);
+    // `first` calls the first function, by a relocation, and each of them the next.
+    let facts = |functions: usize| {
+        let names: Vec<String> = (0..functions).map(|number| format!("f{number}")).collect();
+        let mut symbols = vec![("", 0, 0, 0, 0), ("first", GLOBAL_FUNC, PROG, 0, 16)];
+        symbols.extend(
+            (0u64..).zip(&names).map(|(number, name)| (&*name.clone().leak(), LOCAL_FUNC, TEXT, number * 16, 16)),
+        );
+        let bytes = object_with(false, &symbols, |parts| {
+            parts[usize::from(TEXT)].bytes = (0..functions)
+                .flat_map(|number| [if number + 1 < functions { call(1) } else { exit }, exit].concat())
+                .collect();
+            parts[usize::from(PROG)].bytes = [call(-1), exit].concat();
+            let mut relocation = Writer { big_endian: false, out: Vec::new() };
+            relocation.u64(0);
+            relocation.u64((2 << 32) | 10);
+            parts[PROG_REL].bytes = relocation.out;
+            parts[7].bytes.clear();
+        });
+        let file = ObjectFile::parse(&bytes).unwrap();
+        let (btf, ext) = (Btf::nothing(), BtfExt::default());
+        let code = Relocations::new(&bytes, &file, &btf, &ext, None).unwrap();
+        Facts::of(&bytes, &file, None, &code).map(|facts| {
+            let listed = |function: &crate::object::facts::FunctionFacts<'_>| function.calls.len();
+            (listed(&facts.programs[0]), facts.functions.iter().map(listed).max())
+        })
+    };
+    assert_eq!(facts(MOST_FUNCTIONS - 1), Ok((MOST_FUNCTIONS - 1, Some(1))));
+    let error = facts(MOST_FUNCTIONS).unwrap_err();
+    assert!(error.contains("program first calls 256 functions or more"), "{error}");
 }

@@ -1,5 +1,6 @@
 //! All relocations of an object, in the order of the file, and the code afterwards.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::patch::{Patched, Place, patch};
@@ -53,6 +54,8 @@ pub struct Relocations<'r, 'a> {
     bytes: &'r [u8],
     object: &'r ObjectFile<'a>,
     ext: &'r BtfExt<'r>,
+    /// The sections that relocations are in, by name.
+    sections: HashMap<&'r str, usize>,
     /// All functions, by section and offset.
     functions: Vec<&'r Program<'a>>,
     resolver: Option<Resolver<'r>>,
@@ -73,12 +76,20 @@ impl<'r, 'a> Relocations<'r, 'a> {
         ext: &'r BtfExt<'r>,
         target: Option<&'r Btf>,
     ) -> Result<Self, Refused> {
-        ext.check_places(object)?;
+        let sections = ext.check_places(object)?;
         let mut functions: Vec<&Program<'a>> = object.programs.iter().chain(&object.subprograms).collect();
         functions.sort_by_key(|function| (function.section_index, function.offset));
         let roots = || ext.relocations.iter().flat_map(|stretch| stretch.records.iter().map(|record| record.root));
         let resolver = target.map(|target| Resolver::new(btf, target, roots()));
-        Ok(Relocations { bytes, object, ext, functions, resolver, changed: vec![None; object.sections.len()] })
+        Ok(Relocations {
+            bytes,
+            object,
+            ext,
+            sections,
+            functions,
+            resolver,
+            changed: vec![None; object.sections.len()],
+        })
     }
 
     /// How many relocations there are.
@@ -101,7 +112,7 @@ impl<'r, 'a> Relocations<'r, 'a> {
         mut each: impl FnMut(&Relocated<'r, 'a>) -> Result<(), E>,
     ) -> Result<(), E> {
         for stretch in &self.ext.relocations {
-            let Some(section) = self.object.sections.iter().position(|section| section.name == stretch.section) else {
+            let Some(section) = self.sections.get(stretch.section).copied() else {
                 continue; // checked when this was made
             };
             for relocation in &stretch.records {

@@ -1,6 +1,6 @@
 //! Which types of the target may be the one that the object means: those of the same kind and essential name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::essential_name;
 use crate::object::btf::{Btf, Kind, TypeId};
@@ -58,7 +58,8 @@ impl<'b> Candidates<'b> {
         let mut by_name: HashMap<&str, Vec<TypeId>> = HashMap::new();
         let mut beginnings = Beginnings::default();
         let mut functions = false;
-        for root in roots {
+        let mut seen = HashSet::new();
+        for root in roots.filter(|root| seen.insert(*root)) {
             let name = essential_name(local.name(root));
             if !name.is_empty() {
                 beginnings.insert(name);

@@ -3,7 +3,7 @@
 
 use super::candidates::same_kind;
 use super::{Types, Work, essential_name};
-use crate::object::btf::{Kind, TypeId};
+use crate::object::btf::{Kind, Member, TypeId};
 
 /// Steps through pointers and arrays, and levels of parameters and members, after which libbpf gives up.
 const MAX_DEPTH: u32 = 32;
@@ -16,6 +16,10 @@ pub(super) struct Pair<'a> {
     pub(super) work: &'a Work,
 }
 
+fn members(types: Types<'_>, id: TypeId) -> impl Iterator<Item = Member<'_>> {
+    (0..types.btf.entry_count(id)).map_while(move |index| types.btf.member_as_written(id, index))
+}
+
 fn too_deep() -> String {
     "the types are nested too deep to be compared".to_owned()
 }
@@ -25,8 +29,14 @@ impl Pair<'_> {
         (self.local.btf.kind(local), self.target.btf.kind(target))
     }
 
-    fn same_name(&self, local: TypeId, target: TypeId) -> bool {
-        essential_name(self.local.btf.name(local)) == essential_name(self.target.btf.name(target))
+    /// Whether two names are the same but for their flavours.
+    pub(super) fn same_essential(&self, one: &str, two: &str) -> Result<bool, String> {
+        self.work.names(one, two)?;
+        Ok(essential_name(one) == essential_name(two))
+    }
+
+    fn same_name(&self, local: TypeId, target: TypeId) -> Result<bool, String> {
+        self.same_essential(self.local.btf.name(local), self.target.btf.name(target))
     }
 
     /// Integers that begin in the middle of their storage are how old compilers described bitfields.
@@ -55,7 +65,7 @@ impl Pair<'_> {
                 Kind::Ptr | Kind::Float => true,
                 Kind::Fwd | Kind::Enum | Kind::Enum64 => {
                     let anonymous = self.local.btf.name(local).is_empty() || self.target.btf.name(target).is_empty();
-                    anonymous || self.same_name(local, target)
+                    anonymous || self.same_name(local, target)?
                 }
                 Kind::Int => self.plain_ints(local, target),
                 Kind::Array => {
@@ -74,7 +84,14 @@ impl Pair<'_> {
     }
 
     fn same_param_count(&self, local: TypeId, target: TypeId) -> bool {
-        self.local.btf.proto_params(local).count() == self.target.btf.proto_params(target).count()
+        self.local.btf.proto_param_count(local) == self.target.btf.proto_param_count(target)
+    }
+
+    /// Their parameters' types, in pairs.
+    fn params(&self, local: TypeId, target: TypeId) -> impl Iterator<Item = (TypeId, TypeId)> {
+        let count = self.local.btf.proto_param_count(local);
+        let (ours, theirs) = (self.local.btf, self.target.btf);
+        (0..count).map_while(move |index| ours.proto_param(local, index).zip(theirs.proto_param(target, index)))
     }
 
     fn returns(&self, local: TypeId, target: TypeId) -> (TypeId, TypeId) {
@@ -110,10 +127,9 @@ impl Pair<'_> {
                     if !self.same_param_count(local, target) {
                         return Ok(false);
                     }
-                    let params = self.local.btf.proto_params(local).zip(self.target.btf.proto_params(target));
-                    for (one, two) in params {
+                    for (one, two) in self.params(local, target) {
                         let level = level.checked_sub(1).ok_or_else(too_deep)?;
-                        let (one, two) = (self.local.btf.resolve(one.ty), self.target.btf.resolve(two.ty));
+                        let (one, two) = (self.local.btf.resolve(one), self.target.btf.resolve(two));
                         if !self.types_at(one, two, level)? {
                             return Ok(false);
                         }
@@ -140,7 +156,7 @@ impl Pair<'_> {
             self.work.spend(1)?;
             local = self.local.btf.resolve(local);
             target = self.target.btf.resolve(target);
-            if !self.same_name(local, target) {
+            if !self.same_name(local, target)? {
                 return Ok(false);
             }
             let (kind, other) = self.kinds(local, target);
@@ -182,9 +198,8 @@ impl Pair<'_> {
                     if !self.same_param_count(local, target) {
                         return Ok(false);
                     }
-                    let params = self.local.btf.proto_params(local).zip(self.target.btf.proto_params(target));
-                    for (one, two) in params {
-                        if !self.shapes_at(one.ty, two.ty, behind, level - 1)? {
+                    for (one, two) in self.params(local, target) {
+                        if !self.shapes_at(one, two, behind, level - 1)? {
                             return Ok(false);
                         }
                     }
@@ -201,11 +216,10 @@ impl Pair<'_> {
         if self.local.btf.entry_count(local) > self.target.btf.entry_count(target) {
             return Ok(false);
         }
-        for one in self.local.btf.members(local) {
+        for one in members(self.local, local) {
             let mut matched = false;
-            for two in self.target.btf.members(target) {
-                self.work.spend(1)?;
-                if essential_name(one.name) != essential_name(two.name) {
+            for two in members(self.target, target) {
+                if !self.same_essential(one.name, two.name)? {
                     continue;
                 }
                 if self.shapes_at(one.ty, two.ty, false, level - 1)? {
@@ -229,8 +243,7 @@ impl Pair<'_> {
         for one in ours.enumerators(local) {
             let mut matched = false;
             for two in theirs.enumerators(target) {
-                self.work.spend(1)?;
-                if essential_name(one.name) == essential_name(two.name) {
+                if self.same_essential(one.name, two.name)? {
                     matched = true;
                     break;
                 }

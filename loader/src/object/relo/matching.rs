@@ -1,8 +1,8 @@
 //! The same access in the types of the target: found by the names of members, never by their numbers.
 
+use super::RelocationKind;
 use super::compat::Pair;
 use super::spec::{MAX_STEPS, Spec, Step, is_flexible};
-use super::{RelocationKind, essential_name};
 use crate::object::btf::{Member, TypeId};
 
 /// Why a candidate is not it.
@@ -109,11 +109,10 @@ impl Pair<'_> {
     /// The constant of the same essential name in the target's enum.
     fn constant(&self, spec: &Spec, root: TypeId) -> Result<Result<Spec, Miss>, String> {
         let wanted = spec.last().and_then(|step| self.local.btf.enumerator(step.ty, step.index));
-        let wanted = essential_name(wanted.ok_or("a constant that the object does not have")?.name);
+        let wanted = wanted.ok_or("a constant that the object does not have")?.name;
         let id = self.target.btf.resolve(root);
         for (index, constant) in (0..).zip(self.target.btf.enumerators(id)) {
-            self.work.spend(1)?;
-            if essential_name(constant.name) == wanted {
+            if self.same_essential(constant.name, wanted)? {
                 let mut found = Spec::new(root);
                 found.raw.push(index);
                 found.steps.push(Step { ty: id, index, named: true });
@@ -129,7 +128,7 @@ impl Pair<'_> {
         let id = self.target.btf.resolve(id);
         for index in 0..self.target.btf.entry_count(id) {
             let Some(member) = self.target.btf.member_as_written(id, index) else { break };
-            self.work.spend(1)?;
+            self.work.names(wanted.name, member.name)?;
             if found.raw.len() == MAX_STEPS {
                 return Err(too_many_steps());
             }

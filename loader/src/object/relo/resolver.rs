@@ -8,12 +8,14 @@ use super::compat::Pair;
 use super::matching::Miss;
 use super::spec::{self, Spec};
 use super::value::{self, Value};
-use super::{RelocationKind, Types, Work, why};
+use super::why::Hints;
+use super::{RelocationKind, Types, Work};
 use crate::object::btf::{Btf, Kind, TypeId};
 use crate::object::btf_ext::CoreRelocation;
 
-/// Answers that are kept, so that the same access in many places is looked up once.
-const MOST_KEPT: usize = 4096;
+/// Answers that are kept, so that the same access in many places is looked up once: so many accesses, those of all
+/// candidates counted.
+const MOST_KEPT: usize = 8192;
 
 /// What a relocation comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +66,9 @@ pub struct Resolver<'b> {
     left: HashMap<TypeId, Vec<TypeId>>,
     /// Answers by type, access and kind, and the number of candidates that were left then.
     kept: HashMap<(TypeId, &'b str, u32), (usize, Answer)>,
+    /// How many accesses are in them.
+    kept_accesses: usize,
+    hints: Hints,
     work: Work,
 }
 
@@ -78,6 +83,8 @@ impl<'b> Resolver<'b> {
             target: Types::target(target),
             left: HashMap::new(),
             kept: HashMap::new(),
+            kept_accesses: 0,
+            hints: Hints::default(),
             work: Work::new(),
         }
     }
@@ -94,7 +101,8 @@ impl<'b> Resolver<'b> {
             return answer.clone();
         }
         let answer = self.compute(relocation).map(Rc::new);
-        if self.kept.len() < MOST_KEPT {
+        self.kept_accesses += answer.as_ref().map_or(1, |answer| 2 + answer.others.len());
+        if self.kept_accesses < MOST_KEPT {
             let left = self.left.get(&relocation.root).map_or(0, Vec::len);
             self.kept.insert(key, (left, answer.clone()));
         }
@@ -171,7 +179,10 @@ impl<'b> Resolver<'b> {
         let matches = if best.is_some() { left.len() } else { 0 };
         let missing = match &best {
             Some(_) => None,
-            None => Some(why::missing(&pair, candidates.called(pair.local.btf, root), kind, &local, miss)),
+            None => {
+                let called = candidates.called(pair.local.btf, root);
+                Some(self.hints.missing(&pair, called, kind, &local, miss))
+            }
         };
         let resized = best.as_ref().and_then(|(_, value)| resized(&pair, &ours, value));
         let absent = match kind {

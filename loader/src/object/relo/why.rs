@@ -1,5 +1,7 @@
 //! Why nothing in the target matches, for a person to act on.
 
+use std::collections::HashMap;
+
 use super::compat::Pair;
 use super::matching::Miss;
 use super::spec::Spec;
@@ -7,81 +9,132 @@ use super::{RelocationKind, cut, essential_name};
 use crate::object::btf::{Btf, Kind, TypeId};
 use crate::object::nearest::{hint, nearest};
 
-/// Names that are compared to find similar ones.
+/// Names that are compared to find similar ones to one.
 const MOST_NAMES: usize = 4096;
 
-/// The reason, and what is similar. `called` are the target's types of that name, of any kind; `miss` is why the first
-/// candidate was not it.
-pub(super) fn missing(
-    pair: &Pair<'_>,
-    called: &[TypeId],
-    kind: RelocationKind,
-    local: &Spec,
-    miss: Option<Miss>,
-) -> String {
-    match miss {
-        None => no_candidate(pair, called, local.root),
-        Some(miss) => missed(pair, kind, local, miss),
+/// Names that are compared for all that is missing: some milliseconds. After that, nothing similar is looked for.
+const MOST_COMPARED: usize = 1 << 16;
+
+/// A search that finds nothing to compare counts as so many.
+const LEAST_COMPARED: usize = 64;
+
+/// What is similar to what is missing.
+#[derive(Debug)]
+pub(super) struct Hints {
+    /// The target's types of a kind, by the first byte of their names.
+    by_start: HashMap<Kind, Vec<Vec<TypeId>>>,
+    /// Hints that were given for a type, by kind and name.
+    given: HashMap<(Kind, String), String>,
+    /// Names that may still be compared.
+    left: usize,
+}
+
+impl Default for Hints {
+    fn default() -> Self {
+        Hints { by_start: HashMap::new(), given: HashMap::new(), left: MOST_COMPARED }
     }
 }
 
-fn no_candidate(pair: &Pair<'_>, called: &[TypeId], root: TypeId) -> String {
-    let wanted = pair.local.name(root);
-    if let Some(other) = called.first() {
-        let kinds = (pair.local.btf.kind(root).label(), pair.target.btf.kind(*other).label());
-        return format!("no {wanted}: {} is called so, and is {}, not {}", other, kinds.1, kinds.0);
+impl Hints {
+    /// The reason why nothing matches, and what is similar. `called` are the target's types of that name, of any kind;
+    /// `miss` is why the first candidate was not it.
+    pub(super) fn missing(
+        &mut self,
+        pair: &Pair<'_>,
+        called: &[TypeId],
+        kind: RelocationKind,
+        local: &Spec,
+        miss: Option<Miss>,
+    ) -> String {
+        match miss {
+            None => self.no_candidate(pair, called, local.root),
+            Some(miss) => self.missed(pair, kind, local, miss),
+        }
     }
-    let kind = pair.local.btf.kind(root);
-    let name = essential_name(pair.local.btf.name(root));
-    let first = name.as_bytes().first();
-    let btf = pair.target.btf;
-    // All names of a kernel would take longer to compare than the rest of the work.
-    let names = btf.ids().filter(|id| btf.kind(*id) == kind).map(|id| btf.name(id));
-    let similar = nearest(name, names.filter(|other| other.as_bytes().first() == first).take(MOST_NAMES));
-    format!("no type {}{}", cut(&wanted), hint(&similar))
+
+    fn no_candidate(&mut self, pair: &Pair<'_>, called: &[TypeId], root: TypeId) -> String {
+        let wanted = pair.local.name(root);
+        let kind = pair.local.btf.kind(root);
+        if let Some(other) = called.first() {
+            let kinds = (kind.label(), pair.target.btf.kind(*other).label());
+            return format!("no {wanted}: {} is called so, and is {}, not {}", other, kinds.1, kinds.0);
+        }
+        let name = essential_name(pair.local.btf.name(root));
+        format!("no type {}{}", cut(&wanted), self.similar_type(pair.target.btf, kind, name))
+    }
+
+    fn similar_type(&mut self, btf: &Btf, kind: Kind, name: &str) -> String {
+        let Some(first) = name.bytes().next().filter(|_| self.left > 0) else { return String::new() };
+        let key = (kind, name.to_owned());
+        if let Some(hint) = self.given.get(&key) {
+            return hint.clone();
+        }
+        let by_start = self.by_start.entry(kind).or_insert_with(|| {
+            let mut by_start = vec![Vec::new(); 256];
+            for id in btf.ids().filter(|id| btf.kind(*id) == kind) {
+                let first = btf.name(id).bytes().next().and_then(|first| by_start.get_mut(usize::from(first)));
+                first.into_iter().for_each(|ids: &mut Vec<TypeId>| ids.push(id));
+            }
+            by_start
+        });
+        // All names of a kernel would take longer to compare than the rest of the work.
+        let same_start = by_start.get(usize::from(first)).into_iter().flatten();
+        let hint = similar(&mut self.left, name, same_start.map(|id| btf.name(*id)));
+        self.given.insert(key, hint.clone());
+        hint
+    }
+
+    fn missed(&mut self, pair: &Pair<'_>, kind: RelocationKind, local: &Spec, miss: Miss) -> String {
+        let theirs = |id| pair.target.name(id);
+        match miss {
+            Miss::NoStruct(id) => format!("{} has no members", theirs(id)),
+            Miss::NoMember { within, wanted } => {
+                let member = pair.local.btf.member_as_written(wanted.ty, wanted.index);
+                let name = member.map_or("", |member| member.name);
+                let names = member_names(pair.target.btf, within, self.left.min(MOST_NAMES));
+                let similar = similar(&mut self.left, name, names.into_iter());
+                format!("{} has no member {}{similar}", theirs(within), cut(name))
+            }
+            Miss::WrongType { local, target } => {
+                format!("the member is {}, not {}", theirs(target), pair.local.name(local))
+            }
+            Miss::NoArray(id) => format!("{} is no array", theirs(id)),
+            Miss::Beyond { index, nelems } => format!("element {index} of an array of {nelems}"),
+            Miss::NoConstant(id) => {
+                let wanted = local.text(pair.local.btf, kind);
+                let constants = pair.target.btf.enumerators(pair.target.btf.resolve(id));
+                let similar = similar(&mut self.left, &wanted, constants.map(|constant| constant.name));
+                format!("{} has no constant {wanted}{similar}", theirs(id))
+            }
+            Miss::Different(id) => {
+                let verb = if kind == RelocationKind::TypeMatches { "does not match" } else { "is not compatible" };
+                format!("{} {id} {verb}", theirs(id))
+            }
+        }
+    }
 }
 
-fn missed(pair: &Pair<'_>, kind: RelocationKind, local: &Spec, miss: Miss) -> String {
-    let theirs = |id| pair.target.name(id);
-    match miss {
-        Miss::NoStruct(id) => format!("{} has no members", theirs(id)),
-        Miss::NoMember { within, wanted } => {
-            let member = pair.local.btf.member_as_written(wanted.ty, wanted.index);
-            let name = member.map_or("", |member| member.name);
-            let names = member_names(pair.target.btf, within);
-            let similar = nearest(name, names.iter().map(String::as_str));
-            format!("{} has no member {}{}", theirs(within), cut(name), hint(&similar))
-        }
-        Miss::WrongType { local, target } => {
-            format!("the member is {}, not {}", theirs(target), pair.local.name(local))
-        }
-        Miss::NoArray(id) => format!("{} is no array", theirs(id)),
-        Miss::Beyond { index, nelems } => format!("element {index} of an array of {nelems}"),
-        Miss::NoConstant(id) => {
-            let wanted = local.text(pair.local.btf, kind);
-            let names =
-                pair.target.btf.enumerators(pair.target.btf.resolve(id)).map(|constant| constant.name).take(MOST_NAMES);
-            format!("{} has no constant {wanted}{}", theirs(id), hint(&nearest(&wanted, names)))
-        }
-        Miss::Different(id) => {
-            let verb = if kind == RelocationKind::TypeMatches { "does not match" } else { "is not compatible" };
-            format!("{} {id} {verb}", theirs(id))
-        }
-    }
+/// What of `names` looks like `wanted`, as the end of a sentence. `left` is how many may still be compared.
+fn similar<'n>(left: &mut usize, wanted: &str, names: impl Iterator<Item = &'n str>) -> String {
+    let mut compared = 0;
+    let names = names.take(MOST_NAMES.min(*left)).inspect(|_| compared += 1);
+    let hint = hint(&nearest(wanted, names));
+    *left = left.saturating_sub(compared.max(LEAST_COMPARED));
+    hint
 }
 
 /// Names of a struct's members, those in anonymous ones too.
-fn member_names(btf: &Btf, id: TypeId) -> Vec<String> {
+fn member_names(btf: &Btf, id: TypeId, most: usize) -> Vec<&str> {
     let mut names = Vec::new();
     let mut todo = vec![(btf.resolve(id), 0)];
     while let Some((composite, depth)) = todo.pop() {
         for member in btf.members(composite) {
-            if names.len() + todo.len() >= MOST_NAMES {
+            if names.len() + todo.len() >= most {
                 return names;
             }
             let inner = btf.resolve(member.ty);
             if !member.name.is_empty() {
-                names.push(member.name.to_owned());
+                names.push(member.name);
             } else if depth < 8 && matches!(btf.kind(inner), Kind::Struct | Kind::Union) {
                 todo.push((inner, depth + 1));
             }
