@@ -12,6 +12,7 @@ pub mod heap;
 pub mod host;
 pub mod hotplug;
 pub mod libbpf;
+pub mod map;
 pub mod mmap;
 pub mod netns;
 pub mod perf;
