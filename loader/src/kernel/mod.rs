@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod btf;
 pub mod calendar;
 pub mod calls;
+pub mod clock;
 pub mod confine;
 pub mod heap;
 pub mod host;
