@@ -215,6 +215,14 @@ fn altered_objects_are_refused_and_the_place_is_named() {
 }
 
 #[test]
+fn maps_that_are_not_what_the_loader_reads_are_refused() {
+    for altered in altered::maps() {
+        let words: Vec<&str> = altered.words.iter().map(String::as_str).collect();
+        refused(&altered.what.replace(' ', "-"), &altered.bytes, &words);
+    }
+}
+
+#[test]
 fn a_run_that_is_refused_is_recorded_too() {
     let object = Temporary::new("recorded.o", b"This is no object.\n");
     let record = Temporary::new("recorded.json", b"of an earlier run");

@@ -15,6 +15,7 @@ pub mod events;
 pub mod fault;
 pub mod hooks;
 pub mod kernel;
+mod maps;
 pub mod object;
 pub mod output;
 pub mod owners;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use anyhow::{Context, Error, Result, anyhow};
@@ -15,10 +14,12 @@ use crate::hooks::{Hook, Offer, Plan, Purpose, StandIn};
 use crate::kernel::host;
 use crate::kernel::hotplug::{Change, Changes};
 use crate::kernel::libbpf::{self, Loaded, Open};
+use crate::kernel::map::{Map, possible_cpus};
 use crate::kernel::mmap::{Mapped, page_size};
 use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;
 use crate::kernel::{self, bpf, perf, privilege};
+use crate::maps::{self, CACHE, EVENTS, LOST, NETNS_TOTALS, PROCESS_TOTALS, SHARED_RING, SOCKETS};
 use crate::object::cut::Asked;
 use crate::object::facts::{Facts, MOST_FUNCTIONS};
 use crate::object::relo::type_name;
@@ -28,14 +29,7 @@ use crate::owners;
 use crate::record;
 use crate::ring::{Reader, Record, shared};
 
-/// Map names in the object.
-pub(crate) const SOCKETS: &str = "SOCKET_TO_PID";
-const CACHE: &str = "SK_CACHE";
-const EVENTS: &str = "EVENTS";
-const SHARED_RING: &str = "SHARED_RING";
-const LOST: &str = "LOST";
-const PROCESS_TOTALS: &str = "PROCESS_TOTALS";
-const NETNS_TOTALS: &str = "NETNS_TOTALS";
+/// Where the programs' settings are.
 const RODATA: &str = ".rodata";
 
 /// Indexes into the LOST map: `enum lost` in events.h.
@@ -198,6 +192,7 @@ pub fn check_object(bytes: &[u8]) -> Result<Checked<'_>> {
         Facts::of(bytes, &file, Some(&btf), &code).map_err(|what| refused(anyhow!(what)))?;
     }
     events::check(&btf)?;
+    maps::check(&btf)?;
     Ok(Checked { bytes, programs: file.programs.iter().map(|program| program.name).collect() })
 }
 
@@ -498,9 +493,9 @@ impl Tracer {
 
     /// An entry of the LOST map, over all CPUs.
     fn count(&self, index: u32) -> Result<u64> {
-        let mut values = vec![0; libbpf::possible_cpus()? * size_of::<u64>()];
-        libbpf::lookup(self.object.map(LOST)?, &index.to_ne_bytes(), &mut values)
-            .context("cannot read the map LOST")?;
+        let mut values = vec![0; possible_cpus()? * size_of::<u64>()];
+        let lost = self.object.contents(LOST)?;
+        lost.lookup(&index.to_ne_bytes(), &mut values).context("cannot read the map LOST")?;
         Ok(values.chunks_exact(size_of::<u64>()).map(u64::get).sum())
     }
 
@@ -509,7 +504,10 @@ impl Tracer {
     /// # Errors
     /// If the map cannot be read.
     pub fn by_netns(&self) -> Result<HashMap<u32, Totals>> {
-        Ok(read_map(self.object.map(NETNS_TOTALS)?).context("cannot read the map NETNS_TOTALS")?.into_iter().collect())
+        Ok(read_map(&self.object.contents(NETNS_TOTALS)?)
+            .context("cannot read the map NETNS_TOTALS")?
+            .into_iter()
+            .collect())
     }
 
     /// What the programs counted by process: exact even where events were lost.
@@ -517,7 +515,7 @@ impl Tracer {
     /// # Errors
     /// If the map cannot be read.
     pub fn by_process(&self) -> Result<ByProcess> {
-        Ok(read_map(self.object.map(PROCESS_TOTALS)?)
+        Ok(read_map(&self.object.contents(PROCESS_TOTALS)?)
             .context("cannot read the map PROCESS_TOTALS")?
             .into_iter()
             .collect())
@@ -525,14 +523,14 @@ impl Tracer {
 }
 
 /// A map's entries. Those that come or go meanwhile may be missing.
-pub(crate) fn read_map<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+pub(crate) fn read_map<K: Plain, V: Plain>(map: &Map<'_>) -> io::Result<Vec<(K, V)>> {
     /// More than any of our maps holds: an iteration that lost its place among changes starts anew, and may do so for ever.
     const MOST: usize = 1 << 20;
     let (mut key, mut next) = (None::<Vec<u8>>, vec![0; size_of::<K>()]);
     let mut value = vec![0; size_of::<V>()];
     let mut entries = Vec::new();
-    while entries.len() < MOST && libbpf::next_key(map, key.as_deref(), &mut next)? {
-        match libbpf::lookup(map, &next, &mut value) {
+    while entries.len() < MOST && map.next_key(key.as_deref(), &mut next)? {
+        match map.lookup(&next, &mut value) {
             Ok(()) => entries.push((K::get(&next), V::get(&value))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),

@@ -1,7 +1,7 @@
 //! Objects that somebody altered: xctl's own, with one thing in it that must not be there.
 
 use xctl::embedded;
-use xctl::object::{Btf, BtfExt, Kind, ObjectFile};
+use xctl::object::{Btf, BtfExt, Kind, ObjectFile, TypeId};
 
 /// An object to be refused, and words that its refusal must have: what is wrong, and where.
 pub struct Altered {
@@ -31,9 +31,14 @@ impl Parts<'_> {
 
     /// Where the first type of a kind begins in the file, and its id.
     fn first(&self, kind: Kind) -> (usize, u32) {
+        self.find(|id| self.btf.kind(id) == kind)
+    }
+
+    /// The same of the first type that is so.
+    fn find(&self, wanted: impl Fn(TypeId) -> bool) -> (usize, u32) {
         let mut at = self.section(".BTF") + 24;
         for id in self.btf.ids() {
-            if self.btf.kind(id) == kind {
+            if wanted(id) {
                 return (at, id.0);
             }
             let entries = (self.word(at + 4) & 0xffff) as usize;
@@ -46,7 +51,17 @@ impl Parts<'_> {
                     _ => 0,
                 };
         }
-        panic!("no {kind:?}")
+        panic!("no such type")
+    }
+
+    /// Where the type of a member of a map's definition is named in the file.
+    fn of_map(&self, map: &str, member: &str) -> usize {
+        let is_it = |id| self.btf.kind(id) == Kind::Var && self.btf.name(id) == map;
+        let (_, variable) = self.find(is_it);
+        let definition = self.btf.resolve(self.btf.target(TypeId(variable)));
+        let (at, _) = self.find(|id| id == definition);
+        let place = self.btf.members(definition).position(|one| one.name == member).expect("the member");
+        at + 12 + place * 12 + 4
     }
 
     /// Where the first CO-RE relocation begins, and the section that it is for.
@@ -154,5 +169,35 @@ pub fn all() -> Vec<Altered> {
             words: vec![format!("'{LOADED}'"), "relo #".to_owned(), "unexpected insn #".to_owned()],
             on_loading: Some("but in the object's own types it is"),
         },
+    ]
+}
+
+/// Objects with a map that is not what the loader takes it for: the kernel would write more bytes to it than it has room
+/// for. Nothing is wrong with them but that.
+pub fn maps() -> Vec<Altered> {
+    let bytes = &embedded::object().expect("our own object");
+    let object = ObjectFile::parse(bytes).expect("our own object");
+    let btf = Btf::parse(object.btf.expect("its BTF")).expect("its BTF");
+    let parts = Parts { bytes, object, btf };
+    let altered = |what, map: &str, member, like, words: &str| Altered {
+        what,
+        bytes: parts.with(parts.of_map(map, member), parts.word(parts.of_map(like, member))),
+        words: vec![format!("map {map} {words}")],
+        on_loading: None,
+    };
+    vec![
+        altered("longer values", "SOCKET_TO_PID", "value", "PROCESS_TOTALS", "has values of 104 bytes there and 56"),
+        altered("shorter values", "PROCESS_TOTALS", "value", "SOCKET_TO_PID", "has values of 56 bytes there and 104"),
+        altered("longer keys", "NETNS_TOTALS", "key", "PROCESS_TOTALS", "has keys of 16 bytes there and 4"),
+        altered("longer counters", "LOST", "value", "NETNS_TOTALS", "has values of 104 bytes there and 8"),
+        altered(
+            "a counter for all CPUs",
+            "LOST",
+            "type",
+            "EVENTS",
+            "is of type perf_event_array there and percpu_array",
+        ),
+        altered("totals of each CPU", "PROCESS_TOTALS", "type", "LOST", "is of type percpu_array there and hash"),
+        altered("a ring that is none", "SHARED_RING", "type", "LOST", "is of type percpu_array there and ringbuf"),
     ]
 }

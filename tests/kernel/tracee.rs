@@ -11,7 +11,7 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::process::Process;
+use crate::process::{PATIENCE, Process, poll};
 
 /// A bpf(2), perf_event_open(2) or perf ioctl(2) call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +57,44 @@ fn registers(pid: Pid) -> Result<(i64, [u64; 5], i64)> {
 fn registers(pid: Pid) -> Result<(i64, [u64; 5], i64)> {
     let regs = ptrace::getregset::<ptrace::regset::NT_PRSTATUS>(pid).context("reading registers")?.regs;
     Ok((regs[8] as i64, [regs[0], regs[1], regs[2], regs[3], regs[4]], regs[0] as i64))
+}
+
+/// Interrupts a process that waits in a system call, and has it make that one instead: it goes back to the instruction that
+/// called, with another number.
+pub fn call_instead(pid: u32, number: libc::c_long) -> Result<()> {
+    let pid = Pid::from_raw(pid.try_into()?);
+    let made = poll(PATIENCE, || {
+        ptrace::attach(pid).context("tracing it")?;
+        let stopped = waitpid(pid, None).context("waiting until it stops")?;
+        ensure!(matches!(stopped, WaitStatus::Stopped(..)), "it did not stop: {stopped:?}");
+        let (was, _, result) = registers(pid)?;
+        let waits = was >= 0 && result == -i64::from(libc::EINTR);
+        if waits {
+            call_again(pid, number)?;
+        }
+        ptrace::detach(pid, None).context("letting it go")?;
+        Ok(waits)
+    })?;
+    ensure!(made, "it never waits");
+    Ok(())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn call_again(pid: Pid, number: libc::c_long) -> Result<()> {
+    let mut regs = ptrace::getregs(pid).context("reading registers")?;
+    regs.rip -= 2;
+    regs.rax = number as u64;
+    // nothing is to be restarted
+    regs.orig_rax = u64::MAX;
+    ptrace::setregs(pid, regs).context("writing registers")
+}
+
+#[cfg(target_arch = "aarch64")]
+fn call_again(pid: Pid, number: libc::c_long) -> Result<()> {
+    let mut regs = ptrace::getregset::<ptrace::regset::NT_PRSTATUS>(pid).context("reading registers")?;
+    regs.pc -= 4;
+    regs.regs[8] = number as u64;
+    ptrace::setregset::<ptrace::regset::NT_PRSTATUS>(pid, regs).context("writing registers")
 }
 
 pub fn read(memory: &File, at: u64, length: usize) -> Result<Vec<u8>> {

@@ -30,7 +30,7 @@ use ::xctl::kernel::privilege::{self, Capabilities, User};
 use crate::Family;
 use crate::counters::{Counters, wait_until_grown};
 use crate::link::{Link, Netns};
-use crate::process::{Process, again, end};
+use crate::process::{PATIENCE, Process, again, end, poll};
 
 /// The hidden first argument that makes a worker of this executable.
 pub const ARGUMENT: &str = "worker";
@@ -231,6 +231,15 @@ impl Puppet {
     pub fn exit(mut self) -> Result<()> {
         self.process.tell("exit")?;
         self.process.succeed()
+    }
+
+    /// The same, but it is not reaped until what is given back is dropped. Returns when it has exited.
+    pub fn exit_unreaped(mut self) -> Result<Process> {
+        self.process.tell("exit")?;
+        let stat = format!("/proc/{}/stat", self.process.pid());
+        let is_zombie = || Ok(std::fs::read_to_string(&stat).context("it was reaped")?.contains(") Z "));
+        ensure!(poll(PATIENCE, is_zombie)?, "it did not exit");
+        Ok(self.process)
     }
 }
 

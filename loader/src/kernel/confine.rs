@@ -22,15 +22,35 @@ enum Rule {
     All(libc::c_long),
     /// Those whose argument of this index is one of these.
     OneOf(libc::c_long, u32, &'static [u32]),
-    /// Those whose argument of this index has none of these bits.
-    Without(libc::c_long, u32, u32),
+    /// Those whose argument of this index has, of the first bits, the second and no others.
+    Bits(libc::c_long, u32, u32, u32),
+    /// None, and this kernel seems not to have it (ENOSYS): whoever asks knows another way.
+    Absent(libc::c_long),
 }
 
-use Rule::{All, OneOf, Without};
+use Rule::{Absent, All, Bits, OneOf};
+
+/// Those whose argument of this index has none of these bits.
+const fn without(number: libc::c_long, index: u32, bits: u32) -> Rule {
+    Bits(number, index, bits, 0)
+}
 
 /// Every open(2) that could change a file.
 const WRITING: u32 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND) as u32;
 const EXECUTABLE: u32 = libc::PROT_EXEC as u32;
+
+/// The only signal that abort() sends, to its own thread; a panic ends with that.
+const ABORT: &[u32] = &[libc::SIGABRT as u32];
+
+/// Whether clone(2) makes a thread, and what puts it into namespaces of its own.
+const THREAD: u32 = (libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM) as u32;
+const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET) as u32;
 
 /// The commands of bpf(2) that still are made; the last takes the ring of a CPU that went offline out of its map.
 const READING: &[u32] =
@@ -44,7 +64,7 @@ const ALWAYS: &[Rule] = &[
     All(libc::SYS_read),
     All(libc::SYS_clock_gettime), // where the vDSO cannot tell
     // What became of an owner: /proc/PID/stat.
-    Without(libc::SYS_openat, 2, WRITING),
+    without(libc::SYS_openat, 2, WRITING),
     All(libc::SYS_statx),
     All(libc::SYS_newfstatat),
     All(libc::SYS_fstat),
@@ -58,8 +78,8 @@ const ALWAYS: &[Rule] = &[
     OneOf(libc::SYS_bpf, 0, READING),
     // The allocator; HashMap's seed.
     All(libc::SYS_brk),
-    Without(libc::SYS_mmap, 2, EXECUTABLE),
-    Without(libc::SYS_mprotect, 2, EXECUTABLE),
+    without(libc::SYS_mmap, 2, EXECUTABLE),
+    without(libc::SYS_mprotect, 2, EXECUTABLE),
     All(libc::SYS_munmap),
     // Letting go of the ring of a CPU that went offline.
     OneOf(libc::SYS_epoll_ctl, 1, &[libc::EPOLL_CTL_DEL as u32]),
@@ -80,8 +100,8 @@ const ALWAYS: &[Rule] = &[
     // The end, also by a panic.
     All(libc::SYS_getpid),
     All(libc::SYS_gettid),
-    All(libc::SYS_tgkill),
-    All(libc::SYS_tkill),
+    OneOf(libc::SYS_tgkill, 2, ABORT), // abort() of glibc
+    OneOf(libc::SYS_tkill, 1, ABORT),  // and of musl
     All(libc::SYS_exit),
     All(libc::SYS_exit_group),
 ];
@@ -92,7 +112,7 @@ const OLDER: &[Rule] = &[
     All(libc::SYS_epoll_wait),
     All(libc::SYS_poll),
     All(libc::SYS_readlink),
-    Without(libc::SYS_open, 1, WRITING),
+    without(libc::SYS_open, 1, WRITING),
     All(libc::SYS_stat),
     All(libc::SYS_lstat),
 ];
@@ -107,13 +127,12 @@ const NAMESPACES: &[Rule] = &[
     All(libc::SYS_fstatfs),
     OneOf(libc::SYS_ioctl, 1, &[libc::NS_GET_NSTYPE as u32]),
     OneOf(libc::SYS_setns, 1, &[libc::CLONE_NEWNET as u32]),
-    // A thread of its own for each.
-    All(libc::SYS_clone),
-    All(libc::SYS_clone3),
+    // A thread of its own for each. clone3() has its flags in memory, where no filter sees them: glibc then takes clone().
+    Bits(libc::SYS_clone, 0, THREAD | NEW_NAMESPACES, THREAD),
+    Absent(libc::SYS_clone3),
     All(libc::SYS_set_robust_list),
     All(libc::SYS_rseq),
     All(libc::SYS_sched_getaffinity),
-    All(libc::SYS_prctl),
 ];
 
 /// Putting a file on disk and giving it its final name, or removing it where that fails.
@@ -136,7 +155,7 @@ const ARGUMENTS: u32 = 16;
 
 pub(super) const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
 pub(super) const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-const ANY_BIT: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
+const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
 pub(super) const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 
 /// An instruction; `yes` and `no` are how many to skip after a comparison.
@@ -156,9 +175,11 @@ fn program(rules: &[&[Rule]]) -> Vec<libc::sock_filter> {
     for rule in rules.iter().copied().flatten() {
         let (number, body) = match *rule {
             All(number) => (number, vec![ALLOW]),
-            Without(number, index, bits) => {
-                (number, vec![argument(index), instruction(ANY_BIT, bits, 1, 0), ALLOW, KILL])
+            Bits(number, index, bits, value) => {
+                let compare = [instruction(AND, bits, 0, 0), instruction(EQUAL, value, 1, 0)];
+                (number, [&[argument(index)], &compare[..], &[KILL, ALLOW]].concat())
             }
+            Absent(number) => (number, vec![instruction(RETURN, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32, 0, 0)]),
             OneOf(number, index, values) => {
                 let mut body = vec![argument(index)];
                 for (at, &value) in values.iter().enumerate() {
@@ -202,6 +223,14 @@ pub fn confine(needs: Needs) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    impl Rule {
+        fn number(self) -> libc::c_long {
+            match self {
+                All(number) | OneOf(number, ..) | Bits(number, ..) | Absent(number) => number,
+            }
+        }
+    }
+
     /// What the filter answers, by an interpreter of the few instructions that it consists of.
     fn answer(program: &[libc::sock_filter], arch: u32, number: libc::c_long, arguments: [u64; 6]) -> u32 {
         let load = |offset: u32| match offset {
@@ -217,7 +246,7 @@ mod tests {
             match u32::from(code) {
                 LOAD => loaded = load(k),
                 EQUAL => at += jump(loaded == k),
-                ANY_BIT => at += jump(loaded & k != 0),
+                AND => loaded &= k,
                 RETURN => return k,
                 other => panic!("instruction {other:#x}"),
             }
@@ -253,7 +282,55 @@ mod tests {
         assert!(!allowed(libc::SYS_mmap, third(libc::PROT_READ | libc::PROT_EXEC)));
         assert!(allowed(libc::SYS_epoll_ctl, [0, libc::EPOLL_CTL_DEL as u64, 0, 0, 0, 0]));
         assert!(!allowed(libc::SYS_epoll_ctl, [0, libc::EPOLL_CTL_ADD as u64, 0, 0, 0, 0]));
-        assert!(allowed(libc::SYS_kill, none) && !allowed(libc::SYS_kill, [0, 9, 0, 0, 0, 0]));
+        for signal in 0..=64 {
+            let abort = signal == libc::SIGABRT as u64;
+            assert_eq!(allowed(libc::SYS_kill, [1, signal, 0, 0, 0, 0]), signal == 0, "{signal}");
+            assert_eq!(allowed(libc::SYS_tkill, [1, signal, 0, 0, 0, 0]), abort, "{signal}");
+            assert_eq!(allowed(libc::SYS_tgkill, [1, 1, signal, 0, 0, 0]), abort, "{signal}");
+        }
+    }
+
+    /// `pthread_create` of musl and of glibc.
+    const THREADS: [u64; 2] = [0x7d_0f00, 0x3d_0f00];
+
+    #[test]
+    fn threads_are_made_where_namespaces_are_entered_and_nothing_else_is() {
+        let program = program(&[ALWAYS, OLDER, NAMESPACES]);
+        let clone = |flags: u64| answer(&program, ARCH, libc::SYS_clone, [flags, 0, 0, 0, 0, 0]);
+        for thread in THREADS {
+            assert_eq!(clone(thread), libc::SECCOMP_RET_ALLOW, "{thread:#x}");
+            for needed in [libc::CLONE_THREAD, libc::CLONE_SIGHAND, libc::CLONE_VM] {
+                assert_eq!(clone(thread & !(needed as u64)), libc::SECCOMP_RET_KILL_PROCESS, "{needed:#x}");
+            }
+            // CLONE_NEW*; CLONE_NEWTIME is for clone3() and unshare() alone.
+            for bit in [17, 25, 26, 27, 28, 29, 30] {
+                assert_eq!(clone(thread | 1 << bit), libc::SECCOMP_RET_KILL_PROCESS, "{bit}");
+            }
+        }
+        assert_eq!(clone(libc::SIGCHLD as u64), libc::SECCOMP_RET_KILL_PROCESS); // fork()
+        let absent = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+        assert_eq!(answer(&program, ARCH, libc::SYS_clone3, [0; 6]), absent);
+        for option in 0..=u64::from(u8::MAX) {
+            let call = answer(&program, ARCH, libc::SYS_prctl, [option, 0, 0, 0, 0, 0]);
+            assert_eq!(call, libc::SECCOMP_RET_KILL_PROCESS, "prctl {option}");
+        }
+        // Without namespaces to enter there are no threads to make.
+        let alone = super::program(&[ALWAYS, OLDER]);
+        assert_eq!(answer(&alone, ARCH, libc::SYS_clone, [THREADS[0], 0, 0, 0, 0, 0]), libc::SECCOMP_RET_KILL_PROCESS);
+    }
+
+    #[test]
+    fn every_number_without_a_rule_ends_the_process() {
+        let rules = [ALWAYS, OLDER, NAMESPACES, RECORD, RENAME];
+        let program = program(&rules);
+        let numbers: Vec<_> = rules.iter().copied().flatten().map(|rule| rule.number()).collect();
+        for number in (0..1024).filter(|number| !numbers.contains(number)) {
+            assert_eq!(answer(&program, ARCH, number, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS, "{number}");
+        }
+        let mut once = numbers.clone();
+        once.sort_unstable();
+        once.dedup();
+        assert_eq!(once.len(), numbers.len(), "of two rules for a call only the first decides");
     }
 
     #[test]

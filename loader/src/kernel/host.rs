@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 
+use super::clock;
 use crate::object::source;
 
 const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe";
@@ -171,11 +172,14 @@ pub fn cgroup_id(path: &Path) -> Result<(u64, u32)> {
 }
 
 /// Whether the process that started at `born` (ns of CLOCK_BOOTTIME) still exists under this PID. A PID that was reused
-/// since belongs to a process that started later.
+/// since belongs to a process that started later; one that nobody has waited for yet exists no longer.
 #[must_use]
 pub fn is_alive(tgid: u32, born: u64) -> bool {
-    match started(tgid) {
-        Ok(start) => start.is_none_or(|start| start == born / TICK * TICK),
+    match fs::read(format!("/proc/{tgid}/stat")) {
+        Ok(stat) => match Stat::parse(&stat) {
+            Some(stat) => !stat.ended && stat.may_have_started(born),
+            None => true,
+        },
         // /proc may hide other users' processes (hidepid); signal 0 tells all the same.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let pid = i32::try_from(tgid).map(nix::unistd::Pid::from_raw);
@@ -195,11 +199,37 @@ const TICK: u64 = 10_000_000;
 /// `NotFound`: there is no such process.
 pub fn started(tgid: u32) -> io::Result<Option<u64>> {
     let stat = fs::read(format!("/proc/{tgid}/stat"))?;
-    // Field 22 is the start time in clock ticks; the name, field 2, may hold anything but ends with the last parenthesis.
-    let stat = String::from_utf8_lossy(&stat);
-    let ticks =
-        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19)).and_then(|t| t.parse::<u64>().ok());
-    Ok(ticks.and_then(|ticks| ticks.checked_mul(TICK)))
+    Ok(Stat::parse(&stat).map(|stat| stat.started / TICK * TICK))
+}
+
+/// What /proc/PID/stat tells of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stat {
+    /// All of its threads have exited.
+    ended: bool,
+    /// ns of CLOCK_BOOTTIME: not before this, and within a tick.
+    started: u64,
+}
+
+impl Stat {
+    fn parse(stat: &[u8]) -> Option<Self> {
+        // The name, field 2, may hold anything but ends with the last parenthesis.
+        let stat = String::from_utf8_lossy(stat);
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+        // Fields 3, 20 and 22: the state, which is the main thread's; how many threads there are, itself included until
+        // somebody has waited for it; the start time in clock ticks.
+        let state = fields.next()?;
+        let threads: u64 = fields.nth(16)?.parse().ok()?;
+        let ticks: u64 = fields.nth(1)?.parse().ok()?;
+        let ended = matches!(state, "Z" | "X" | "x") && threads <= 1;
+        Some(Self { ended, started: clock::boottime_of_host(ticks.checked_mul(TICK)?) })
+    }
+
+    /// In a time namespace whose offset is no number of ticks, two ticks of the host's come into question.
+    fn may_have_started(self, born: u64) -> bool {
+        let born = born / TICK * TICK;
+        born >= self.started / TICK * TICK && born < self.started.saturating_add(TICK)
+    }
 }
 
 #[cfg(test)]
@@ -223,6 +253,27 @@ mod tests {
         assert!(is_alive(std::process::id(), born));
         assert!(!is_alive(std::process::id(), born + 10_000_000));
         assert!(!is_alive(u32::MAX, born));
+    }
+
+    #[test]
+    fn a_process_has_ended_when_its_last_thread_has() {
+        let stat = |state: &str, threads: u32| {
+            let text = format!("7 (a) Z 1) {state} 1 7 7 0 -1 4227084 0 0 0 0 0 0 0 0 20 0 {threads} 0 500 0 0\n");
+            Stat::parse(text.as_bytes()).unwrap()
+        };
+        assert_eq!(stat("S", 1), Stat { ended: false, started: 5_000_000_000 });
+        assert!(stat("Z", 1).ended && stat("X", 1).ended);
+        // Its main thread is gone, another lives on.
+        assert!(!stat("Z", 2).ended);
+        assert_eq!(Stat::parse(b"7 (a) S 1"), None);
+    }
+
+    #[test]
+    fn a_start_between_two_ticks_may_be_in_either() {
+        let stat = |started| Stat { ended: false, started };
+        let may = |started, born| stat(started).may_have_started(born * TICK);
+        assert!(may(5 * TICK, 5) && !may(5 * TICK, 4) && !may(5 * TICK, 6));
+        assert!(may(5 * TICK + 1, 5) && may(5 * TICK + 1, 6) && !may(5 * TICK + 1, 7) && !may(5 * TICK + 1, 4));
     }
 
     #[test]

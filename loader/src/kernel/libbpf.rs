@@ -1,8 +1,8 @@
 //! libbpf, wrapped once: it opens, sizes, relocates and loads the object. Attaching and reading are not its business.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,7 @@ use libbpf_sys as sys;
 
 use super::bpf;
 use super::calls::{Account, By};
+use super::map::Map;
 use crate::fault::Exit;
 
 /// The object's name, with which libbpf begins those of the maps that it makes for variables.
@@ -276,6 +277,11 @@ impl Loaded {
         let fd = unsafe { sys::bpf_object__find_map_fd_by_name(self.object.as_ptr(), c_name.as_ptr()) };
         self.borrow(fd, || format!("map {name}"))
     }
+
+    /// A map, to read and change what is in it.
+    pub fn contents(&self, name: &str) -> Result<Map<'_>> {
+        Map::new(self.map(name)?).with_context(|| format!("map {name}"))
+    }
 }
 
 /// Every program of an object that is open, with its name, in the order of the object.
@@ -291,68 +297,5 @@ fn programs(object: NonNull<sys::bpf_object>) -> Vec<(*mut sys::bpf_program, Str
         // SAFETY: libbpf's program names are NUL-terminated and live as long as the object.
         let name = unsafe { CStr::from_ptr(sys::bpf_program__name(program)) };
         all.push((program, name.to_string_lossy().into_owned()));
-    }
-}
-
-/// CPUs that the kernel can ever have: the number of values in an element of a per-CPU map.
-pub fn possible_cpus() -> Result<usize> {
-    // SAFETY: no arguments; reads a file in sysfs.
-    let count = unsafe { sys::libbpf_num_possible_cpus() };
-    usize::try_from(count).map_err(|_| io::Error::from_raw_os_error(-count)).context("cannot count possible CPUs")
-}
-
-/// Read the value of `key` into `value`, which has the map's value size (times [`possible_cpus`] for a per-CPU map, each
-/// value padded to 8 bytes).
-///
-/// # Errors
-/// With the kernel's errno; `NotFound` if there is no such key.
-pub fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<()> {
-    // SAFETY: the caller's buffers have the map's key and value sizes, as the layout check of the object has shown.
-    let result =
-        unsafe { sys::bpf_map_lookup_elem(map.as_raw_fd(), key.as_ptr().cast(), value.as_mut_ptr().cast::<c_void>()) };
-    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
-}
-
-/// Put a value under a key that has none; false if it has one. Key and value have the map's sizes.
-///
-/// # Errors
-/// With the kernel's errno; `E2BIG`: the map is full.
-pub fn insert(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<bool> {
-    let flags = sys::BPF_NOEXIST.into();
-    // SAFETY: the caller's buffers have the map's key and value sizes, as the layout check of the object has shown.
-    let result =
-        unsafe { sys::bpf_map_update_elem(map.as_raw_fd(), key.as_ptr().cast(), value.as_ptr().cast(), flags) };
-    match -result {
-        error if error <= 0 => Ok(true),
-        libc::EEXIST => Ok(false),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
-/// Remove a key with its value; nothing happens if it is not there. It has the map's key size.
-///
-/// # Errors
-/// With the kernel's errno.
-pub fn remove(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
-    // SAFETY: the caller's buffer has the map's key size, as the layout check of the object has shown.
-    let result = unsafe { sys::bpf_map_delete_elem(map.as_raw_fd(), key.as_ptr().cast()) };
-    match -result {
-        error if error <= 0 || error == libc::ENOENT => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
-/// The key after `key` in a map, in an order of its own; the first for none. The keys have the map's key size.
-///
-/// # Errors
-/// With the kernel's errno.
-pub fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
-    let key = key.map_or(ptr::null(), <[u8]>::as_ptr);
-    // SAFETY: both buffers have the map's key size, as the layout check of the object has shown; null asks for the first.
-    let result = unsafe { sys::bpf_map_get_next_key(map.as_raw_fd(), key.cast(), next.as_mut_ptr().cast::<c_void>()) };
-    match -result {
-        error if error <= 0 => Ok(true),
-        libc::ENOENT => Ok(false),
-        error => Err(io::Error::from_raw_os_error(error)),
     }
 }

@@ -163,11 +163,24 @@ pub fn effective() -> Result<Capabilities> {
     Ok(Capabilities(u64::from(low.effective) | u64::from(high.effective) << 32))
 }
 
-/// Give up all capabilities of the calling thread but these for good.
+/// To take capabilities out of the bounding set.
+const SETPCAP: Capability = capability(8, "CAP_SETPCAP", "to give up for good what no program may be given any more");
+
+/// Give up all capabilities of the calling thread but these for good; where that is permitted, also for whatever it may
+/// execute.
 ///
 /// # Errors
 /// If it has not got one of them.
 pub fn keep_only(keep: Capabilities) -> Result<()> {
+    if effective()?.has(SETPCAP) {
+        for bit in (0..64).filter(|bit| keep.0 & 1 << bit == 0) {
+            match prctl(libc::PR_CAPBSET_DROP, bit, 0) {
+                // No capability has this number, nor any that follow.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+                result => result.with_context(|| format!("cannot give up capability {bit} for good"))?,
+            }
+        }
+    }
     set(keep, keep, Capabilities::NONE).context("cannot give up capabilities")
 }
 

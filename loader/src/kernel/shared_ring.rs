@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use libbpf_sys as sys;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::bpf;
@@ -33,9 +34,13 @@ impl SharedRing {
     /// Map the ring of this map.
     ///
     /// # Errors
-    /// With the kernel's errno.
+    /// With the kernel's errno; `InvalidInput` if the map is no ring.
     pub fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
-        let size = bpf::map_info(map)?.max_entries as usize;
+        let info = bpf::map_info(map)?;
+        if info.map_type != sys::BPF_MAP_TYPE_RINGBUF {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let size = info.max_entries as usize;
         let page = NonZeroUsize::new(page_size()).ok_or(io::ErrorKind::InvalidInput)?;
         let length = size.checked_add(page.get()).and_then(NonZeroUsize::new).ok_or(io::ErrorKind::InvalidInput)?;
         let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;

@@ -15,7 +15,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::time::{ClockId, clock_gettime};
 
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,27 +288,4 @@ fn until(epoll: &Epoll, deadline: Option<Instant>) -> Result<Woken> {
             return Ok(Woken::Timeout);
         }
     }
-}
-
-/// A clock, in nanoseconds.
-fn now(clock: ClockId) -> Result<u64> {
-    let time = clock_gettime(clock).context("cannot read a clock")?;
-    let ns = i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec());
-    u64::try_from(ns).context("a clock before its epoch")
-}
-
-/// CLOCK_MONOTONIC, in nanoseconds: the clock of `bpf_ktime_get_ns()`.
-///
-/// # Errors
-/// If the kernel does not tell.
-pub fn monotonic_ns() -> Result<u64> {
-    now(ClockId::CLOCK_MONOTONIC)
-}
-
-/// CLOCK_REALTIME, in nanoseconds since 1970, UTC.
-///
-/// # Errors
-/// If the kernel does not tell.
-pub fn realtime_ns() -> Result<u64> {
-    now(ClockId::CLOCK_REALTIME)
 }

@@ -13,7 +13,8 @@ use anyhow::{Context, Result, ensure};
 use crate::events::{Flow, How, Owner, Plain, SocketRecord};
 use crate::kernel::libbpf::Loaded;
 use crate::kernel::{bpf, netns};
-use crate::tracer::{SOCKETS, read_map};
+use crate::maps::SOCKETS;
+use crate::tracer::read_map;
 
 /// The program that remembers what is open already.
 pub const SEED: &str = "it_seed";
@@ -53,7 +54,7 @@ pub fn seed(object: &Loaded, source: Source, cgroup: u64) -> Result<Seeded> {
             let sockets = run(object.program(SEED)?).context("cannot read open files")?.len();
             Ok(Seeded { sockets, no_room: 0 })
         }
-        Source::Proc => procfs::seed(object.map(SOCKETS)?, cgroup),
+        Source::Proc => procfs::seed(&object.contents(SOCKETS)?, cgroup),
         Source::None => Ok(Seeded::default()),
     }
 }
@@ -126,7 +127,7 @@ fn list_once(object: &Loaded) -> Result<Listing> {
             sockets.extend(parse(&bytes)?.filter(|socket| seen.insert(socket.flow)));
         }
     }
-    let held: Vec<(Flow, Owner)> = read_map(object.map(SOCKETS)?).context("cannot read the map SOCKET_TO_PID")?;
+    let held: Vec<(Flow, Owner)> = read_map(&object.contents(SOCKETS)?).context("cannot read the map SOCKET_TO_PID")?;
     let unreachable = |flow: &Flow| flow.netns != 0 && !visited.contains(&flow.netns);
     let unreachable = held.iter().filter(|(flow, _)| unreachable(flow)).count();
     Ok(Listing { sockets, namespaces: visited.len(), unreachable })

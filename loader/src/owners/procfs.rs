@@ -7,7 +7,6 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::Ipv6Addr;
-use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +14,7 @@ use anyhow::{Context, Result};
 
 use super::Seeded;
 use crate::events::{COMM_LEN, Flow, How, Owner, Plain};
-use crate::kernel::libbpf;
+use crate::kernel::map::Map;
 use crate::kernel::netns::Netns;
 use crate::kernel::{host, netns};
 
@@ -25,14 +24,14 @@ use crate::kernel::{host, netns};
 ///
 /// # Errors
 /// If /proc cannot be read, a network namespace not entered, or the map not written.
-pub fn seed(map: BorrowedFd<'_>, cgroup: u64) -> Result<Seeded> {
+pub fn seed(map: &Map<'_>, cgroup: u64) -> Result<Seeded> {
     let holders = holders()?;
     let (mut owners, mut seeded, mut inserted) = (HashMap::new(), Seeded::default(), Vec::new());
     for netns in netns::all()? {
         for connection in connections(&netns)? {
             let Some(&tgid) = holders.get(&connection.inode) else { continue };
             let Some(owner) = owners.entry(tgid).or_insert_with(|| describe(tgid, cgroup)) else { continue };
-            match libbpf::insert(map, &bytes(&connection.flow), &bytes(owner)) {
+            match map.insert(&bytes(&connection.flow), &bytes(owner)) {
                 Ok(true) => inserted.push((netns.clone(), connection)),
                 Ok(false) => {}
                 Err(error) if error.raw_os_error() == Some(libc::E2BIG) => seeded.no_room += 1,
@@ -46,7 +45,7 @@ pub fn seed(map: BorrowedFd<'_>, cgroup: u64) -> Result<Seeded> {
 
 /// A connection that ended between our look at it and its entry was never forgotten: the programs saw its end before
 /// there was an entry. How many entries were taken back.
-fn forget_ended(map: BorrowedFd<'_>, inserted: &[(Netns, Connection)]) -> Result<usize> {
+fn forget_ended(map: &Map<'_>, inserted: &[(Netns, Connection)]) -> Result<usize> {
     let mut open = HashSet::new();
     let mut looked_at = HashSet::new();
     for (netns, _) in inserted {
@@ -59,8 +58,8 @@ fn forget_ended(map: BorrowedFd<'_>, inserted: &[(Netns, Connection)]) -> Result
         let key = bytes(&connection.flow);
         let mut value = vec![0; size_of::<Owner>()];
         // An entry with a socket is the programs' own by now.
-        if libbpf::lookup(map, &key, &mut value).is_ok() && Owner::get(&value).sk == 0 {
-            libbpf::remove(map, &key).context("cannot remove from the map SOCKET_TO_PID")?;
+        if map.lookup(&key, &mut value).is_ok() && Owner::get(&value).sk == 0 {
+            map.remove(&key).context("cannot remove from the map SOCKET_TO_PID")?;
             forgotten += 1;
         }
     }

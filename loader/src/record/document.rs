@@ -14,8 +14,8 @@ use serde::Serialize;
 use super::decode::decode;
 use crate::kernel::calendar::rfc3339;
 use crate::kernel::calls::{Call, Known};
+use crate::kernel::clock::realtime_ns;
 use crate::kernel::host;
-use crate::kernel::wait::realtime_ns;
 
 /// Version of the document.
 const VERSION: u32 = 1;

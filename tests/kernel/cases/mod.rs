@@ -33,6 +33,7 @@ mod shared_fd;
 mod sockets;
 mod ss;
 mod stopped_reader;
+mod time_namespace;
 mod tuples;
 mod verify;
 mod without_btf;
@@ -62,6 +63,8 @@ pub const ALL: &[Case] = &[
     case!("v4_mapped",            Set::ALL, V4,   tuples::v4_mapped),
     case!("already_open",         AUTO,     BOTH, already_open::run),
     case!("exited_owner",         Set::ALL, V4,   exited_owner::run),
+    case!("unreaped_owner",       AUTO,     V4,   exited_owner::unreaped),
+    case!("time_namespace",       AUTO,     V4,   time_namespace::run),
     case!("senders",              Set::ALL, EITHER, senders::run),
     case!("mptcp",                Set::ALL, V4,   mptcp::run),
     case!("handed_over",          Set::ALL, V4,   handed_over::run),

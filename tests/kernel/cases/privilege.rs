@@ -4,15 +4,18 @@ use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::libc;
 use nix::sys::signal::Signal;
 
 use super::lossy_link;
 use crate::host::{Set, has_symbol};
+use crate::tracee;
 use crate::workers::{self, Call, NOBODY};
 use crate::xctl::{Xctl, command};
 use crate::{Family, Outcome, Verdict};
 
 const CAP_BPF: u64 = 1 << 39;
+const CAP_SETPCAP: u64 = 1 << 8;
 
 /// What loading and attaching takes, as the README says.
 pub fn needed() -> Vec<&'static str> {
@@ -41,6 +44,8 @@ pub fn as_nobody(set: Set, family: Family) -> Outcome {
         let xctl = start()?;
         let status = status(&xctl)?;
         ensure!(status["Uid"].split_whitespace().all(|uid| uid == NOBODY.to_string()), "not nobody's: {status:?}");
+        // what it was started with, else nobody has it
+        ensure!(hex(&status, "CapAmb")? == 0, "ambient capabilities are left: {status:?}");
         Ok(xctl)
     };
     match lossy_link::run_with(family, start)? {
@@ -103,8 +108,15 @@ fn capabilities_are_gone(status: &HashMap<String, String>) -> Result<u64> {
     // until 5.18 that forbids every bpf(2) call; 5.19 split the check
     let allowed = if disabled.trim() != "0" && before_5_19()? { CAP_BPF } else { 0 };
     ensure!(left == allowed && hex(status, "CapPrm")? == allowed, "capabilities are left: {status:?}");
-    for (name, value) in [("CapInh", "0000000000000000"), ("NoNewPrivs", "1"), ("Seccomp", "2")] {
+    const NONE: &str = "0000000000000000";
+    for (name, value) in [("CapInh", NONE), ("CapAmb", NONE), ("NoNewPrivs", "1"), ("Seccomp", "2")] {
         ensure!(status[name].trim() == value, "{name} is {:?}", status[name]);
+    }
+    // who may not drop it keeps what it was
+    let own = std::fs::read_to_string("/proc/self/status").context("reading our own status")?;
+    let own = by_name(&own);
+    if hex(&own, "CapEff")? & CAP_SETPCAP != 0 {
+        ensure!(hex(status, "CapBnd")? == allowed, "the bounding set is {:?}", status["CapBnd"]);
     }
     Ok(left)
 }
@@ -119,7 +131,12 @@ fn before_5_19() -> Result<bool> {
 /// `/proc/PID/status`, by name.
 fn status(xctl: &Xctl) -> Result<HashMap<String, String>> {
     let text = std::fs::read_to_string(format!("/proc/{}/status", xctl.process.pid())).context("reading its status")?;
-    Ok(text.lines().filter_map(|line| line.split_once(':')).map(|(name, value)| (name.into(), value.into())).collect())
+    Ok(by_name(&text))
+}
+
+fn by_name(status: &str) -> HashMap<String, String> {
+    let fields = status.lines().filter_map(|line| line.split_once(':'));
+    fields.map(|(name, value)| (name.into(), value.into())).collect()
 }
 
 fn hex(status: &HashMap<String, String>, name: &str) -> Result<u64> {
@@ -127,7 +144,7 @@ fn hex(status: &HashMap<String, String>, name: &str) -> Result<u64> {
 }
 
 /// The kernel ends a confined process at the first call that it should not make.
-pub fn confined(_set: Set, _family: Family) -> Outcome {
+pub fn confined(set: Set, _family: Family) -> Outcome {
     for call in [Call::Write, Call::Socket, Call::Execute, Call::Signal] {
         let mut process = workers::confined(call)?;
         let status = process.wait()?;
@@ -136,5 +153,25 @@ pub fn confined(_set: Set, _family: Family) -> Outcome {
     let mut process = workers::confined(Call::Read)?;
     ensure!(process.rest()? == ["done"], "a call that is allowed was not made: {}", process.errors());
     process.succeed()?;
+
+    // xctl itself, all attached
+    for (name, number) in FORBIDDEN {
+        let mut xctl = Xctl::start(set, &[])?;
+        tracee::call_instead(xctl.process.pid(), number)?;
+        let status = xctl.process.wait()?;
+        ensure!(status.signal() == Some(Signal::SIGSYS as i32), "{name} in xctl, and yet {status}");
+    }
+    // the same, and a call that it may make, which says EINTR: else it might have died of the treatment
+    let xctl = Xctl::start(set, &[])?;
+    tracee::call_instead(xctl.process.pid(), libc::SYS_restart_syscall)?;
+    xctl.stop(Signal::SIGINT)?;
     Ok(Verdict::Passed("ended by SIGSYS".into()))
 }
+
+/// Calls that xctl has no use for once it runs.
+const FORBIDDEN: [(&str, libc::c_long); 4] = [
+    ("execve", libc::SYS_execve),
+    ("socket", libc::SYS_socket),
+    ("ptrace", libc::SYS_ptrace),
+    ("perf_event_open", libc::SYS_perf_event_open),
+];

@@ -560,7 +560,7 @@ pub fn altered_objects(_set: Set, _family: Family) -> Outcome {
     let scratch = Scratch::new()?;
     let (path, file) = scratch.file("object.json");
     let (object, object_file) = scratch.file("object.o");
-    let all = altered::all();
+    let all: Vec<_> = altered::all().into_iter().chain(altered::maps()).collect();
     for altered in &all {
         fs::write(&object, &altered.bytes)?;
         let xctl = command(&arguments("auto", &["--object", &object_file, "--record", &file]))?;
