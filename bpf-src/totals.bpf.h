@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* Retransmissions counted in the kernel: by process for the summary, by network namespace to be held against its own. */
+/* Retransmissions counted in the kernel: by process for the summary, by network namespace (--verify) to be held against its own. */
 #ifndef XCTL_TOTALS_BPF_H
 #define XCTL_TOTALS_BPF_H
 
@@ -55,7 +55,8 @@ static __always_inline void count_for_process(const struct retransmit_event *eve
 
 static __always_inline void count_for_netns(const struct retransmit_event *event)
 {
-	add_to(&NETNS_TOTALS, &event->flow.netns, event, NULL);
+	if (settings.by_netns)
+		add_to(&NETNS_TOTALS, &event->flow.netns, event, NULL);
 }
 
 #endif

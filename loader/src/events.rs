@@ -275,8 +275,10 @@ mirror! {
         births_by_state: u8,
         /// 1: there is SHARED_RING.
         has_shared_ring: u8,
+        /// 1: count by network namespace too.
+        by_netns: u8,
         /// Padding.
-        zero: [u8; 4],
+        zero: [u8; 3],
     }
 }
 

@@ -132,7 +132,16 @@ pub fn output() -> Vec<u8> {
 
 /// Without room for more than so many processes in the totals.
 pub fn room_for_totals(processes: u32) -> Vec<u8> {
-    const ROOM: u32 = 4096;
+    room(4096, processes)
+}
+
+/// Without room for more than so many network namespaces in the totals.
+pub fn room_for_netns_totals(namespaces: u32) -> Vec<u8> {
+    room(1024, namespaces)
+}
+
+/// The one map that has this much room gets that much.
+fn room(was: u32, entries: u32) -> Vec<u8> {
     const ARRAY: u32 = 3 << 24;
     let mut bytes = embedded::object().expect("our own object");
     let object = ObjectFile::parse(&bytes).expect("our own object");
@@ -142,8 +151,8 @@ pub fn room_for_totals(processes: u32) -> Vec<u8> {
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
     let sizes = (begin..begin + section.size as usize - 20).step_by(4);
     let sizes: Vec<_> =
-        sizes.filter(|at| [word(*at), word(at + 4), word(at + 8), word(at + 20)] == [0, ARRAY, 0, ROOM]).collect();
-    let [size] = sizes[..] else { panic!("{} arrays of {ROOM}", sizes.len()) };
-    bytes[size + 20..size + 24].copy_from_slice(&processes.to_le_bytes());
+        sizes.filter(|at| [word(*at), word(at + 4), word(at + 8), word(at + 20)] == [0, ARRAY, 0, was]).collect();
+    let [size] = sizes[..] else { panic!("{} arrays of {was}", sizes.len()) };
+    bytes[size + 20..size + 24].copy_from_slice(&entries.to_le_bytes());
     bytes
 }

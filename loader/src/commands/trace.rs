@@ -24,6 +24,7 @@ use crate::output::json::Json;
 use crate::output::summary::{self, ByProcess, Summary};
 use crate::output::text::Text;
 use crate::output::{Moment, Output, Ready};
+use crate::owners::Seeded;
 use crate::record::Record;
 use crate::ring::order::Order;
 use crate::say::{say, say_all};
@@ -79,6 +80,7 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
     let mut tracer = Tracer::start(&object, plans, &kernel, btf, settings, sizes, &mut audit)
         .map_err(|error| hooks::refused(options.attach, error))?;
     drop(kernel);
+    say_unseen(tracer.seeded);
     let sha256 = hex(&hmac_sha256::Hash::hash(&bytes));
     drop(bytes);
     let proven = audit.record.as_ref().and_then(|record| record.proven());
@@ -138,6 +140,23 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
     printer.output.summary(&Summary { verify, ..Summary::new(&by_process, lost) })?;
     printer.output.flush()?;
     difference.map_or(Ok(()), |difference| Err(anyhow!(difference).context(Exit::Verify)))
+}
+
+/// What seeding was not permitted to see: sockets of there are unknown until their owners act on them.
+fn say_unseen(seeded: Seeded) {
+    let Seeded { closed_processes, closed_namespaces, .. } = seeded;
+    if closed_processes > 0 {
+        eprintln!(
+            "xctl: the open files of {closed_processes} processes may not be seen, so the sockets that they hold already are \
+             unknown until used: give CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+        );
+    }
+    if closed_namespaces > 0 {
+        eprintln!(
+            "xctl: {closed_namespaces} network namespaces may not be entered, so the sockets that are open there already are \
+             unknown until used: give CAP_SYS_ADMIN"
+        );
+    }
 }
 
 /// All is attached: from now on neither privilege nor most system calls are needed.
@@ -338,6 +357,7 @@ fn settings(options: &TraceOptions) -> Settings {
         sends: u8::from(options.events != Events::Retransmit),
         births_by_state: 0, // the plan's business
         has_shared_ring: 0, // the kernel's
-        zero: [0; 4],
+        by_netns: u8::from(options.verify),
+        zero: [0; 3],
     }
 }

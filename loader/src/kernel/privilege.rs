@@ -28,7 +28,7 @@ const fn capability(bit: u32, name: &'static str, purpose: &'static str) -> Capa
 pub const SYS_ADMIN: Capability = capability(
     21,
     "CAP_SYS_ADMIN",
-    "to enter network namespaces (xctl sockets, --seed proc, --verify where only a mount leads to one)",
+    "to enter network namespaces (xctl sockets; --seed proc, --verify where only a mount leads to one)",
 );
 /// To load programs.
 pub const BPF: Capability = capability(39, "CAP_BPF", "to load programs and maps");

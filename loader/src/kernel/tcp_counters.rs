@@ -125,7 +125,7 @@ fn read(netns: &Netns) -> Result<Option<Counters>> {
 }
 
 /// `/proc/PID/task/TID/net`, of `/proc/PID/task/TID/ns/net`.
-fn directory_of(path: &Path) -> Option<PathBuf> {
+pub(crate) fn directory_of(path: &Path) -> Option<PathBuf> {
     let thread = path.strip_prefix("/proc").ok()?.to_str()?.strip_suffix("/ns/net")?;
     let is_thread = matches!(thread.split('/').collect::<Vec<_>>()[..], [_, "task", _]);
     is_thread.then(|| Path::new("/proc").join(thread).join("net"))

@@ -42,6 +42,10 @@ pub struct Seeded {
     pub sockets: usize,
     /// Sockets for which SOCKET_TO_PID had no room, as far as the programs did not count them themselves.
     pub no_room: u64,
+    /// Network namespaces whose sockets were not looked at, as they may not be entered.
+    pub closed_namespaces: usize,
+    /// Processes whose open files may not be seen.
+    pub closed_processes: usize,
 }
 
 /// Remember what is open already. `cgroup` is the id of the cgroup that the user asked for, or 0.
@@ -52,7 +56,7 @@ pub fn seed(object: &Loaded, source: Source, cgroup: u64) -> Result<Seeded> {
     match source {
         Source::Iterator => {
             let sockets = run(object.program(SEED)?).context("cannot read open files")?.len();
-            Ok(Seeded { sockets, no_room: 0 })
+            Ok(Seeded { sockets, ..Seeded::default() })
         }
         Source::Proc => procfs::seed(&object.contents(SOCKETS)?, cgroup),
         Source::None => Ok(Seeded::default()),

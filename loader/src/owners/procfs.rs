@@ -11,11 +11,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 
 use super::Seeded;
 use crate::events::{COMM_LEN, Flow, How, Owner, Plain};
 use crate::kernel::map::Map;
 use crate::kernel::netns::Netns;
+use crate::kernel::tcp_counters::directory_of;
 use crate::kernel::{host, netns};
 
 /// Remember every connection that a process holds. What the programs have learned meanwhile is newer, and stays.
@@ -23,12 +25,17 @@ use crate::kernel::{host, netns};
 /// `cgroup` is the id of the cgroup that the user asked for, or 0.
 ///
 /// # Errors
-/// If /proc cannot be read, a network namespace not entered, or the map not written.
+/// If /proc cannot be read, or the map not written.
 pub fn seed(map: &Map<'_>, cgroup: u64) -> Result<Seeded> {
-    let holders = holders()?;
-    let (mut owners, mut seeded, mut inserted) = (HashMap::new(), Seeded::default(), Vec::new());
+    let (holders, closed_processes) = holders()?;
+    let mut seeded = Seeded { closed_processes, ..Seeded::default() };
+    let (mut owners, mut inserted) = (HashMap::new(), Vec::new());
     for netns in netns::all()? {
-        for connection in connections(&netns)? {
+        let Some(connections) = connections(&netns)? else {
+            seeded.closed_namespaces += 1;
+            continue;
+        };
+        for connection in connections {
             let Some(&tgid) = holders.get(&connection.inode) else { continue };
             let Some(owner) = owners.entry(tgid).or_insert_with(|| describe(tgid, cgroup)) else { continue };
             match map.insert(&bytes(&connection.flow), &bytes(owner)) {
@@ -50,7 +57,7 @@ fn forget_ended(map: &Map<'_>, inserted: &[(Netns, Connection)]) -> Result<usize
     let mut looked_at = HashSet::new();
     for (netns, _) in inserted {
         if looked_at.insert(netns.inode) {
-            open.extend(connections(netns)?);
+            open.extend(connections(netns)?.unwrap_or_default());
         }
     }
     let mut forgotten = 0;
@@ -73,14 +80,16 @@ fn bytes<T: Plain>(value: &T) -> Vec<u8> {
 }
 
 /// Inode number of each open socket, of any protocol, to the process that holds it; of several the one with the lowest
-/// PID, as the iterator has it.
-fn holders() -> Result<HashMap<u64, u32>> {
+/// PID, as the iterator has it. And the number of processes whose files may not be seen.
+fn holders() -> Result<(HashMap<u64, u32>, usize)> {
     let processes = fs::read_dir("/proc").context("cannot read /proc")?.flatten();
     let mut pids: Vec<u32> = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     pids.sort_unstable();
-    let mut holders = HashMap::new();
+    let (mut holders, mut closed) = (HashMap::new(), 0);
     for pid in pids {
-        for fd in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd"));
+        closed += usize::from(fds.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied));
+        for fd in fds.into_iter().flatten().flatten() {
             let target = fs::read_link(fd.path()).ok();
             let inode = target
                 .as_deref()
@@ -91,7 +100,7 @@ fn holders() -> Result<HashMap<u64, u32>> {
             }
         }
     }
-    Ok(holders)
+    Ok((holders, closed))
 }
 
 /// A line of /proc/net/tcp: a socket with both its addresses.
@@ -102,15 +111,34 @@ struct Connection {
     inode: u64,
 }
 
-/// The connections of a network namespace that a file stands for; none if the namespace is gone.
-fn connections(netns: &Netns) -> Result<Vec<Connection>> {
-    let read = |name: &str| match fs::read_to_string(format!("/proc/thread-self/net/{name}")) {
-        // A host without IPv6 has no tcp6.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+/// The connections of a network namespace that a file stands for, of which there are none if it is gone; `None` if only
+/// entering it would tell, and that is not permitted.
+///
+/// What a thread sees, and what we see ourselves, can be read without entering, which takes CAP_SYS_ADMIN.
+fn connections(netns: &Netns) -> Result<Option<Vec<Connection>>> {
+    const OWN: &str = "/proc/thread-self";
+    let is = |file: &Path| fs::metadata(file).is_ok_and(|about| about.ino() == u64::from(netns.inode));
+    let read = |directory: &Path, name: &str| match fs::read_to_string(directory.join(name)) {
+        // A host without IPv6 has no tcp6, and a thread that has ended nothing.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL)) => {
+            Ok(String::new())
+        }
         other => other.with_context(|| format!("cannot read /proc/net/{name} of network namespace {}", netns.inode)),
     };
-    let text = netns.enter(|| Ok(read("tcp")? + &read("tcp6")?))?.unwrap_or_default();
-    Ok(text.lines().filter_map(|line| connection(line, netns.inode)).collect())
+    let read = |directory: &Path| Ok(read(directory, "tcp")? + &read(directory, "tcp6")?);
+    let own = Path::new(OWN).join("net");
+    let text = if is(&Path::new(OWN).join("ns/net")) {
+        read(&own)?
+    } else if let Some(directory) = directory_of(&netns.path) {
+        // Asked afterwards: meanwhile the thread may have ended, or moved.
+        Some(read(&directory)?).filter(|_| is(&netns.path)).unwrap_or_default()
+    } else {
+        match netns.enter(|| read(&own)) {
+            Err(error) if error.downcast_ref() == Some(&Errno::EPERM) => return Ok(None),
+            text => text?.unwrap_or_default(),
+        }
+    };
+    Ok(Some(text.lines().filter_map(|line| connection(line, netns.inode)).collect()))
 }
 
 /// Parse a line (net/ipv4/tcp_ipv4.c, get_tcp4_sock): number, local and remote address, state, and the inode as the tenth
@@ -221,7 +249,7 @@ mod tests {
         let text = fs::read_to_string("/proc/self/net/tcp").unwrap();
         let port = ours.local_addr().unwrap().port();
         let found = text.lines().filter_map(|line| connection(line, 0)).find(|found| found.flow.sport == port).unwrap();
-        assert_eq!(holders().unwrap().get(&found.inode), Some(&std::process::id()));
+        assert_eq!(holders().unwrap().0.get(&found.inode), Some(&std::process::id()));
         let owner = describe(std::process::id(), 0).unwrap();
         assert!(host::is_alive(owner.tgid, owner.born));
         assert!(fs::read("/proc/self/comm").unwrap().starts_with(crate::events::comm(&owner.comm).as_bytes()));

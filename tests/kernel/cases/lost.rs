@@ -67,6 +67,29 @@ pub fn totals(set: Set, family: Family) -> Outcome {
     claims.hold(&trace, &format!(", {uncounted} not in the totals"))
 }
 
+/// Totals have room for one network namespace, and two retransmit: nobody asked for them, so nothing is lost; with
+/// `--verify` it is told.
+pub fn netns_totals(set: Set, family: Family) -> Outcome {
+    let (_file, object) = nameless_file(&without::room_for_netns_totals(1))?;
+    let lost = |verify: &[&str]| -> Result<u64> {
+        let (link, wire) = (Link::up()?, Link::up()?);
+        let mut xctl = Xctl::start(set, &[&["--object", &object], verify].concat())?;
+        for wire in [&link, &wire] {
+            let _connection = unanswered(wire, family, "sender")?;
+            let seen = xctl.wait_for(|record| record.at.netns == wire.a.inode)?;
+            ensure!(seen.is_some(), "no retransmit in {}", wire.a.inode);
+            wire.lose(0)?;
+        }
+        xctl.process.signal(Signal::SIGINT)?;
+        let last = xctl.process.rest()?.pop().context("no summary")?;
+        let summary: serde_json::Value = serde_json::from_str(&last)?;
+        summary["lost"]["totals"].as_u64().with_context(|| format!("no totals in {last}"))
+    };
+    let (without, with) = (lost(&[])?, lost(&["--verify"])?);
+    ensure!(without == 0 && with > 0, "{without} lost without --verify, {with} with");
+    Ok(Verdict::Passed(format!("nothing lost; with --verify {with}")))
+}
+
 /// Softirqs that interrupt bpf(2) where it copies a value: there the kernel runs no kprobe's program, and counts that. Events
 /// are missing then, as many as it is told at the most, and no other is wrong.
 pub fn missed(set: Set, family: Family) -> Outcome {

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 
 use super::lossy_link;
 use crate::host::{Set, has_symbol};
+use crate::link::Link;
 use crate::tracee;
 use crate::workers::{self, Call, NOBODY};
 use crate::xctl::{Xctl, command};
@@ -52,6 +53,27 @@ pub fn as_nobody(set: Set, family: Family) -> Outcome {
         Verdict::Passed(note) => Ok(Verdict::Passed(format!("{}; {note}", needed.join(" ")))),
         skipped => Ok(skipped),
     }
+}
+
+/// Who may not enter namespaces nor see others' files takes from /proc what is left, and says what is not.
+pub fn seed_from_proc(set: Set, family: Family) -> Outcome {
+    let _paranoid = Paranoid::at_most_2()?;
+    // namespaces that only mounts lead to
+    let link = Link::up()?;
+    let attach = set.to_string();
+    let args = ["trace", "--json", "--attach", &attach, "--max-sockets", "32768", "--seed", "proc"];
+    let xctl = Xctl::start_command(set, workers::by_nobody(&needed(), &command(&args)?)?)?;
+    let (_receiver, sender) = workers::unanswered(&link, family, "sender")?;
+    let truth = sender.truth.clone();
+    link.lose(0)?;
+    sender.exit()?;
+    link.quiet()?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+    let records = trace.all_of(link.a.inode, &truth.who, truth.flow()?)?;
+    for words in ["processes may not be seen", "CAP_SYS_PTRACE", "namespaces may not be entered", "CAP_SYS_ADMIN"] {
+        ensure!(trace.said.contains(words), "it does not say {words:?}: {:?}", trace.said);
+    }
+    Ok(Verdict::Passed(format!("{records} retransmits")))
 }
 
 /// kernel.perf_event_paranoid, lowered; as it was when dropped.
