@@ -138,6 +138,7 @@ enum lost {
 	LOST_TOTALS,		/* a process or namespace that no totals had room for */
 	STOOD_IN,		/* no loss: the kernel skipped a program, and its second did the work */
 	STATE_STOOD_IN,		/* the same, for the programs on inet_sock_set_state */
+	LOST_REFUSED,		/* SOCKET_TO_PID or its cache refused an operation, for another reason than its size */
 	LOST_KINDS,
 };
 

@@ -11,6 +11,8 @@
 #include <bpf/bpf_tracing.h>
 #include "events.h"
 
+#define ENOENT 2
+#define E2BIG 7
 #define EAGAIN 11
 #define EEXIST 17
 #define ENOSPC 28

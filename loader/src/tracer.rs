@@ -47,6 +47,7 @@ const LOST_UNKNOWN: u32 = 5;
 const LOST_TOTALS: u32 = 6;
 const STOOD_IN: u32 = 7;
 const STATE_STOOD_IN: u32 = 8;
+const LOST_REFUSED: u32 = 9;
 
 /// What a kernel shows by having a struct of a certain name.
 #[derive(Clone, Copy, Debug)]
@@ -462,7 +463,7 @@ impl Tracer {
         let count = |index| self.count(index);
         Ok(Lost {
             perf: count(LOST_PERF)?,
-            output: count(LOST_OUTPUT)? + count(LOST_IN_FLIGHT)? + count(LOST_READ)?,
+            output: count(LOST_OUTPUT)? + count(LOST_IN_FLIGHT)? + count(LOST_READ)? + count(LOST_REFUSED)?,
             map_full: count(LOST_MAP_FULL)? + self.seeded.no_room,
             unknown: count(LOST_UNKNOWN)?,
             totals: count(LOST_TOTALS)?,

@@ -13,7 +13,8 @@ use crate::verify::Report;
 pub struct Lost {
     /// Records that found a ring full.
     pub perf: u64,
-    /// Records that failed to reach a ring for another reason, or could not be made: a read of kernel memory failed.
+    /// Records that failed to reach a ring for another reason, or could not be made: a read of kernel memory failed. And
+    /// what a map refused to remember or to forget for another reason than its size.
     pub output: u64,
     /// Sockets that SOCKET_TO_PID had no room for.
     pub map_full: u64,

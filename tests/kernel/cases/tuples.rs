@@ -1,6 +1,8 @@
 //! Four-tuples that mislead: the same one twice, and IPv4 in IPv6's clothes.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -34,6 +36,45 @@ pub fn same_tuple_two_netns(set: Set, family: Family) -> Outcome {
     let mut counts = vec![];
     for ((link, truth), receiver) in links.iter().zip(&truths).zip(&receivers) {
         counts.push(all_named(&trace, link, truth, receiver)?);
+    }
+    Ok(Verdict::Passed(format!("{} and {} retransmits", counts[0], counts[1])))
+}
+
+/// Two such in one network namespace, on two wires with the same link-local addresses. Loss is on one of them at a time.
+pub fn same_tuple_two_devices(set: Set, _family: Family) -> Outcome {
+    const LOCAL: u16 = 40000;
+    let link = Link::up()?;
+    let wires = link.second_wire()?;
+    let receiver = Receiver::new(&link.b, "receiver", Ipv6Addr::UNSPECIFIED.into(), 0)?;
+    let mut counts = vec![];
+    for lossy in 0..2 {
+        let xctl = Xctl::start(set, &[])?;
+        link.lose_from(&link.a, if lossy == 0 { 10 } else { 0 })?;
+        link.lose_from_second(&link.a, if lossy == 1 { 10 } else { 0 })?;
+        let mut twins = vec![];
+        for (wire, comm) in wires.iter().zip(["twin-0", "twin-1"]) {
+            let at = |host, port| SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), port, 0, *wire);
+            let to = at(2, receiver.at.port()).into();
+            let plan = Plan { from: Some(at(1, LOCAL).into()), ..busy_plan(comm, to) };
+            twins.push(Sender::new(&link.a, plan)?);
+        }
+        // what comes second must not take the first one's place
+        twins[lossy].go()?;
+        thread::sleep(Duration::from_millis(200));
+        twins[1 - lossy].go()?;
+        let truths = twins.into_iter().map(Sender::finish).collect::<Result<Vec<_>>>()?;
+        link.lose_from_second(&link.a, 0)?;
+        link.lose_from(&link.a, 0)?;
+        link.quiet()?;
+        let trace = xctl.stop(Signal::SIGINT)?;
+
+        trace.nothing_lost()?;
+        counts.push(trace.of(link.a.inode).count());
+        ensure!(counts[lossy] > 0, "nothing was sent again");
+        for record in trace.of(link.a.inode) {
+            let who = &truths[lossy].who;
+            ensure!(record.at.pid == Some(who.pid), "this is of {who:?}: {record:?}");
+        }
     }
     Ok(Verdict::Passed(format!("{} and {} retransmits", counts[0], counts[1])))
 }
