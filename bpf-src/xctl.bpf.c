@@ -74,7 +74,7 @@ SEC("raw_tp/tcp_retransmit_synack")
 int BPF_PROG(tp_synack, struct sock *sk, struct request_sock *req)
 {
 	if (claim(req))
-		synack_retransmitted(ctx, sk, req);
+		synack_retransmitted(ctx, sk, req, BPF_CORE_READ_BITFIELD_PROBED(req, num_retrans));
 	return 0;
 }
 
@@ -82,7 +82,7 @@ SEC("raw_tp/tcp_retransmit_synack")
 int BPF_PROG(tp2_synack, struct sock *sk, struct request_sock *req)
 {
 	if (must_stand_in(req, STOOD_IN))
-		synack_retransmitted(ctx, sk, req);
+		synack_retransmitted(ctx, sk, req, BPF_CORE_READ_BITFIELD_PROBED(req, num_retrans));
 	return 0;
 }
 
@@ -206,7 +206,7 @@ int BPF_KPROBE(kp_mptcp_destroy, struct sock *sk)
 SEC("kprobe/tcp_retransmit_skb")
 int BPF_KPROBE(kp_retransmit, struct sock *sk, struct sk_buff *skb)
 {
-	attempt_begins(ATTEMPT_SEGMENT, sk, skb);
+	attempt_begins(ATTEMPT_SEGMENT, sk, skb, 0);
 	return 0;
 }
 
@@ -223,7 +223,7 @@ int BPF_KRETPROBE(kp_retransmit_return, int err)
 SEC("kprobe/__tcp_retransmit_skb")
 int BPF_KPROBE(kp_inner, struct sock *sk, struct sk_buff *skb)
 {
-	attempt_begins(ATTEMPT_SEGMENT, sk, skb);
+	attempt_begins(ATTEMPT_SEGMENT, sk, skb, 0);
 	return 0;
 }
 
@@ -240,7 +240,7 @@ int BPF_KRETPROBE(kp_inner_return, int err)
 SEC("kprobe/tcp_rtx_synack")
 int BPF_KPROBE(kp_synack, struct sock *sk, struct request_sock *req)
 {
-	attempt_begins(ATTEMPT_SYNACK, sk, req);
+	attempt_begins(ATTEMPT_SYNACK, sk, req, BPF_CORE_READ_BITFIELD_PROBED(req, num_retrans));
 	return 0;
 }
 
@@ -250,7 +250,7 @@ int BPF_KRETPROBE(kp_synack_return, int err)
 	struct attempt_args args;
 
 	if (attempt_ends(ATTEMPT_SYNACK, &args) && !err)
-		synack_retransmitted(ctx, args.sk, args.arg);
+		synack_retransmitted(ctx, args.sk, args.arg, args.retrans);
 	return 0;
 }
 

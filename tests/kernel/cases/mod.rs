@@ -100,6 +100,7 @@ pub const ALL: &[Case] = &[
     case!("reused_pid",           AUTO,     V4,   reused_pid::run),
     case!("kinds",                Set::ALL, V4,   kinds::run),
     case!("same_as_ss",           Set::ALL, EITHER, ss::run),
+    case!("timeouts_in_ss",       Set::ALL, V4,   ss::timeouts_in_a_row),
     case!("record_calls",         AUTO,     V4,   record::calls),
     case!("record_strace",        AUTO,     V4,   record::strace),
     case!("record_schema",        AUTO,     V4,   record::schema, Host),
