@@ -123,12 +123,12 @@ struct socket_record {
 
 #define KINDS 8		/* enum kind, and one to spare for alignment's sake */
 
-/* Counted in the kernel, so that they hold whatever happens to the events. Failed attempts are only in failed. */
+/* Counted in the kernel, so that they hold whatever happens to the events. Failed attempts are at most in failed. */
 struct totals {
 	__u64 segs[KINDS];
 	__u64 bytes;
 	__u64 retransmits;
-	__u64 failed;
+	__u64 failed;		/* segments that the kernel counts in TCPRetransFail */
 	char comm[COMM_LEN];	/* of a process; else empty */
 };
 

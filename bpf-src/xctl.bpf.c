@@ -14,9 +14,13 @@
 #define ENOENT 2
 #define E2BIG 7
 #define EAGAIN 11
+#define ENOMEM 12
+#define EBUSY 16
 #define EEXIST 17
+#define EINVAL 22
 #define ENOSPC 28
 #define ENOBUFS 105
+#define EHOSTUNREACH 113
 
 const volatile struct settings settings = {};
 

@@ -436,7 +436,6 @@ impl Tracer {
     fn missed(&self) -> Result<Option<u64>> {
         let alone = |link: &&Attached| !self.plan.is_backed(link.hook());
         let kprobes: Option<u64> = self.links.iter().filter(alone).map(Attached::missed).sum::<Result<_>>()?;
-        let kprobes = kprobes.or((!self.plan.can_miss()).then_some(0));
         let (mut missed, mut retransmits, mut states) = (0, 0, 0);
         for hook in self.plan.hooks.iter().filter(|hook| !self.plan.is_backed(hook)) {
             let skipped = self.object.skipped(hook.program)?;

@@ -91,11 +91,10 @@ pub fn key_of(owner: &Owner) -> ProcessKey {
     ProcessKey { born: owner.born, tgid: owner.tgid, nobody }
 }
 
-/// Count an event as the programs do.
+/// Count an event as the programs do, but for attempts that failed, which are of no process's summary.
 pub fn add(totals: &mut Totals, event: &Retransmit) {
     totals.comm = event.owner.comm;
     if event.err != 0 {
-        totals.failed += 1;
         return;
     }
     totals.segs[event.kind() as usize] += u64::from(event.segs);

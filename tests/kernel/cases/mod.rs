@@ -99,6 +99,8 @@ pub const ALL: &[Case] = &[
     case!("full_map",             AUTO,     V4,   full_map::run),
     case!("reused_pid",           AUTO,     V4,   reused_pid::run),
     case!("kinds",                Set::ALL, V4,   kinds::run),
+    case!("fast_open",            Set::ALL, V4,   verify::fast_open),
+    case!("accepted_early",       Set::ALL, V4,   kinds::accepted_early),
     case!("same_as_ss",           Set::ALL, EITHER, ss::run),
     case!("timeouts_in_ss",       Set::ALL, V4,   ss::timeouts_in_a_row),
     case!("record_calls",         AUTO,     V4,   record::calls),
