@@ -24,6 +24,8 @@ const NAMED: &str = "/var/run/netns";
 const DEVICE: &str = "veth0";
 /// The second wire of a link that has two.
 const SECOND: &str = "veth1";
+/// Shorter than the first one's 1500.
+pub const SECOND_MTU: u64 = 1400;
 
 /// An address on the link at which nobody answers.
 pub const DEAD_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 99));
@@ -119,7 +121,7 @@ impl Link {
         run(tool("ip").args(["-n", a, "link", "add", SECOND, "type", "veth", "peer", "name", SECOND, "netns", b]), "")?;
         for ns in [&self.a, &self.b] {
             let (own, peer) = (self.host(ns), 3 - self.host(ns));
-            let mut batch = format!("link set {SECOND} address 02:00:00:00:00:{own:02x} up\n");
+            let mut batch = format!("link set {SECOND} address 02:00:00:00:00:{own:02x} mtu {SECOND_MTU} up\n");
             for device in [DEVICE, SECOND] {
                 batch += &format!("addr add fe80::{own}/64 dev {device} nodad\n");
                 let mac = format!("02:00:00:00:00:{peer:02x}");

@@ -202,7 +202,8 @@ pub fn timeouts_in_a_row(set: Set, family: Family) -> Outcome {
         return Ok(Verdict::Skipped(why));
     }
 
-    trace.nothing_lost()?;
+    // they still go on when it ends: kprobes are not let go at one moment
+    ensure!(trace.summary.lost.perf == 0, "lost: {:?}", trace.summary.lost);
     let mut compared = [0; 3];
     for (((ns, flow, _, state), seen), compared) in sockets.iter().zip(&seen).zip(&mut compared) {
         let records: Vec<_> = trace.of(ns.inode).filter(|record| record.at.flow() == *flow).collect();
