@@ -86,7 +86,12 @@ struct retransmit_event {
 	__u32 cwnd;		/* segments */
 	__u32 ssthresh;		/* segments */
 	__u32 mss;		/* bytes */
-	__u32 sk_retrans;	/* earlier retransmissions of the same segment in a row */
+	/*
+	 * Timeouts in a row with no progress, this one included, as the kernel counts them for the socket and ss shows them
+	 * behind its timer: 0 where an ACK or a loss probe led to this. It does not count while the peer's window is shut.
+	 * For a SYN-ACK, how often it has gone again.
+	 */
+	__u32 sk_retrans;
 	__u8 kind;		/* enum kind */
 	__u8 state;		/* TCP_ESTABLISHED, ... */
 	__u8 fin;
@@ -118,12 +123,12 @@ struct socket_record {
 
 #define KINDS 8		/* enum kind, and one to spare for alignment's sake */
 
-/* Counted in the kernel, so that they hold whatever happens to the events. Failed attempts are only in failed. */
+/* Counted in the kernel, so that they hold whatever happens to the events. Failed attempts are at most in failed. */
 struct totals {
 	__u64 segs[KINDS];
 	__u64 bytes;
 	__u64 retransmits;
-	__u64 failed;
+	__u64 failed;		/* segments that the kernel counts in TCPRetransFail */
 	char comm[COMM_LEN];	/* of a process; else empty */
 };
 
@@ -132,12 +137,13 @@ enum lost {
 	LOST_PERF = 0,		/* the ring was full */
 	LOST_OUTPUT,		/* any other reason for which a record did not reach a ring */
 	LOST_MAP_FULL,		/* SOCKET_TO_PID had no room for a socket */
-	LOST_IN_FLIGHT,		/* kprobe set: a return without its entry, or no room to remember an entry */
+	LOST_IN_FLIGHT,		/* kprobe set: a return without its entry or an entry without its return, or no room for one */
 	LOST_READ,		/* a read of kernel memory failed: nothing was emitted */
 	LOST_UNKNOWN,		/* an event without an owner: emitted, but incomplete */
 	LOST_TOTALS,		/* a process or namespace that no totals had room for */
 	STOOD_IN,		/* no loss: the kernel skipped a program, and its second did the work */
 	STATE_STOOD_IN,		/* the same, for the programs on inet_sock_set_state */
+	LOST_REFUSED,		/* SOCKET_TO_PID or its cache refused an operation, for another reason than its size */
 	LOST_KINDS,
 };
 

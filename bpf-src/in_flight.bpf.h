@@ -28,6 +28,8 @@ struct attempt_args {
 	 * compilers inline there on some kernels (Debian's 6.1) and a loss probe calls directly, so both are probed.
 	 */
 	__u64 depth;
+	__u64 began;	/* when, on CLOCK_MONOTONIC */
+	__u64 retrans;	/* how often a SYN-ACK had gone again before: newer kernels count this time before the return */
 };
 
 struct {
@@ -37,15 +39,31 @@ struct {
 	__type(value, struct attempt_args);
 } IN_FLIGHT SEC(".maps");
 
-static __always_inline void attempt_begins(enum attempt what, const struct sock *sk, const void *arg)
+/*
+ * What was entered under this key. An attempt takes microseconds: what is older by far has lost its return, which a kprobe
+ * may, and its socket may be gone.
+ */
+static __always_inline struct attempt_args *in_flight(const struct attempt_key *key)
+{
+	const __u64 second = 1000 * 1000 * 1000;
+	struct attempt_args *found = bpf_map_lookup_elem(&IN_FLIGHT, key);
+
+	if (!found || bpf_ktime_get_ns() - found->began < second)
+		return found;
+	bpf_map_delete_elem(&IN_FLIGHT, key);
+	count_lost(LOST_IN_FLIGHT);
+	return NULL;
+}
+
+static __always_inline void attempt_begins(enum attempt what, const struct sock *sk, const void *arg, __u64 retrans)
 {
 	struct attempt_key key = { .task = bpf_get_current_task(), .what = what };
-	struct attempt_args args = { .sk = sk, .arg = arg, .depth = 1 };
-	struct attempt_args *found = bpf_map_lookup_elem(&IN_FLIGHT, &key);
+	struct attempt_args args = { .sk = sk, .arg = arg, .depth = 1, .began = bpf_ktime_get_ns(), .retrans = retrans };
+	struct attempt_args *found = in_flight(&key);
 
 	if (found && found->arg != arg) {
 		key.level = 1;
-		found = bpf_map_lookup_elem(&IN_FLIGHT, &key);
+		found = in_flight(&key);
 	}
 	if (found && found->arg == arg)
 		found->depth++;
@@ -57,11 +75,11 @@ static __always_inline void attempt_begins(enum attempt what, const struct sock 
 static __always_inline bool attempt_ends(enum attempt what, struct attempt_args *args)
 {
 	struct attempt_key key = { .task = bpf_get_current_task(), .what = what, .level = 1 };
-	struct attempt_args *found = bpf_map_lookup_elem(&IN_FLIGHT, &key);
+	struct attempt_args *found = in_flight(&key);
 
 	if (!found) {
 		key.level = 0;
-		found = bpf_map_lookup_elem(&IN_FLIGHT, &key);
+		found = in_flight(&key);
 	}
 	if (!found) {
 		count_lost(LOST_IN_FLIGHT);

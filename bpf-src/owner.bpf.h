@@ -12,6 +12,7 @@
 #define IPPROTO_TCP 6
 #define IPPROTO_MPTCP 262
 #define NO_ROOM 0		/* nobody's pid_tgid but the idle task's, which sends nothing */
+#define NO_SOCKET (~0ULL)	/* no socket's address */
 
 /*
  * Four-tuple -> owner. A socket without a four-tuple of its own is kept under its address instead, the rest of the key
@@ -172,18 +173,54 @@ static __always_inline struct owner *own_entry(const struct sock *sk, const stru
 }
 
 /*
+ * A map may refuse: from 5.11 on with -EBUSY where a softirq interrupted an operation on the same map between two
+ * instructions of htab_lock_bucket() (kernel/bpf/hashtab.c), on newer kernels for other reasons. What had to go and is
+ * still there then is altered to be nobody's.
+ *
+ * The errors of maps are ints: until 6.3 the verifier let programs call functions that return no more than that, and the
+ * upper half of the register is not theirs.
+ */
+static __always_inline bool refused(int err)
+{
+	if (err && err != -ENOENT)
+		count_lost(LOST_REFUSED);
+	return err && err != -ENOENT;
+}
+
+static __always_inline void drop_entry(const struct flow *key)
+{
+	struct owner *owner;
+
+	if (refused(bpf_map_delete_elem(&SOCKET_TO_PID, key))) {
+		owner = bpf_map_lookup_elem(&SOCKET_TO_PID, key);
+		if (owner)
+			owner->sk = NO_SOCKET;
+	}
+}
+
+static __always_inline void drop_cached(const struct sock *sk)
+{
+	__u64 address = (__u64)sk, *cached;
+
+	if (refused(bpf_map_delete_elem(&SK_CACHE, &address))) {
+		cached = bpf_map_lookup_elem(&SK_CACHE, &address);
+		if (cached)
+			*cached = NO_ROOM;
+	}
+}
+
+/*
  * The socket's end, which is not close(): FIN and data are retransmitted long after that. Only the socket's own entry
  * goes: a connect() whose four-tuple is in use puts its own socket into TCP_CLOSE with the tuple of the live one.
  */
 static __always_inline void forget(const struct sock *sk)
 {
 	struct flow key = flow_by_address(sk), flow;
-	__u64 address = (__u64)sk;
 
-	bpf_map_delete_elem(&SK_CACHE, &address);
-	bpf_map_delete_elem(&SOCKET_TO_PID, &key);
+	drop_cached(sk);
+	drop_entry(&key);
 	if (flow_of_closing(sk, &flow) && own_entry(sk, &flow))
-		bpf_map_delete_elem(&SOCKET_TO_PID, &flow);
+		drop_entry(&flow);
 }
 
 /*
@@ -196,25 +233,64 @@ static __always_inline bool is_closed(const struct sock *sk, const struct flow *
 	       (!key->sk && !BPF_CORE_READ(sk, __sk_common.skc_num));
 }
 
-/* Make the current process the owner of the socket behind this key. */
-static __always_inline void remember(const struct sock *sk, const struct flow *key, enum how how)
+/* An entry could not be made: count it, once for each socket, since a sender asks for room with every send. */
+static __always_inline void no_room(const struct sock *sk, int err)
 {
-	__u64 address = (__u64)sk, vouched = bpf_get_current_pid_tgid(), *cached;
-	struct owner owner;
+	__u64 address = (__u64)sk, nobody = NO_ROOM, *cached = bpf_map_lookup_elem(&SK_CACHE, &address);
+
+	if (cached && *cached == NO_ROOM)
+		return;
+	count_lost(err == -E2BIG ? LOST_MAP_FULL : LOST_REFUSED);
+	bpf_map_update_elem(&SK_CACHE, &address, &nobody, BPF_ANY);
+}
+
+/*
+ * Whether the entry under this four-tuple is of another socket that still has it: two may, in VRFs or between link-local
+ * addresses on different devices. Then this one is kept under its address. To be wrong costs nothing: both are looked for.
+ */
+static __always_inline bool has_twin(const struct sock *sk, const struct flow *key)
+{
+	const struct owner *owner = bpf_map_lookup_elem(&SOCKET_TO_PID, key);
+	const struct sock *other;
+
+	if (!owner || !owner->sk || owner->sk == (__u64)sk)
+		return false;
+	other = (const void *)owner->sk;
+	return BPF_CORE_READ(other, __sk_common.skc_state) != TCP_CLOSE &&
+	       BPF_CORE_READ(other, __sk_common.skc_num) == key->sport &&
+	       bpf_ntohs(BPF_CORE_READ(other, __sk_common.skc_dport)) == key->dport;
+}
+
+/* Make the current process the owner of the socket behind this key. */
+static __always_inline void remember(const struct sock *sk, const struct flow *flow, enum how how)
+{
+	__u64 address = (__u64)sk, vouched = bpf_get_current_pid_tgid();
+	struct flow by_address = flow_by_address(sk);
+	const struct flow *key = !flow->sk && has_twin(sk, flow) ? &by_address : flow;
+	struct owner owner, *entry;
+	int err;
 
 	describe(&owner, (void *)bpf_get_current_task(), sk, how);
-	if (bpf_map_update_elem(&SOCKET_TO_PID, key, &owner, BPF_ANY)) {
-		/* A sender asks for room with every send: its socket is counted once. */
-		cached = bpf_map_lookup_elem(&SK_CACHE, &address);
-		if (cached && *cached == NO_ROOM)
-			return;
-		count_lost(LOST_MAP_FULL);
-		vouched = NO_ROOM;
-	} else if (how != HOW_SEND) {
-		bpf_map_delete_elem(&SK_CACHE, &address);
+	err = bpf_map_update_elem(&SOCKET_TO_PID, key, &owner, BPF_ANY);
+	if (err) {
+		entry = own_entry(sk, key);
+		if (entry)	/* the owner before this one */
+			entry->sk = NO_SOCKET;
+		no_room(sk, err);
+		return;
+	}
+	if (how != HOW_SEND) {
+		drop_cached(sk);
 		return;
 	}
 	bpf_map_update_elem(&SK_CACHE, &address, &vouched, BPF_ANY);
+	/*
+	 * Not every hook holds the socket's lock. Who sends at the same time may have made the entry after us, and have
+	 * filled the cache before us: then nothing may vouch for us.
+	 */
+	entry = own_entry(sk, key);
+	if (!entry || entry->tgid != owner.tgid)
+		drop_cached(sk);
 }
 
 /*
@@ -301,8 +377,11 @@ static __always_inline void remember_connection(const struct sock *sk, enum how 
 /* What accept() hands out: of any family, and for MPTCP the parent. */
 static __always_inline void remember_accepted(const struct sock *sk)
 {
-	__u32 protocol = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol);
+	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	__u16 protocol = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol);
 
+	if (family != AF_INET && family != AF_INET6)	/* another family's protocols have other numbers, and other sockets */
+		return;
 	if (protocol == IPPROTO_MPTCP)
 		remember_by_address(sk, HOW_ACCEPT);
 	else if (protocol == IPPROTO_TCP)
@@ -313,17 +392,19 @@ static __always_inline struct owner *entry_by_address(const struct sock *sk)
 {
 	struct flow key = flow_by_address(sk);
 
-	return bpf_map_lookup_elem(&SOCKET_TO_PID, &key);
+	return own_entry(sk, &key);
 }
 
 /* Keep what is known under another key. */
 static __always_inline void copy_entry(const struct owner *owner, const struct sock *sk, const struct flow *key)
 {
 	struct owner copy = *owner;
+	int err;
 
 	copy.sk = (__u64)sk;
-	if (bpf_map_update_elem(&SOCKET_TO_PID, key, &copy, BPF_ANY))
-		count_lost(LOST_MAP_FULL);
+	err = bpf_map_update_elem(&SOCKET_TO_PID, key, &copy, BPF_ANY);
+	if (err)
+		no_room(sk, err);
 }
 
 /*
@@ -358,8 +439,10 @@ static __always_inline void promote(const struct sock *sk)
 	if (!owner || !flow_of(&sk->__sk_common, &flow))
 		return;
 	copy = *owner;
-	bpf_map_delete_elem(&SOCKET_TO_PID, &key);
-	copy_entry(&copy, sk, &flow);
+	if (!own_entry(sk, &flow) && !has_twin(sk, &flow)) {	/* with TCP Fast Open it has sent already, which is newer */
+		copy_entry(&copy, sk, &flow);
+		drop_entry(&key);
+	}
 }
 
 static __always_inline void state_changed(const struct sock *sk, int state)
@@ -391,28 +474,45 @@ static __always_inline void state_changed(const struct sock *sk, int state)
 	}
 }
 
+/*
+ * Copy the socket's own entry. While it is copied another may replace it, and its place be given to another socket's: what
+ * was copied is whole if it is still the entry of this key afterwards.
+ */
+static __always_inline bool copy_of(const struct sock *sk, const struct flow *key, struct owner *to)
+{
+	const struct owner *owner;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 2; i++) {
+		owner = own_entry(sk, key);
+		if (!owner)
+			return false;
+		*to = *owner;
+		if (own_entry(sk, key) == owner)
+			return true;
+		__builtin_memset(to, 0, sizeof(*to));
+	}
+	return false;
+}
+
 /* Who owns the socket of this flow; if nobody is known, say whether it is the kernel's own. Never a guess. */
 static __always_inline void owner_of(const struct sock *sk, const struct flow *flow, struct owner *to)
 {
 	const struct sock *parent = mptcp_parent(sk);
-	struct owner *owner = NULL;
+	struct flow by_address = flow_by_address(parent);
 	__u64 address = (__u64)sk, *cached;
 
-	if (parent) {	/* what the process has done last, it has done to this one */
-		owner = entry_by_address(parent);
-		if (owner)
-			address = (__u64)parent;
+	if (parent && copy_of(parent, &by_address, to)) {	/* what the process has done last, it has done to this one */
+		address = (__u64)parent;
+	} else {
+		by_address.sk = (__u64)sk;
+		if (!copy_of(sk, flow, to) && !copy_of(sk, &by_address, to)) {
+			if (is_kernels_own(sk))
+				to->how = HOW_KERNEL;
+			return;
+		}
 	}
-	if (!owner)
-		owner = own_entry(sk, flow);
-	if (!owner)
-		owner = entry_by_address(sk);
-	if (!owner) {
-		if (is_kernels_own(sk))
-			to->how = HOW_KERNEL;
-		return;
-	}
-	*to = *owner;
 	cached = bpf_map_lookup_elem(&SK_CACHE, &address);
 	if (cached && *cached >> 32 == to->tgid)
 		to->tid = (__u32)*cached;

@@ -75,10 +75,24 @@ static __always_inline bool wanted_kind(__u8 kind)
 }
 
 /*
+ * Whether this is part of establishing the connection: the socket's clock still is what tcp_init_buffer_space() has set it
+ * to. Whatever a timer does, it does after setting it.
+ */
+static __always_inline bool is_being_established(const struct tcp_sock *tp)
+{
+	return bpf_core_field_exists(tp->rcvq_space.time) &&
+	       BPF_CORE_READ(tp, rcvq_space.time) == BPF_CORE_READ(tp, tcp_mstamp);
+}
+
+/*
  * Why this skb goes out again, read inside the one place that all retransmissions pass. tcp_write_timer_handler()
  * clears icsk_pending before an RTO; a loss probe runs with it still set; what is sent in CA_Loss with a timer pending
  * is slow start after that RTO, driven by ACKs. A loss probe that was due before recovery began runs in recovery, with
  * the timer pending as it may be for a fast retransmit too; but what tcp_xmit_retransmit_queue() sends is marked lost.
+ *
+ * Data of a SYN that the peer did not take (TCP Fast Open) go again when the SYN-ACK has set the timer for a loss probe
+ * (tcp_rcv_fastopen_synack()): since 5.12 marked lost, and counted as fast retransmit or, in CA_Loss, slow start; before,
+ * not marked and not counted.
  */
 static __always_inline enum kind kind_of(const struct sock *sk, const struct tcp_skb_cb *tcb, __u8 tcp_flags)
 {
@@ -93,7 +107,9 @@ static __always_inline enum kind kind_of(const struct sock *sk, const struct tcp
 		return pending == ICSK_TIME_LOSS_PROBE && !lost ? KIND_TLP : KIND_FAST;
 	if (ca_state == CA_LOSS)
 		return pending ? KIND_SLOW_START : KIND_RTO;
-	if (pending == ICSK_TIME_LOSS_PROBE)
+	if (lost)
+		return KIND_FAST;
+	if (pending == ICSK_TIME_LOSS_PROBE && !is_being_established((const void *)sk))
 		return KIND_TLP;
 	return KIND_OTHER;
 }
@@ -143,19 +159,21 @@ static __always_inline void retransmitted(void *ctx, const struct sock *sk, cons
 }
 
 /*
- * A SYN-ACK went out again. Until accept() returns, the connection belongs to the listener's process, whoever accepts
- * it later. With TCP Fast Open sk is the child socket, so the listener is taken from the request.
+ * A SYN-ACK went out again, as it had `retrans` times before. Until accept() returns, the connection belongs to the
+ * listener's process, whoever accepts it later. With TCP Fast Open sk is the child socket, which may have been accepted and
+ * sent on already; else the listener is taken from the request.
  */
-static __always_inline void synack_retransmitted(void *ctx, const struct sock *sk, const struct request_sock *req)
+static __always_inline void synack_retransmitted(void *ctx, const struct sock *sk, const struct request_sock *req,
+						 __u32 retrans)
 {
 	const struct sock *listener = BPF_CORE_READ(req, __req_common.skc_listener);
 	struct retransmit_event event = {};
 
 	if (!flow_of(&req->__req_common, &event.flow))
 		return;
-	owner_of(listener ?: sk, &event.flow, &event.owner);
+	owner_of(!listener || own_entry(sk, &event.flow) ? sk : listener, &event.flow, &event.owner);
 	event.segs = 1;
-	event.sk_retrans = BPF_CORE_READ_BITFIELD_PROBED(req, num_retrans);
+	event.sk_retrans = retrans + 1;
 	event.kind = KIND_SYNACK;
 	event.state = BPF_CORE_READ(req, __req_common.skc_state);
 	emit_retransmit(ctx, &event);

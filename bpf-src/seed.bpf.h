@@ -48,14 +48,18 @@ static __always_inline bool seed(struct task_struct *task, struct file *file)
 	struct sock *sk = socket_of(file);
 	struct owner owner;
 	struct flow key;
-	long err;
+	int err;
 
 	if (!sk || !seed_key(sk, &key))
 		return false;
 	describe(&owner, task, sk, HOW_SEED);
 	err = bpf_map_update_elem(&SOCKET_TO_PID, &key, &owner, BPF_NOEXIST);
-	if (err && err != -EEXIST)
-		count_lost(LOST_MAP_FULL);
+	if (err && err != -EEXIST)	/* a socket may be behind many files */
+		no_room(sk, err);
+	if (!err && is_closed(sk, &key)) {	/* nobody has locked it: its end may have come before its entry */
+		forget(sk);
+		return false;
+	}
 	return !err;
 }
 

@@ -18,8 +18,13 @@ struct handled {
 	__u64 task;
 };
 
+/*
+ * With a list of free elements for each CPU: of one that they share a CPU may take 128 at a time, and where there are more
+ * than eight, others then evict what is in use (bpf_common_lru_pop_free(), kernel/bpf/bpf_lru_list.c).
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(map_flags, BPF_F_NO_COMMON_LRU);
 	__uint(max_entries, 1024);
 	__type(key, struct handled);
 	__type(value, __u8);

@@ -17,6 +17,12 @@ struct {
 	__type(value, struct totals);
 } NETNS_TOTALS SEC(".maps");
 
+/* Whether the kernel had counted the segments when it failed; it counts them in TCPRetransFail then (__tcp_retransmit_skb()). */
+static __always_inline bool failed_to_leave(int err)
+{
+	return err != -EAGAIN && err != -ENOMEM && err != -EBUSY && err != -EINVAL && err != -EHOSTUNREACH;
+}
+
 static __always_inline void add_to(void *map, const void *key, const struct retransmit_event *event, const char *comm)
 {
 	struct totals *totals = bpf_map_lookup_elem(map, key);
@@ -35,7 +41,8 @@ static __always_inline void add_to(void *map, const void *key, const struct retr
 		}
 	}
 	if (event->err) {
-		__sync_fetch_and_add(&totals->failed, 1);
+		if (failed_to_leave(event->err))
+			__sync_fetch_and_add(&totals->failed, event->segs);
 		return;
 	}
 	__sync_fetch_and_add(&totals->segs[event->kind & (KINDS - 1)], event->segs);

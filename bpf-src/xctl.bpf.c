@@ -11,10 +11,16 @@
 #include <bpf/bpf_tracing.h>
 #include "events.h"
 
+#define ENOENT 2
+#define E2BIG 7
 #define EAGAIN 11
+#define ENOMEM 12
+#define EBUSY 16
 #define EEXIST 17
+#define EINVAL 22
 #define ENOSPC 28
 #define ENOBUFS 105
+#define EHOSTUNREACH 113
 
 const volatile struct settings settings = {};
 
@@ -72,7 +78,7 @@ SEC("raw_tp/tcp_retransmit_synack")
 int BPF_PROG(tp_synack, struct sock *sk, struct request_sock *req)
 {
 	if (claim(req))
-		synack_retransmitted(ctx, sk, req);
+		synack_retransmitted(ctx, sk, req, BPF_CORE_READ_BITFIELD_PROBED(req, num_retrans));
 	return 0;
 }
 
@@ -80,7 +86,7 @@ SEC("raw_tp/tcp_retransmit_synack")
 int BPF_PROG(tp2_synack, struct sock *sk, struct request_sock *req)
 {
 	if (must_stand_in(req, STOOD_IN))
-		synack_retransmitted(ctx, sk, req);
+		synack_retransmitted(ctx, sk, req, BPF_CORE_READ_BITFIELD_PROBED(req, num_retrans));
 	return 0;
 }
 
@@ -204,7 +210,7 @@ int BPF_KPROBE(kp_mptcp_destroy, struct sock *sk)
 SEC("kprobe/tcp_retransmit_skb")
 int BPF_KPROBE(kp_retransmit, struct sock *sk, struct sk_buff *skb)
 {
-	attempt_begins(ATTEMPT_SEGMENT, sk, skb);
+	attempt_begins(ATTEMPT_SEGMENT, sk, skb, 0);
 	return 0;
 }
 
@@ -221,7 +227,7 @@ int BPF_KRETPROBE(kp_retransmit_return, int err)
 SEC("kprobe/__tcp_retransmit_skb")
 int BPF_KPROBE(kp_inner, struct sock *sk, struct sk_buff *skb)
 {
-	attempt_begins(ATTEMPT_SEGMENT, sk, skb);
+	attempt_begins(ATTEMPT_SEGMENT, sk, skb, 0);
 	return 0;
 }
 
@@ -238,7 +244,7 @@ int BPF_KRETPROBE(kp_inner_return, int err)
 SEC("kprobe/tcp_rtx_synack")
 int BPF_KPROBE(kp_synack, struct sock *sk, struct request_sock *req)
 {
-	attempt_begins(ATTEMPT_SYNACK, sk, req);
+	attempt_begins(ATTEMPT_SYNACK, sk, req, BPF_CORE_READ_BITFIELD_PROBED(req, num_retrans));
 	return 0;
 }
 
@@ -248,7 +254,7 @@ int BPF_KRETPROBE(kp_synack_return, int err)
 	struct attempt_args args;
 
 	if (attempt_ends(ATTEMPT_SYNACK, &args) && !err)
-		synack_retransmitted(ctx, args.sk, args.arg);
+		synack_retransmitted(ctx, args.sk, args.arg, args.retrans);
 	return 0;
 }
 

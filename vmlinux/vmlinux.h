@@ -159,7 +159,13 @@ struct tcp_sock {
 	u32 mss_cache;
 	u32 snd_cwnd;
 	u32 snd_ssthresh;
+	u64 tcp_mstamp;
 	u32 srtt_us;
+	struct {
+		int space;
+		u32 seq;
+		u64 time;
+	} rcvq_space;
 	bool is_mptcp;
 };
 
@@ -261,6 +267,10 @@ enum {
 
 enum {
 	BPF_F_CURRENT_CPU = 4294967295,
+};
+
+enum {
+	BPF_F_NO_COMMON_LRU = 2,
 };
 
 enum {

@@ -259,12 +259,10 @@ impl Plan {
         self.hooks.iter().flat_map(Hook::programs).any(|own| own == program)
     }
 
-    /// Whether kprobes of this plan can be skipped, and what they saw be lost: one that fires while another runs on the same
-    /// CPU is. Entries that show owners run in process context, where no other probe of ours can be running; those on what
-    /// softirq runs can. A kretprobe is skipped where too many calls wait at a time, as in accept().
+    /// Whether attempts that fail are seen: the return of the function tells, and newer kernels' tracepoint.
     #[must_use]
-    pub fn can_miss(&self) -> bool {
-        self.has(RETRANSMITS_BY_KPROBE[0].program) || self.has(ACCEPT_BY_KRETPROBE.program)
+    pub fn shows_failures(&self) -> bool {
+        self.has(RETRANSMIT_ERR.program) || self.has(RETRANSMITS_BY_KPROBE[0].program)
     }
 
     /// Whether what this hook is skipped for is seen by another: changes of state by kprobe and by tracepoint. A kprobe is
@@ -517,10 +515,10 @@ mod tests {
     fn accept_is_seen_at_its_return_only_where_nothing_else_shows_it() {
         let mut kernel = kernel(true, &[("tcp_retransmit_skb", 3)]);
         let plan = first(Attach::Auto, false, &kernel);
-        assert!(plan.has("kp_accept") && !plan.has("kp_accept_return") && !plan.can_miss());
+        assert!(plan.has("kp_accept") && !plan.has("kp_accept_return"));
         kernel.functions.clear();
         let plan = first(Attach::Auto, false, &kernel);
-        assert!(plan.has("kp_accept_return") && !plan.has("kp_accept") && plan.can_miss());
+        assert!(plan.has("kp_accept_return") && !plan.has("kp_accept"));
     }
 
     #[test]
@@ -550,7 +548,7 @@ mod tests {
         let plan = first(Attach::Auto, false, &kernel(true, &[("tcp_retransmit_skb", 2)]));
         assert_eq!(plan.name, "kprobe+tracepoint");
         assert!(plan.has("kp_sendmsg_locked") && plan.has("tp_retransmit") && !plan.has("kp_retransmit"));
-        assert!(!plan.births_by_state && !plan.can_miss());
+        assert!(!plan.births_by_state);
     }
 
     #[test]

@@ -42,6 +42,7 @@ const LOST_UNKNOWN: u32 = 5;
 const LOST_TOTALS: u32 = 6;
 const STOOD_IN: u32 = 7;
 const STATE_STOOD_IN: u32 = 8;
+const LOST_REFUSED: u32 = 9;
 
 /// What a kernel shows by having a struct of a certain name.
 #[derive(Clone, Copy, Debug)]
@@ -456,7 +457,6 @@ impl Tracer {
     fn missed(&self) -> Result<Option<u64>> {
         let alone = |link: &&Attached| !self.plan.is_backed(link.hook());
         let kprobes: Option<u64> = self.links.iter().filter(alone).map(Attached::missed).sum::<Result<_>>()?;
-        let kprobes = kprobes.or((!self.plan.can_miss()).then_some(0));
         let (mut missed, mut retransmits, mut states) = (0, 0, 0);
         for hook in self.plan.hooks.iter().filter(|hook| !self.plan.is_backed(hook)) {
             let skipped = self.object.skipped(hook.program)?;
@@ -483,7 +483,7 @@ impl Tracer {
         let count = |index| self.count(index);
         Ok(Lost {
             perf: count(LOST_PERF)?,
-            output: count(LOST_OUTPUT)? + count(LOST_IN_FLIGHT)? + count(LOST_READ)?,
+            output: count(LOST_OUTPUT)? + count(LOST_IN_FLIGHT)? + count(LOST_READ)? + count(LOST_REFUSED)?,
             map_full: count(LOST_MAP_FULL)? + self.seeded.no_room,
             unknown: count(LOST_UNKNOWN)?,
             totals: count(LOST_TOTALS)?,

@@ -22,6 +22,10 @@ const NAMED: &str = "/var/run/netns";
 
 /// Both ends look the same in every link: it is xctl that must tell namespaces apart.
 const DEVICE: &str = "veth0";
+/// The second wire of a link that has two.
+const SECOND: &str = "veth1";
+/// Shorter than the first one's 1500.
+pub const SECOND_MTU: u64 = 1400;
 
 /// An address on the link at which nobody answers.
 pub const DEAD_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 99));
@@ -110,6 +114,30 @@ impl Link {
         Ok(link)
     }
 
+    /// A second wire: on both, `a` is fe80::1 and `b` fe80::2, so that two connections may have the same addresses. The index
+    /// of each device, which says which is meant; at both ends it is the same.
+    pub fn second_wire(&self) -> Result<[u32; 2]> {
+        let (a, b) = (&self.a.name, &self.b.name);
+        run(tool("ip").args(["-n", a, "link", "add", SECOND, "type", "veth", "peer", "name", SECOND, "netns", b]), "")?;
+        for ns in [&self.a, &self.b] {
+            let (own, peer) = (self.host(ns), 3 - self.host(ns));
+            let mut batch = format!("link set {SECOND} address 02:00:00:00:00:{own:02x} mtu {SECOND_MTU} up\n");
+            for device in [DEVICE, SECOND] {
+                batch += &format!("addr add fe80::{own}/64 dev {device} nodad\n");
+                let mac = format!("02:00:00:00:00:{peer:02x}");
+                batch += &format!("neigh replace fe80::{peer} lladdr {mac} nud permanent dev {device}\n");
+            }
+            run(tool("ip").args(["-n", &ns.name, "-batch", "-"]), &batch)?;
+        }
+        let text = self.a.enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/if_inet6")?))?;
+        let index = |device: &str| {
+            let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let line = lines.find(|words| words.last() == Some(&device)).with_context(|| format!("no {device}"))?;
+            u32::from_str_radix(line[1], 16).with_context(|| format!("in {line:?}"))
+        };
+        Ok([index(DEVICE)?, index(SECOND)?])
+    }
+
     /// From now on TCP of `ns` makes every segment a buffer of its own.
     pub fn one_by_one(&self, ns: &Netns) -> Result<()> {
         run(tool("ip").args(["-n", &ns.name, "link", "set", DEVICE, "gso_max_segs", "1"]), "")
@@ -148,9 +176,18 @@ impl Link {
 
     /// Loses that part of what `ns` sends: by netem where the kernel has it, else by nft where it would arrive.
     pub fn lose_from(&self, ns: &Netns, percent: u8) -> Result<()> {
+        self.lose_on(DEVICE, ns, percent)
+    }
+
+    /// The same on the second wire.
+    pub fn lose_from_second(&self, ns: &Netns, percent: u8) -> Result<()> {
+        self.lose_on(SECOND, ns, percent)
+    }
+
+    fn lose_on(&self, device: &str, ns: &Netns, percent: u8) -> Result<()> {
         let loss = format!("{percent}%");
         let netem = run(
-            tool("tc").args(["-n", &ns.name, "qdisc", "replace", "dev", DEVICE, "root", "netem", "loss", &loss]),
+            tool("tc").args(["-n", &ns.name, "qdisc", "replace", "dev", device, "root", "netem", "loss", &loss]),
             "",
         );
         let Err(no_netem) = netem else { return Ok(()) };
@@ -161,9 +198,9 @@ impl Link {
             _ => format!("meta l4proto tcp numgen random mod 100 < {percent} drop"),
         };
         let rules = format!(
-            "add table inet loss\ndelete table inet loss\nadd table inet loss\n\
-             add chain inet loss input {{ type filter hook input priority 0; }}\n\
-             add rule inet loss input {which}\n"
+            "add table inet {device}\ndelete table inet {device}\nadd table inet {device}\n\
+             add chain inet {device} input {{ type filter hook input priority 0; }}\n\
+             add rule inet {device} input iifname {device} {which}\n"
         );
         self.peer(ns)
             .enter(|| run(tool("nft").args(["-f", "-"]), &rules))

@@ -43,26 +43,31 @@ struct Key {
 #[derive(Deserialize)]
 struct Value {
     tgid: u32,
+    sk: u64,
 }
 
 /// Every entry of the map that this process holds, sorted.
 pub fn entries(pid: u32) -> Result<Vec<Entry>> {
+    let mut entries: Vec<_> = elements(pid)?.iter().map(entry).collect();
+    entries.sort_unstable();
+    Ok(entries)
+}
+
+/// Those of them that are of no socket any more, and could not be removed.
+pub fn dead(pid: u32) -> Result<Vec<Entry>> {
+    Ok(elements(pid)?.iter().filter(|element| element.formatted.value.sk == u64::MAX).map(entry).collect())
+}
+
+fn entry(Element { formatted: Formatted { key, value } }: &Element) -> Entry {
+    Entry { netns: key.netns, sport: key.sport, dport: key.dport, pid: value.tgid }
+}
+
+fn elements(pid: u32) -> Result<Vec<Element>> {
     let held = held(pid)?;
     let maps: Vec<Map> = bpftool(&["map", "show"])?;
     let mut found = maps.iter().filter(|map| map.name == "SOCKET_TO_PID" && held.contains(&map.id));
     let id = found.next().with_context(|| format!("process {pid} holds no SOCKET_TO_PID"))?.id.to_string();
-    let elements: Vec<Element> = bpftool(&["map", "dump", "id", &id])?;
-    let mut entries: Vec<_> = elements
-        .iter()
-        .map(|Element { formatted: Formatted { key, value } }| Entry {
-            netns: key.netns,
-            sport: key.sport,
-            dport: key.dport,
-            pid: value.tgid,
-        })
-        .collect();
-    entries.sort_unstable();
-    Ok(entries)
+    bpftool(&["map", "dump", "id", &id])
 }
 
 /// The ids of the maps that a process has descriptors of.

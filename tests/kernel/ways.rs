@@ -23,6 +23,9 @@ pub enum How {
     Poll,
 }
 
+/// Bytes of what is sent alone.
+pub const ALONE: u64 = 100;
+
 #[derive(Clone, Copy, Debug)]
 pub enum Order {
     Listen(IpAddr),
@@ -31,6 +34,8 @@ pub enum Order {
     Ask(SocketAddr),
     Accept(RawFd, How),
     Send(RawFd, How),
+    /// So many times a child sends 1 byte and it another at the same time, then it alone [`ALONE`].
+    Contend(RawFd, u32),
     Shutdown(RawFd),
     /// By pidfd_getfd().
     Take(u32, RawFd),
@@ -48,6 +53,7 @@ impl fmt::Display for Order {
             Order::Ask(to) => write!(f, "ask {} {}", to.ip(), to.port()),
             Order::Accept(listener, how) => write!(f, "accept {listener} {how}"),
             Order::Send(on, how) => write!(f, "send {on} {how}"),
+            Order::Contend(on, times) => write!(f, "contend {on} {times}"),
             Order::Shutdown(of) => write!(f, "shutdown {of}"),
             Order::Take(pid, theirs) => write!(f, "take {pid} {theirs}"),
             Order::Forward(from, to) => write!(f, "forward {from} {to}"),

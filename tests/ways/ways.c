@@ -8,6 +8,7 @@
  *	listen ADDRESS			connect ADDRESS PORT		accept SOCKET HOW
  *	ask ADDRESS PORT		a connection by io_uring, not waited for
  *	send SOCKET HOW			1000 bytes
+ *	contend SOCKET TIMES		a child sends 1 byte and it another at the same time, then it alone 100
  *	shutdown SOCKET			sends FIN
  *	take PID SOCKET			another process's socket
  *	forward FROM TO			lets the kernel send to one what comes in on the other
@@ -273,6 +274,39 @@ static void send_on(int fd, const char *how)
 		failed("send()");
 }
 
+static void contend(int fd, int times)
+{
+	static const char data[100];
+	int *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0), time, ours = 0;
+
+	if (shared == MAP_FAILED) {
+		failed("memory to share");
+		return;
+	}
+	if (!fork()) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		prctl(PR_SET_NAME, "rival");
+		for (time = 1; time <= times; time++) {
+			while (__atomic_load_n(&shared[0], __ATOMIC_ACQUIRE) < time)
+				sched_yield();
+			send(fd, data, 1, 0);
+			__atomic_store_n(&shared[1], time, __ATOMIC_RELEASE);
+		}
+		exit(0);
+	}
+	for (time = 1; time <= times; time++) {
+		__atomic_store_n(&shared[0], time, __ATOMIC_RELEASE);
+		ours += send(fd, data, 1, 0) == 1;
+		while (__atomic_load_n(&shared[1], __ATOMIC_ACQUIRE) < time)
+			sched_yield();
+		ours += send(fd, data, sizeof(data), 0) == sizeof(data);
+	}
+	if (ours == 2 * times)
+		fputs("done\n", answers);
+	else
+		failed("send()");
+}
+
 static void take(int pid, int theirs)
 {
 	int process = syscall(SYS_pidfd_open, pid, 0);
@@ -447,6 +481,8 @@ static void obey(const char *order)
 		accept_from(number, word);
 	else if (sscanf(order, "send %d %63s", &number, word) == 2)
 		send_on(number, word);
+	else if (sscanf(order, "contend %d %d", &number, &other) == 2)
+		contend(number, other);
 	else if (sscanf(order, "shutdown %d", &number) == 1)
 		shutdown(number, SHUT_WR) ? failed("shutdown()") : (void)fputs("done\n", answers);
 	else if (sscanf(order, "take %d %d", &number, &other) == 2)

@@ -90,7 +90,8 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
     }
     let mut order = Order::new(MARGIN_NS);
     let verifier = if options.verify {
-        Some(Verifier::begin(&mut Live { tracer: &mut tracer, order: &mut order })?)
+        let shown = tracer.plan.shows_failures();
+        Some(Verifier::begin(&mut Live { tracer: &mut tracer, order: &mut order }, shown)?)
     } else {
         None
     };

@@ -28,6 +28,8 @@ pub struct Counters {
     pub syn: u64,
     /// TCPLossProbes: tail loss probes that went out, with old or with new data.
     pub loss_probes: u64,
+    /// TCPFastOpenActiveFail: connections whose SYN carried data that the peer did not take.
+    pub fast_open_fail: u64,
     /// ActiveOpens, PassiveOpens, InSegs, OutSegs: for no other purpose than to tell two namespaces apart.
     pub life: [u64; 4],
 }
@@ -47,6 +49,7 @@ impl Counters {
             slow_start: ext("TCPSlowStartRetrans")?,
             syn: ext("TCPSynRetrans")?,
             loss_probes: ext("TCPLossProbes")?,
+            fast_open_fail: ext("TCPFastOpenActiveFail")?,
             life: [tcp("ActiveOpens")?, tcp("PassiveOpens")?, tcp("InSegs")?, tcp("OutSegs")?],
         })
     }
@@ -56,7 +59,8 @@ impl Counters {
     pub fn went_back_since(&self, earlier: &Self) -> bool {
         let all = |of: &Self| {
             let [a, b, c, d] = of.life;
-            [of.retrans_segs, of.retrans_fail, of.fast, of.slow_start, of.syn, of.loss_probes, a, b, c, d]
+            let Self { retrans_segs, retrans_fail, fast, slow_start, syn, loss_probes, fast_open_fail, .. } = *of;
+            [retrans_segs, retrans_fail, fast, slow_start, syn, loss_probes, fast_open_fail, a, b, c, d]
         };
         all(self).iter().zip(all(earlier)).any(|(now, then)| *now < then)
     }
@@ -155,14 +159,14 @@ mod tests {
 
     #[test]
     fn names_decide_and_not_places() {
-        let older = "TcpExt: TCPFastRetrans TCPSlowStartRetrans TCPRetransFail TCPLossProbes TCPSynRetrans\n\
-                     TcpExt: 1 2 3 4 5\nIpExt: TCPFastRetrans\nIpExt: 99\n";
-        let newer = "TcpExt: TCPSynRetrans New TCPLossProbes TCPRetransFail TCPSlowStartRetrans TCPFastRetrans\n\
-                     TcpExt: 5 77 4 3 2 1\n";
+        let older = "TcpExt: TCPFastRetrans TCPSlowStartRetrans TCPRetransFail TCPLossProbes TCPSynRetrans \
+                     TCPFastOpenActiveFail\nTcpExt: 1 2 3 4 5 6\nIpExt: TCPFastRetrans\nIpExt: 99\n";
+        let newer = "TcpExt: TCPFastOpenActiveFail TCPSynRetrans New TCPLossProbes TCPRetransFail TCPSlowStartRetrans \
+                     TCPFastRetrans\nTcpExt: 6 5 77 4 3 2 1\n";
         let counters = Counters::parse(SNMP, older).unwrap();
         assert_eq!(counters, Counters::parse(SNMP, newer).unwrap());
         assert_eq!((counters.retrans_segs, counters.retrans_fail, counters.loss_probes), (60, 3, 4));
-        assert_eq!((counters.fast, counters.slow_start, counters.syn), (1, 2, 5));
+        assert_eq!((counters.fast, counters.slow_start, counters.syn, counters.fast_open_fail), (1, 2, 5, 6));
         assert_eq!(counters.life, [2, 3, 4, 5]);
     }
 

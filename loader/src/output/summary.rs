@@ -13,7 +13,8 @@ use crate::verify::Report;
 pub struct Lost {
     /// Records that found a ring full.
     pub perf: u64,
-    /// Records that failed to reach a ring for another reason, or could not be made: a read of kernel memory failed.
+    /// Records that failed to reach a ring for another reason, or could not be made: a read of kernel memory failed. And
+    /// what a map refused to remember or to forget for another reason than its size.
     pub output: u64,
     /// Sockets that SOCKET_TO_PID had no room for.
     pub map_full: u64,
@@ -90,11 +91,10 @@ pub fn key_of(owner: &Owner) -> ProcessKey {
     ProcessKey { born: owner.born, tgid: owner.tgid, nobody }
 }
 
-/// Count an event as the programs do.
+/// Count an event as the programs do, but for attempts that failed, which are of no process's summary.
 pub fn add(totals: &mut Totals, event: &Retransmit) {
     totals.comm = event.owner.comm;
     if event.err != 0 {
-        totals.failed += 1;
         return;
     }
     totals.segs[event.kind() as usize] += u64::from(event.segs);

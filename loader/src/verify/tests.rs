@@ -45,7 +45,11 @@ fn script(kernel: &[Counters], xctl: &[Totals]) -> Script {
 }
 
 fn run(start: &mut Script, end: &mut Script) -> Report {
-    Verifier::begin(start).unwrap().finish(end).unwrap()
+    run_where(start, end, true)
+}
+
+fn run_where(start: &mut Script, end: &mut Script, failures_are_shown: bool) -> Report {
+    Verifier::begin(start, failures_are_shown).unwrap().finish(end).unwrap()
 }
 
 fn of(report: &Report, check: Check) -> &Record {
@@ -107,13 +111,55 @@ fn what_never_stands_is_an_interval_and_says_so() {
 fn failed_attempts_are_in_neither_sum() {
     let mut after = theirs(5);
     (after.retrans_segs, after.retrans_fail, after.syn) = (after.retrans_segs + 2, after.retrans_fail + 2, 2);
-    let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut script(&[after], &[ours(5)]));
+    let xctl = Totals { failed: 2, ..ours(5) };
+    let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut script(&[after], &[xctl]));
     assert_eq!((of(&report, Check::RetransSegs).kernel, report.verified()), (Some([5, 5]), Some(true)));
     let note = of(&report, Check::Syn).note.as_ref().unwrap();
     assert!(note.starts_with("2 more that could not be sent"), "{note}");
     after.syn = 3;
-    let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut script(&[after], &[ours(5)]));
+    let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut script(&[after], &[xctl]));
     assert_eq!(of(&report, Check::Syn).verdict, Verdict::Differs);
+}
+
+#[test]
+fn failed_attempts_are_compared_where_they_are_shown() {
+    let mut after = theirs(0);
+    (after.retrans_segs, after.retrans_fail) = (after.retrans_segs + 2, after.retrans_fail + 2);
+    for (shown, seen, verdict) in [
+        (true, 2, Verdict::Equal),
+        (true, 1, Verdict::Differs),
+        (true, 3, Verdict::Differs),
+        (false, 0, Verdict::Equal),
+    ] {
+        let mut end = script(&[after], &[Totals { failed: seen, ..ours(0) }]);
+        let report = run_where(&mut script(&[theirs(0)], &[ours(0)]), &mut end, shown);
+        let record = of(&report, Check::RetransFail);
+        assert_eq!((record.kernel, record.verdict), (Some([2, 2]), verdict), "{shown} {seen}");
+        assert_eq!(record.note.is_some(), !shown, "{record:?}");
+    }
+}
+
+#[test]
+fn what_a_syn_carried_may_be_slow_start_that_the_kernel_does_not_count() {
+    for (refused, verdict) in [(1, Verdict::Equal), (0, Verdict::Differs)] {
+        let mut totals = Totals::default();
+        totals.segs[Kind::SlowStart as usize] = 1;
+        let after = Counters { retrans_segs: 1001, fast_open_fail: refused, ..theirs(0) };
+        let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut script(&[after], &[totals]));
+        let record = of(&report, Check::SlowStart);
+        assert_eq!((record.verdict, record.note.is_some()), (verdict, refused > 0), "{record:?}");
+    }
+}
+
+#[test]
+fn what_is_of_no_kind_is_nowhere_else() {
+    let mut totals = ours(4);
+    totals.segs[Kind::Other as usize] = 1;
+    let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut script(&[theirs(5)], &[totals]));
+    assert_eq!(
+        (of(&report, Check::RetransSegs).verdict, of(&report, Check::Fast).verdict),
+        (Verdict::Equal, Verdict::Differs)
+    );
 }
 
 #[test]

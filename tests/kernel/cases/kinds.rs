@@ -7,14 +7,16 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 
 use super::lossy_link::nothing_is_missing;
+use crate::claims::{Claims, Whose};
 use crate::counters::{Counters, unacknowledged};
 use crate::crowd::{Job, Member};
 use crate::host::Set;
 use crate::link::{Link, Netns};
 use crate::missed::Witness;
 use crate::process::{PATIENCE, poll};
-use crate::workers::{Flow, Receiver, connect_in_vain};
-use crate::xctl::{Kind, Trace, Xctl};
+use crate::ways::{How::Call, Order, RawActor};
+use crate::workers::{Flow, Receiver, connect_fast, connect_in_vain};
+use crate::xctl::{Kind, Owner, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 /// Fits into the first congestion window: nothing is left to send that is not on its way.
@@ -102,6 +104,28 @@ fn equal(
         "{counter}: the kernel counted {kernel}, xctl {seen} of {kinds:?} ({failed} attempts failed, {missed} runs missed)"
     );
     Ok(format!("{:?} {seen}", kinds[0]))
+}
+
+/// With TCP Fast Open a connection is accepted before its SYN-ACK has arrived: that is of whom it was given to.
+pub fn accepted_early(set: Set, family: Family) -> Outcome {
+    const SERVE_ALL_WITHOUT_COOKIES: u32 = 0x2 | 0x200 | 0x400;
+    let link = Link::up()?;
+    link.b.set("tcp_fastopen", &SERVE_ALL_WITHOUT_COOKIES.to_string())?;
+    let mut server = RawActor::new(&link.b, "server")?;
+    let (listener, at) = server.listen(link.address(&link.b, family))?;
+    let worker = server.fork("worker")?;
+    let mut xctl = Xctl::start(set, &[])?;
+    link.lose_from(&link.b, 100)?;
+    let _client = connect_fast(&link.a, at)?;
+    let (socket, flow) = server.child_socket(&worker, Order::Accept(listener, Call))?;
+    let owner = if xctl.sees_accept() { Owner::Accept } else { Owner::Send };
+    if owner == Owner::Send {
+        server.child_done(&worker, Order::Send(socket, Call))?;
+    }
+    let mut claims = Claims::default();
+    claims.add("accepted early", &link.b, flow, Kind::Synack, Whose::Of(worker.who.clone(), owner))?;
+    claims.wait(&mut xctl)?;
+    claims.judge(xctl, "")
 }
 
 /// SYNs that nobody answers, and answers that do not arrive.

@@ -10,6 +10,7 @@ use crate::claims::{Claims, Whose};
 use crate::counters::Counters;
 use crate::host::{Set, tool};
 use crate::link::Link;
+use crate::map;
 use crate::process::{PATIENCE, nameless_file, poll};
 use crate::ways::{Order, RawActor};
 use crate::without;
@@ -40,6 +41,56 @@ pub fn output(set: Set, family: Family) -> Outcome {
     let segs = own.with_context(|| format!("{who:?} is not in the summary"))?.segs;
     ensure!(i64::try_from(segs)? == counted, "the kernel counted {counted} segments, the summary {segs}");
     Ok(Verdict::Passed(format!("{} records lost, {segs} segments in the totals", lost.output)))
+}
+
+/// Maps that are busy when a socket ends: its entry stays and is nobody's, which is counted, and whose the next connection
+/// with that four-tuple is, is right.
+pub fn refused(set: Set, family: Family) -> Outcome {
+    let (_file, object) = nameless_file(&without::removal())?;
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let xctl = Xctl::start(set, &["--object", &object, "--netns", &link.a.path().to_string_lossy()])?;
+    let from = Some((link.address(&link.a, family), 40000).into());
+    let mut truths = vec![];
+    let mut dead = vec![];
+    for (comm, loss) in [("first", 0), ("second", 20)] {
+        link.lose_from(&link.a, loss)?;
+        let plan = Plan { from, ..Plan::new(comm, receiver.at) };
+        truths.extend(send_all(vec![Sender::new(&link.a, plan)?])?);
+        link.lose_from(&link.a, 0)?;
+        link.quiet()?;
+        dead.push(map::dead(xctl.process.pid())?);
+    }
+    let trace = xctl.stop(Signal::SIGINT)?;
+
+    ensure!(truths[0].flow()? == truths[1].flow()?, "not the same four-tuple: {truths:?}");
+    let is_first = |entry: &map::Entry| entry.netns == link.a.inode && entry.pid == truths[0].who.pid;
+    ensure!(dead[0].iter().any(is_first), "the entry of the first is not dead: {:?}", dead[0]);
+    ensure!(trace.summary.lost.output > 0 && trace.summary.lost.map_full == 0, "lost: {:?}", trace.summary.lost);
+    let count = trace.all_of(link.a.inode, &truths[1].who, truths[1].flow()?)?;
+    ensure!(count > 0, "nothing was sent again");
+    Ok(Verdict::Passed(format!("{} dead, {count} retransmits", dead[1].len())))
+}
+
+/// Sockets that several processes held before xctl came are remembered once, and for nothing else there was no room.
+pub fn shared_before(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut parent = RawActor::new(&link.a, "parent")?;
+    let flows = [(); 3].map(|()| parent.socket(Order::Connect(receiver.at)).map(|(_, flow)| flow));
+    let flows = flows.into_iter().collect::<Result<Vec<_>>>()?;
+    let _children = [parent.fork("child-1")?, parent.fork("child-2")?];
+    let xctl = Xctl::start(set, &[])?;
+    let entries = map::entries(xctl.process.pid())?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+
+    trace.nothing_lost()?;
+    for flow in &flows {
+        let own = entries.iter().filter(|entry| entry.netns == link.a.inode && entry.sport == flow.local.port());
+        let pids: Vec<_> = own.map(|entry| entry.pid).collect();
+        ensure!(pids == [parent.who.pid], "{flow:?} is of {:?}, and not of {pids:?}", parent.who);
+    }
+    Ok(Verdict::Passed(format!("{} sockets of three processes", flows.len())))
 }
 
 /// More processes than the totals have room for: those that came too late are counted, and their events are right.

@@ -1,11 +1,13 @@
 //! Processes that have a socket in common without having called exec: children of fork(), and who took it by pidfd_getfd().
 //! The last that sent is the owner, and of a connection that was never sent on, who accepted it.
 
+use anyhow::ensure;
+
 use crate::claims::{Claims, Whose};
-use crate::host::Set;
+use crate::host::{Set, crowd};
 use crate::link::Link;
-use crate::ways::{How::Call, Order, RawActor};
-use crate::workers::Who;
+use crate::ways::{ALONE, How::Call, Order, RawActor};
+use crate::workers::{Receiver, Who};
 use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome};
 
@@ -56,4 +58,36 @@ pub fn run(set: Set, family: Family) -> Outcome {
     accepted("a worker accepts and closes", idle.1.1, &workers[0].who, Owner::Accept)?;
     claims.wait(&mut xctl)?;
     claims.judge(xctl, &note)
+}
+
+/// Two send at the same time again and again, and one of them alone afterwards: that is the last, each time.
+pub fn contended(set: Set, family: Family) -> Outcome {
+    let times = crowd(5000, 2000);
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut parent = RawActor::new(&link.a, "parent")?;
+    let netns = link.a.path().to_string_lossy().into_owned();
+    let mut xctl = Xctl::start(set, &["--events", "all", "--netns", &netns])?;
+    let (socket, flow) = parent.socket(Order::Connect(receiver.at))?;
+    parent.done(Order::Contend(socket, times))?;
+    link.lose(100)?;
+    let mut claims = Claims::default();
+    parent.done(Order::Send(socket, Call))?;
+    claims.add("it sends alone", &link.a, flow, Kind::Rto, Whose::Of(parent.who.clone(), Owner::Send))?;
+    claims.wait(&mut xctl)?;
+    let trace = xctl.stop(nix::sys::signal::Signal::SIGINT)?;
+
+    let alone: Vec<_> = trace.sends.iter().filter(|send| send.bytes == ALONE).collect();
+    let wrong: Vec<_> = alone.iter().filter(|send| send.at.pid != Some(parent.who.pid)).collect();
+    ensure!(
+        wrong.is_empty(),
+        "{} of {} must be of {:?}, as this one: {:?}",
+        wrong.len(),
+        alone.len(),
+        parent.who,
+        wrong.first()
+    );
+    let seen = alone.len() as u64 + trace.summary.lost.perf + trace.summary.lost.missed.unwrap_or(0);
+    ensure!(seen >= u64::from(times), "{} sends of {times}, lost: {:?}", alone.len(), trace.summary.lost);
+    claims.hold(&trace, &format!(", {} sends", alone.len()))
 }

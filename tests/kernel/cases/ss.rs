@@ -1,18 +1,18 @@
 //! A connection that waits between two timeouts stands still: what the last retransmit said of it is what `ss` says.
 
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use nix::sys::socket::SockFlag;
 
 use crate::host::{Set, tool};
-use crate::link::Link;
+use crate::link::{DEAD_V4, Link, Netns};
 use crate::missed::Witness;
-use crate::process::PATIENCE;
-use crate::process::now;
-use crate::workers::{Flow, Puppet, Receiver};
+use crate::process::{PATIENCE, now, poll};
+use crate::workers::{Flow, Puppet, Receiver, local, open};
 use crate::xctl::{Kind, Retransmit, Xctl};
 use crate::{Family, Outcome, Verdict};
 
@@ -24,6 +24,10 @@ struct Seen {
     state: String,
     /// Timeouts in a row.
     backoff: u64,
+    timeouts: u64,
+    /// Segments and bytes that ever went again.
+    retrans: u64,
+    bytes_retrans: u64,
     rtt_us: u64,
     cwnd: u64,
     ssthresh: Option<u64>,
@@ -77,8 +81,12 @@ pub fn run(set: Set, family: Family) -> Outcome {
         if record.kind != Kind::Rto || next == u64::MAX {
             continue;
         }
+        let so_far = &records[..=index];
+        let sums = so_far.iter().fold((0, 0), |sums, record| (sums.0 + record.segs, sums.1 + record.bytes));
         for seen in seen.iter().filter(between).filter(|seen| pauses.contains(&seen.backoff)) {
             same(record, seen)?;
+            let of_ss = (seen.retrans, seen.bytes_retrans);
+            ensure!(sums == of_ss, "(segments, bytes) so far: xctl {sums:?}, ss {of_ss:?}: {so_far:?}");
             compared += 1;
         }
     }
@@ -92,21 +100,16 @@ pub fn run(set: Set, family: Family) -> Outcome {
 fn same(record: &Retransmit, seen: &Seen) -> Result<()> {
     // as long as there is no threshold it is a number beyond all windows, which ss does not show (tcp_stats_print())
     let ssthresh = record.ssthresh.filter(|ssthresh| *ssthresh < 0xffff);
-    let ours = (record.srtt_us, record.cwnd, ssthresh, record.mss);
-    let of_ss = (Some(seen.rtt_us), Some(seen.cwnd), seen.ssthresh, Some(seen.mss));
-    ensure!(ours == of_ss, "(srtt_us, cwnd, ssthresh, mss): xctl {ours:?}, ss {of_ss:?}: {record:?}");
+    let ours = (record.srtt_us, record.cwnd, ssthresh, record.mss, record.sk_retrans);
+    let of_ss = (Some(seen.rtt_us), Some(seen.cwnd), seen.ssthresh, Some(seen.mss), seen.timeouts);
+    ensure!(ours == of_ss, "(srtt_us, cwnd, ssthresh, mss, sk_retrans): xctl {ours:?}, ss {of_ss:?}: {record:?}");
     ensure!(record.state == "ESTABLISHED" && seen.state == "ESTAB", "{} and {}", record.state, seen.state);
     Ok(())
 }
 
 /// Asks ss; none if it does not say all yet.
 fn ask(link: &Link, flow: Flow) -> Result<Option<Seen>> {
-    let local = format!("sport = :{}", flow.local.port());
-    let asked = now()?;
-    let output = link.a.enter(|| tool("ss").args(["-Htin", &local]).output().context("starting ss"))?;
-    let answered = now()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.success(), "ss: {}", String::from_utf8_lossy(&output.stderr));
+    let Said { asked, answered, text } = say(&link.a, flow)?;
     let words: Vec<_> = text.split_whitespace().collect();
     let Some(state) = words.first() else { bail!("ss does not know {flow:?}") };
     let is = |address: SocketAddr| words.get(3..5).is_some_and(|words| words.contains(&address.to_string().as_str()));
@@ -117,12 +120,101 @@ fn ask(link: &Link, flow: Flow) -> Result<Option<Seen>> {
     };
     // milliseconds and their variance, with six digits, which is every microsecond below a second
     let rtt = value("rtt").and_then(|rtt| rtt.split('/').next()?.parse::<f64>().ok());
+    // of those in flight, and all
+    let retrans = value("retrans").and_then(|retrans| retrans.split_once('/')?.1.parse().ok());
     let (Some(rtt), Some(backoff), Some(cwnd), Some(mss)) = (rtt, number("backoff")?, number("cwnd")?, number("mss")?)
+    else {
+        return Ok(None);
+    };
+    let (Some(timeouts), Some(retrans), Some(bytes_retrans)) = (timeouts(&text), retrans, number("bytes_retrans")?)
     else {
         return Ok(None);
     };
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let rtt_us = (rtt * 1000.0).round() as u64;
     let state = (*state).to_owned();
-    Ok(Some(Seen { asked, answered, state, backoff, rtt_us, cwnd, ssthresh: number("ssthresh")?, mss }))
+    let ssthresh = number("ssthresh")?;
+    Ok(Some(Seen { asked, answered, state, backoff, timeouts, retrans, bytes_retrans, rtt_us, cwnd, ssthresh, mss }))
+}
+
+/// What ss said, and when it was asked and had answered.
+struct Said {
+    asked: u64,
+    answered: u64,
+    text: String,
+}
+
+fn say(ns: &Netns, flow: Flow) -> Result<Said> {
+    let which = format!("sport = :{} and dport = :{}", flow.local.port(), flow.remote.port());
+    let asked = now()?;
+    let output = ns.enter(|| tool("ss").args(["-Hatino", &which]).output().context("starting ss"))?;
+    let answered = now()?;
+    ensure!(output.status.success(), "ss: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(Said { asked, answered, text: String::from_utf8_lossy(&output.stdout).into_owned() })
+}
+
+/// `timer:(on,200ms,COUNT)`
+fn timeouts(text: &str) -> Option<u64> {
+    let (_, timer) = text.split_once("timer:(on,")?;
+    timer.split_once(',')?.1.split_once(')')?.0.parse().ok()
+}
+
+/// In other states, too, what a retransmit says of those before it is what ss then says.
+pub fn timeouts_in_a_row(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let ask = |to: SocketAddr| -> Result<(TcpStream, Flow)> {
+        let (socket, _) = link.a.enter(|| open(None, to, SockFlag::SOCK_NONBLOCK))?;
+        let flow = Flow { local: local(&socket)?, remote: to };
+        Ok((socket, flow))
+    };
+    let (closing, to_last_ack) = ask(receiver.at)?;
+    let connected = || Ok(say(&link.b, to_last_ack.reversed())?.text.starts_with("ESTAB"));
+    ensure!(poll(PATIENCE, connected)?, "no connection");
+    let xctl = Xctl::start(set, &[])?;
+    let witness = Witness::of(&[])?;
+    link.lose_from(&link.b, 100)?;
+    closing.shutdown(Shutdown::Write)?;
+    let (_unanswered, to_syn_recv) = ask(receiver.at)?;
+    let (_in_vain, to_syn_sent) = ask((DEAD_V4, 443).into())?;
+    let sockets = [
+        (&link.b, to_last_ack.reversed(), "LAST-ACK", "LAST_ACK"),
+        (&link.b, to_syn_recv.reversed(), "SYN-RECV", "NEW_SYN_RECV"),
+        (&link.a, to_syn_sent, "SYN-SENT", "SYN_SENT"),
+    ];
+    // as long as it takes for each to stand still for three answers, after its second time
+    let end = Instant::now() + PATIENCE;
+    let mut seen = [const { Vec::<(Said, u64)>::new() }; 3];
+    let paused = |seen: &Vec<(Said, u64)>| seen.windows(3).any(|three| three[0].1 > 1 && three[0].1 == three[2].1);
+    while !seen.iter().all(paused) {
+        ensure!(Instant::now() < end, "no pauses: {:?}", seen.map(|seen| seen.last().map(|seen| seen.1)));
+        for ((ns, flow, state, _), seen) in sockets.iter().zip(&mut seen) {
+            let said = say(ns, *flow)?;
+            if let (true, Some(count)) = (said.text.starts_with(state), timeouts(&said.text)) {
+                seen.push((said, count));
+            }
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    link.lose_from(&link.b, 0)?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+    if let Some(why) = witness.hidden()? {
+        return Ok(Verdict::Skipped(why));
+    }
+
+    // they still go on when it ends: kprobes are not let go at one moment
+    ensure!(trace.summary.lost.perf == 0, "lost: {:?}", trace.summary.lost);
+    let mut compared = [0; 3];
+    for (((ns, flow, _, state), seen), compared) in sockets.iter().zip(&seen).zip(&mut compared) {
+        let records: Vec<_> = trace.of(ns.inode).filter(|record| record.at.flow() == *flow).collect();
+        for (index, record) in records.iter().enumerate().filter(|(_, record)| record.state == *state) {
+            let next = records.get(index + 1).map_or(u64::MAX, |next| next.mono_ns);
+            for (said, count) in seen.iter().filter(|(said, _)| record.mono_ns < said.asked && said.answered < next) {
+                ensure!(record.sk_retrans == *count, "ss counts {count}: {record:?}: {}", said.text);
+                *compared += 1;
+            }
+        }
+        ensure!(*compared > 0, "nothing to compare in {state}: {records:?}");
+    }
+    Ok(Verdict::Passed(format!("answers in LAST_ACK, NEW_SYN_RECV, SYN_SENT: {compared:?}")))
 }

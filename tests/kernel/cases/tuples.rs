@@ -1,14 +1,14 @@
 //! Four-tuples that mislead: the same one twice, and IPv4 in IPv6's clothes.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use anyhow::{Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use crate::host::Set;
-use crate::link::Link;
+use crate::link::{Link, SECOND_MTU};
 use crate::workers::{Plan, Receiver, Sender, Truth, send_all};
-use crate::xctl::{Trace, Xctl};
+use crate::xctl::{Kind, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 /// Two connections with the very same addresses and ports, in two network namespaces, at the same time.
@@ -35,6 +35,41 @@ pub fn same_tuple_two_netns(set: Set, family: Family) -> Outcome {
     for ((link, truth), receiver) in links.iter().zip(&truths).zip(&receivers) {
         counts.push(all_named(&trace, link, truth, receiver)?);
     }
+    Ok(Verdict::Passed(format!("{} and {} retransmits", counts[0], counts[1])))
+}
+
+/// Two such in one network namespace, on two wires with the same link-local addresses: the size of segments tells them apart.
+pub fn same_tuple_two_devices(set: Set, _family: Family) -> Outcome {
+    const LOCAL: u16 = 40000;
+    let link = Link::up()?;
+    let wires = link.second_wire()?;
+    let receiver = Receiver::new(&link.b, "receiver", Ipv6Addr::UNSPECIFIED.into(), 0)?;
+    let xctl = Xctl::start(set, &[])?;
+    link.lose_from(&link.a, 10)?;
+    link.lose_from_second(&link.a, 10)?;
+    let mut twins = vec![];
+    for (wire, comm) in wires.iter().zip(["twin-0", "twin-1"]) {
+        let at = |host, port| SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), port, 0, *wire);
+        let plan = Plan { from: Some(at(1, LOCAL).into()), ..busy_plan(comm, at(2, receiver.at.port()).into()) };
+        twins.push(Sender::new(&link.a, plan)?);
+    }
+    let truths = send_all(twins)?;
+    link.lose_from_second(&link.a, 0)?;
+    link.lose_from(&link.a, 0)?;
+    link.quiet()?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+
+    trace.nothing_lost()?;
+    ensure!(truths[0].flow()? == truths[1].flow()?, "the test did not make twins: {truths:?}");
+    let mut counts = [0; 2];
+    // until the peer has said its own, a SYN's is a guess
+    for record in trace.of(link.a.inode).filter(|record| record.kind != Kind::Syn) {
+        let second = usize::from(record.mss.is_some_and(|mss| mss < SECOND_MTU - 40));
+        let who = &truths[second].who;
+        ensure!(record.at.pid == Some(who.pid), "this is of {who:?}: {record:?}");
+        counts[second] += 1;
+    }
+    ensure!(counts.iter().all(|count| *count > 0), "not both sent again: {counts:?}");
     Ok(Verdict::Passed(format!("{} and {} retransmits", counts[0], counts[1])))
 }
 

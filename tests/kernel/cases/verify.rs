@@ -12,11 +12,11 @@ use crate::host::{Set, tool};
 use crate::link::{DEAD_V4, Link, Netns};
 use crate::missed::Witness;
 use crate::process::Process;
-use crate::workers::{Plan, Puppet, Receiver, Sender, connect_in_vain, send_all};
-use crate::xctl::{Hook, command};
+use crate::workers::{FAST, Plan, Puppet, Receiver, Sender, connect_fast, connect_in_vain, send_all};
+use crate::xctl::{Hook, Kind, Owner, Retransmit, command};
 use crate::{Family, Outcome, Verdict};
 
-const CHECKS: [&str; 5] = ["retrans_segs", "fast", "slow_start", "syn", "tlp"];
+const CHECKS: [&str; 6] = ["retrans_segs", "retrans_fail", "fast", "slow_start", "syn", "tlp"];
 const DIFFERENCE: i32 = 5;
 
 /// The most segments in one skb: 64 KiB of GSO payload by the smallest segment size here.
@@ -39,6 +39,7 @@ enum Line {
         hooks: Vec<Hook>,
     },
     Verify(Record),
+    Retransmit(Box<Retransmit>),
     Summary {
         verified: Option<bool>,
     },
@@ -55,6 +56,7 @@ struct Run {
 struct Verified {
     code: Option<i32>,
     records: Vec<Record>,
+    retransmits: Vec<Retransmit>,
     said: String,
 }
 
@@ -118,12 +120,16 @@ impl Run {
         let lines = self.process.rest()?;
         let code = self.process.wait()?.code();
         let said = self.process.errors();
-        let (mut records, mut summary) = (vec![], None);
+        let (mut records, mut retransmits, mut summary) = (vec![], vec![], None);
         for line in &lines {
             ensure!(summary.is_none(), "a record after the summary: {line}");
             match parse(line)? {
                 Line::Verify(record) => records.push(record),
                 Line::Summary { verified } => summary = Some(verified),
+                Line::Retransmit(record) => {
+                    ensure!(records.is_empty(), "an event after the verdicts: {line}");
+                    retransmits.push(*record);
+                }
                 Line::Ready { .. } => bail!("a second `ready`: {line}"),
                 Line::Other => ensure!(records.is_empty(), "an event after the verdicts: {line}"),
             }
@@ -133,7 +139,7 @@ impl Run {
         let right = if differs { Some(DIFFERENCE) } else { Some(0) };
         ensure!(code == right, "it ended with {code:?}, not {right:?}; it said {said:?}");
         ensure!(verified == Some(!differs), "verified is {verified:?}, and a difference: {differs}");
-        Ok(Verified { code, records, said })
+        Ok(Verified { code, records, retransmits, said })
     }
 }
 
@@ -186,7 +192,8 @@ pub fn run(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{old:?} segments, {new:?} in new namespaces{skipped}")))
 }
 
-/// Attempts that fail before they leave are in RetransSegs and TCPRetransFail, and SYNs in TCPSynRetrans too.
+/// Attempts that fail before they leave are in RetransSegs and TCPRetransFail, and SYNs in TCPSynRetrans too. Where the kernel
+/// shows them they are events, of their owner and kind.
 pub fn failed(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
@@ -206,14 +213,17 @@ pub fn failed(set: Set, family: Family) -> Outcome {
     if !full.status.success() {
         return Ok(Verdict::Skipped(format!("tc: {}", String::from_utf8_lossy(&full.stderr).trim())));
     }
-    connect_in_vain(&link.a, "in-vain", (DEAD_V4, 443).into(), 1)?;
+    let in_vain = connect_in_vain(&link.a, "in-vain", (DEAD_V4, 443).into(), 1)?;
     wait_until_grown(&link.a, &before, "TCPRetransFail", 2)?; // the SYN and the data
     let open =
         link.a.enter(|| tool("tc").args("qdisc del dev veth0 root".split(' ')).output().context("running tc"))?;
     ensure!(open.status.success(), "tc: {}", String::from_utf8_lossy(&open.stderr));
     link.lose(0)?;
+    let sender = puppet.truth.clone();
     puppet.exit()?;
     link.quiet()?;
+    let shown = ["tp_retransmit_err", "kp_retransmit"];
+    let shown = xctl.hooks.iter().any(|hook| shown.contains(&hook.program.as_str()));
     let verified = xctl.stop()?;
     if let Some(why) = witness.hidden()? {
         return Ok(Verdict::Skipped(why));
@@ -227,7 +237,86 @@ pub fn failed(set: Set, family: Family) -> Outcome {
     let (syn, tried_syns) = (verified.of(&link.a, "syn")?, after.since(&before, "TCPSynRetrans")?);
     ensure!(syn.kernel == Some((tried_syns, tried_syns)) && syn.xctl < tried_syns, "{tried_syns} SYNs: {syn:?}");
     ensure!(syn.note.as_ref().is_some_and(|note| note.contains("could not be sent")), "it does not say why: {syn:?}");
-    Ok(Verdict::Passed(format!("{failed} of {tried} segments failed, {tried_syns} SYNs")))
+
+    let fail = verified.of(&link.a, "retrans_fail")?;
+    ensure!(fail.kernel == Some((failed, failed)), "{failed} failed: {fail:?}");
+    let events: Vec<_> =
+        verified.retransmits.iter().filter(|record| record.err != 0 && record.at.netns == link.a.inode).collect();
+    if !shown {
+        ensure!(events.is_empty() && fail.xctl == 0, "not shown, and yet: {fail:?} {events:?}");
+        ensure!(fail.note.as_ref().is_some_and(|note| note.contains("does not show")), "it does not say why: {fail:?}");
+        return Ok(Verdict::Passed(format!("{failed} of {tried} segments failed, {tried_syns} SYNs; not shown")));
+    }
+    ensure!(fail.xctl == failed && fail.note.is_none(), "{failed} failed: {fail:?}");
+    for (truth, kind, owner) in [(&in_vain, Kind::Syn, Owner::Connect), (&sender, Kind::Rto, Owner::Send)] {
+        let own: Vec<_> = events.iter().filter(|record| record.at.pid == Some(truth.who.pid)).collect();
+        ensure!(!own.is_empty(), "no failed attempt of {:?} among {events:?}", truth.who);
+        for record in own {
+            record.at.is_of(&truth.who, truth.flow()?)?;
+            ensure!(record.kind == kind && record.at.owner == owner, "not {kind:?} by {owner:?}: {record:?}");
+            ensure!(record.err < 0 && record.segs == 1, "not an errno, or not one segment: {record:?}");
+        }
+    }
+    // what was still in the host's own queue is no failure to the kernel, and counted apart
+    let busy = |record: &&&Retransmit| record.err == -i64::from(libc::EBUSY);
+    let still_queued = after.since(&before, "TCPSpuriousRtxHostQueues")?;
+    let (queued, others) = (events.iter().filter(busy).count(), events.iter().filter(|record| !busy(record)).count());
+    ensure!(
+        i64::try_from(queued)? == still_queued && i64::try_from(others)? == failed,
+        "{failed} failed, {still_queued} were still queued: {events:?}"
+    );
+    Ok(Verdict::Passed(format!("{failed} of {tried} segments failed, {tried_syns} SYNs; {} events", events.len())))
+}
+
+/// Data that a SYN carried and the peer does not take (TCP Fast Open) go again when its SYN-ACK comes, while the timer for a
+/// loss probe is set; or after the SYN was lost, in the state Loss. Kernels count that as this or that kind, or as none.
+pub fn fast_open(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    link.b.set("tcp_fastopen", "0")?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut seen = vec![];
+    for syn_is_lost in [false, true] {
+        let before = Counters::of(&link.a)?;
+        let witness = Witness::of(&[])?;
+        let xctl = Run::start(set, &[])?;
+        link.lose_from(&link.a, if syn_is_lost { 100 } else { 0 })?;
+        let (client, flow) = connect_fast(&link.a, receiver.at)?;
+        if syn_is_lost {
+            wait_until_grown(&link.a, &before, "TCPSynRetrans", 1)?;
+            link.lose_from(&link.a, 0)?;
+        }
+        wait_until_grown(&link.a, &before, "TCPFastOpenActiveFail", 1)?;
+        // when the call begins there is no connection yet; but a tracepoint may show its return
+        let by_return = xctl.hooks.iter().any(|hook| hook.program == "tp_send_length");
+        let owner = if by_return && syn_is_lost { Owner::Send } else { Owner::Connect };
+        drop(client);
+        link.quiet()?;
+        let verified = xctl.stop()?;
+        if let Some(why) = witness.hidden()? {
+            return Ok(Verdict::Skipped(why));
+        }
+
+        let after = Counters::of(&link.a)?;
+        verified.all_are(&link.a, "equal")?;
+        let data = |record: &&Retransmit| record.at.flow() == flow && record.kind != Kind::Syn;
+        let records: Vec<_> = verified.retransmits.iter().filter(data).collect();
+        ensure!(!records.is_empty(), "nothing was sent again but SYNs: {:?}", verified.retransmits);
+        ensure!(records[0].bytes == FAST as u64 && records[0].at.owner == owner, "not {owner:?}: {:?}", records[0]);
+        ensure!(records[0].at.pid == Some(std::process::id()), "not of this process: {:?}", records[0]);
+        for (check, counter) in
+            [("fast", "TCPFastRetrans"), ("slow_start", "TCPSlowStartRetrans"), ("tlp", "TCPLossProbes")]
+        {
+            let (record, kernel) = (verified.of(&link.a, check)?, after.since(&before, counter)?);
+            // before 5.12 the kernel has no name for it
+            let besides = if check == "slow_start" && syn_is_lost && record.note.is_some() { 1 } else { 0 };
+            ensure!(
+                record.xctl == kernel + besides || (check == "tlp" && record.xctl <= kernel),
+                "{kernel}: {record:?}"
+            );
+        }
+        seen.push(format!("{:?}", records.iter().map(|record| record.kind).collect::<Vec<_>>()));
+    }
+    Ok(Verdict::Passed(seen.join(", SYN lost: ")))
 }
 
 /// A difference, made for real: an object whose totals have room for one namespace, and two that retransmit.
