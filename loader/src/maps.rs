@@ -5,7 +5,7 @@ use anyhow::{Error, Result, anyhow};
 use crate::events::{Flow, Owner, ProcessKey, Totals};
 use crate::fault::Exit;
 use crate::object::Btf;
-use crate::object::maps::definition;
+use crate::object::maps::Definitions;
 
 pub(crate) const SOCKETS: &str = "SOCKET_TO_PID";
 pub(crate) const CACHE: &str = "SK_CACHE";
@@ -30,11 +30,12 @@ const EXPECTED: [(&str, &str, usize, usize); 6] = [
 /// # Errors
 /// [`Exit::Object`], naming the first that differs, and in what.
 pub(crate) fn check(object: &Btf) -> Result<()> {
-    EXPECTED.iter().try_for_each(|expected| check_one(object, *expected).map_err(|error| error.context(Exit::Object)))
+    let object = Definitions::new(object);
+    EXPECTED.iter().try_for_each(|expected| check_one(&object, *expected).map_err(|error| error.context(Exit::Object)))
 }
 
-fn check_one(object: &Btf, (name, kind, key, value): (&str, &str, usize, usize)) -> Result<(), Error> {
-    let map = definition(object, name).map_err(Error::msg)?;
+fn check_one(object: &Definitions<'_>, (name, kind, key, value): (&str, &str, usize, usize)) -> Result<(), Error> {
+    let map = object.of(name).map_err(Error::msg)?;
     let map = map.ok_or_else(|| anyhow!("it has no map {name}, so it is not an object of this xctl"))?;
     if map.type_name() != kind {
         return Err(anyhow!("map {name} is of type {} there and {kind} in this xctl", map.type_name()));
