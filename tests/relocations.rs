@@ -21,7 +21,7 @@ use xctl::fault::Exit;
 use xctl::hooks::{self, Attach};
 use xctl::object::cut::{Asked, cut};
 use xctl::object::hook::hook;
-use xctl::object::image::Image;
+use xctl::object::image::{Image, MapThere};
 use xctl::object::insn::Insn;
 use xctl::object::relo::{Outcome, RelocationKind, Relocations, Resolver};
 use xctl::object::uses::Places;
@@ -259,7 +259,7 @@ fn compare_whole(what: &str, bytes: &[u8], target: &Btf, theirs: &Theirs, taken:
     for program in object.programs.iter().filter(|program| taken(program.name)) {
         let image = Image::of(program, &object, &code);
         let (_, insns) = theirs.programs.iter().find(|(name, _)| name == program.name).unwrap();
-        let difference = image.difference(insns, |map| theirs.maps.get(map).copied());
+        let difference = image.difference(insns, |map| theirs.maps.get(map).copied().map(MapThere::Descriptor));
         assert_eq!(difference, None, "{what}: {}", program.name);
     }
 }
