@@ -15,6 +15,7 @@ use crate::object::btf_ext::LineInfo;
 use crate::object::elf::INSN_SIZE;
 use crate::object::facts::{Facts, FunctionFacts, MapFacts, hex};
 use crate::object::hook::hook;
+use crate::object::relo::extent::Extents;
 use crate::object::relo::patch::Place;
 use crate::object::relo::reach::reachable;
 use crate::object::relo::{Outcome, Relocated, RelocationKind, Relocations, Resolver, Spec, type_name};
@@ -88,6 +89,10 @@ struct Side {
     access: String,
     /// Bits from the beginning of the root type; null if it is no field.
     bit_offset: Option<u32>,
+    /// Bytes: of the field (of a bitfield, the type that it is declared with), the type, the constant's enum.
+    size: Option<u32>,
+    /// Bits of a bitfield; null if it is not one.
+    bitfield_size: Option<u32>,
     value: Option<i64>,
 }
 
@@ -132,6 +137,32 @@ struct Verdict {
 /// often negative than huge.
 fn signed(value: Option<u64>) -> Option<i64> {
     value.map(|value| value as i64)
+}
+
+impl Side {
+    fn of(btf: &Btf, extents: &Extents<'_>, spec: &Spec, kind: RelocationKind, value: Option<u64>) -> Self {
+        let extent = extents.of(kind, spec);
+        Side {
+            type_id: spec.root.0,
+            ty: type_name(btf, spec.root),
+            spec: spec.raw_text(),
+            access: spec.text(btf, kind),
+            bit_offset: kind.is_field().then_some(spec.bit_offset),
+            size: extent.size,
+            bitfield_size: extent.bits,
+            value: signed(value),
+        }
+    }
+
+    /// Where it is and how large, as far as the value does not say that.
+    fn extent(&self, kind: &str) -> String {
+        let bytes = self.size.map(|size| format!("{size} byte{}", if size == 1 { "" } else { "s" }));
+        match (self.bit_offset, self.bitfield_size, bytes) {
+            (Some(at), Some(bits), _) => format!("{bits} bit{} at bit {at}", if bits == 1 { "" } else { "s" }),
+            (Some(at), None, Some(bytes)) if kind != "byte_off" => format!("{bytes} at {}", at / 8),
+            (_, _, bytes) => bytes.unwrap_or_default(),
+        }
+    }
 }
 
 impl Verdict {
@@ -185,7 +216,12 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     if target.as_ref().is_some_and(|target| target.is_big_endian() == object.is_little_endian) {
         verdict.problem("the object and the BTF are of different byte order".to_owned());
     }
-    let view = View { btf: local, target: target.as_ref(), ext: &ext, big_endian: !object.is_little_endian };
+    let view = View {
+        local: (local, Extents::local(local)),
+        target: target.as_ref().map(|target| (target, Extents::target(target))),
+        ext: &ext,
+        big_endian: !object.is_little_endian,
+    };
     let mut poisoned = Poisoned::new();
     code.run(
         |_| true,
@@ -277,8 +313,8 @@ fn poisoned_programs(object: &ObjectFile<'_>, code: &Relocations<'_, '_>, poison
 
 /// What it takes to show a relocation.
 struct View<'r> {
-    btf: &'r Btf,
-    target: Option<&'r Btf>,
+    local: (&'r Btf, Extents<'r>),
+    target: Option<(&'r Btf, Extents<'r>)>,
     ext: &'r BtfExt<'r>,
     big_endian: bool,
 }
@@ -300,20 +336,14 @@ impl<'r> View<'r> {
         let missing = resolution.and_then(|resolution| resolution.missing.as_ref());
         let described = match resolution {
             Some(resolution) => Ok((resolution.kind, resolution.local.clone(), resolution.local_value)),
-            None => Resolver::describe(self.btf, relocation),
+            None => Resolver::describe(self.local.0, relocation),
         };
-        let side = |btf: &Btf, spec: &Spec, kind: RelocationKind, value| Side {
-            type_id: spec.root.0,
-            ty: type_name(btf, spec.root),
-            spec: spec.raw_text(),
-            access: spec.text(btf, kind),
-            bit_offset: kind.is_field().then_some(spec.bit_offset),
-            value: signed(value),
-        };
-        let local = described.as_ref().ok().map(|(kind, spec, value)| side(self.btf, spec, *kind, Some(*value)));
+        let (btf, extents) = &self.local;
+        let local = described.as_ref().ok();
+        let local = local.map(|(kind, spec, value)| Side::of(btf, extents, spec, *kind, Some(*value)));
         let target = resolution.and_then(|resolution| {
-            let spec = resolution.target.as_ref()?;
-            Some(side(self.target?, spec, resolution.kind, resolution.value))
+            let (spec, (btf, extents)) = (resolution.target.as_ref()?, self.target.as_ref()?);
+            Some(Side::of(btf, extents, spec, resolution.kind, resolution.value))
         });
         let kind = described.map_or_else(|_| format!("kind {}", relocation.kind), |(kind, ..)| kind.label().to_owned());
         let done = matches!(relocated.outcome, Outcome::Applied);
@@ -343,7 +373,7 @@ impl<'r> View<'r> {
         let stretch = self.ext.lines.iter().find(|stretch| stretch.section == section)?;
         let after = stretch.records.partition_point(|line| line.offset <= offset);
         let found: &LineInfo = stretch.records.get(after.checked_sub(1)?)?;
-        Some(Line { file: self.btf.string(found.file)?, line: found.line })
+        Some(Line { file: self.local.0.string(found.file)?, line: found.line })
     }
 }
 
@@ -532,12 +562,25 @@ impl Report for Text<'_> {
             true => format!("{} of {}", local.access, local.ty),
             false => local.access.clone(),
         });
-        let was = record.local.as_ref().and_then(|local| local.value).map(|value| format!("{value} here"));
+        let (local, target) = (record.local.as_ref(), record.target.as_ref());
+        let extents = [local, target].map(|side| side.map(|side| side.extent(&record.kind)));
+        let [local_extent, target_extent] = extents;
+        // Once is enough of what is the same here and there.
+        let local_extent = local_extent.filter(|extent| target_extent.as_ref() != Some(extent));
+        let path = target.filter(|target| local.is_some_and(|local| local.access != target.access));
+        let path = path.map(|target| plain(&target.access));
+        let aside = |what: [Option<String>; 2]| {
+            let what: Vec<String> = what.into_iter().flatten().filter(|what| !what.is_empty()).collect();
+            if what.is_empty() { String::new() } else { format!(" ({})", what.join(", ")) }
+        };
+        let was = local.and_then(|local| local.value);
+        let was = was.map(|value| format!("{value} here{}", aside([None, local_extent])));
         let is = match (record.outcome, record.value) {
             ("applied", Some(value)) => Some(format!("{value} there")),
             ("unresolved", _) => None,
             (outcome, _) => Some(outcome.to_owned()),
         };
+        let is = is.map(|is| is + &aside([path, target_extent]));
         let values: Vec<String> = was.into_iter().chain(is).collect();
         let why = record.why.map(|why| format!(": {}", plain(why))).unwrap_or_default();
         let source = record.source.as_ref().map(|source| format!("  [{}:{}]", plain(source.file), source.line));
