@@ -144,8 +144,13 @@ struct Theirs {
     maps: BTreeMap<String, i32>,
 }
 
-/// What libbpf makes of an object, or its error. Programs that `loaded` is false for are not relocated.
-fn libbpf(bytes: &[u8], btf: &Path, loaded: impl Fn(&str) -> bool) -> Result<Theirs, i32> {
+/// Opens an object with libbpf, and hands it to libbpf's next step. Its error, if one of both fails.
+fn open_and(
+    step: unsafe extern "C" fn(*mut sys::bpf_object) -> i32,
+    bytes: &[u8],
+    btf: &Path,
+    loaded: impl Fn(&str) -> bool,
+) -> Result<Opened, i32> {
     let _lock = LIBBPF.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     // SAFETY: no callback.
     unsafe { sys::libbpf_set_print(None) };
@@ -167,10 +172,13 @@ fn libbpf(bytes: &[u8], btf: &Path, loaded: impl Fn(&str) -> bool) -> Result<The
         unsafe { sys::bpf_program__set_autoload(program, loaded(&name_of(program))) };
     }
     // SAFETY: the object is open and not loaded yet.
-    let result = unsafe { sys::bpf_object__prepare(opened.0) };
-    if result != 0 {
-        return Err(result);
-    }
+    let result = unsafe { step(opened.0) };
+    if result == 0 { Ok(opened) } else { Err(result) }
+}
+
+/// What libbpf makes of an object, or its error. Programs that `loaded` is false for are not relocated.
+fn libbpf(bytes: &[u8], btf: &Path, loaded: impl Fn(&str) -> bool) -> Result<Theirs, i32> {
+    let opened = open_and(sys::bpf_object__prepare, bytes, btf, loaded)?;
     let one = |program: *mut sys::bpf_program| {
         // SAFETY: the object is open; libbpf gives as many instructions as it says, which live as long as the object
         // does. They are copied at once.
@@ -555,6 +563,55 @@ fn inspect_says_whether_it_would_run() {
     refused("byte order", &scratch.0.join("object.o"), &scratch.0.join("target.o"), &["different byte order"]);
 }
 
+/// Around relocations too: what `inspect` says is what happens when libbpf loads the object into this kernel.
+#[test]
+fn what_would_run_is_what_loads() {
+    if !have_clang() {
+        return;
+    }
+    let scratch = Scratch::new("loads");
+    let compile = |option: &str| {
+        let out = scratch.0.join(format!("{option}.o"));
+        let mut compiler = Command::new(clang());
+        compiler.args(["--target=bpf", "-g", "-O2", "-c", "-w"]).arg(format!("-D{option}")).arg("-o").arg(&out);
+        assert!(compiler.arg(objects().join("outside/loads.c")).status().unwrap().success(), "{option}");
+        out
+    };
+    let target = compile("TARGET");
+    let mut compared = 0;
+    for (option, problem) in [
+        ("guarded_call", None),
+        ("call", Some("program takes reaches instruction 0: one->a")),
+        ("nested_call", Some("program takes reaches instruction 0: one->a")),
+        ("callback", Some("program each reaches instruction 0: one->a")),
+        ("guarded_callback", None),
+        ("guarded_global_call", Some("program everybodys reaches instruction")),
+        ("by_choice", None),
+        ("no_such_section", Some("no type of program for section nonsense")),
+        ("legacy_maps", Some("section maps")),
+        ("absent_function", Some("function xctl_no_such_function of the kernel is not in this BTF")),
+        ("absent_variable", Some("variable xctl_no_such_variable of the kernel is not in this BTF")),
+        ("absent_and_weak", None),
+    ] {
+        let object = compile(option);
+        let (json, error) = inspect(&object, &target, true);
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["runs"], problem.is_none(), "{option}: {}", json["problems"]);
+        assert_eq!(error.as_ref().map(Exit::code_of), problem.map(|_| 4), "{option}");
+        if let Some(problem) = problem {
+            assert!(json["problems"][0].as_str().unwrap().contains(problem), "{option}: {}", json["problems"]);
+        }
+        // Newer kernels do not look at a global function that nothing calls.
+        if may_prepare() && option != "guarded_global_call" {
+            let by_default = |name: &str| !["calling", "ambiguous"].contains(&name);
+            let loads = open_and(sys::bpf_object__load, &fs::read(&object).unwrap(), &target, by_default);
+            assert_eq!(loads.is_ok(), problem.is_none(), "{option}: libbpf says {:?}", loads.err());
+            compared += 1;
+        }
+    }
+    println!("{compared} as by libbpf and the kernel");
+}
+
 #[test]
 fn inspect_lists_what_only_the_loader_knows() {
     if !have_clang() {
@@ -585,6 +642,19 @@ fn inspect_lists_what_only_the_loader_knows() {
             assert_eq!(program["provable"], program["kfuncs"] == no && program["externs"] == no, "{name}");
         }
         assert_eq!(found("by_itself")["provable"], true);
+        let externs = json["externs"].as_array().unwrap();
+        let kinds: BTreeMap<_, _> =
+            externs.iter().map(|one| (one["name"].as_str().unwrap(), (&one["kind"], &one["in_btf"]))).collect();
+        let (yes, unknown) = (serde_json::json!(true), serde_json::Value::Null);
+        for (name, kind, in_btf) in [
+            (lock, "function", &yes),
+            (unlock, "function", &yes),
+            ("bpf_prog_active", "variable", &yes),
+            ("CONFIG_PREEMPT", "configuration", &unknown),
+            ("LINUX_KERNEL_VERSION", "configuration", &unknown),
+        ] {
+            assert_eq!(kinds[name], (&serde_json::json!(kind), in_btf), "{name}");
+        }
         let weak: Vec<_> = json["externs"].as_array().unwrap().iter().filter(|one| one["weak"] == true).collect();
         assert_eq!(weak.len(), 2, "{weak:?}");
         let (text, _) = inspect(&object, &object, false);

@@ -3,8 +3,9 @@
 //! Needs no privilege and asks the kernel nothing but its BTF file.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
@@ -12,18 +13,18 @@ use serde::Serialize;
 use super::btf_path;
 use crate::fault::Exit;
 use crate::object::btf_ext::LineInfo;
-use crate::object::elf::INSN_SIZE;
-use crate::object::facts::{Facts, FunctionFacts, MapFacts, hex};
+use crate::object::facts::{ExternFacts, Facts, FunctionFacts, MapFacts, hex};
 use crate::object::hook::hook;
 use crate::object::relo::extent::Extents;
 use crate::object::relo::patch::Place;
-use crate::object::relo::reach::reachable;
-use crate::object::relo::{Outcome, Relocated, RelocationKind, Relocations, Resolver, Spec, type_name};
-use crate::object::uses::Places;
-use crate::object::{Btf, BtfExt, ObjectFile, Program, read_btf, second_opinion};
+use crate::object::relo::{Outcome, Relocated, RelocationKind, Relocations, Resolver, Spec, essential_name, type_name};
+use crate::object::{Btf, BtfExt, KERNEL_BTF, ObjectFile, loads, read_btf, second_opinion};
 
 /// Version of the JSON document.
 const SCHEMA: u32 = 1;
+
+/// The running kernel's types, and its modules'.
+const MODULES: &str = "/sys/kernel/btf";
 
 /// Problems that are listed; a hostile file has as many as it likes.
 const MOST_PROBLEMS: usize = 100;
@@ -199,6 +200,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let mut facts = Facts::of(bytes, &object, btf.as_ref(), &code).map_err(|what| refused(anyhow!(what)))?;
     if let Some(target) = &target {
         facts.look_up_targets(target);
+        if args.btf.is_none() {
+            look_in_modules(&mut facts, Path::new(MODULES));
+        }
     }
 
     let sha256 = hex(&hmac_sha256::Hash::hash(bytes));
@@ -215,6 +219,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let mut verdict = Verdict::default();
     if target.as_ref().is_some_and(|target| target.is_big_endian() == object.is_little_endian) {
         verdict.problem("the object and the BTF are of different byte order".to_owned());
+    }
+    if target.is_some() {
+        loads::refused(&object, &head.facts).into_iter().for_each(|what| verdict.problem(what));
     }
     let view = View {
         local: (local, Extents::local(local)),
@@ -244,6 +251,27 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         return Err(anyhow!("{shown} would not run with the types of {path}: {first}{more}").context(Exit::Object));
     }
     Ok(())
+}
+
+/// What the running kernel does not have a module may: libbpf looks there too. Their types build on the kernel's, and are
+/// not read here; that one has the name decides.
+fn look_in_modules(facts: &mut Facts<'_>, folder: &Path) {
+    let mut absent: Vec<_> = facts.externs.iter_mut().filter(|one| one.in_btf == Some(false)).collect();
+    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|file| file.path());
+    for file in files.filter(|path| path.file_name() != Path::new(KERNEL_BTF).file_name()) {
+        if absent.is_empty() {
+            return;
+        }
+        let Ok(bytes) = fs::read(file) else { continue };
+        let has = |name: &str| {
+            let name = format!("\0{}\0", essential_name(name));
+            bytes.windows(name.len()).any(|bytes| bytes == name.as_bytes())
+        };
+        for one in &mut absent {
+            one.in_btf = Some(has(one.name));
+        }
+        absent.retain(|one| one.in_btf == Some(false));
+    }
 }
 
 /// The types to resolve against. Without an explicit choice, it is no failure that this host has none.
@@ -283,6 +311,10 @@ fn count(verdict: &mut Verdict, poisoned: &mut Poisoned, relocated: &Relocated<'
         Outcome::Unresolved => {}
         Outcome::Refused(why) => {
             verdict.refused += 1;
+            // libbpf passes over programs that are not loaded.
+            if relocated.program.is_some_and(|program| !hook(program.section).autoload) {
+                return;
+            }
             verdict.problem(format!("{}, {} of {access}: {why}", place_of(relocated), record.kind));
         }
     }
@@ -293,21 +325,9 @@ fn poisoned_programs(object: &ObjectFile<'_>, code: &Relocations<'_, '_>, poison
     if verdict.poisoned == 0 {
         return;
     }
-    let places = Places::new(object);
-    let is_loaded = |function: &&Program<'_>| function.section == ".text" || hook(function.section).autoload;
-    for function in object.programs.iter().chain(&object.subprograms).filter(is_loaded) {
-        let insns: Vec<_> = code.code(function).collect();
-        if !insns.iter().any(|insn| insn.is_poison()) {
-            continue;
-        }
-        let uses = places.of(function, code);
-        let runs = reachable(&insns, |index| !uses.addresses.contains(&index));
-        let reached = insns.iter().zip(runs).position(|(insn, runs)| runs && insn.is_poison());
-        if let Some(index) = reached {
-            let place = (function.section_index, function.offset + index as u64 * INSN_SIZE);
-            let why = poisoned.get(&place).map_or("something is not there", String::as_str);
-            verdict.problem(format!("program {} reaches instruction {index}: {why}", function.name));
-        }
+    for (function, index) in loads::reaching_poison(object, code) {
+        let why = poisoned.get(&loads::place_of(function, index)).map_or("something is not there", String::as_str);
+        verdict.problem(format!("program {} reaches instruction {index}: {why}", function.name));
     }
 }
 
@@ -545,9 +565,13 @@ impl Report for Text<'_> {
             ))?;
         }
         if !facts.externs.is_empty() {
-            let names =
-                facts.externs.iter().map(|e| format!("{}{}", e.name, if e.weak { " (may be missing)" } else { "" }));
-            self.line(&format!("\nexpected from outside: {}", list(names)))?;
+            let one = |one: &ExternFacts<'_>| {
+                let kind = one.kind.map(|kind| format!("{kind} ")).unwrap_or_default();
+                let weak = if one.weak { " (may be missing)" } else { "" };
+                let there = if one.in_btf == Some(false) { " (not in this BTF)" } else { "" };
+                format!("{kind}{}{weak}{there}", one.name)
+            };
+            self.line(&format!("\nexpected from outside: {}", list(facts.externs.iter().map(one))))?;
         }
         self.line("\nCO-RE relocations")
     }
@@ -623,5 +647,27 @@ impl Report for Text<'_> {
             Some(false) => "it would not run there",
         })?;
         self.out.flush().context("writing the report")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_a_module_has_is_there() {
+        let folder = std::env::temp_dir().join(format!("xctl-modules-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        // What is called vmlinux was asked before.
+        fs::write(folder.join("vmlinux"), b"\0nowhere\0").unwrap();
+        fs::write(folder.join("one"), b"BTF\0in_one\0\0").unwrap();
+        fs::write(folder.join("two"), b"BTF\0in_two\0nowhere_else\0").unwrap();
+        let one = |name| ExternFacts { name, weak: false, kind: Some("function"), in_btf: Some(false) };
+        let mut facts = Facts { externs: vec![one("in_two"), one("nowhere"), one("in_one___v2")], ..Facts::default() };
+        look_in_modules(&mut facts, &folder);
+        fs::remove_dir_all(&folder).unwrap();
+        let found: Vec<_> = facts.externs.iter().map(|one| one.in_btf).collect();
+        assert_eq!(found, [Some(true), Some(false), Some(true)]);
     }
 }
