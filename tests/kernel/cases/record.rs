@@ -295,6 +295,24 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
     ensure!(record["object"]["sha256"] == sha256, "the object is {}", record["object"]);
     let btf = fs::read("/sys/kernel/btf/vmlinux")?;
     ensure!(record["btf"]["bytes"] == btf.len(), "the BTF is {}", record["btf"]);
+    let (object, object_file) = scratch.file("object.o");
+    fs::write(object, xctl::embedded::object()?)?;
+    for (what, file) in [("object", object_file.as_str()), ("btf", "/sys/kernel/btf/vmlinux")] {
+        let output = Command::new("sha256sum").arg(file).output().context("starting sha256sum")?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let sum = said.split_whitespace().next().unwrap_or_default();
+        ensure!(record[what]["sha256"] == sum, "{what} is {}, and sha256sum says {said:?}", record[what]);
+    }
+    // xctl began with what this process has.
+    let status = fs::read_to_string("/proc/self/status")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).context("no CapEff")?;
+    let effective = u64::from_str_radix(effective.trim(), 16)?;
+    let held: Vec<_> = list(&record["capabilities"], "held")?.iter().filter_map(Value::as_str).collect();
+    ensure!(held.len() == effective.count_ones() as usize, "{held:?}, and /proc says {effective:#x}");
+    // Numbers of include/uapi/linux/capability.h.
+    for (bit, name) in [(2, "CAP_DAC_READ_SEARCH"), (19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN"), (39, "CAP_BPF")] {
+        ensure!(held.contains(&name) == (effective >> bit & 1 == 1), "{name}: {held:?}, and /proc says {effective:#x}");
+    }
 
     let recorded = list(&record, "programs")?;
     for program in recorded {
@@ -344,8 +362,16 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
         }
         // What was asked for is what came, and what the object says unless it leaves that open.
         ensure!(map["asked"] == *created, "{map}");
-        let defined = &map["defined"]["key_size"];
-        ensure!(defined.is_null() || *defined == created["key_size"], "{map}");
+        let defined = &map["defined"];
+        for name in ["type", "key_size", "value_size"] {
+            ensure!(defined[name].is_null() || defined[name] == created[name], "{name}: {map}");
+        }
+        let resized = ["SOCKET_TO_PID", "SK_CACHE"].map(Value::from).contains(&map["name"]);
+        let entries = &defined["max_entries"];
+        ensure!(entries.is_null() || resized || *entries == created["max_entries"], "max_entries: {map}");
+        // BPF_F_MMAPABLE, which libbpf adds for variables where the kernel can
+        let flags = |shape: &Value| shape["flags"].as_u64().map(|flags| flags & !(1 << 10));
+        ensure!(flags(defined) == flags(created), "flags: {map}");
     }
     let sockets = recorded_maps.iter().find(|map| map["name"] == "SOCKET_TO_PID").context("no SOCKET_TO_PID")?;
     ensure!(sockets["asked"]["max_entries"] == 32768 && sockets["defined"]["max_entries"] == 8192, "{sockets}");
