@@ -104,9 +104,12 @@ install: $(BIN) ## Install the binary (PREFIX, DESTDIR)
 # Two machines at a time: their tests mostly wait.
 VM_PLAIN = $(filter-out %-rt %-arm64,$(KERNELS))
 
+# Before the rest: with the types of every kernel our reading of the object is held against libbpf's.
 .PHONY: test test-unit test-native test-vm
 test: setup-test ## Set up, build, and run every test
-	$(Q)$(MAKE) --no-print-directory test-unit
+	$(say) FETCH '$(KERNELS)'
+	$(Q)./tests/vm/fetch $(KERNELS)
+	$(Q)XCTL_KERNELS='$(KERNELS)' $(MAKE) --no-print-directory test-unit
 	$(Q)$(MAKE) --no-print-directory test-native
 	$(Q)$(MAKE) --no-print-directory test-vm
 
@@ -241,7 +244,7 @@ btf-min: $(BIN) ## Cut kernels' BTF down to what xctl needs, into target/btf-min
 	$(Q)for kernel in $(KERNELS); do \
 		file=$$kernel; \
 		[ -f "$$file" ] || file=$(KERNEL_CACHE)/$$kernel/vmlinux.btf; \
-		[ -f "$$file" ] || { echo "xctl: no file $$kernel, and no kernel of that name in $(KERNEL_CACHE)" >&2; exit 1; }; \
+		[ -f "$$file" ] || { echo "xctl: no file $$kernel, and no kernel of that name in $(KERNEL_CACHE) (tests/vm/fetch)" >&2; exit 1; }; \
 		name=$${kernel#/} name=$${name%.btf}; \
 		$(BIN) btf --min "target/btf-min/$${name//\//-}.btf" --btf "$$file"; \
 	done

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString};
+use std::io::Write as _;
 use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,13 +16,14 @@ use std::sync::Mutex;
 use std::{env, fs};
 
 use libbpf_sys as sys;
+use nix::unistd::geteuid;
 use xctl::commands::inspect::{self, Args};
 use xctl::embedded;
 use xctl::fault::Exit;
 use xctl::hooks::{self, Attach};
 use xctl::object::cut::{Asked, cut};
 use xctl::object::hook::hook;
-use xctl::object::image::Image;
+use xctl::object::image::{Image, MapThere};
 use xctl::object::insn::Insn;
 use xctl::object::relo::{Outcome, RelocationKind, Relocations, Resolver};
 use xctl::object::uses::Places;
@@ -142,8 +144,13 @@ struct Theirs {
     maps: BTreeMap<String, i32>,
 }
 
-/// What libbpf makes of an object, or its error. Programs that `loaded` is false for are not relocated.
-fn libbpf(bytes: &[u8], btf: &Path, loaded: impl Fn(&str) -> bool) -> Result<Theirs, i32> {
+/// Opens an object with libbpf, and hands it to libbpf's next step. Its error, if one of both fails.
+fn open_and(
+    step: unsafe extern "C" fn(*mut sys::bpf_object) -> i32,
+    bytes: &[u8],
+    btf: &Path,
+    loaded: impl Fn(&str) -> bool,
+) -> Result<Opened, i32> {
     let _lock = LIBBPF.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     // SAFETY: no callback.
     unsafe { sys::libbpf_set_print(None) };
@@ -165,10 +172,13 @@ fn libbpf(bytes: &[u8], btf: &Path, loaded: impl Fn(&str) -> bool) -> Result<The
         unsafe { sys::bpf_program__set_autoload(program, loaded(&name_of(program))) };
     }
     // SAFETY: the object is open and not loaded yet.
-    let result = unsafe { sys::bpf_object__prepare(opened.0) };
-    if result != 0 {
-        return Err(result);
-    }
+    let result = unsafe { step(opened.0) };
+    if result == 0 { Ok(opened) } else { Err(result) }
+}
+
+/// What libbpf makes of an object, or its error. Programs that `loaded` is false for are not relocated.
+fn libbpf(bytes: &[u8], btf: &Path, loaded: impl Fn(&str) -> bool) -> Result<Theirs, i32> {
+    let opened = open_and(sys::bpf_object__prepare, bytes, btf, loaded)?;
     let one = |program: *mut sys::bpf_program| {
         // SAFETY: the object is open; libbpf gives as many instructions as it says, which live as long as the object
         // does. They are copied at once.
@@ -204,7 +214,9 @@ fn may_prepare() -> bool {
         let may = Path::new(KERNEL_BTF).exists()
             && libbpf(&embedded::object().unwrap(), Path::new(KERNEL_BTF), |_| true).is_ok();
         if !may {
-            println!("not compared with libbpf: that needs root and {KERNEL_BTF}");
+            let must = env::var_os(KERNELS).is_some() && geteuid().is_root() && Path::new(KERNEL_BTF).exists();
+            assert!(!must, "libbpf does not prepare our own object");
+            tell(&format!("not compared with libbpf: that needs root and {KERNEL_BTF}"));
         }
         may
     })
@@ -222,8 +234,9 @@ fn compare(what: &str, bytes: &[u8], target: &Btf, btf: &Path) -> usize {
     let object = ObjectFile::parse(bytes).unwrap();
     let defaults: BTreeSet<&str> =
         object.programs.iter().filter(|program| hook(program.section).autoload).map(|program| program.name).collect();
-    // What we refuse libbpf must refuse; a few are enough to know, for each takes libbpf a while.
-    for program in refused.iter().take(2) {
+    // What we refuse libbpf must refuse. With a whole kernel's types each takes it a while: then by default a few do.
+    let all_of_them = target.len() < 10_000 || env::var_os("XCTL_ALL_PAIRS").is_some();
+    for program in refused.iter().take(if all_of_them { usize::MAX } else { 2 }) {
         let result = libbpf(bytes, btf, |name| name == program);
         assert!(result.is_err(), "{what}: libbpf relocates {program}, we refuse: {all:?}");
     }
@@ -259,7 +272,7 @@ fn compare_whole(what: &str, bytes: &[u8], target: &Btf, theirs: &Theirs, taken:
     for program in object.programs.iter().filter(|program| taken(program.name)) {
         let image = Image::of(program, &object, &code);
         let (_, insns) = theirs.programs.iter().find(|(name, _)| name == program.name).unwrap();
-        let difference = image.difference(insns, |map| theirs.maps.get(map).copied());
+        let difference = image.difference(insns, |map| theirs.maps.get(map).copied().map(MapThere::Descriptor));
         assert_eq!(difference, None, "{what}: {}", program.name);
     }
 }
@@ -420,69 +433,18 @@ fn the_corpus_comes_out_as_computed_by_hand_and_as_by_libbpf() {
 
 // ---- real kernels ----
 
-/// Finds BTF in a kernel image: in it as it is, or compressed within.
-fn btf_of_kernel(image: &[u8]) -> Option<Vec<u8>> {
-    let packed: [(&[u8], &[&str]); 4] = [
-        (b"\xfd7zXZ\0", &["xz", "-dc", "--single-stream"]),
-        (b"\x28\xb5\x2f\xfd", &["zstd", "-dc"]),
-        (b"\x02!L\x18", &["lz4", "-dc"]),
-        (b"\x1f\x8b\x08", &["gzip", "-dc"]),
-    ];
-    if let Some(found) = btf_within(image) {
-        return Some(found);
-    }
-    for (magic, command) in packed {
-        for at in places_of(image, magic) {
-            let input = Scratch::new("kernel");
-            let input = (input.file("packed", &image[at..]), input);
-            let (program, arguments) = command.split_first().unwrap();
-            // What follows the compressed data makes some of them complain after they did all.
-            let output = Command::new(program)
-                .args(arguments)
-                .stdin(fs::File::open(&input.0).unwrap())
-                .stderr(Stdio::null())
-                .output();
-            let Ok(output) = output else {
-                println!("no {program}");
-                break;
-            };
-            if let Some(found) = btf_within(&output.stdout) {
-                return Some(found);
-            }
-        }
-    }
-    None
-}
+/// Kernels that must be there to compare with: `make test` fetches them and says so. Else those that are.
+const KERNELS: &str = "XCTL_KERNELS";
 
-fn places_of<'a>(bytes: &'a [u8], wanted: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
-    let first = wanted[0];
-    let mut from = 0;
-    std::iter::from_fn(move || {
-        while let Some(at) = bytes.get(from..)?.iter().position(|byte| *byte == first) {
-            let at = from + at;
-            from = at + 1;
-            if bytes[at..].starts_with(wanted) {
-                return Some(at);
-            }
-        }
-        None
-    })
-}
-
-/// BTF of a kernel's size in the middle of other bytes: its header says how long it is.
-fn btf_within(bytes: &[u8]) -> Option<Vec<u8>> {
-    places_of(bytes, &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0]).find_map(|at| {
-        let word = |n: usize| Some(u32::from_le_bytes(bytes.get(at + n..at + n + 4)?.try_into().ok()?) as usize);
-        let end = 24 + word(16)? + word(20)?;
-        let found = bytes.get(at..at + end).filter(|found| found.len() > 1_000_000)?;
-        Btf::parse(found).is_ok().then(|| found.to_vec())
-    })
+/// The test harness shows what a test prints only if it fails.
+fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "note: {text}");
 }
 
 /// The BTF of the running kernel and of the kernels that tests/vm has fetched: name, file, types.
 fn kernels() -> &'static [(String, PathBuf, Btf)] {
-    static KERNELS: std::sync::OnceLock<Vec<(String, PathBuf, Btf)>> = std::sync::OnceLock::new();
-    KERNELS.get_or_init(|| {
+    static ALL: std::sync::OnceLock<Vec<(String, PathBuf, Btf)>> = std::sync::OnceLock::new();
+    ALL.get_or_init(|| {
         let mut all = Vec::new();
         if let Ok(bytes) = source::read_btf(Path::new(KERNEL_BTF)) {
             all.push(("running".to_owned(), PathBuf::from(KERNEL_BTF), Btf::from_vec(bytes).unwrap()));
@@ -494,23 +456,19 @@ fn kernels() -> &'static [(String, PathBuf, Btf)] {
         let folders = cache.and_then(|cache| fs::read_dir(cache.join("kernels")).ok()).into_iter().flatten().flatten();
         for folder in folders {
             let name = folder.file_name().to_string_lossy().into_owned();
-            let image = folder.path().join("vmlinuz");
-            // Unpacking takes a while in a debug build; the next run finds what this one did.
-            let kept = folder.path().join("vmlinux.btf");
-            let newer = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
-            if newer(&kept) < newer(&image) {
-                let Some(found) = fs::read(&image).ok().and_then(|image| btf_of_kernel(&image)) else { continue };
-                let new = folder.path().join(format!("vmlinux.btf.{}", std::process::id()));
-                if fs::write(&new, found).and_then(|()| fs::rename(&new, &kept)).is_err() {
-                    continue;
-                }
+            let path = folder.path().join("vmlinux.btf");
+            if let Ok(bytes) = fs::read(&path) {
+                all.push((name, path, Btf::from_vec(bytes).unwrap()));
             }
-            let btf = Btf::from_vec(fs::read(&kept).unwrap()).unwrap();
-            all.push((name, kept, btf));
         }
         all.sort_by(|one, two| one.0.cmp(&two.0));
-        if all.len() < 2 {
-            println!("few kernels to compare with: tests/vm/fetch gets more");
+        let names: Vec<&str> = all.iter().map(|(name, ..)| name.as_str()).collect();
+        match env::var(KERNELS) {
+            Ok(wanted) => {
+                let missing: Vec<&str> = wanted.split_whitespace().filter(|name| !names.contains(name)).collect();
+                assert!(missing.is_empty(), "no types of kernels {missing:?}: tests/vm/fetch gets them");
+            }
+            Err(_) => tell(&format!("compared with kernels {}; make test fetches those it wants", names.join(", "))),
         }
         all
     })
@@ -606,6 +564,55 @@ fn inspect_says_whether_it_would_run() {
     refused("byte order", &scratch.0.join("object.o"), &scratch.0.join("target.o"), &["different byte order"]);
 }
 
+/// Around relocations too: what `inspect` says is what happens when libbpf loads the object into this kernel.
+#[test]
+fn what_would_run_is_what_loads() {
+    if !have_clang() {
+        return;
+    }
+    let scratch = Scratch::new("loads");
+    let compile = |option: &str| {
+        let out = scratch.0.join(format!("{option}.o"));
+        let mut compiler = Command::new(clang());
+        compiler.args(["--target=bpf", "-g", "-O2", "-c", "-w"]).arg(format!("-D{option}")).arg("-o").arg(&out);
+        assert!(compiler.arg(objects().join("outside/loads.c")).status().unwrap().success(), "{option}");
+        out
+    };
+    let target = compile("TARGET");
+    let mut compared = 0;
+    for (option, problem) in [
+        ("guarded_call", None),
+        ("call", Some("program takes reaches instruction 0: one->a")),
+        ("nested_call", Some("program takes reaches instruction 0: one->a")),
+        ("callback", Some("program each reaches instruction 0: one->a")),
+        ("guarded_callback", None),
+        ("guarded_global_call", Some("program everybodys reaches instruction")),
+        ("by_choice", None),
+        ("no_such_section", Some("no type of program for section nonsense")),
+        ("legacy_maps", Some("section maps")),
+        ("absent_function", Some("function xctl_no_such_function of the kernel is not in this BTF")),
+        ("absent_variable", Some("variable xctl_no_such_variable of the kernel is not in this BTF")),
+        ("absent_and_weak", None),
+    ] {
+        let object = compile(option);
+        let (json, error) = inspect(&object, &target, true);
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["runs"], problem.is_none(), "{option}: {}", json["problems"]);
+        assert_eq!(error.as_ref().map(Exit::code_of), problem.map(|_| 4), "{option}");
+        if let Some(problem) = problem {
+            assert!(json["problems"][0].as_str().unwrap().contains(problem), "{option}: {}", json["problems"]);
+        }
+        // Newer kernels do not look at a global function that nothing calls.
+        if may_prepare() && option != "guarded_global_call" {
+            let by_default = |name: &str| !["calling", "ambiguous"].contains(&name);
+            let loads = open_and(sys::bpf_object__load, &fs::read(&object).unwrap(), &target, by_default);
+            assert_eq!(loads.is_ok(), problem.is_none(), "{option}: libbpf says {:?}", loads.err());
+            compared += 1;
+        }
+    }
+    println!("{compared} as by libbpf and the kernel");
+}
+
 #[test]
 fn inspect_lists_what_only_the_loader_knows() {
     if !have_clang() {
@@ -636,11 +643,120 @@ fn inspect_lists_what_only_the_loader_knows() {
             assert_eq!(program["provable"], program["kfuncs"] == no && program["externs"] == no, "{name}");
         }
         assert_eq!(found("by_itself")["provable"], true);
+        let externs = json["externs"].as_array().unwrap();
+        let kinds: BTreeMap<_, _> =
+            externs.iter().map(|one| (one["name"].as_str().unwrap(), (&one["kind"], &one["in_btf"]))).collect();
+        let (yes, unknown) = (serde_json::json!(true), serde_json::Value::Null);
+        for (name, kind, in_btf) in [
+            (lock, "function", &yes),
+            (unlock, "function", &yes),
+            ("bpf_prog_active", "variable", &yes),
+            ("CONFIG_PREEMPT", "configuration", &unknown),
+            ("LINUX_KERNEL_VERSION", "configuration", &unknown),
+        ] {
+            assert_eq!(kinds[name], (&serde_json::json!(kind), in_btf), "{name}");
+        }
         let weak: Vec<_> = json["externs"].as_array().unwrap().iter().filter(|one| one["weak"] == true).collect();
         assert_eq!(weak.len(), 2, "{weak:?}");
         let (text, _) = inspect(&object, &object, false);
         assert!(text.contains("provable  no: ") && text.contains("bpf_rcu_read_unlock (may be missing)"), "{text}");
     }
+}
+
+/// One side of a relocation, as a C expression for the compiler: its size, and where it is if that can be asked.
+fn as_c(side: &serde_json::Value) -> (String, Option<String>) {
+    let (ty, access) = (side["type"].as_str().unwrap(), side["access"].as_str().unwrap());
+    if side["bit_offset"].is_null() || access.starts_with('*') {
+        return (format!("sizeof({ty})"), None);
+    }
+    let path = &access[access.find(['-', '[']).unwrap()..];
+    let place = path.strip_prefix("->").map(|path| format!("__builtin_offsetof({ty}, {path})"));
+    (format!("sizeof((({ty} *)0){path})"), place)
+}
+
+/// Sizes and places of one side of all relocations are those that the compiler finds in the types of `source`. How many.
+fn as_the_compiler_says(
+    what: &str,
+    source: &Path,
+    options: &[&str],
+    records: &[serde_json::Value],
+    side: &str,
+) -> usize {
+    let scratch = Scratch::new("sizes");
+    let sides = records.iter().map(|record| &record[side]).filter(|side| !side.is_null());
+    // The compiler has no size for a bitfield, nor for an array without length.
+    let sides: Vec<_> = sides.filter(|side| side["bitfield_size"].is_null() && side["size"] != 0).collect();
+    let numbers = sides.iter().map(|side| as_c(side));
+    let numbers = numbers.map(|(size, place)| format!("{size}, {},\n", place.unwrap_or("-1".to_owned())));
+    let text = format!(
+        "#include \"{}\"\nunsigned long NUMBERS[] = {{ {} }};\n",
+        source.display(),
+        numbers.collect::<String>()
+    );
+    let (c, out) = (scratch.file("sizes.c", text.as_bytes()), scratch.0.join("sizes.o"));
+    let mut compiler = Command::new(clang());
+    // A kernel has structs whose tag names an anonymous member, and is compiled so.
+    compiler.args(["--target=bpfel", "-g", "-O2", "-w", "-fms-extensions", "-c"]).args(options);
+    compiler.arg(&c).arg("-o").arg(&out);
+    assert!(compiler.status().unwrap().success(), "{what}");
+    let bytes = fs::read(&out).unwrap();
+    let object = ObjectFile::parse(&bytes).unwrap();
+    let symbol = object.symbols.iter().find(|symbol| symbol.name == "NUMBERS");
+    let Some(symbol) = symbol.filter(|symbol| symbol.size > 0) else { return 0 };
+    let data = &object.sections[usize::from(symbol.section)].bytes(&bytes)[symbol.value as usize..];
+    for (side, numbers) in sides.iter().zip(data.chunks(16)) {
+        let number = |at: usize| i64::from_le_bytes(numbers[at..at + 8].try_into().unwrap());
+        assert_eq!(side["size"], number(0), "{what}: {side}");
+        assert!(number(8) < 0 || side["bit_offset"] == number(8) * 8, "{what}: {side}, by the compiler {}", number(8));
+    }
+    sides.len()
+}
+
+#[test]
+fn sizes_and_places_are_those_of_the_compiler() {
+    if !have_clang() {
+        return;
+    }
+    let scratch = Scratch::new("extents");
+    let relocations = |object: &Path, btf: &Path| {
+        let json: serde_json::Value = serde_json::from_str(&inspect(object, btf, true).0).unwrap();
+        json["relocations"].as_array().unwrap().clone()
+    };
+    let (mut compared, mut bitfields) = (0, 0);
+    for source in sources() {
+        let what = source.display().to_string();
+        let (target, object) = (scratch.0.join("target.o"), scratch.0.join("object.o"));
+        compile(&source, false, true, &target);
+        compile(&source, false, false, &object);
+        let records = relocations(&object, &target);
+        compared += as_the_compiler_says(&what, &source, &[], &records, "local");
+        compared += as_the_compiler_says(&what, &source, &["-DTARGET"], &records, "target");
+        // What drops all but a bitfield says how many bits it has; the corpus has those numbers by hand.
+        for record in records.iter().filter(|record| record["kind"] == "rshift_u64") {
+            for side in
+                [&record["local"], &record["target"]].into_iter().filter(|side| !side["bitfield_size"].is_null())
+            {
+                let left = 64 - side["value"].as_i64().unwrap();
+                assert_eq!(side["bitfield_size"], left, "{what}: {record}");
+                bitfields += 1;
+            }
+        }
+    }
+    assert!(compared > 100 && bitfields > 3, "{compared} {bitfields}");
+    let object = scratch.file("xctl.bpf.o", &embedded::object().unwrap());
+    for (name, path, _) in kernels() {
+        let dump = Command::new("bpftool").args(["btf", "dump", "file"]).arg(path).args(["format", "c"]).output();
+        let Ok(dump) = dump else {
+            println!("not compared with the compiler: no bpftool");
+            break;
+        };
+        assert!(dump.status.success(), "{name}");
+        let header = scratch.file("vmlinux.h", &dump.stdout);
+        let here = as_the_compiler_says(name, &header, &[], &relocations(&object, path), "target");
+        assert!(here > 100, "{name}: {here}");
+        println!("{name}: {here} accesses as large, and where, the compiler says");
+    }
+    println!("{compared} accesses of the corpus, {bitfields} bitfields");
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //! Needs no privilege and asks the kernel nothing but its BTF file.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs;
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
@@ -12,17 +13,18 @@ use serde::Serialize;
 use super::btf_path;
 use crate::fault::Exit;
 use crate::object::btf_ext::LineInfo;
-use crate::object::elf::INSN_SIZE;
-use crate::object::facts::{Facts, FunctionFacts, MapFacts, hex};
+use crate::object::facts::{ExternFacts, Facts, FunctionFacts, MapFacts, hex};
 use crate::object::hook::hook;
+use crate::object::relo::extent::Extents;
 use crate::object::relo::patch::Place;
-use crate::object::relo::reach::reachable;
-use crate::object::relo::{Outcome, Relocated, RelocationKind, Relocations, Resolver, Spec, type_name};
-use crate::object::uses::Places;
-use crate::object::{Btf, BtfExt, Kind, ObjectFile, Program, read_btf, second_opinion};
+use crate::object::relo::{Outcome, Relocated, RelocationKind, Relocations, Resolver, Spec, essential_name, type_name};
+use crate::object::{Btf, BtfExt, KERNEL_BTF, Kind, ObjectFile, loads, read_btf, second_opinion};
 
 /// Version of the JSON document.
 const SCHEMA: u32 = 1;
+
+/// The running kernel's types, and its modules'.
+const MODULES: &str = "/sys/kernel/btf";
 
 /// Problems that are listed; a hostile file has as many as it likes.
 const MOST_PROBLEMS: usize = 100;
@@ -91,6 +93,10 @@ struct Side {
     access: String,
     /// Bits from the beginning of the root type; null if it is no field.
     bit_offset: Option<u32>,
+    /// Bytes: of the field (of a bitfield, the type that it is declared with), the type, the constant's enum.
+    size: Option<u32>,
+    /// Bits of a bitfield; null if it is not one.
+    bitfield_size: Option<u32>,
     value: Option<i128>,
 }
 
@@ -141,6 +147,32 @@ fn number(btf: &Btf, spec: &Spec, kind: RelocationKind, value: u64) -> i128 {
     }
 }
 
+impl Side {
+    fn of(btf: &Btf, extents: &Extents<'_>, spec: &Spec, kind: RelocationKind, value: Option<u64>) -> Self {
+        let extent = extents.of(kind, spec);
+        Side {
+            type_id: spec.root.0,
+            ty: type_name(btf, spec.root),
+            spec: spec.raw_text(),
+            access: spec.text(btf, kind),
+            bit_offset: kind.is_field().then_some(spec.bit_offset),
+            size: extent.size,
+            bitfield_size: extent.bits,
+            value: value.map(|value| number(btf, spec, kind, value)),
+        }
+    }
+
+    /// Where it is and how large, as far as the value does not say that.
+    fn extent(&self, kind: &str) -> String {
+        let bytes = self.size.map(|size| format!("{size} byte{}", if size == 1 { "" } else { "s" }));
+        match (self.bit_offset, self.bitfield_size, bytes) {
+            (Some(at), Some(bits), _) => format!("{bits} bit{} at bit {at}", if bits == 1 { "" } else { "s" }),
+            (Some(at), None, Some(bytes)) if kind != "byte_off" => format!("{bytes} at {}", at / 8),
+            (_, _, bytes) => bytes.unwrap_or_default(),
+        }
+    }
+}
+
 impl Verdict {
     fn problem(&mut self, what: String) {
         if self.problems.len() < MOST_PROBLEMS {
@@ -175,6 +207,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let mut facts = Facts::of(bytes, &object, btf.as_ref(), &code).map_err(|what| refused(anyhow!(what)))?;
     if let Some(target) = &target {
         facts.look_up_targets(target);
+        if args.btf.is_none() {
+            look_in_modules(&mut facts, Path::new(MODULES));
+        }
     }
 
     let sha256 = hex(&hmac_sha256::Hash::hash(bytes));
@@ -191,6 +226,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let mut verdict = Verdict::default();
     if target.as_ref().is_some_and(|target| target.is_big_endian() == object.is_little_endian) {
         verdict.problem("the object and the BTF are of different byte order".to_owned());
+    }
+    if target.is_some() {
+        loads::refused(&object, &head.facts).into_iter().for_each(|what| verdict.problem(what));
     }
     let view = View::new(local, target.as_ref(), &ext, !object.is_little_endian);
     let mut poisoned = Poisoned::new();
@@ -215,6 +253,27 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         return Err(anyhow!("{shown} would not run with the types of {path}: {first}{more}").context(Exit::Object));
     }
     Ok(())
+}
+
+/// What the running kernel does not have a module may: libbpf looks there too. Their types build on the kernel's, and are
+/// not read here; that one has the name decides.
+fn look_in_modules(facts: &mut Facts<'_>, folder: &Path) {
+    let mut absent: Vec<_> = facts.externs.iter_mut().filter(|one| one.in_btf == Some(false)).collect();
+    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|file| file.path());
+    for file in files.filter(|path| path.file_name() != Path::new(KERNEL_BTF).file_name()) {
+        if absent.is_empty() {
+            return;
+        }
+        let Ok(bytes) = fs::read(file) else { continue };
+        let has = |name: &str| {
+            let name = format!("\0{}\0", essential_name(name));
+            bytes.windows(name.len()).any(|bytes| bytes == name.as_bytes())
+        };
+        for one in &mut absent {
+            one.in_btf = Some(has(one.name));
+        }
+        absent.retain(|one| one.in_btf == Some(false));
+    }
 }
 
 /// The types to resolve against. Without an explicit choice, it is no failure that this host has none.
@@ -254,6 +313,10 @@ fn count(verdict: &mut Verdict, poisoned: &mut Poisoned, relocated: &Relocated<'
         Outcome::Unresolved => {}
         Outcome::Refused(why) => {
             verdict.refused += 1;
+            // libbpf passes over programs that are not loaded.
+            if relocated.program.is_some_and(|program| !hook(program.section).autoload) {
+                return;
+            }
             verdict.problem(format!("{}, {} of {access}: {why}", place_of(relocated), record.kind));
         }
     }
@@ -264,28 +327,16 @@ fn poisoned_programs(object: &ObjectFile<'_>, code: &Relocations<'_, '_>, poison
     if verdict.poisoned == 0 {
         return;
     }
-    let places = Places::new(object);
-    let is_loaded = |function: &&Program<'_>| function.section == ".text" || hook(function.section).autoload;
-    for function in object.programs.iter().chain(&object.subprograms).filter(is_loaded) {
-        let insns: Vec<_> = code.code(function).collect();
-        if !insns.iter().any(|insn| insn.is_poison()) {
-            continue;
-        }
-        let uses = places.of(function, code);
-        let runs = reachable(&insns, |index| !uses.addresses.contains(&index));
-        let reached = insns.iter().zip(runs).position(|(insn, runs)| runs && insn.is_poison());
-        if let Some(index) = reached {
-            let place = (function.section_index, function.offset + index as u64 * INSN_SIZE);
-            let why = poisoned.get(&place).map_or("something is not there", String::as_str);
-            verdict.problem(format!("program {} reaches instruction {index}: {why}", function.name));
-        }
+    for (function, index) in loads::reaching_poison(object, code) {
+        let why = poisoned.get(&loads::place_of(function, index)).map_or("something is not there", String::as_str);
+        verdict.problem(format!("program {} reaches instruction {index}: {why}", function.name));
     }
 }
 
 /// What it takes to show a relocation.
 struct View<'r> {
-    btf: &'r Btf,
-    target: Option<&'r Btf>,
+    local: (&'r Btf, Extents<'r>),
+    target: Option<(&'r Btf, Extents<'r>)>,
     /// Source lines, by section.
     lines: HashMap<&'r str, &'r [LineInfo]>,
     big_endian: bool,
@@ -295,7 +346,8 @@ impl<'r> View<'r> {
     fn new(btf: &'r Btf, target: Option<&'r Btf>, ext: &'r BtfExt<'r>, big_endian: bool) -> Self {
         // Of two stretches for a section the first counts.
         let lines = ext.lines.iter().rev().map(|stretch| (stretch.section, stretch.records.as_slice())).collect();
-        View { btf, target, lines, big_endian }
+        let local = (btf, Extents::local(btf));
+        View { local, target: target.map(|target| (target, Extents::target(target))), lines, big_endian }
     }
 
     fn record<'s>(&self, relocated: &'s Relocated<'s, '_>) -> Record<'s>
@@ -314,27 +366,21 @@ impl<'r> View<'r> {
         let missing = resolution.and_then(|resolution| resolution.missing.as_ref());
         let described = match resolution {
             Some(resolution) => Ok((resolution.kind, resolution.local.clone(), resolution.local_value)),
-            None => Resolver::describe(self.btf, relocation),
+            None => Resolver::describe(self.local.0, relocation),
         };
-        let side = |btf: &Btf, spec: &Spec, kind: RelocationKind, value: Option<u64>| Side {
-            type_id: spec.root.0,
-            ty: type_name(btf, spec.root),
-            spec: spec.raw_text(),
-            access: spec.text(btf, kind),
-            bit_offset: kind.is_field().then_some(spec.bit_offset),
-            value: value.map(|value| number(btf, spec, kind, value)),
-        };
-        let local = described.as_ref().ok().map(|(kind, spec, value)| side(self.btf, spec, *kind, Some(*value)));
+        let (btf, extents) = &self.local;
+        let local = described.as_ref().ok();
+        let local = local.map(|(kind, spec, value)| Side::of(btf, extents, spec, *kind, Some(*value)));
         let target = resolution.and_then(|resolution| {
-            let spec = resolution.target.as_ref()?;
-            Some(side(self.target?, spec, resolution.kind, resolution.value))
+            let (spec, (btf, extents)) = (resolution.target.as_ref()?, self.target.as_ref()?);
+            Some(Side::of(btf, extents, spec, resolution.kind, resolution.value))
         });
         let kind = described.map_or_else(|_| format!("kind {}", relocation.kind), |(kind, ..)| kind.label().to_owned());
         let done = resolution.filter(|_| matches!(relocated.outcome, Outcome::Applied));
         let value = done.and_then(|resolution| {
-            let (btf, spec) = match (&resolution.target, self.target) {
-                (Some(spec), Some(target)) => (target, spec),
-                _ => (self.btf, &resolution.local),
+            let (btf, spec) = match (&resolution.target, &self.target) {
+                (Some(spec), Some((target, _))) => (*target, spec),
+                _ => (self.local.0, &resolution.local),
             };
             Some(number(btf, spec, resolution.kind, resolution.value?))
         });
@@ -364,7 +410,7 @@ impl<'r> View<'r> {
         let lines = self.lines.get(section)?;
         let after = lines.partition_point(|line| line.offset <= offset);
         let found = lines.get(after.checked_sub(1)?)?;
-        Some(Line { file: self.btf.beginning(found.file, MOST_PATH), line: found.line })
+        Some(Line { file: self.local.0.beginning(found.file, MOST_PATH), line: found.line })
     }
 }
 
@@ -536,9 +582,13 @@ impl Report for Text<'_> {
             ))?;
         }
         if !facts.externs.is_empty() {
-            let names =
-                facts.externs.iter().map(|e| format!("{}{}", e.name, if e.weak { " (may be missing)" } else { "" }));
-            self.line(&format!("\nexpected from outside: {}", list(names)))?;
+            let one = |one: &ExternFacts<'_>| {
+                let kind = one.kind.map(|kind| format!("{kind} ")).unwrap_or_default();
+                let weak = if one.weak { " (may be missing)" } else { "" };
+                let there = if one.in_btf == Some(false) { " (not in this BTF)" } else { "" };
+                format!("{kind}{}{weak}{there}", one.name)
+            };
+            self.line(&format!("\nexpected from outside: {}", list(facts.externs.iter().map(one))))?;
         }
         self.line("\nCO-RE relocations")
     }
@@ -553,12 +603,25 @@ impl Report for Text<'_> {
             true => format!("{} of {}", local.access, local.ty),
             false => local.access.clone(),
         });
-        let was = record.local.as_ref().and_then(|local| local.value).map(|value| format!("{value} here"));
+        let (local, target) = (record.local.as_ref(), record.target.as_ref());
+        let extents = [local, target].map(|side| side.map(|side| side.extent(&record.kind)));
+        let [local_extent, target_extent] = extents;
+        // Once is enough of what is the same here and there.
+        let local_extent = local_extent.filter(|extent| target_extent.as_ref() != Some(extent));
+        let path = target.filter(|target| local.is_some_and(|local| local.access != target.access));
+        let path = path.map(|target| plain(&target.access));
+        let aside = |what: [Option<String>; 2]| {
+            let what: Vec<String> = what.into_iter().flatten().filter(|what| !what.is_empty()).collect();
+            if what.is_empty() { String::new() } else { format!(" ({})", what.join(", ")) }
+        };
+        let was = local.and_then(|local| local.value);
+        let was = was.map(|value| format!("{value} here{}", aside([None, local_extent])));
         let is = match (record.outcome, record.value) {
             ("applied", Some(value)) => Some(format!("{value} there")),
             ("unresolved", _) => None,
             (outcome, _) => Some(outcome.to_owned()),
         };
+        let is = is.map(|is| is + &aside([path, target_extent]));
         let values: Vec<String> = was.into_iter().chain(is).collect();
         let why = record.why.map(|why| format!(": {}", plain(why))).unwrap_or_default();
         let source = record.source.as_ref().map(|source| format!("  [{}:{}]", plain(source.file), source.line));
@@ -601,5 +664,27 @@ impl Report for Text<'_> {
             Some(false) => "it would not run there",
         })?;
         self.out.flush().context("writing the report")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_a_module_has_is_there() {
+        let folder = std::env::temp_dir().join(format!("xctl-modules-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        // What is called vmlinux was asked before.
+        fs::write(folder.join("vmlinux"), b"\0nowhere\0").unwrap();
+        fs::write(folder.join("one"), b"BTF\0in_one\0\0").unwrap();
+        fs::write(folder.join("two"), b"BTF\0in_two\0nowhere_else\0").unwrap();
+        let one = |name| ExternFacts { name, weak: false, kind: Some("function"), in_btf: Some(false) };
+        let mut facts = Facts { externs: vec![one("in_two"), one("nowhere"), one("in_one___v2")], ..Facts::default() };
+        look_in_modules(&mut facts, &folder);
+        fs::remove_dir_all(&folder).unwrap();
+        let found: Vec<_> = facts.externs.iter().map(|one| one.in_btf).collect();
+        assert_eq!(found, [Some(true), Some(false), Some(true)]);
     }
 }

@@ -244,21 +244,38 @@ impl Loaded {
 
     /// The maps, by their names in the object: of those for variables, their section's.
     pub fn maps(&self) -> Vec<(String, BorrowedFd<'_>)> {
-        let mut all = Vec::new();
+        let created = self.all_maps().filter_map(|(map, name)| {
+            // libbpf holds a placeholder for what it was told to leave out.
+            // SAFETY: the map belongs to this object.
+            let fd = unsafe { if sys::bpf_map__autocreate(map) { sys::bpf_map__fd(map) } else { -1 } };
+            self.borrow(fd, String::new).ok().map(|fd| (name, fd))
+        });
+        created.collect()
+    }
+
+    /// The maps that were left out, by name, and the number that libbpf has for each.
+    pub fn maps_left_out(&self) -> Vec<(String, usize)> {
+        let all = self.all_maps().enumerate();
+        // SAFETY: the map belongs to this object.
+        let left_out = all.filter(|(_, (map, _))| unsafe { !sys::bpf_map__autocreate(*map) });
+        left_out.map(|(number, (_, name))| (name, number)).collect()
+    }
+
+    /// Every map, created or not, with its name, in libbpf's order.
+    fn all_maps(&self) -> impl Iterator<Item = (*mut sys::bpf_map, String)> {
         let mut map = ptr::null_mut();
-        loop {
+        std::iter::from_fn(move || {
             // SAFETY: the object is open; a null map asks for the first.
             map = unsafe { sys::bpf_object__next_map(self.object.as_ptr(), map) };
             if map.is_null() {
-                return all;
+                return None;
             }
             // SAFETY: the map belongs to this object; its name is NUL-terminated and lives as long as that.
-            let (name, fd) = unsafe { (CStr::from_ptr(sys::bpf_map__name(map)), sys::bpf_map__fd(map)) };
-            let name = name.to_string_lossy();
+            let name = unsafe { CStr::from_ptr(sys::bpf_map__name(map)) }.to_string_lossy();
             let section = name.strip_prefix(&*NAME.to_string_lossy()).filter(|rest| rest.starts_with('.'));
-            let name = section.unwrap_or(&name).to_owned();
-            all.extend(self.borrow(fd, String::new).ok().map(|fd| (name, fd)));
-        }
+            Some((map, section.unwrap_or(&name).to_owned()))
+        })
+        .fuse()
     }
 
     /// How many runs of a program the kernel has skipped ([`bpf::ProgramInfo::skipped`]).

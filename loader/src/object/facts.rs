@@ -9,7 +9,7 @@ use super::elf::{ObjectFile, Program};
 use super::helpers;
 use super::hook::hook;
 use super::maps::{Definitions, MapDefinition};
-use super::relo::{Relocations, type_name};
+use super::relo::{Relocations, essential_name, type_name};
 use super::uses::{Places, Uses, is_data};
 
 /// Bytes of a variable's initial value that are shown.
@@ -139,10 +139,28 @@ pub struct ExternFacts<'a> {
     pub name: &'a str,
     /// May be missing.
     pub weak: bool,
+    /// `function` or `variable` of the kernel, `symbol` (its address alone), `configuration`; null if the object's BTF does
+    /// not say.
+    pub kind: Option<&'static str>,
+    /// Whether the BTF of the kernel that it is to run on has that function or variable; null where BTF does not tell, or
+    /// there is none.
+    pub in_btf: Option<bool>,
+}
+
+impl<'a> ExternFacts<'a> {
+    /// What the kernel's BTF has if it has this. libbpf leaves out a flavour.
+    fn wanted(&self) -> Option<(Kind, &'a str)> {
+        let kind = match self.kind? {
+            "function" => Kind::Func,
+            "variable" => Kind::Var,
+            _ => return None,
+        };
+        Some((kind, essential_name(self.name)))
+    }
 }
 
 /// What an object holds.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Facts<'a> {
     /// `little` or `big`.
     pub endian: &'static str,
@@ -169,11 +187,17 @@ pub struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
-    /// Asks the BTF of the kernel that the object is to run on for what the hooks are on.
+    /// Asks the BTF of the kernel that the object is to run on for what the hooks are on, and for what is expected from
+    /// outside.
     pub fn look_up_targets(&mut self, kernel: &Btf) {
         let wanted: Vec<_> = self.programs.iter().map(|program| hook(program.section).in_btf()).collect();
-        let names = wanted.iter().flatten().map(|(kind, name)| (*kind, name.as_str())).collect();
+        let names = wanted.iter().flatten().map(|(kind, name)| (*kind, name.as_str()));
+        let names = names.chain(self.externs.iter().filter_map(ExternFacts::wanted)).collect();
         let known = kernel.known(&names);
+        let in_btf: Vec<_> = self.externs.iter().map(|one| Some(known.contains(&one.wanted()?))).collect();
+        for (one, in_btf) in self.externs.iter_mut().zip(in_btf) {
+            one.in_btf = in_btf;
+        }
         for (program, wanted) in self.programs.iter_mut().zip(&wanted) {
             program.target_in_btf = wanted.as_ref().map(|(kind, name)| known.contains(&(*kind, name.as_str())));
         }
@@ -202,7 +226,7 @@ impl<'a> Facts<'a> {
             functions: object.subprograms.iter().map(|function| functions.facts(function)).collect::<Result<_, _>>()?,
             maps: all_maps(object, btf)?,
             variables: variables(bytes, btf, &places),
-            externs: externs(object),
+            externs: externs(object, btf),
         })
     }
 }
@@ -368,9 +392,28 @@ fn variables<'a>(bytes: &[u8], btf: Option<&Btf>, places: &Places<'_, 'a>) -> Ve
     places.variables().map(one).collect()
 }
 
-fn externs<'a>(object: &ObjectFile<'a>) -> Vec<ExternFacts<'a>> {
+fn externs<'a>(object: &ObjectFile<'a>, btf: Option<&Btf>) -> Vec<ExternFacts<'a>> {
+    let mut kinds: BTreeMap<&str, &'static str> = BTreeMap::new();
+    for (btf, section) in btf.into_iter().flat_map(|btf| [".kconfig", ".ksyms"].map(|section| (btf, section))) {
+        let vars = btf.find(Kind::Datasec, section).into_iter().flat_map(|section| btf.section_vars(section));
+        kinds.extend(vars.map(|var| {
+            let kind = match btf.kind(var.var) {
+                _ if section == ".kconfig" => "configuration",
+                Kind::Func => "function",
+                _ if btf.kind(btf.resolve(btf.target(var.var))) == Kind::Void => "symbol",
+                _ => "variable",
+            };
+            (btf.name(var.var), kind)
+        }));
+    }
     let outside = object.symbols.iter().skip(1).filter(|symbol| symbol.section == 0 && !symbol.name.is_empty());
-    outside.map(|symbol| ExternFacts { name: symbol.name, weak: symbol.bind == 2 }).collect()
+    let one = |symbol: &super::elf::Symbol<'a>| ExternFacts {
+        name: symbol.name,
+        weak: symbol.bind == 2,
+        kind: kinds.get(symbol.name).copied(),
+        in_btf: None,
+    };
+    outside.map(one).collect()
 }
 
 /// Bytes as hexadecimal digits.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use super::elf::{INSN_SIZE, ObjectFile, Program, Relocation, Symbol};
 use super::facts::MOST_FUNCTIONS;
-use super::insn::{CALL, Insn, PSEUDO_CALL};
+use super::insn::{CALL, Insn, LEFT_OUT, PSEUDO_CALL};
 use super::relo::Relocations;
 use super::uses::{Places, is_data};
 
@@ -23,6 +23,15 @@ const PSEUDO_FUNC: u8 = 4;
 /// 5.5): `bpf_probe_read_user`, `_kernel`, `_user_str`, `_kernel_str`.
 const OLD_HELPERS: [(i32, i32); 4] = [(112, 4), (113, 4), (114, 45), (115, 45)];
 
+/// What became of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapThere {
+    /// It was created: its descriptor.
+    Descriptor(i32),
+    /// It was left out: its number among the object's maps.
+    LeftOut(usize),
+}
+
 /// An instruction, and why it is what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Slot {
@@ -30,6 +39,8 @@ enum Slot {
     Exactly(Insn),
     /// A load of this map: the number is the map's descriptor.
     Map(Insn, String),
+    /// The second half of such a load.
+    Rest(Insn, String),
     /// Something that only the loader knows, of this name.
     Unknown(String),
 }
@@ -98,28 +109,37 @@ impl<'a> Image<'a> {
     #[cfg(test)]
     pub(crate) fn fill(&self, descriptor: impl Fn(&str) -> i32) -> Vec<Insn> {
         let insn = |slot: &Slot| match slot {
-            Slot::Exactly(insn) => *insn,
+            Slot::Exactly(insn) | Slot::Rest(insn, _) => *insn,
             Slot::Map(load, map) => Insn { imm: descriptor(map), ..*load },
             Slot::Unknown(_) => Insn::EMPTY,
         };
         self.slots.iter().map(|(.., slot)| insn(slot)).collect()
     }
 
-    /// Where `found` is not this image. `descriptor` tells a map's.
-    pub fn difference(&self, found: &[Insn], descriptor: impl Fn(&str) -> Option<i32>) -> Option<Difference> {
+    /// Where `found` is not this image. `map` tells what became of one.
+    pub fn difference(&self, found: &[Insn], map: impl Fn(&str) -> Option<MapThere>) -> Option<Difference> {
         let mut found_there = found.iter().copied();
         for (insn, (function, index, slot)) in self.slots.iter().enumerate() {
             let there = found_there.next();
-            let expected = match slot {
+            let (wanted, what) = match slot {
                 Slot::Exactly(wanted) if there.is_some_and(|there| is(*wanted, there)) => continue,
-                Slot::Exactly(wanted) => shown(*wanted),
-                Slot::Map(load, map) => match descriptor(map) {
-                    Some(fd) if there == Some(Insn { imm: fd, ..*load }) => continue,
-                    Some(fd) => format!("{}, the descriptor of map {map}", shown(Insn { imm: fd, ..*load })),
-                    None => format!("the descriptor of map {map}, which there is not"),
+                Slot::Exactly(wanted) => (Some(*wanted), String::new()),
+                Slot::Map(insn, name) | Slot::Rest(insn, name) => match (map(name), slot) {
+                    (Some(MapThere::LeftOut(number)), _) => {
+                        (left_out(number), format!(", for map {name} was left out"))
+                    }
+                    (Some(MapThere::Descriptor(_)), Slot::Rest(..)) => (Some(*insn), String::new()),
+                    (Some(MapThere::Descriptor(fd)), _) => {
+                        (Some(Insn { imm: fd, ..*insn }), format!(", the descriptor of map {name}"))
+                    }
+                    (None, _) => (None, format!("the descriptor of map {name}, which there is not")),
                 },
-                Slot::Unknown(name) => format!("the address of {name}, which only the loader knows"),
+                Slot::Unknown(name) => (None, format!("the address of {name}, which only the loader knows")),
             };
+            if wanted.is_some() && there == wanted {
+                continue;
+            }
+            let expected = wanted.map_or(String::new(), shown) + &what;
             let found = there.map_or("nothing".to_owned(), shown);
             return Some(Difference { insn, function: format!("{function}:{index}"), expected, found });
         }
@@ -138,6 +158,12 @@ fn is(wanted: Insn, found: Insn) -> bool {
     let is_helper = wanted.code == CALL && wanted.src == 0;
     let old = OLD_HELPERS.iter().find(|(new, _)| is_helper && *new == wanted.imm);
     found == wanted || old.is_some_and(|(_, old)| found == Insn { imm: *old, ..wanted })
+}
+
+/// What libbpf makes of both halves of a load of a map that was left out (`poison_map_ldimm64`).
+fn left_out(number: usize) -> Option<Insn> {
+    let imm = LEFT_OUT.checked_add(i32::try_from(number).ok()?)?;
+    Some(Insn { code: CALL, imm, ..Insn::EMPTY })
 }
 
 fn shown(insn: Insn) -> String {
@@ -233,13 +259,14 @@ impl<'a> Layout<'_, '_, 'a> {
         }
         if section.name == ".maps" {
             let map = self.places.map_at(symbol.section, symbol.value).unwrap_or("(no map)");
-            return self.set(at, Slot::Map(Insn { src: PSEUDO_MAP_FD, ..insn }, map.to_owned()));
+            self.set(at, Slot::Map(Insn { src: PSEUDO_MAP_FD, ..insn }, map.to_owned()));
+            return self.set(at + 1, Slot::Rest(next, map.to_owned()));
         }
         if !is_data(section) {
             return self.set(at, Slot::Unknown(section.name.to_owned()));
         }
         self.set(at, Slot::Map(Insn { src: PSEUDO_MAP_VALUE, ..insn }, section.name.to_owned()));
         let offset = insn.imm.wrapping_add(symbol.value as i32);
-        self.set(at + 1, Slot::Exactly(Insn { imm: offset, ..next }));
+        self.set(at + 1, Slot::Rest(Insn { imm: offset, ..next }, section.name.to_owned()));
     }
 }

@@ -51,6 +51,11 @@ pub const PSEUDO_CALL: u8 = 1;
 /// `src` of a call to a kernel function.
 pub const PSEUDO_KFUNC_CALL: u8 = 2;
 
+/// libbpf calls a helper of this number plus the map's where a program loads a map that was left out. No kernel has it.
+pub const LEFT_OUT: i32 = 2_001_000_000;
+/// Maps that an object could have, as far as those numbers go: others of libbpf's come after.
+const MOST_LEFT_OUT: i32 = 1_000_000;
+
 impl Insn {
     /// What libbpf puts where a relocation does not resolve: a call to a helper that no kernel has, which the verifier
     /// refuses with "invalid func unknown#195896080" unless it proves that the call is never reached.
@@ -102,9 +107,10 @@ impl Insn {
         matches!(self.class(), class::LDX | class::ST | class::STX)
     }
 
-    /// True for [`Insn::POISON`].
+    /// True for what libbpf puts where the verifier must not get: [`Insn::POISON`], and calls with [`LEFT_OUT`].
     pub fn is_poison(self) -> bool {
-        self == Insn::POISON
+        let left_out = LEFT_OUT..LEFT_OUT + MOST_LEFT_OUT;
+        self == Insn::POISON || (self.code == CALL && self.src == 0 && left_out.contains(&self.imm))
     }
 
     /// How many bytes a load or store moves.

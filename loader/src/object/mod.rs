@@ -8,6 +8,7 @@
 //! - [`btf`]: types, members, sizes.
 //! - [`btf_ext`]: which instruction came from which line, and the CO-RE relocations; [`relo`]: what they come to on a given
 //!   kernel; [`insn`]: instructions before and after; [`image`]: a whole program as it must reach the kernel.
+//! - [`loads`]: whether it would be loaded.
 //! - [`cut`]: of a kernel's BTF, what an object needs.
 //! - [`cdef`]: C definitions of kernel types, made from BTF.
 //! - [`source`]: reads BTF from a file, raw or inside an ELF file.
@@ -22,6 +23,7 @@ pub mod helpers;
 pub mod hook;
 pub mod image;
 pub mod insn;
+pub mod loads;
 pub mod maps;
 pub mod nearest;
 pub mod relo;

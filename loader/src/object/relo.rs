@@ -5,12 +5,13 @@
 //!
 //! - [`spec`]: what is accessed, in the object's types; [`matching`]: the same access in the target's.
 //! - [`candidates`]: which target types may be meant; [`compat`]: which types may stand for each other.
-//! - [`value`]: offsets, sizes, shifts; [`patch`]: the instruction afterwards.
+//! - [`value`]: offsets, sizes, shifts; [`extent`]: how much of memory that is about; [`patch`]: the instruction afterwards.
 //! - [`apply`]: all of an object's relocations, one after the other; [`reach`]: whether what did not resolve matters.
 
 pub mod apply;
 mod candidates;
 mod compat;
+pub mod extent;
 mod matching;
 pub mod patch;
 pub mod reach;

@@ -17,6 +17,8 @@ pub struct Uses<'a> {
     pub kfuncs: BTreeSet<&'a str>,
     /// Functions of the same object, as section and byte offset.
     pub functions: BTreeSet<(usize, u64)>,
+    /// The instructions that call them or take their address, in order, and which one each does.
+    pub called_at: Vec<(usize, (usize, u64))>,
     /// Maps, by name.
     pub maps: BTreeSet<&'a str>,
     /// Global variables, by name.
@@ -99,7 +101,7 @@ impl<'o, 'a> Places<'o, 'a> {
                 (true, Some(symbol)) => {
                     // The immediate counts instructions from the one after the symbol's.
                     let to = symbol.value as i64 / INSN_SIZE as i64 + i64::from(insn.imm) + 1;
-                    uses.calls(symbol.section.into(), to);
+                    uses.calls(index, symbol.section.into(), to);
                 }
                 (true, None) => match insn.src {
                     0 if insn != Insn::POISON => {
@@ -107,14 +109,14 @@ impl<'o, 'a> Places<'o, 'a> {
                     }
                     PSEUDO_CALL => {
                         let to = (offset / INSN_SIZE) as i64 + i64::from(insn.imm) + 1;
-                        uses.calls(function.section_index, to);
+                        uses.calls(index, function.section_index, to);
                     }
                     PSEUDO_KFUNC_CALL => {
                         uses.kfuncs.insert("(a kernel function by number)");
                     }
                     _ => {}
                 },
-                (false, Some(symbol)) => self.address(insn, symbol, &mut uses),
+                (false, Some(symbol)) => self.address(index, insn, symbol, &mut uses),
                 (false, None) => {}
             }
         }
@@ -122,7 +124,7 @@ impl<'o, 'a> Places<'o, 'a> {
     }
 
     /// A 64-bit immediate load of something's address.
-    fn address(&self, insn: Insn, symbol: &'o Symbol<'a>, uses: &mut Uses<'a>) {
+    fn address(&self, index: usize, insn: Insn, symbol: &'o Symbol<'a>, uses: &mut Uses<'a>) {
         if symbol.section == 0 {
             uses.externs.insert(symbol.name);
             return;
@@ -130,7 +132,7 @@ impl<'o, 'a> Places<'o, 'a> {
         let Some(section) = self.object.sections.get(usize::from(symbol.section)) else { return };
         let offset = symbol.value.wrapping_add(i64::from(insn.imm) as u64);
         if section.is_executable() {
-            uses.calls(symbol.section.into(), (offset / INSN_SIZE) as i64);
+            uses.calls(index, symbol.section.into(), (offset / INSN_SIZE) as i64);
             return;
         }
         let name = self.named_at(symbol.section, offset).map_or(section.name, |symbol| symbol.name);
@@ -151,9 +153,11 @@ impl<'o, 'a> Places<'o, 'a> {
 }
 
 impl Uses<'_> {
-    fn calls(&mut self, section: usize, insn: i64) {
+    fn calls(&mut self, index: usize, section: usize, insn: i64) {
         if let Ok(insn) = u64::try_from(insn) {
-            self.functions.insert((section, insn.saturating_mul(INSN_SIZE)));
+            let place = (section, insn.saturating_mul(INSN_SIZE));
+            self.functions.insert(place);
+            self.called_at.push((index, place));
         }
     }
 }

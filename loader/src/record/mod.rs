@@ -17,7 +17,6 @@ mod statistics;
 pub mod tag;
 mod translated;
 
-use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
@@ -36,7 +35,7 @@ use crate::object::facts::{MapFacts, hex};
 use crate::object::{Btf, maps};
 use capabilities::Capabilities;
 use document::Document;
-use proof::{Proof, Unproven};
+use proof::{Maps, Proof, Unproven};
 use statistics::Statistics;
 use translated::{Translation, Unexplained};
 
@@ -259,10 +258,11 @@ impl Record {
     /// [`Exit::Object`], naming program and instruction, if something in it cannot be explained.
     pub fn loaded(&mut self, object: &[u8], loaded: &Loaded, btf: &Btf) -> Result<()> {
         let proof = Proof::new(object, btf, &loaded.programs())?;
-        let mut ids = BTreeMap::new();
+        let left_out = loaded.maps_left_out().into_iter().collect();
+        let mut maps = Maps { left_out, ..Maps::default() };
         for (name, map) in loaded.maps() {
             let info = bpf::map_info(map).with_context(|| format!("cannot ask about map {name}"))?;
-            ids.insert(name.clone(), (info.id, map.as_raw_fd()));
+            maps.created.insert(name.clone(), (info.id, map.as_raw_fd()));
             self.facts.maps.push(MapRecord {
                 id: info.id,
                 defined: proof.map(&name).map(MapShape::defined),
@@ -279,12 +279,18 @@ impl Record {
             let translated = bpf::translated(program, info.xlated)
                 .with_context(|| format!("cannot ask what became of program {name}"))?;
             let (translated, unexplained) = match translated {
-                Some(translated) => proof::translation(insns, &translated, &ids),
+                Some(translated) => proof::translation(insns, &translated, &maps),
                 None => (None, None),
             };
             let unexplained =
                 unexplained.map(|Unexplained { insn, why }| Unproven { program: name.clone(), insn, why });
-            let unproven = proof.check(&name, insns, &info, tag_hash, &ids).or(unexplained);
+            // A wrong tag says that something was altered; what the kernel shows of the program says where.
+            let unproven = match (proof.check(&name, insns, &info, tag_hash, &maps), unexplained) {
+                (Some(whole @ Unproven { insn: None, .. }), Some(place)) => {
+                    Some(Unproven { why: format!("{}: {}", whole.why, place.why), ..place })
+                }
+                (found, unexplained) => found.or(unexplained),
+            };
             let log = sent.as_ref().and_then(|sent| sent.log.as_deref()).unwrap_or_default();
             let (relocations, poisoned) = proof.relocations(&name);
             self.facts.programs.push(ProgramRecord {

@@ -22,7 +22,7 @@ use crate::fault::Exit;
 use crate::kernel::bpf::ProgramInfo;
 use crate::object::elf::INSN_SIZE;
 use crate::object::facts::{Facts, MapFacts, hex};
-use crate::object::image::Image;
+use crate::object::image::{Image, MapThere};
 use crate::object::insn::Insn;
 use crate::object::relo::Outcome;
 use crate::object::{Btf, BtfExt, ObjectFile, Relocations};
@@ -44,6 +44,22 @@ impl fmt::Display for Unproven {
             Some(insn) => write!(f, "program {}, instruction {insn}: {}", self.program, self.why),
             None => write!(f, "program {}: {}", self.program, self.why),
         }
+    }
+}
+
+/// What became of an object's maps.
+#[derive(Clone, Debug, Default)]
+pub struct Maps {
+    /// Ids and descriptors of those in the kernel, by name.
+    pub created: BTreeMap<String, (u32, i32)>,
+    /// Those that were left out, since this kernel has none of their type: the number that libbpf has for each.
+    pub left_out: BTreeMap<String, usize>,
+}
+
+impl Maps {
+    fn there(&self, name: &str) -> Option<MapThere> {
+        let created = self.created.get(name).map(|(_, fd)| MapThere::Descriptor(*fd));
+        created.or_else(|| self.left_out.get(name).map(|number| MapThere::LeftOut(*number)))
     }
 }
 
@@ -121,7 +137,7 @@ impl<'a> Proof<'a> {
         sent: &[u8],
         info: &ProgramInfo,
         hash: Option<Hash>,
-        maps: &BTreeMap<String, (u32, i32)>,
+        maps: &Maps,
     ) -> Option<Unproven> {
         let wrong = |insn, why| Some(Unproven { program: program.to_owned(), insn, why });
         let Some(wanted) = self.programs.get(program) else {
@@ -131,8 +147,7 @@ impl<'a> Proof<'a> {
             return wrong(None, "nobody saw how it was loaded".to_owned());
         }
         let insns = decoded(sent);
-        let descriptor = |name: &str| maps.get(name).map(|(_, fd)| *fd);
-        if let Some(difference) = wanted.image.difference(&insns, descriptor) {
+        if let Some(difference) = wanted.image.difference(&insns, |name| maps.there(name)) {
             let (function, found, expected) = (difference.function, difference.found, difference.expected);
             return wrong(Some(difference.insn), format!("({function}) it is {found}, and must be {expected}"));
         }
@@ -140,10 +155,11 @@ impl<'a> Proof<'a> {
             let tag = hex(&info.tag);
             return wrong(None, format!("its tag, {tag}, is not the hash of what the kernel was handed"));
         }
-        let used: BTreeSet<u32> = wanted.image.maps().filter_map(|name| maps.get(name)).map(|(id, _)| *id).collect();
+        let created = &maps.created;
+        let used: BTreeSet<u32> = wanted.image.maps().filter_map(|name| created.get(name)).map(|(id, _)| *id).collect();
         let has: BTreeSet<u32> = info.map_ids.iter().copied().collect();
         let bound: BTreeSet<u32> =
-            maps.iter().filter(|(name, _)| name.starts_with(".rodata")).map(|(_, (id, _))| *id).collect();
+            created.iter().filter(|(name, _)| name.starts_with(".rodata")).map(|(_, (id, _))| *id).collect();
         let (more, fewer): (Vec<_>, Vec<_>) =
             (has.difference(&used).filter(|id| !bound.contains(id)).collect(), used.difference(&has).collect());
         if !more.is_empty() || !fewer.is_empty() {
@@ -154,18 +170,14 @@ impl<'a> Proof<'a> {
 }
 
 /// What the verifier has made of a program of which the kernel was given `sent`: none if that cannot be compared; and what
-/// in it cannot be explained. `maps` are ids and descriptors by name.
+/// in it cannot be explained.
 #[must_use]
-pub(super) fn translation(
-    sent: &[u8],
-    translated: &[u8],
-    maps: &BTreeMap<String, (u32, i32)>,
-) -> (Option<Translation>, Option<Unexplained>) {
+pub(super) fn translation(sent: &[u8], translated: &[u8], maps: &Maps) -> (Option<Translation>, Option<Unexplained>) {
     let translated = decoded(translated);
     if translated::is_blinded(&translated) {
         return (None, None);
     }
-    let ids: BTreeMap<i32, u32> = maps.values().map(|(id, fd)| (*fd, *id)).collect();
+    let ids: BTreeMap<i32, u32> = maps.created.values().map(|(id, fd)| (*fd, *id)).collect();
     match translated::compare(&decoded(sent), &translated, |fd| ids.get(&fd).copied()) {
         Ok(translation) => (Some(translation), None),
         Err(unexplained) => (None, Some(unexplained)),
@@ -187,19 +199,19 @@ mod tests {
     use crate::object::{KERNEL_BTF, read_btf};
 
     /// What the kernel would be handed, were every program faultless: descriptors count from 100, ids from 1.
-    fn handed(proof: &Proof<'_>, program: &str) -> (Vec<Insn>, BTreeMap<String, (u32, i32)>) {
-        let maps: BTreeMap<_, _> =
+    fn handed(proof: &Proof<'_>, program: &str) -> (Vec<Insn>, Maps) {
+        let created: BTreeMap<_, _> =
             proof.maps.iter().zip(1..).map(|(map, id)| (map.name.clone(), (id, 100 + id as i32))).collect();
         let image = &proof.programs[program].image;
         // Finding what each instruction must be by trying: what is missing is named.
-        (image.fill(|name| maps[name].1), maps)
+        (image.fill(|name| created[name].1), Maps { created, ..Maps::default() })
     }
 
     fn bytes(insns: &[Insn]) -> Vec<u8> {
         insns.iter().flat_map(|insn| insn.encode(cfg!(target_endian = "big"))).collect()
     }
 
-    fn for_each_program(mut each: impl FnMut(&Proof<'_>, &str, Vec<Insn>, BTreeMap<String, (u32, i32)>, ProgramInfo)) {
+    fn for_each_program(mut each: impl FnMut(&Proof<'_>, &str, Vec<Insn>, Maps, ProgramInfo)) {
         let Ok(target) = read_btf(Path::new(KERNEL_BTF)) else {
             return println!("skipped: needs {KERNEL_BTF}");
         };
@@ -211,7 +223,7 @@ mod tests {
         assert!(names.len() > 30);
         for name in names {
             let (insns, maps) = handed(&proof, name);
-            let map_ids = proof.programs[name].image.maps().map(|map| maps[map].0).collect();
+            let map_ids = proof.programs[name].image.maps().map(|map| maps.created[map].0).collect();
             each(&proof, name, insns, maps, ProgramInfo { map_ids, ..ProgramInfo::default() });
         }
     }
@@ -257,11 +269,47 @@ mod tests {
             assert!(proof.check(name, &[], &info, None, &maps).unwrap().why.contains("nobody saw"));
             // libbpf binds .rodata to every program.
             let mut bound = info.clone();
-            bound.map_ids.push(maps[".rodata"].0);
+            bound.map_ids.push(maps.created[".rodata"].0);
             assert_eq!(proof.check(name, &insns, &bound, Some(Hash::Sha1), &maps), None);
         });
         let nothing = Proof { programs: HashMap::new(), maps: Vec::new() };
-        assert!(nothing.check("x", &[0; 8], &ProgramInfo::default(), None, &BTreeMap::new()).is_some());
+        assert!(nothing.check("x", &[0; 8], &ProgramInfo::default(), None, &Maps::default()).is_some());
+    }
+
+    /// What libbpf makes of a program without one of its maps is explained, where it is that map's, and nowhere else.
+    #[test]
+    fn a_map_that_was_left_out_is_explained() {
+        const MAP: &str = "SHARED_RING";
+        let mut explained = 0;
+        for_each_program(|proof, name, mut insns, mut maps, mut info| {
+            let Some((id, fd)) = maps.created.remove(MAP) else { panic!("no {MAP}") };
+            maps.left_out.insert(MAP.to_owned(), 3);
+            info.map_ids.retain(|other| *other != id);
+            let check = |insns: &[Insn]| proof.check(name, &bytes(insns), &info, Some(Hash::Sha1), &maps);
+            let load = |insn: &Insn| insn.is_ldimm64() && insn.src == 1 && insn.imm == fd;
+            let places: Vec<usize> = (0..insns.len()).filter(|at| load(&insns[*at])).collect();
+            let Some(first) = places.first().copied() else { return assert_eq!(check(&insns), None, "{name}") };
+            assert_eq!(check(&insns).unwrap().insn, Some(first), "{name}: still loaded");
+            let call = |number| Insn { code: 0x85, imm: number, ..Insn::EMPTY };
+            for at in places {
+                insns[at..at + 2].fill(call(2_001_000_003));
+            }
+            assert_eq!(check(&insns), None, "{name}");
+            for (at, number) in [(first, 2_001_000_004), (first + 1, 2_001_000_002), (first + 1, 1)] {
+                let mut other = insns.clone();
+                other[at] = call(number);
+                let found = check(&other).unwrap();
+                assert_eq!(
+                    (found.insn, found.why.contains("map SHARED_RING was left out")),
+                    (Some(at), true),
+                    "{found}"
+                );
+            }
+            explained += 1;
+        });
+        if Path::new(KERNEL_BTF).exists() {
+            assert!(explained > 0);
+        }
     }
 
     #[test]

@@ -12,7 +12,8 @@
 //!   may touch only what a call may: registers 0 to 5.
 //! - A division is led past by a zero.
 //!
-//! Nothing else explains a difference, and what no step leads to must not be there.
+//! Nothing else explains a difference, nothing stands for a call of what does not exist (libbpf's, where the verifier must
+//! not get), and what no step leads to must not be there.
 
 use std::collections::BTreeMap;
 
@@ -193,6 +194,8 @@ impl<M: Fn(i32) -> Option<u32>> Both<'_, M> {
                     add((1, 1), true, &[called, after]);
                 }
             }
+            // What does not exist the verifier lets no program call; it drops what is never reached.
+            class::JMP if insn.is_poison() => {}
             class::JMP if insn.code == CALL => {
                 if found.is_some_and(|found| Insn { imm: insn.imm, ..found } == insn) {
                     add((1, 1), false, &[after]);
@@ -348,6 +351,7 @@ impl<M: Fn(i32) -> Option<u32>> Both<'_, M> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::object::insn::LEFT_OUT;
 
     const fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
         Insn { code, dst, src, off, imm }
@@ -451,6 +455,16 @@ mod tests {
             let mut more = translated.clone();
             more.insert(at, insn(0xb7, 8, 0, 0, 1));
             assert!(compared(&program, &more).is_err(), "{at}");
+        }
+        // Nothing stands for a call of what does not exist: libbpf puts it where the verifier must not get.
+        for poison in [Insn::POISON.imm, LEFT_OUT, LEFT_OUT + 7] {
+            let mut poisoned = program.clone();
+            poisoned[10].imm = poison;
+            assert!(compared(&poisoned, &translated).is_err());
+            // Where it is dropped it does no harm.
+            poisoned[10] = program[10];
+            poisoned[13] = insn(CALL, 0, 0, 0, poison);
+            assert!(compared(&poisoned, &translated).is_ok());
         }
         // A saved register is no business of a helper's.
         let mut altered = translated.clone();

@@ -113,6 +113,7 @@ pub const ALL: &[Case] = &[
     case!("record_schema",        AUTO,     V4,   record::schema, Host),
     case!("record_facts",         EVERY_KIND,    V4,   record::facts),
     case!("record_altered",       AUTO,     V4,   record::altered),
+    case!("record_without_ring",  AUTO,     V4,   record::no_ring_buffers),
     case!("record_translated",    AUTO,     V4,   record::altered_translation),
     case!("record_failed",        AUTO,     V4,   record::failed, Host),
     case!("record_as_user",       AUTO,     V4,   record::as_another_user),

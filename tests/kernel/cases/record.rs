@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::ends::bpf_objects;
+use super::refusals::Btf;
 use crate::host::{Set, has_symbol, tool};
 use crate::process::{Process, poll};
 use crate::tracee::{self, BPF_OBJ_GET_INFO_BY_FD, BPF_PROG_LOAD, Call, watch};
@@ -294,6 +295,24 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
     ensure!(record["object"]["sha256"] == sha256, "the object is {}", record["object"]);
     let btf = fs::read("/sys/kernel/btf/vmlinux")?;
     ensure!(record["btf"]["bytes"] == btf.len(), "the BTF is {}", record["btf"]);
+    let (object, object_file) = scratch.file("object.o");
+    fs::write(object, xctl::embedded::object()?)?;
+    for (what, file) in [("object", object_file.as_str()), ("btf", "/sys/kernel/btf/vmlinux")] {
+        let output = Command::new("sha256sum").arg(file).output().context("starting sha256sum")?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let sum = said.split_whitespace().next().unwrap_or_default();
+        ensure!(record[what]["sha256"] == sum, "{what} is {}, and sha256sum says {said:?}", record[what]);
+    }
+    // xctl began with what this process has.
+    let status = fs::read_to_string("/proc/self/status")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).context("no CapEff")?;
+    let effective = u64::from_str_radix(effective.trim(), 16)?;
+    let held: Vec<_> = list(&record["capabilities"], "held")?.iter().filter_map(Value::as_str).collect();
+    ensure!(held.len() == effective.count_ones() as usize, "{held:?}, and /proc says {effective:#x}");
+    // Numbers of include/uapi/linux/capability.h.
+    for (bit, name) in [(2, "CAP_DAC_READ_SEARCH"), (19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN"), (39, "CAP_BPF")] {
+        ensure!(held.contains(&name) == (effective >> bit & 1 == 1), "{name}: {held:?}, and /proc says {effective:#x}");
+    }
 
     let recorded = list(&record, "programs")?;
     for program in recorded {
@@ -343,8 +362,16 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
         }
         // What was asked for is what came, and what the object says unless it leaves that open.
         ensure!(map["asked"] == *created, "{map}");
-        let defined = &map["defined"]["key_size"];
-        ensure!(defined.is_null() || *defined == created["key_size"], "{map}");
+        let defined = &map["defined"];
+        for name in ["type", "key_size", "value_size"] {
+            ensure!(defined[name].is_null() || defined[name] == created[name], "{name}: {map}");
+        }
+        let resized = ["SOCKET_TO_PID", "SK_CACHE"].map(Value::from).contains(&map["name"]);
+        let entries = &defined["max_entries"];
+        ensure!(entries.is_null() || resized || *entries == created["max_entries"], "max_entries: {map}");
+        // BPF_F_MMAPABLE, which libbpf adds for variables where the kernel can
+        let flags = |shape: &Value| shape["flags"].as_u64().map(|flags| flags & !(1 << 10));
+        ensure!(flags(defined) == flags(created), "flags: {map}");
     }
     let sockets = recorded_maps.iter().find(|map| map["name"] == "SOCKET_TO_PID").context("no SOCKET_TO_PID")?;
     ensure!(sockets["asked"]["max_entries"] == 32768 && sockets["defined"]["max_entries"] == 8192, "{sockets}");
@@ -435,6 +462,32 @@ pub fn dry_run(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{} programs and maps, attached nothing, left nothing", made.len())))
 }
 
+/// Before 5.8 there are no ring buffers, and SHARED_RING is left out: what libbpf makes of the program then is proven too.
+pub fn no_ring_buffers(set: Set, _family: Family) -> Outcome {
+    let scratch = Scratch::new()?;
+    let (path, file) = scratch.file("no-ring-buffers.json");
+    let btf = Btf::without("bpf_ringbuf")?;
+    let attach = set.to_string();
+    let xctl = command(&arguments(&attach, &["--duration", "0.1", "--record", &file, "--btf", &btf.path()]))?;
+    let mut process = Process::start("xctl --record", xctl)?;
+    process.rest()?;
+    process.succeed()?;
+    let record = read(&path)?;
+    ensure!(record["proven"] == true, "not proven: {}", record["unproven"]);
+    let maps: Vec<_> = list(&record, "maps")?.iter().filter_map(|map| map["name"].as_str()).collect();
+    ensure!(maps.contains(&"SOCKET_TO_PID") && !maps.contains(&"SHARED_RING"), "its maps are {maps:?}");
+    // Somebody gets to where the ring would be used: else this shows nothing.
+    let calls = list(&record, "calls")?;
+    let code = calls.iter().filter_map(|call| call["attributes"]["insns"]["code"].as_str());
+    let left_out = |insn: &[u8]| insn.starts_with(b"85000000") && insn.ends_with(LEFT_OUT);
+    let left_out = code.filter(|code| code.as_bytes().chunks(16).any(left_out)).count();
+    ensure!(left_out > 0, "no program was to use it");
+    Ok(Verdict::Passed(format!("{left_out} programs without it, proven")))
+}
+
+/// Where a map is left out, libbpf calls helper 2001000000 plus the map's number, which is in the lowest byte alone.
+const LEFT_OUT: &[u8] = b"d64477";
+
 /// One instruction is altered on its way to the kernel, so that it still passes the verifier. It is noticed before
 /// anything is attached, and the record tells.
 pub fn altered(_set: Set, _family: Family) -> Outcome {
@@ -446,13 +499,12 @@ pub fn altered(_set: Set, _family: Family) -> Outcome {
     let mut victim = None;
     let meddle = |call: &Call, memory: &File| -> Result<()> {
         if call.arguments[0] == BPF_PROG_LOAD && !call.returned && call.text(48).starts_with("tp_retransmit") {
-            victim = Some(call.text(48));
-            alter(call, memory, RETURN_0, 4, 1)?;
+            victim = Some((call.text(48), alter(call, memory, RETURN_0, 4, 1)?));
         }
         Ok(())
     };
     let (mut process, witness) = watch("xctl", &xctl, meddle)?;
-    let victim = victim.context("no program was loaded that could be altered")?;
+    let (victim, at) = victim.context("no program was loaded that could be altered")?;
     let (printed, status) = (process.rest()?, process.wait()?);
     let said = process.errors();
     ensure!(status.code() == Some(4), "it ended with {status} and said {said:?}");
@@ -470,6 +522,10 @@ pub fn altered(_set: Set, _family: Family) -> Outcome {
         unproven.len() == 1 && list(&record, "hooks")?.iter().all(|hook| hook["attached"] == false),
         "{unproven:?}"
     );
+    // The tag tells that it was altered, what the kernel made of it tells where.
+    let blinded = fs::read_to_string("/proc/sys/net/core/bpf_jit_harden").is_ok_and(|harden| harden.trim() == "2");
+    ensure!(blinded || unproven[0]["insn"] == at, "it was instruction {at}: {}", unproven[0]);
+    ensure!(blinded || said.contains(&format!(", instruction {at}: its tag")), "it does not name {at}: {said:?}");
     Ok(Verdict::Passed(format!("{}", unproven[0]["why"])))
 }
 
@@ -515,10 +571,11 @@ pub fn altered_translation(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{}", unproven[0]["why"])))
 }
 
-/// Alters a byte of the last such instruction in the memory of who asks the kernel to load it.
-fn alter(call: &Call, memory: &File, insn: [u8; 8], byte: u64, value: u8) -> Result<()> {
+/// Alters a byte of the last such instruction in the memory of who asks the kernel to load it. Which that is.
+fn alter(call: &Call, memory: &File, insn: [u8; 8], byte: u64, value: u8) -> Result<usize> {
     let at = call.insns.chunks_exact(8).rposition(|other| other == insn).context("it has no such instruction")?;
-    memory.write_all_at(&[value], call.long(8) + at as u64 * 8 + byte).context("altering its memory")
+    memory.write_all_at(&[value], call.long(8) + at as u64 * 8 + byte).context("altering its memory")?;
+    Ok(at)
 }
 
 /// A run that fails is recorded too: here the kernel refuses a program, in which an instruction became nonsense.
@@ -533,7 +590,7 @@ pub fn failed(_set: Set, _family: Family) -> Outcome {
             && call.text(48).starts_with("tp_retransmit")
             && call.insns.ends_with(&EXIT)
         {
-            true => alter(call, memory, EXIT, 0, 0xff),
+            true => alter(call, memory, EXIT, 0, 0xff).map(drop),
             false => Ok(()),
         }
     };

@@ -1,0 +1,92 @@
+//! Whether an object would be loaded: what libbpf refuses before the kernel sees it, and what the verifier would get to
+//! that CO-RE relocations left without a value.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::elf::{INSN_SIZE, ObjectFile, Program};
+use super::facts::Facts;
+use super::hook::hook;
+use super::relo::Relocations;
+use super::relo::reach::reachable;
+use super::uses::{Places, Uses};
+
+/// `STB_GLOBAL` and `STB_WEAK`
+const SEEN_OUTSIDE: [u8; 2] = [1, 2];
+const STT_FUNC: u8 = 2;
+
+/// What libbpf (1.0 and newer) refuses in it. The types that it is to run with were asked for what it expects from outside.
+#[must_use]
+pub fn refused(object: &ObjectFile<'_>, facts: &Facts<'_>) -> Vec<String> {
+    let mut all = Vec::new();
+    if object.sections.iter().any(|section| section.name == "maps") {
+        all.push("maps are defined in section maps, which libbpf no longer reads: they belong into .maps".to_owned());
+    }
+    let unknown = |program: &&Program<'_>| {
+        let hook = hook(program.section);
+        hook.autoload && hook.program_type.is_none()
+    };
+    let programs = object.programs.iter().filter(unknown);
+    all.extend(programs.map(|program| {
+        format!("program {}: libbpf knows no type of program for section {}", program.name, program.section)
+    }));
+    let absent = facts.externs.iter().filter(|one| !one.weak && one.in_btf == Some(false));
+    all.extend(absent.map(|one| {
+        let kind = one.kind.unwrap_or("symbol");
+        format!("{kind} {} of the kernel is not in this BTF, and not declared weak", one.name)
+    }));
+    all
+}
+
+/// Where a function begins: its section and byte offset.
+type Place = (usize, u64);
+
+/// Functions that reach an instruction which did not resolve, and the first such instruction in each.
+///
+/// The verifier begins at the programs that are loaded, and follows calls and callbacks at instructions that can run, to
+/// static functions with what it knows of their arguments (here: nothing). Before 6.8 it also takes every global function
+/// of a program by itself, called or not; so that is assumed.
+#[must_use]
+pub fn reaching_poison<'o, 'a>(
+    object: &'o ObjectFile<'a>,
+    code: &Relocations<'_, 'a>,
+) -> Vec<(&'o Program<'a>, usize)> {
+    let places = Places::new(object);
+    let all = object.programs.iter().chain(&object.subprograms);
+    let all: BTreeMap<Place, (&Program<'a>, Uses<'a>)> = all
+        .map(|function| ((function.section_index, function.offset), (function, places.of(function, code))))
+        .collect();
+    let globals = object.symbols.iter();
+    let globals = globals.filter(|one| one.symbol_type == STT_FUNC && SEEN_OUTSIDE.contains(&one.bind));
+    let globals: BTreeSet<Place> = globals.map(|one| (usize::from(one.section), one.value)).collect();
+    let loaded = object.programs.iter().filter(|program| hook(program.section).autoload);
+    let loaded: Vec<Place> = loaded.map(|program| (program.section_index, program.offset)).collect();
+    // What libbpf appends to them.
+    let mut appended = BTreeSet::new();
+    let mut todo = loaded.clone();
+    while let Some(place) = todo.pop() {
+        if let Some((_, uses)) = all.get(&place).filter(|_| appended.insert(place)) {
+            todo.extend(&uses.functions);
+        }
+    }
+    let mut todo: Vec<Place> = loaded.into_iter().chain(appended.intersection(&globals).copied()).collect();
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    while let Some(place) = todo.pop() {
+        let Some((function, uses)) = all.get(&place).filter(|_| seen.insert(place)) else { continue };
+        let insns: Vec<_> = code.code(function).collect();
+        let runs = reachable(&insns, |index| !uses.addresses.contains(&index));
+        let runs = |index: usize| runs.get(index) == Some(&true);
+        todo.extend(uses.called_at.iter().filter(|(index, _)| runs(*index)).map(|(_, place)| *place));
+        let poison = insns.iter().enumerate().position(|(index, insn)| insn.is_poison() && runs(index));
+        found.extend(poison.map(|index| (*function, index)));
+    }
+    let order = |function: &Program<'_>| (function.section == ".text", function.section_index, function.offset);
+    found.sort_by_key(|(function, _)| order(function));
+    found
+}
+
+/// The place of a function's instruction in its section.
+#[must_use]
+pub fn place_of(function: &Program<'_>, index: usize) -> Place {
+    (function.section_index, function.offset + index as u64 * INSN_SIZE)
+}

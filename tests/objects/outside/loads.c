@@ -1,0 +1,160 @@
+/*
+ * Objects that load, and others that do not, for reasons around their relocations: one for each macro that
+ * tests/relocations.rs defines. The target has no member `a`; so what takes it must not be reached.
+ */
+#include "../core.h"
+
+struct one {
+#ifdef TARGET
+	int other;
+#else
+	int a;
+#endif
+} RELOCATED;
+
+#ifdef TARGET
+
+HAS(one, struct one);
+struct two {
+	int x;
+};
+struct two___other {
+	int y, x;
+};
+HAS(two_, struct two);
+HAS(two_other, struct two___other);
+
+#else
+
+struct two {
+	int x;
+} RELOCATED;
+
+static __attribute__((noinline)) long takes(struct one *p)
+{
+	return p->a;
+}
+
+#ifdef guarded_call
+SEC("socket") long program(struct one *p)
+{
+	return exists(struct one, a) ? takes(p) : 0;
+}
+#endif
+
+#ifdef call
+SEC("socket") long program(struct one *p)
+{
+	return takes(p);
+}
+#endif
+
+#ifdef nested_call
+static __attribute__((noinline)) long calls(struct one *p)
+{
+	return takes(p) + 1;
+}
+
+SEC("socket") long program(struct one *p)
+{
+	return calls(p);
+}
+#endif
+
+/* Kernels before 6.8 verify it whoever calls it. */
+#ifdef guarded_global_call
+__attribute__((noinline)) long everybodys(long x)
+{
+	struct one *p = (struct one *)x;
+
+	return exists(struct one, a) ? 0 : p->a;
+}
+
+SEC("socket") long program(struct one *p)
+{
+	return exists(struct one, a) ? everybodys(1) : 0;
+}
+#endif
+
+#if defined(callback) || defined(guarded_callback)
+static long (*loop)(int count, void *each, void *context, long flags) = (void *)181;
+
+static long each(int index, void *context)
+{
+	return ((struct one *)context)->a;
+}
+
+SEC("socket") long program(struct one *p)
+{
+#ifdef guarded_callback
+	if (!exists(struct one, a))
+		return 0;
+#endif
+	return loop(1, each, 0, 0);
+}
+#endif
+
+/* Not loaded by default: neither what it takes nor what cannot be told of it matters. */
+#ifdef by_choice
+SEC("socket") long program(void *context)
+{
+	return 0;
+}
+
+SEC("?socket") long calling(struct one *p)
+{
+	return takes(p);
+}
+
+SEC("?socket") long ambiguous(struct two *p)
+{
+	return p->x;
+}
+#endif
+
+#ifdef no_such_section
+SEC("nonsense") long program(void *context)
+{
+	return 0;
+}
+#endif
+
+#ifdef legacy_maps
+struct {
+	int type, key_size, value_size, max_entries;
+} old SEC("maps") = { 2, 4, 4, 1 };
+
+SEC("socket") long program(void *context)
+{
+	return 0;
+}
+#endif
+
+#ifdef absent_function
+extern long xctl_no_such_function(void) __attribute__((section(".ksyms")));
+
+SEC("socket") long program(void *context)
+{
+	return xctl_no_such_function();
+}
+#endif
+
+#ifdef absent_variable
+extern const int xctl_no_such_variable __attribute__((section(".ksyms")));
+
+SEC("socket") long program(void *context)
+{
+	return (long)&xctl_no_such_variable;
+}
+#endif
+
+#ifdef absent_and_weak
+extern long xctl_no_such_function(void) __attribute__((section(".ksyms"), weak));
+
+SEC("socket") long program(void *context)
+{
+	return xctl_no_such_function ? xctl_no_such_function() : 0;
+}
+#endif
+
+#endif
