@@ -160,9 +160,8 @@ struct settings {
 	__u8 retransmits;	/* 1: emit retransmit events */
 	__u8 sends;		/* 1: emit send events */
 	__u8 births_by_state;	/* 1: inet_sock_set_state is what shows connect() and listen() */
-	__u8 has_shared_ring;	/* 1: there is SHARED_RING */
 	__u8 by_netns;		/* 1: count in NETNS_TOTALS too */
-	__u8 zero[3];
+	__u8 zero[4];
 };
 
 #endif

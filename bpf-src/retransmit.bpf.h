@@ -21,8 +21,12 @@ struct {
 /*
  * For records of a CPU that has no ring in EVENTS: it came online after the loader did (-ENOENT), or was offline meanwhile,
  * which ends a perf event for good (-EOPNOTSUPP). By the time that user space hears of the CPU it may have run TCP for a
- * while, and to open a ring takes privilege that is given up by then. Linux 5.8 and newer; elsewhere it is not created.
+ * while, and to open a ring takes privilege that is given up by then. Linux 5.8 and newer; elsewhere it is not created, and
+ * no program may get to where it is used: by what a relocation says, since before 5.5 the verifier does not know what is in
+ * .rodata.
  */
+struct bpf_ringbuf {} __attribute__((preserve_access_index));
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 256 * 1024);
@@ -33,7 +37,7 @@ static __always_inline void emit(void *ctx, void *record, __u64 size)
 {
 	long err = bpf_perf_event_output(ctx, &EVENTS, BPF_F_CURRENT_CPU, record, size);
 
-	if (err && err != -ENOSPC && settings.has_shared_ring)
+	if (err && err != -ENOSPC && bpf_core_type_exists(struct bpf_ringbuf))
 		err = bpf_ringbuf_output(&SHARED_RING, record, size, 0);	/* -EAGAIN: full */
 	if (err)
 		count_lost(err == -ENOSPC || err == -EAGAIN ? LOST_PERF : LOST_OUTPUT);

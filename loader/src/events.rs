@@ -273,12 +273,10 @@ mirror! {
         sends: u8,
         /// 1: connect() and listen() are seen through inet_sock_set_state.
         births_by_state: u8,
-        /// 1: there is SHARED_RING.
-        has_shared_ring: u8,
         /// 1: count by network namespace too.
         by_netns: u8,
         /// Padding.
-        zero: [u8; 3],
+        zero: [u8; 4],
     }
 }
 

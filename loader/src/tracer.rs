@@ -256,11 +256,7 @@ impl Tracer {
     ) -> Result<Self> {
         let mut refusal = anyhow!("there is no plan");
         for plan in plans {
-            let settings = Settings {
-                births_by_state: u8::from(plan.births_by_state),
-                has_shared_ring: u8::from(kernel.shows(Shown::RingBuffers)),
-                ..settings
-            };
+            let settings = Settings { births_by_state: u8::from(plan.births_by_state), ..settings };
             if let Some(record) = &mut audit.record {
                 record.attempt(&plan);
             }
@@ -303,7 +299,8 @@ impl Tracer {
             return Err(Blocked::new(found, "use --seed proc").by_host());
         }
         let wanted = |program: &str| plan.has(program) || (iterator && program == owners::SEED);
-        let load = |statistics| load_with(object, wanted, btf, settings, sizes.max_sockets, statistics);
+        let has_ring = kernel.shows(Shown::RingBuffers);
+        let load = |statistics| load_with(object, wanted, btf, settings, sizes.max_sockets, has_ring, statistics);
         let loaded = match load(audit.record.is_some()) {
             // A log for statistics does not have what led to a refusal.
             Err(error) if audit.record.is_some() && error.downcast_ref() == Some(&Exit::Object) => load(false),
@@ -329,9 +326,9 @@ impl Tracer {
             Some(ring.map(|ring| (cpu, ring)))
         });
         let rings = rings.collect::<Result<_>>()?;
-        let shared = match settings.has_shared_ring {
-            0 => None,
-            _ => Some(SharedRing::new(loaded.map(SHARED_RING)?).context("cannot map the shared ring")?),
+        let shared = match has_ring {
+            false => None,
+            true => Some(SharedRing::new(loaded.map(SHARED_RING)?).context("cannot map the shared ring")?),
         };
         let shared = shared.map(shared::Reader::new);
         let attach_all = |purpose: Purpose| {
@@ -540,7 +537,7 @@ pub(crate) fn read_map<K: Plain, V: Plain>(map: &Map<'_>) -> io::Result<Vec<(K, 
     Ok(entries)
 }
 
-/// Load the programs that `wanted` names, and every map.
+/// Load the programs that `wanted` names, and every map but SHARED_RING, which they must not use.
 ///
 /// # Errors
 /// [`Exit::Host`] or [`Exit::Object`], with the decisive lines of the verifier's log.
@@ -551,7 +548,7 @@ pub fn load(
     settings: &Settings,
     max_sockets: u32,
 ) -> Result<Loaded> {
-    load_with(object, wanted, btf, settings, max_sockets, false)
+    load_with(object, wanted, btf, settings, max_sockets, false, false)
 }
 
 fn load_with(
@@ -560,6 +557,7 @@ fn load_with(
     btf: &Path,
     settings: &Settings,
     max_sockets: u32,
+    has_ring: bool,
     statistics: bool,
 ) -> Result<Loaded> {
     let mut open = Open::from_bytes(object.bytes, (btf != Path::new(KERNEL_BTF)).then_some(btf)).map_err(|error| {
@@ -569,7 +567,7 @@ fn load_with(
     open.select_programs(wanted)?;
     open.set_max_entries(SOCKETS, max_sockets)?;
     open.set_max_entries(CACHE, max_sockets)?;
-    if settings.has_shared_ring == 0 {
+    if !has_ring {
         open.leave_out(SHARED_RING)?;
     }
     let mut bytes = [0; size_of::<Settings>()];

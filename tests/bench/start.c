@@ -164,7 +164,6 @@ static double open_load_attach(const char *path)
 	settings = bpf_map__initial_value(bpf_object__find_map_by_name(object, ".rodata"), &size);
 	settings->retransmits = 1;
 	settings->births_by_state = by_state;
-	settings->has_shared_ring = 1;
 	if (bpf_object__load(object))
 		die("load");
 	bpf_object__for_each_program(program, object) {

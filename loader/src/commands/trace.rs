@@ -147,16 +147,16 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
 fn say_unseen(seeded: Seeded) {
     let Seeded { closed_processes, closed_namespaces, .. } = seeded;
     if closed_processes > 0 {
-        eprintln!(
-            "xctl: the open files of {closed_processes} processes may not be seen, so the sockets that they hold already are \
+        say(format_args!(
+            "the open files of {closed_processes} processes may not be seen, so the sockets that they hold already are \
              unknown until used: give CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
-        );
+        ));
     }
     if closed_namespaces > 0 {
-        eprintln!(
-            "xctl: {closed_namespaces} network namespaces may not be entered, so the sockets that are open there already are \
+        say(format_args!(
+            "{closed_namespaces} network namespaces may not be entered, so the sockets that are open there already are \
              unknown until used: give CAP_SYS_ADMIN"
-        );
+        ));
     }
 }
 
@@ -357,8 +357,7 @@ fn settings(options: &TraceOptions) -> Settings {
         retransmits: u8::from(options.events != Events::Send),
         sends: u8::from(options.events != Events::Retransmit),
         births_by_state: 0, // the plan's business
-        has_shared_ring: 0, // the kernel's
         by_netns: u8::from(options.verify),
-        zero: [0; 3],
+        zero: [0; 4],
     }
 }
