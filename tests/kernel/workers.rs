@@ -21,7 +21,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
 };
-use nix::unistd::Pid;
+use nix::unistd::{Pid, gettid};
 use serde::{Deserialize, Serialize};
 
 use ::xctl::kernel::confine::{Needs, confine};
@@ -82,8 +82,16 @@ impl Truth {
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Sent {
     pub flow: Flow,
+    /// The thread that does so.
+    pub tid: i32,
     pub sends: u64,
     pub bytes: u64,
+}
+
+impl Sent {
+    fn nothing(flow: Flow) -> Sent {
+        Sent { flow, tid: gettid().as_raw(), sends: 0, bytes: 0 }
+    }
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -127,6 +135,8 @@ pub struct Plan {
     pub sends_a_connection: u64,
     /// Send from a thread with another name than the process's.
     pub second_thread: bool,
+    /// Send as user and group [`NOBODY`].
+    pub as_nobody: bool,
 }
 
 impl Plan {
@@ -142,6 +152,7 @@ impl Plan {
             time: Duration::from_millis(2500),
             sends_a_connection: u64::MAX,
             second_thread: false,
+            as_nobody: false,
         }
     }
 }
@@ -295,6 +306,9 @@ fn work(job: Job) -> Result<()> {
     match job {
         Job::Send(plan) => {
             take_name(&plan.comm)?;
+            if plan.as_nobody {
+                User { uid: NOBODY, gid: NOBODY }.become_it()?;
+            }
             say(&plan.comm, vec![])?;
             told()?;
             let comm = plan.comm.clone();
@@ -310,7 +324,7 @@ fn work(job: Job) -> Result<()> {
         Job::Connect { comm, to } => {
             take_name(&comm)?;
             let (socket, refused) = open(None, to, SockFlag::SOCK_NONBLOCK)?;
-            say(&comm, vec![Sent { flow: Flow { local: local(&socket)?, remote: to }, sends: 0, bytes: 0 }])?;
+            say(&comm, vec![Sent::nothing(Flow { local: local(&socket)?, remote: to })])?;
             told()?;
             ensure!(refused == Some(Errno::EINPROGRESS), "connect() said {refused:?}");
             Ok(())
@@ -325,7 +339,7 @@ fn work(job: Job) -> Result<()> {
         Job::Obey { comm, to } => {
             take_name(&comm)?;
             let (mut socket, _) = open(None, to, SockFlag::empty())?;
-            say(&comm, vec![Sent { flow: Flow { local: local(&socket)?, remote: to }, sends: 0, bytes: 0 }])?;
+            say(&comm, vec![Sent::nothing(Flow { local: local(&socket)?, remote: to })])?;
             while told()? == "send" {
                 socket.write_all(&[b'x'; 1000])?;
             }
@@ -405,7 +419,7 @@ fn send(plan: &Plan) -> Result<Vec<Sent>> {
     while more(total) {
         let (mut socket, _) = open(plan.from, plan.to, SockFlag::empty())?;
         let flow = Flow { local: local(&socket)?, remote: canonical(plan.to) };
-        let mut sent = Sent { flow, sends: 0, bytes: 0 };
+        let mut sent = Sent::nothing(flow);
         while more(total) && sent.sends < plan.sends_a_connection {
             let size = *sizes.next().context("a plan without sizes")?;
             // one call is one tcp_sendmsg: a blocking socket takes all
@@ -430,7 +444,7 @@ fn receive(comm: &str, on: SocketAddr) -> Result<()> {
     take_name(comm)?;
     let listener = TcpListener::bind(on).with_context(|| format!("listening on {on}"))?;
     let at = listener.local_addr()?;
-    say(comm, vec![Sent { flow: Flow { local: at, remote: at }, sends: 0, bytes: 0 }])?;
+    say(comm, vec![Sent::nothing(Flow { local: at, remote: at })])?;
     end_with_parent();
     for connection in listener.incoming() {
         let mut connection = connection?;
