@@ -100,7 +100,7 @@ enum Job {
     Receive { comm: String, on: SocketAddr },
     Connect { comm: String, to: SocketAddr },
     Mount { comm: String, server: IpAddr },
-    Obey { comm: String, to: SocketAddr },
+    Obey { comm: String, from: Option<SocketAddr>, to: SocketAddr },
     Spin { comm: String, cpu: usize },
     Confine { call: Call },
     Become { capabilities: Vec<String>, command: Vec<String> },
@@ -229,7 +229,12 @@ pub struct Puppet {
 
 impl Puppet {
     pub fn new(ns: &Netns, comm: &str, to: SocketAddr) -> Result<Puppet> {
-        let (process, truth) = start(ns, comm, &Job::Obey { comm: comm.into(), to })?;
+        Puppet::from(ns, comm, None, to)
+    }
+
+    /// The same from that address and port, or those of the kernel's choice.
+    pub fn from(ns: &Netns, comm: &str, from: Option<SocketAddr>, to: SocketAddr) -> Result<Puppet> {
+        let (process, truth) = start(ns, comm, &Job::Obey { comm: comm.into(), from, to })?;
         Ok(Puppet { process, truth })
     }
 
@@ -336,9 +341,9 @@ fn work(job: Job) -> Result<()> {
             mount(Some(share.as_str()), "/tmp", Some("cifs"), MsFlags::empty(), Some(options.as_str()))
                 .context("mounting a share")
         }
-        Job::Obey { comm, to } => {
+        Job::Obey { comm, from, to } => {
             take_name(&comm)?;
-            let (mut socket, _) = open(None, to, SockFlag::empty())?;
+            let (mut socket, _) = open(from, to, SockFlag::empty())?;
             say(&comm, vec![Sent::nothing(Flow { local: local(&socket)?, remote: to })])?;
             while told()? == "send" {
                 socket.write_all(&[b'x'; 1000])?;

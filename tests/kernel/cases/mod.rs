@@ -60,6 +60,7 @@ pub const ALL: &[Case] = &[
     case!("send_events",          Set::ALL, V4,   send_events::run),
     case!("lost_syn",             Set::ALL, EITHER, lost_syn::run),
     case!("same_tuple_two_netns", Set::ALL, V4,   tuples::same_tuple_two_netns),
+    case!("tuple_in_use",         Set::ALL, V4,   tuples::in_use),
     case!("v4_mapped",            Set::ALL, V4,   tuples::v4_mapped),
     case!("already_open",         AUTO,     BOTH, already_open::run),
     case!("exited_owner",         Set::ALL, EITHER, exited_owner::run),

@@ -8,7 +8,8 @@ use crate::actors::{Actor, Id, Protocols};
 use crate::claims::{Claims, Whose};
 use crate::host::{Set, tool};
 use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
-use crate::process::now;
+use crate::map;
+use crate::process::{PATIENCE, now, poll};
 use crate::workers::Flow;
 use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
@@ -39,6 +40,20 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let idle_given = client.give(idle.0, &mut heir)?;
     let made = made_by_mptcp(&link.a)?;
     ensure!(made == 3, "{made} connections of MPTCP, where the test made 3");
+
+    // nothing is remembered of a connection that has ended, nor of its parent
+    let mut brief = Actor::new(&link.a, "brief")?;
+    let (sends, _) = brief.connect(at_both, Protocols::Mptcp)?;
+    let (reads, _) = server.accept(both)?;
+    brief.send(sends)?;
+    server.drain(reads)?;
+    server.shutdown(reads)?;
+    let pid = brief.who.pid;
+    drop(brief);
+    let left = || -> Result<Vec<_>> {
+        Ok(map::entries(xctl.process.pid())?.into_iter().filter(|entry| entry.pid == pid).collect())
+    };
+    ensure!(poll(PATIENCE, || Ok(left()?.is_empty()))?, "remembered after its end: {:?}", left()?);
 
     // what the client sends arrives, and it does not learn of that
     link.lose_from(&link.b, 100)?;
