@@ -11,6 +11,7 @@ use crate::claims::{Claims, Whose};
 use crate::counters::{Counters, wait_until_grown};
 use crate::host::Set;
 use crate::link::Link;
+use crate::map;
 use crate::workers::{Plan, Puppet, Receiver, Sender, Truth, open, send_all};
 use crate::xctl::{Kind, Owner, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
@@ -85,6 +86,15 @@ pub fn in_use(set: Set, family: Family) -> Outcome {
     claims.add("the connection that lives", &link.a, holder.truth.flow()?, Kind::Rto, whose)?;
     holder.send()?;
     claims.wait(&mut xctl)?;
+
+    // and when it has ended, nobody's
+    link.lose(0)?;
+    let pid = holder.truth.who.pid;
+    holder.exit()?;
+    link.quiet()?;
+    let mut left = map::entries(xctl.process.pid())?;
+    left.retain(|entry| entry.pid == pid);
+    ensure!(left.is_empty(), "remembered after its end: {left:?}");
     claims.judge(xctl, "")
 }
 
