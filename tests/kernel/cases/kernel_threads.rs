@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 
 use crate::actors::{Actor, Protocols};
 use crate::claims::{Claims, Whose};
-use crate::counters::{connections, unacknowledged};
+use crate::counters::unacknowledged;
 use crate::host::Set;
 use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
 use crate::process::{PATIENCE, poll};
@@ -76,7 +76,7 @@ pub fn ktls(set: Set, family: Family) -> Outcome {
 }
 
 /// A file system on a server: the kernel connects by itself, in the context of the process that calls mount(2), and talks by
-/// itself. To a server that does not answer it sends SYNs; to one that accepts, data, and at the end FIN.
+/// itself: to a server that does not answer it sends SYNs, to one that accepts, data.
 pub fn mount(set: Set, family: Family) -> Outcome {
     const CIFS_PORT: u16 = 445;
     /// Less than the first thing that CIFS says, and more than a handshake takes.
@@ -88,16 +88,15 @@ pub fn mount(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     let mut claims = Claims::default();
     let mut xctl = Xctl::start(set, &[])?;
-    let mut wait = |ns: &Netns, server: IpAddr, kind: Kind, fin: bool| -> anyhow::Result<Flow> {
+    let mut wait = |ns: &Netns, server: IpAddr, kind: Kind| -> anyhow::Result<Flow> {
         let to = (server, CIFS_PORT).into();
-        let wanted = |record: &Retransmit| {
-            record.at.netns == ns.inode && record.at.flow().remote == to && record.kind == kind && record.fin == fin
-        };
+        let wanted =
+            |record: &Retransmit| record.at.netns == ns.inode && record.at.flow().remote == to && record.kind == kind;
         Ok(xctl.wait_for(wanted)?.with_context(|| format!("nothing of kind {kind:?} to {to}"))?.at.flow())
     };
     let dead = if family == Family::V4 { DEAD_V4 } else { DEAD_V6 };
     let mounting = mount_in_vain(&link.a, "mounting", dead)?;
-    let flow = wait(&link.a, dead, Kind::Syn, false)?;
+    let flow = wait(&link.a, dead, Kind::Syn)?;
     drop(mounting);
     claims.add_since(0, "the kernel's connection", &link.a, flow, Kind::Syn, Whose::Kernel);
 
@@ -106,17 +105,9 @@ pub fn mount(set: Set, family: Family) -> Outcome {
     if family == Family::V4 {
         link.narrow(&link.b, NARROW)?;
         let mounting = mount_in_vain(&link.a, "mounting", server.at.ip())?;
-        let flow = wait(&link.a, server.at.ip(), Kind::Rto, false)?;
+        let flow = wait(&link.a, server.at.ip(), Kind::Rto)?;
         drop(mounting);
         claims.add_since(0, "what the kernel says", &link.a, flow, Kind::Rto, Whose::Kernel);
-    } else {
-        let mounting = mount_in_vain(&link.a, "mounting", server.at.ip())?;
-        let said = || Ok(!connections(&link.a)?.is_empty() && unacknowledged(&link.a)?.is_empty());
-        ensure!(poll(PATIENCE, said)?, "the kernel does not connect");
-        link.lose(100)?;
-        drop(mounting);
-        let flow = wait(&link.a, server.at.ip(), Kind::Rto, true)?;
-        claims.add_since(0, "the kernel's FIN", &link.a, flow, Kind::Rto, Whose::Kernel);
     }
     claims.judge(xctl, "")
 }
