@@ -105,7 +105,7 @@ install: $(BIN) ## Install the binary (PREFIX, DESTDIR)
 VM_PLAIN = $(filter-out %-rt %-arm64,$(KERNELS))
 
 # Before the rest: with the types of every kernel our reading of the object is held against libbpf's.
-.PHONY: test test-unit test-native test-vm
+.PHONY: test test-unit test-native test-vm test-full test-awake
 test: setup-test ## Set up, build, and run every test
 	$(say) FETCH '$(KERNELS)'
 	$(Q)./tests/vm/fetch $(KERNELS)
@@ -150,13 +150,20 @@ test-vm: ## Tests on real Debian kernels in virtual machines (KERNELS='6.1 6.12-
 	plain $(wordlist 1,2,$(VM_PLAIN)) || bad=1; \
 	run x86_64 '$(filter %-rt,$(KERNELS))' '$(or $(CASES),lossy_link)' || bad=1; \
 	[ -n '$(CASES)' ] || VM_CPUS=4 VM_LABEL=-4cpus run x86_64 '$(filter 6.12,$(KERNELS))' cpus_come_and_go || bad=1; \
+	[ -n '$(CASES)' ] || VM_MEM=3G VM_LABEL=-full run x86_64 '$(filter 6.12,$(KERNELS))' "--full 'churn ipv4' 'full_map ipv4'" || bad=1; \
 	run aarch64 '$(filter %-arm64,$(KERNELS))' '$(or $(CASES),--auto --kernel)' || bad=1; \
 	wait $$! || bad=1; \
 	[ -z "$$bad" ] || { grep -H '^FAIL' target/vm/*.out; false; }
 
+test-full: ## With 20,000 connections, on real Debian kernels in virtual machines (KERNELS)
+	$(Q)VM_MEM=3G VM_LABEL=-full $(MAKE) --no-print-directory test-vm CASES='--full churn full_map'
+
+test-awake: $(BIN) ## Do the cases fail without the hooks that they are about? On this machine's kernel; VMS=6.12: on that one
+	$(if $(VMS),$(Q)VM_LABEL=-awake $(MAKE) --no-print-directory test-vm KERNELS='$(VMS)' CASES=--awake,$(Q)$(MAKE) --no-print-directory test-native CASES=--awake)
+
 # Kernels of one architecture. What depends on the host alone runs on the last. On PREEMPT_RT, where softirq runs in threads, only what depends on that, and on arm64, to
 # save time, not every set; unless CASES names cases: those run in every set. One kernel once more with CPUs enough to come
-# and go under load.
+# and go under load, and once more with as many connections as elsewhere.
 .PHONY: test-vm-group
 test-vm-group: $(BIN)
 	$(say) TEST 'vm $(KERNELS)'

@@ -91,8 +91,7 @@ impl Link {
         let (a, b) = (&link.a.name, &link.b.name);
         run(tool("ip").args(["-n", a, "link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns", b]), "")?;
         for ns in [&link.a, &link.b] {
-            let own = link.host(ns);
-            let up = format!("link set lo up\nlink set {DEVICE} address 02:00:00:00:00:{own:02x} up\n");
+            let up = format!("link set lo up\nlink set {DEVICE} address {} up\n", link.hardware(ns));
             run(tool("ip").args(["-n", &ns.name, "-batch", "-"]), &up)?;
         }
         for ns in [&link.a, &link.b] {
@@ -148,6 +147,20 @@ impl Link {
         let link = Link::up()?;
         link.lose(5)?;
         Ok(link)
+    }
+
+    /// The hardware address of `ns`.
+    pub fn hardware(&self, ns: &Netns) -> String {
+        format!("02:00:00:00:00:{:02x}", self.host(ns))
+    }
+
+    /// From now on nothing longer than `bytes` arrives at `ns`, of IPv4, though it lets the peer send more.
+    pub fn narrow(&self, ns: &Netns, bytes: u32) -> Result<()> {
+        let batch = format!("route replace 10.99.0.0/24 dev {DEVICE} advmss 1000\nlink set {DEVICE} mtu {bytes}\n");
+        self.one_by_one(self.peer(ns))?;
+        // a queue between TCP and the wire, which would tell TCP that it has dropped something
+        self.lose_from(self.peer(ns), 0)?;
+        run(tool("ip").args(["-n", &ns.name, "-batch", "-"]), &batch)
     }
 
     /// The last byte of the addresses of `ns`: 1 for `a`, 2 for `b`.

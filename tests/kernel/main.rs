@@ -2,7 +2,7 @@
 //!
 //! One executable, so that it runs the same on the developer's machine and as the only program of a virtual machine.
 //! It needs root, iproute2, and a way to lose packets (netem or nft). Arguments: parts of the names of cases, or `--list`.
-//! `--auto`: of the sets only `auto`, but for the lossy link.
+//! `--auto`: of the sets only `auto`, but for the lossy link, and for the kinds by kprobe.
 //! `--kernel`: only what depends on the kernel's version.
 //! `--full`: as many connections in a virtual machine as elsewhere.
 //! `--awake`: not whether xctl passes the cases, but whether they fail without its hooks.
@@ -105,6 +105,13 @@ pub struct Case {
 }
 
 impl Case {
+    /// Whether `--auto` asks for it in this set: where the case has no choice, where it is about the set, or where the
+    /// functions that kprobes are on depend on how the kernel was compiled.
+    fn is_for_auto(&self, set: Set) -> bool {
+        let for_every_set = self.name == "lossy_link" || (self.name, set) == ("kinds", Set::Kprobe);
+        set == Set::Auto || self.sets.len() == 1 || for_every_set
+    }
+
     /// The name of one run of it: what there is a choice of is part of it.
     fn name_with(&self, set: Set, family: Family) -> String {
         let mut name = self.name.to_owned();
@@ -151,7 +158,7 @@ fn main() -> ExitCode {
         for (set, family) in
             case.sets.iter().flat_map(|set| case.families.of(*set).iter().map(move |family| (*set, *family)))
         {
-            if auto && set != Set::Auto && case.sets.len() > 1 && case.name != "lossy_link" {
+            if auto && !case.is_for_auto(set) {
                 continue;
             }
             if kernel && case.about != About::Kernel {

@@ -63,24 +63,24 @@ fn entry(Element { formatted: Formatted { key, value } }: &Element) -> Entry {
 }
 
 fn elements(pid: u32) -> Result<Vec<Element>> {
-    let held = held(pid)?;
+    let held = held(pid, "map_id:")?;
     let maps: Vec<Map> = bpftool(&["map", "show"])?;
     let mut found = maps.iter().filter(|map| map.name == "SOCKET_TO_PID" && held.contains(&map.id));
     let id = found.next().with_context(|| format!("process {pid} holds no SOCKET_TO_PID"))?.id.to_string();
     bpftool(&["map", "dump", "id", &id])
 }
 
-/// The ids of the maps that a process has descriptors of.
-fn held(pid: u32) -> Result<BTreeSet<u32>> {
+/// The ids of the BPF objects that a process has descriptors of, of the kind that fdinfo calls by this word.
+pub fn held(pid: u32, word: &str) -> Result<BTreeSet<u32>> {
     let mut held = BTreeSet::new();
     for fd in std::fs::read_dir(format!("/proc/{pid}/fdinfo")).context("listing xctl's descriptors")?.flatten() {
         let text = std::fs::read_to_string(fd.path()).unwrap_or_default();
-        held.extend(text.lines().filter_map(|line| line.strip_prefix("map_id:")?.trim().parse::<u32>().ok()));
+        held.extend(text.lines().filter_map(|line| line.strip_prefix(word)?.trim().parse::<u32>().ok()));
     }
     Ok(held)
 }
 
-fn bpftool<T: serde::de::DeserializeOwned>(args: &[&str]) -> Result<T> {
+pub fn bpftool<T: serde::de::DeserializeOwned>(args: &[&str]) -> Result<T> {
     let output = tool("bpftool").arg("-j").args(args).output().context("starting bpftool")?;
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "bpftool {args:?}: {said}");

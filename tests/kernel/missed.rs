@@ -9,10 +9,13 @@
 //! retransmits that tracefs saw there, xctl saw all but those 54. So the test counts those as missed, too.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde::Deserialize;
 
+use crate::map;
 use crate::tracefs::{self, write};
 use crate::xctl::Hook;
 
@@ -56,24 +59,50 @@ impl Witness {
         Ok(witness)
     }
 
-    /// How many runs kprobes skipped, summed over the functions. A function's entry and return probe share the skips of
-    /// its address, so the larger of the two counts.
+    /// How many runs were skipped of the probes that see what goes out again.
     pub fn skipped(&self) -> Result<u64> {
+        self.skips(sees_what_goes_out)
+    }
+
+    /// How many of those that learn who owns a socket.
+    pub fn owners_skipped(&self) -> Result<u64> {
+        self.skips(|function| !sees_what_goes_out(function))
+    }
+
+    /// Summed over the functions. A function's entry and return probe share the skips of its address, so the larger of the
+    /// two counts.
+    fn skips(&self, which: impl Fn(&str) -> bool) -> Result<u64> {
+        let mut missed: BTreeMap<&str, u64> = BTreeMap::new();
+        for (function, skips) in self.profile()?.into_iter().filter(|(function, _)| which(function)) {
+            let most = missed.entry(function).or_default();
+            *most = (*most).max(skips);
+        }
+        Ok(missed.values().sum())
+    }
+
+    /// Each probe by itself: its function, and how many runs of it were skipped.
+    fn profile(&self) -> Result<Vec<(&str, u64)>> {
         if self.probes.is_empty() {
-            return Ok(0);
+            return Ok(vec![]);
         }
         let profile = tracefs::with(|tracing| read(&tracing.join("kprobe_profile")))?;
-        let mut missed: BTreeMap<&str, u64> = BTreeMap::new();
+        let mut found = vec![];
         for line in profile.lines() {
             let mut words = line.split_whitespace();
             if let (Some(probe), Some(_hits), Some(skips)) = (words.next(), words.next(), words.next())
                 && let Some(function) = self.probes.get(probe)
             {
-                let most = missed.entry(function).or_default();
-                *most = (*most).max(skips.parse().with_context(|| format!("kprobe_profile says {line}"))?);
+                found.push((function.as_str(), skips.parse().with_context(|| format!("kprobe_profile says {line}"))?));
             }
         }
-        Ok(missed.values().sum())
+        Ok(found)
+    }
+
+    /// What xctl's `missed` must be, of the xctl that runs as `pid`: no less than what its kprobes missed, and no more than
+    /// that and what bpftool says its programs missed. To be asked when nothing happens any more.
+    pub fn told(&self, pid: u32) -> Result<RangeInclusive<u64>> {
+        let probes = self.profile()?.iter().map(|(_, skips)| skips).sum::<u64>();
+        Ok(probes..=probes + program_misses(pid)?.values().sum::<u64>())
     }
 
     /// How many retransmits happened in softirqs that interrupted PID 1. A line of the trace is
@@ -108,6 +137,28 @@ impl Drop for Witness {
             Ok(())
         });
     }
+}
+
+/// Functions (tcp_retransmit_skb, __tcp_retransmit_skb, tcp_rtx_synack) and programs.
+pub fn sees_what_goes_out(function: &str) -> bool {
+    ["retransmit", "inner", "rtx", "synack"].iter().any(|part| function.contains(part))
+}
+
+/// The programs that a process holds, each with its runs that the kernel skipped, as bpftool tells them; kernels before 5.12
+/// do not count them.
+pub fn program_misses(pid: u32) -> Result<BTreeMap<String, u64>> {
+    let held = map::held(pid, "prog_id:")?;
+    let programs: Vec<Program> = map::bpftool(&["prog", "show"])?;
+    Ok(programs.into_iter().filter(|program| held.contains(&program.id)).map(|one| (one.name, one.misses)).collect())
+}
+
+#[derive(Deserialize)]
+struct Program {
+    id: u32,
+    #[serde(default)]
+    name: String,
+    #[serde(default, rename = "recursion_misses")]
+    misses: u64,
 }
 
 fn read(file: &Path) -> Result<String> {

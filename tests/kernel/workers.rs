@@ -21,7 +21,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, sendto, setsockopt, socket, sockopt,
 };
-use nix::unistd::Pid;
+use nix::unistd::{Pid, gettid};
 use serde::{Deserialize, Serialize};
 
 use ::xctl::kernel::confine::{Needs, confine};
@@ -82,8 +82,16 @@ impl Truth {
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Sent {
     pub flow: Flow,
+    /// The thread that does so.
+    pub tid: i32,
     pub sends: u64,
     pub bytes: u64,
+}
+
+impl Sent {
+    fn nothing(flow: Flow) -> Sent {
+        Sent { flow, tid: gettid().as_raw(), sends: 0, bytes: 0 }
+    }
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -92,7 +100,7 @@ enum Job {
     Receive { comm: String, on: SocketAddr },
     Connect { comm: String, to: SocketAddr },
     Mount { comm: String, server: IpAddr },
-    Obey { comm: String, to: SocketAddr },
+    Obey { comm: String, from: Option<SocketAddr>, to: SocketAddr },
     Spin { comm: String, cpu: usize },
     Confine { call: Call },
     Become { capabilities: Vec<String>, command: Vec<String> },
@@ -127,6 +135,8 @@ pub struct Plan {
     pub sends_a_connection: u64,
     /// Send from a thread with another name than the process's.
     pub second_thread: bool,
+    /// Send as user and group [`NOBODY`].
+    pub as_nobody: bool,
 }
 
 impl Plan {
@@ -142,6 +152,7 @@ impl Plan {
             time: Duration::from_millis(2500),
             sends_a_connection: u64::MAX,
             second_thread: false,
+            as_nobody: false,
         }
     }
 }
@@ -218,7 +229,12 @@ pub struct Puppet {
 
 impl Puppet {
     pub fn new(ns: &Netns, comm: &str, to: SocketAddr) -> Result<Puppet> {
-        let (process, truth) = start(ns, comm, &Job::Obey { comm: comm.into(), to })?;
+        Puppet::from(ns, comm, None, to)
+    }
+
+    /// The same from that address and port, or those of the kernel's choice.
+    pub fn from(ns: &Netns, comm: &str, from: Option<SocketAddr>, to: SocketAddr) -> Result<Puppet> {
+        let (process, truth) = start(ns, comm, &Job::Obey { comm: comm.into(), from, to })?;
         Ok(Puppet { process, truth })
     }
 
@@ -304,6 +320,9 @@ fn work(job: Job) -> Result<()> {
     match job {
         Job::Send(plan) => {
             take_name(&plan.comm)?;
+            if plan.as_nobody {
+                User { uid: NOBODY, gid: NOBODY }.become_it()?;
+            }
             say(&plan.comm, vec![])?;
             told()?;
             let comm = plan.comm.clone();
@@ -319,7 +338,7 @@ fn work(job: Job) -> Result<()> {
         Job::Connect { comm, to } => {
             take_name(&comm)?;
             let (socket, refused) = open(None, to, SockFlag::SOCK_NONBLOCK)?;
-            say(&comm, vec![Sent { flow: Flow { local: local(&socket)?, remote: to }, sends: 0, bytes: 0 }])?;
+            say(&comm, vec![Sent::nothing(Flow { local: local(&socket)?, remote: to })])?;
             told()?;
             ensure!(refused == Some(Errno::EINPROGRESS), "connect() said {refused:?}");
             Ok(())
@@ -331,10 +350,10 @@ fn work(job: Job) -> Result<()> {
             mount(Some(share.as_str()), "/tmp", Some("cifs"), MsFlags::empty(), Some(options.as_str()))
                 .context("mounting a share")
         }
-        Job::Obey { comm, to } => {
+        Job::Obey { comm, from, to } => {
             take_name(&comm)?;
-            let (mut socket, _) = open(None, to, SockFlag::empty())?;
-            say(&comm, vec![Sent { flow: Flow { local: local(&socket)?, remote: to }, sends: 0, bytes: 0 }])?;
+            let (mut socket, _) = open(from, to, SockFlag::empty())?;
+            say(&comm, vec![Sent::nothing(Flow { local: local(&socket)?, remote: to })])?;
             while told()? == "send" {
                 socket.write_all(&[b'x'; 1000])?;
             }
@@ -414,7 +433,7 @@ fn send(plan: &Plan) -> Result<Vec<Sent>> {
     while more(total) {
         let (mut socket, _) = open(plan.from, plan.to, SockFlag::empty())?;
         let flow = Flow { local: local(&socket)?, remote: canonical(plan.to) };
-        let mut sent = Sent { flow, sends: 0, bytes: 0 };
+        let mut sent = Sent::nothing(flow);
         while more(total) && sent.sends < plan.sends_a_connection {
             let size = *sizes.next().context("a plan without sizes")?;
             // one call is one tcp_sendmsg: a blocking socket takes all
@@ -439,7 +458,7 @@ fn receive(comm: &str, on: SocketAddr) -> Result<()> {
     take_name(comm)?;
     let listener = TcpListener::bind(on).with_context(|| format!("listening on {on}"))?;
     let at = listener.local_addr()?;
-    say(comm, vec![Sent { flow: Flow { local: at, remote: at }, sends: 0, bytes: 0 }])?;
+    say(comm, vec![Sent::nothing(Flow { local: at, remote: at })])?;
     end_with_parent();
     for connection in listener.incoming() {
         let mut connection = connection?;

@@ -179,6 +179,17 @@ pub struct OfProcess {
     pub segs: u64,
     pub bytes: u64,
     pub retransmits: u64,
+    pub kinds: BTreeMap<Kind, u64>,
+}
+
+/// What the processes of a PID sent again.
+#[derive(Default, PartialEq, Debug)]
+struct Sums {
+    segs: u64,
+    bytes: u64,
+    retransmits: u64,
+    /// Segments of each kind that there were any of.
+    kinds: BTreeMap<Kind, u64>,
 }
 
 /// An Option that may be null but not absent.
@@ -361,16 +372,24 @@ impl Trace {
     /// not in it.
     fn adds_up(&self) -> Result<()> {
         let Summary { retransmits, segs, kinds, processes, lost } = &self.summary;
-        let mut told = BTreeMap::new();
+        let (mut told, mut all): (BTreeMap<_, Sums>, _) = (BTreeMap::new(), Sums::default());
         for process in processes {
             ensure!(
                 process.pid.is_some() == process.comm.is_some(),
                 "pid without comm, or comm without pid: {process:?}"
             );
-            let sums = told.entry(process.pid).or_insert((0, 0, 0));
-            *sums = (sums.0 + process.segs, sums.1 + process.bytes, sums.2 + process.retransmits);
+            let OfProcess { segs, bytes, retransmits, .. } = *process;
+            ensure!(segs == process.kinds.values().sum::<u64>(), "its segments by kind are others: {process:?}");
+            for sums in [told.entry(process.pid).or_default(), &mut all] {
+                let kinds = process.kinds.iter().filter(|(_, segs)| **segs > 0);
+                kinds.for_each(|(kind, segs)| *sums.kinds.entry(*kind).or_default() += segs);
+                (sums.segs, sums.bytes) = (sums.segs + segs, sums.bytes + bytes);
+                sums.retransmits += retransmits;
+            }
         }
-        let (mut count, mut by_kind, mut by_process) = (0, BTreeMap::new(), BTreeMap::new());
+        let worse = |pair: &[OfProcess]| (pair[0].segs, pair[0].bytes) >= (pair[1].segs, pair[1].bytes);
+        ensure!(processes.windows(2).all(worse), "not the worst first: {processes:?}");
+        let mut printed: BTreeMap<_, Sums> = BTreeMap::new();
         // those of processes that the totals had no room for are counted apart
         let (counted, uncounted): (Vec<_>, Vec<_>) = self
             .retransmits
@@ -378,15 +397,17 @@ impl Trace {
             .filter(|record| record.err == 0)
             .partition(|record| lost.totals == 0 || told.contains_key(&record.at.pid));
         ensure!(uncounted.len() as u64 <= lost.totals, "{} are not in the totals, {lost:?}", uncounted.len());
+        let count = counted.len() as u64;
         for record in counted {
-            count += 1;
-            *by_kind.entry(record.kind).or_insert(0) += record.segs;
-            let sums = by_process.entry(record.at.pid).or_insert((0, 0, 0));
-            *sums = (sums.0 + record.segs, sums.1 + record.bytes, sums.2 + 1);
+            let sums = printed.entry(record.at.pid).or_default();
+            *sums.kinds.entry(record.kind).or_default() += record.segs;
+            (sums.segs, sums.bytes) = (sums.segs + record.segs, sums.bytes + record.bytes);
+            sums.retransmits += 1;
         }
-        let sum = told.values().fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.2));
-        ensure!(sum == (*segs, *retransmits), "summary: {segs} in {retransmits}, of its processes: {sum:?}");
-        ensure!(*segs == kinds.values().sum::<u64>(), "summary: {segs} segments, by kind: {kinds:?}");
+        let kinds: BTreeMap<_, _> =
+            kinds.iter().filter(|(_, segs)| **segs > 0).map(|(kind, segs)| (*kind, *segs)).collect();
+        let of_all = (all.segs, all.retransmits, &all.kinds);
+        ensure!(of_all == (*segs, *retransmits, &kinds), "summary: {segs} in {retransmits}, {kinds:?}; sums: {all:?}");
         let unknown = self.retransmits.iter().filter(|record| record.at.owner == Owner::Unknown).count() as u64
             + self.sends.iter().filter(|record| record.at.owner == Owner::Unknown).count() as u64;
 
@@ -394,21 +415,17 @@ impl Trace {
         if unprinted > 0 {
             // the totals are the kernel's: they hold what was not printed, too
             ensure!((count..=count + unprinted).contains(retransmits), "{retransmits} retransmits, printed: {count}");
-            for (pid, printed) in &by_process {
+            for (pid, printed) in &printed {
                 let told = told.get(pid).with_context(|| format!("{pid:?} is not in the summary"))?;
-                ensure!(told.0 >= printed.0 && told.2 >= printed.2, "of {pid:?} {told:?}, printed: {printed:?}");
+                let kinds = |(kind, segs): (&Kind, &u64)| told.kinds.get(kind).is_some_and(|told| told >= segs);
+                let holds = told.retransmits >= printed.retransmits && printed.kinds.iter().all(kinds);
+                ensure!(holds && told.segs >= printed.segs, "of {pid:?} {told:?}, printed: {printed:?}");
             }
             ensure!((unknown..=unknown + unprinted).contains(&lost.unknown), "{lost:?}, printed unknown: {unknown}");
             return Ok(());
         }
         ensure!(*retransmits == count, "summary: {retransmits} retransmits, printed: {count}");
-        let told_kinds: BTreeMap<_, _> =
-            kinds.iter().filter(|(_, segs)| **segs > 0).map(|(kind, segs)| (*kind, *segs)).collect();
-        ensure!(told_kinds == by_kind, "segments by kind; summary: {told_kinds:?}, printed: {by_kind:?}");
-        ensure!(
-            told == by_process,
-            "(segments, bytes, retransmits) by pid; summary: {told:?}, printed: {by_process:?}"
-        );
+        ensure!(told == printed, "by pid; summary: {told:?}, printed: {printed:?}");
         ensure!(lost.unknown == unknown, "summary: {} of unknown owner, printed: {unknown}", lost.unknown);
         Ok(())
     }
@@ -447,8 +464,12 @@ impl Trace {
     /// context the newest kernels preempt their programs, and skip both of a pair when two tasks are in one each. Those
     /// kernels are told by the argument that their tracepoint has.
     pub fn events_told_missed(&self) -> u64 {
-        let preempted = self.hooks.iter().any(|hook| hook.program == "tp_retransmit_err");
-        if preempted { self.summary.lost.missed.unwrap_or(0) } else { 0 }
+        if self.failures_are_told() { self.summary.lost.missed.unwrap_or(0) } else { 0 }
+    }
+
+    /// Whether this kernel's tracepoint shows attempts that failed, too.
+    pub fn failures_are_told(&self) -> bool {
+        self.hooks.iter().any(|hook| hook.program == "tp_retransmit_err")
     }
 
     /// Whether retransmits are seen by kprobes: one that fires in a softirq while another runs on that CPU is skipped.

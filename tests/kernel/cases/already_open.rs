@@ -1,33 +1,65 @@
-//! What was open before xctl came: a connection whose process does nothing more, and a listener.
+//! What was open before xctl came, and whose processes do nothing more: a connection at both its ends, one that is being
+//! made, and the listener.
 
 use anyhow::ensure;
 use nix::sys::signal::Signal;
 
-use crate::counters::{Counters, wait_until_grown};
+use crate::actors::{Actor, Protocols};
+use crate::claims::{Claims, Whose};
 use crate::host::Set;
 use crate::link::Link;
-use crate::workers::unanswered;
-use crate::xctl::{Owner, Xctl};
+use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
+/// By what this kernel has: its iterator, or /proc.
 pub fn run(set: Set, family: Family) -> Outcome {
-    let link = Link::up()?;
-    let (receiver, sender) = unanswered(&link, family, "was-here")?;
-    let xctl = Xctl::start(set, &[])?;
-    ensure!(xctl.ready.seeded >= 2, "seeded {} sockets; there are a connection and a listener", xctl.ready.seeded);
-    wait_until_grown(&link.a, &Counters::of(&link.a)?, "RetransSegs", 1)?;
-    link.lose(0)?;
-    let truth = sender.truth.clone();
-    sender.exit()?;
-    link.quiet()?;
-    let trace = xctl.stop(Signal::SIGINT)?;
+    seeded(set, family, &[])
+}
 
-    trace.nothing_lost()?;
-    let seen = trace.all_of(link.a.inode, &truth.who, truth.flow()?)?;
-    ensure!(seen > 0, "no retransmits");
-    for record in trace.of(link.a.inode) {
-        ensure!(record.at.owner == Owner::Seed, "known by something that happened later: {record:?}");
+/// From /proc as on kernels without the iterator; and, to see that it is the seeding that tells, not seeded at all.
+pub fn seeded_from_proc(set: Set, family: Family) -> Outcome {
+    let Verdict::Passed(seen) = seeded(set, family, &["--seed", "proc"])? else { unreachable!("it needs nothing") };
+    let Verdict::Passed(unseen) = seeded(set, family, &["--seed", "none"])? else { unreachable!("it needs nothing") };
+    Ok(Verdict::Passed(format!("{seen}; {unseen} without")))
+}
+
+fn seeded(set: Set, family: Family, args: &[&str]) -> Outcome {
+    // two ends, one that waits for its connection, and a listener, which /proc does not tell
+    let (connections, listeners) = match args {
+        [] => (3, 1),
+        [_, "proc"] => (3, 0),
+        _ => (0, 0),
+    };
+    let link = Link::up()?;
+    let mut server = Actor::new(&link.b, "server")?;
+    let mut client = Actor::new(&link.a, "client")?;
+    let (listener, at) = server.listen((link.address(&link.b, family), 0).into())?;
+    let (ours, flow) = client.connect(at, Protocols::Tcp)?;
+    let (theirs, _) = server.accept(listener)?;
+    // the server's own does not arrive, and the client does not learn that its does
+    link.lose_from(&link.b, 100)?;
+    let asked = client.ask(at)?.1;
+    client.send(ours)?;
+    server.send(theirs)?;
+
+    let mut xctl = Xctl::start(set, args)?;
+    let (sockets, seeded) = (connections + listeners, xctl.ready.seeded);
+    // others on the host may have some, too
+    ensure!(seeded >= sockets && (sockets > 0) == (seeded > 0), "{args:?}: seeded {seeded} sockets, not {sockets}");
+    let whose = |actor: &Actor, known| match known {
+        0 => Whose::Unknown,
+        _ => Whose::Of(actor.who.clone(), Owner::Seed),
+    };
+    let mut claims = Claims::default();
+    claims.add_since(0, "the client's end", &link.a, flow, Kind::Rto, whose(&client, connections));
+    claims.add_since(0, "the server's end", &link.b, flow.reversed(), Kind::Rto, whose(&server, connections));
+    claims.add_since(0, "asks for a connection", &link.a, asked, Kind::Syn, whose(&client, connections));
+    claims.add_since(0, "the listener", &link.b, asked.reversed(), Kind::Synack, whose(&server, listeners));
+    claims.wait(&mut xctl)?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+    for record in trace.of(link.a.inode).chain(trace.of(link.b.inode)) {
+        let right = record.at.uid == record.at.pid.map(|_| 0) && record.at.tid == record.at.pid;
+        ensure!(right, "the main thread of a process of root's: {record:?}");
     }
-    trace.all_of(link.b.inode, &receiver.who, truth.flow()?.reversed())?;
-    Ok(Verdict::Passed(format!("{seen} retransmits")))
+    claims.hold(&trace, "")
 }

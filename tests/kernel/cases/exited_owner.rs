@@ -1,14 +1,16 @@
-//! A process writes and is gone; its kernel socket goes on retransmitting, and is still its own.
+//! The processes at both ends of a connection write and are gone; their kernel sockets go on retransmitting, and are still
+//! their own.
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
+use crate::actors::Actor;
 use crate::counters::{Counters, wait_until_grown};
 use crate::host::Set;
 use crate::link::Link;
 use crate::process::{Process, now};
-use crate::workers::{Puppet, Receiver};
-use crate::xctl::Xctl;
+use crate::workers::Puppet;
+use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 pub fn run(set: Set, family: Family) -> Outcome {
@@ -32,26 +34,39 @@ fn leave(
     exit: impl FnOnce(Puppet) -> Result<Option<Process>>,
 ) -> Outcome {
     let link = Link::up()?;
-    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
-    let mut leaver = Puppet::new(&link.a, "leaver", receiver.at)?;
+    let mut server = Actor::new(&link.b, "left-server")?;
+    let (listener, at) = server.listen((link.address(&link.b, family), 0).into())?;
+    let mut leaver = Puppet::new(&link.a, "leaver", at)?;
+    let (theirs, back) = server.accept(listener)?;
     let truth = leaver.truth.clone();
+    let ends = [(&link.a, truth.who.clone(), truth.flow()?), (&link.b, server.who.clone(), back)];
     let xctl = start()?;
     link.lose(100)?;
     leaver.send()?;
+    server.send(theirs)?;
     let left = exit(leaver)?;
+    drop(server);
     let gone_ns = now()?;
-    wait_until_grown(&link.a, &Counters::of(&link.a)?, "RetransSegs", 3)?;
+    let before = [Counters::of(&link.a)?, Counters::of(&link.b)?];
+    wait_until_grown(&link.a, &before[0], "RetransSegs", 3)?;
+    wait_until_grown(&link.b, &before[1], "RetransSegs", 3)?;
     link.lose(0)?;
     link.quiet()?;
     let trace = xctl.stop(Signal::SIGINT)?;
     drop(left);
 
     trace.nothing_lost()?;
-    trace.all_of(link.a.inode, &truth.who, truth.flow()?)?;
-    for record in trace.of(link.a.inode) {
-        ensure!(record.exited || record.mono_ns < gone_ns, "it had exited: {record:?}");
+    let mut counts = vec![];
+    for (ns, who, flow) in ends {
+        trace.all_of(ns.inode, &who, flow)?;
+        for record in trace.of(ns.inode) {
+            ensure!(record.exited || record.mono_ns < gone_ns, "it had exited: {record:?}");
+            ensure!(record.at.owner == Owner::Send, "it has sent: {record:?}");
+            ensure!(matches!(record.kind, Kind::Rto | Kind::Tlp), "nothing was acknowledged: {record:?}");
+        }
+        let after = trace.of(ns.inode).filter(|record| record.exited).count();
+        ensure!(after >= 2, "only {after} retransmits after {who:?} had exited");
+        counts.push(after);
     }
-    let after = trace.of(link.a.inode).filter(|record| record.exited).count();
-    ensure!(after >= 2, "only {after} retransmits after the process had exited");
-    Ok(Verdict::Passed(format!("{after} retransmits after its end")))
+    Ok(Verdict::Passed(format!("{} and {} retransmits after their end", counts[0], counts[1])))
 }

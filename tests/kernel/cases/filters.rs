@@ -1,11 +1,14 @@
 //! A filtered xctl says just what an unfiltered one beside it says of what passes the filter.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::host::Set;
 use crate::link::Link;
-use crate::workers::{Plan, Receiver, Sender, send_all};
+use crate::workers::{NOBODY, Plan, Receiver, Sender, send_all};
 use crate::xctl::{Kind, Retransmit, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
 
@@ -47,13 +50,110 @@ pub fn run(set: Set, _family: Family) -> Outcome {
         })?,
     ];
     send_all(senders)?;
+    same(&link, all, filtered)
+}
+
+/// `--cgroup`, by its folder or by one above; and what an event says of cgroup, user and thread.
+pub fn cgroup(set: Set, family: Family) -> Outcome {
+    let Some(root) = Cgroup::root()? else { return Ok(Verdict::Skipped("this host has no cgroup v2".into())) };
+    let parent = Cgroup::new(root.join(format!("xctl-test-{}", std::process::id())))?;
+    let [inner, other] = [Cgroup::new(parent.path.join("inner"))?, Cgroup::new(parent.path.join("other"))?];
+    let link = Link::lossy()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let plan = |comm| Plan { sizes: vec![700], burst: 4, ..Plan::new(comm, receiver.at) };
+    let inside = Plan { as_nobody: true, second_thread: true, ..plan("inside") };
+    let senders = vec![Sender::new(&link.a, inside)?, Sender::new(&link.a, plan("outside"))?];
+    let pids: Vec<_> = senders.iter().map(|sender| sender.who.pid).collect();
+    inner.take(pids[0])?;
+    let ids = [inner.id()?, Cgroup { path: root.join(path_of(pids[1])?.trim_start_matches('/')) }.id()?];
+
+    let all = Xctl::start(set, &[])?;
+    let of = |pid| move |record: &Retransmit| record.at.pid == Some(pid);
+    let filtered = [
+        Filter::new(set, &["--cgroup", &inner.path.to_string_lossy()], of(pids[0]))?,
+        Filter::new(set, &["--cgroup", &parent.path.to_string_lossy()], of(pids[0]))?,
+        Filter::new(set, &["--cgroup", &other.path.to_string_lossy()], |_| false)?,
+        Filter::new(set, &["--cgroup", &root.to_string_lossy()], |_| true)?,
+    ];
+    let truths = send_all(senders)?;
     link.quiet()?;
-    let all = all.stop(Signal::SIGINT)?;
+    let watched = all.stop(Signal::SIGINT)?;
+    for (truth, (uid, cgroup)) in truths.iter().zip([NOBODY, 0].into_iter().zip(ids)) {
+        let records: Vec<_> = watched.of(link.a.inode).filter(|record| of(truth.who.pid)(record)).collect();
+        ensure!(!records.is_empty(), "no retransmits of {truth:?}");
+        for record in records {
+            record.at.is_of(&truth.who, truth.flow()?)?;
+            let told = (record.at.uid, record.at.cgroup, record.at.tid.map(u32::cast_signed));
+            let right = (Some(uid), Some(cgroup), Some(truth.sent[0].tid));
+            ensure!(told == right, "of {truth:?} in cgroup {cgroup}: {record:?}");
+        }
+    }
+    let threads = truths.iter().map(|truth| truth.sent[0].tid.cast_unsigned() == truth.who.pid);
+    ensure!(threads.eq([false, true]), "not a second thread and a main one: {truths:?}");
+    same_as(&link, &watched, filtered)
+}
+
+/// A folder of cgroup v2 that the test has made, if it is not the host's; gone when dropped, after what is below it.
+struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Where cgroup v2 is mounted.
+    fn root() -> Result<Option<PathBuf>> {
+        let mounts = std::fs::read_to_string("/proc/mounts").context("reading /proc/mounts")?;
+        let place = |line: &str| {
+            let mut words = line.split(' ').skip(1);
+            words.next().filter(|_| words.next() == Some("cgroup2")).map(PathBuf::from)
+        };
+        Ok(mounts.lines().find_map(place))
+    }
+
+    fn new(path: PathBuf) -> Result<Cgroup> {
+        std::fs::create_dir(&path).with_context(|| format!("creating {}", path.display()))?;
+        Ok(Cgroup { path })
+    }
+
+    /// What an event calls it.
+    fn id(&self) -> Result<u64> {
+        Ok(self.path.metadata().with_context(|| format!("looking at {}", self.path.display()))?.ino())
+    }
+
+    fn take(&self, pid: u32) -> Result<()> {
+        std::fs::write(self.path.join("cgroup.procs"), pid.to_string()).context("moving a process to a cgroup")
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.path);
+    }
+}
+
+/// The cgroup v2 of a process, below the root.
+fn path_of(pid: u32) -> Result<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).context("reading a process's cgroups")?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"));
+    Ok(path.with_context(|| format!("no cgroup v2 in {text:?}"))?.to_owned())
+}
+
+/// Each filtered xctl has said of the link what the other has said of what passes its filter. Ends them all.
+fn same(link: &Link, all: Xctl, filtered: impl IntoIterator<Item = Filter>) -> Outcome {
+    link.quiet()?;
+    same_as(link, &all.stop(Signal::SIGINT)?, filtered)
+}
+
+fn same_as(link: &Link, all: &Trace, filtered: impl IntoIterator<Item = Filter>) -> Outcome {
     // others may use TCP on this host too; only what happened on the link happened while every xctl was there
     let of_link = |trace: &Trace| -> Vec<Retransmit> {
-        trace.retransmits.iter().filter(|record| [inode_a, inode_b].contains(&record.at.netns)).cloned().collect()
+        trace
+            .retransmits
+            .iter()
+            .filter(|record| [link.a.inode, link.b.inode].contains(&record.at.netns))
+            .cloned()
+            .collect()
     };
-    let everything = of_link(&all);
+    let everything = of_link(all);
     for record in &everything {
         ensure!(record.at.pid.is_some(), "owner unknown: {record:?}");
     }

@@ -1,17 +1,19 @@
 //! What the kernel does with sockets by itself. Its threads that send on a process's socket, for the process, never become its
 //! owner; its own sockets are nobody's, whoever made it open them.
 
+use std::net::IpAddr;
+
 use anyhow::{Context, ensure};
 
 use crate::actors::{Actor, Protocols};
 use crate::claims::{Claims, Whose};
 use crate::counters::unacknowledged;
 use crate::host::Set;
-use crate::link::{DEAD_V4, DEAD_V6, Link};
+use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
 use crate::process::{PATIENCE, poll};
 use crate::ways::{How, Order, RawActor};
-use crate::workers::mount_in_vain;
-use crate::xctl::{Kind, Owner, Xctl};
+use crate::workers::{Flow, Receiver, mount_in_vain};
+use crate::xctl::{Kind, Owner, Retransmit, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 /// A sockmap: what comes in on one socket of a process is sent on another by a worker of the kernel. The process itself
@@ -73,22 +75,39 @@ pub fn ktls(set: Set, family: Family) -> Outcome {
     claims.judge(xctl, "")
 }
 
-/// A file system on a server: the kernel connects by itself, in the context of the process that calls mount(2).
+/// A file system on a server: the kernel connects by itself, in the context of the process that calls mount(2), and talks by
+/// itself: to a server that does not answer it sends SYNs, to one that accepts, data.
 pub fn mount(set: Set, family: Family) -> Outcome {
     const CIFS_PORT: u16 = 445;
+    /// Less than the first thing that CIFS says, and more than a handshake takes.
+    const NARROW: u32 = 80;
     let known = std::fs::read_to_string("/proc/filesystems").context("reading /proc/filesystems")?;
     if !known.split_whitespace().any(|name| name == "cifs") {
         return Ok(Verdict::Skipped("this kernel has no CIFS, or has not loaded it".into()));
     }
     let link = Link::up()?;
-    let server = if family == Family::V4 { DEAD_V4 } else { DEAD_V6 };
-    let mut xctl = Xctl::start(set, &[])?;
-    let mounting = mount_in_vain(&link.a, "mounting", server)?;
-    let to = (server, CIFS_PORT).into();
-    let syn = xctl.wait_for(|record| record.at.netns == link.a.inode && record.at.flow().remote == to)?;
-    drop(mounting);
     let mut claims = Claims::default();
-    let flow = syn.context("the kernel does not connect")?.at.flow();
+    let mut xctl = Xctl::start(set, &[])?;
+    let mut wait = |ns: &Netns, server: IpAddr, kind: Kind| -> anyhow::Result<Flow> {
+        let to = (server, CIFS_PORT).into();
+        let wanted =
+            |record: &Retransmit| record.at.netns == ns.inode && record.at.flow().remote == to && record.kind == kind;
+        Ok(xctl.wait_for(wanted)?.with_context(|| format!("nothing of kind {kind:?} to {to}"))?.at.flow())
+    };
+    let dead = if family == Family::V4 { DEAD_V4 } else { DEAD_V6 };
+    let mounting = mount_in_vain(&link.a, "mounting", dead)?;
+    let flow = wait(&link.a, dead, Kind::Syn)?;
+    drop(mounting);
     claims.add_since(0, "the kernel's connection", &link.a, flow, Kind::Syn, Whose::Kernel);
+
+    let server = Receiver::new(&link.b, "server", link.address(&link.b, family), CIFS_PORT)?;
+    // the smallest packet that every device must take is longer with IPv6
+    if family == Family::V4 {
+        link.narrow(&link.b, NARROW)?;
+        let mounting = mount_in_vain(&link.a, "mounting", server.at.ip())?;
+        let flow = wait(&link.a, server.at.ip(), Kind::Rto)?;
+        drop(mounting);
+        claims.add_since(0, "what the kernel says", &link.a, flow, Kind::Rto, Whose::Kernel);
+    }
     claims.judge(xctl, "")
 }

@@ -68,6 +68,7 @@ fn workers(set: Set, family: Family, waiting: usize, btf: Option<Btf>) -> Outcom
     let owner = if xctl.sees_accept() { workers[1].who.clone() } else { heir.who.clone() };
     heir.shutdown(given)?;
     claims.add("accepted, and closed by another", &link.b, second.1, Kind::Rto, of(&owner, Owner::Accept))?;
+    claims.or_else(&heir.who);
     claims.wait(&mut xctl)?;
     claims.judge(xctl, "")
 }

@@ -43,14 +43,17 @@ pub fn run_while(
     link.quiet()?;
     let after = (Counters::of(&link.a)?, Counters::of(&link.b)?);
     let (skipped, hidden) = (witness.skipped()?, witness.above_pid_1()?);
-    let missed = skipped + hidden;
+    let owners_skipped = witness.owners_skipped()?;
     drop(busy);
+    let to_be_told = witness.told(xctl.process.pid())?;
     let trace = xctl.stop(Signal::SIGINT)?;
 
-    let told = if trace.owners_can_be_missed() { trace.summary.lost.missed.unwrap_or(0) } else { 0 };
-    senders_are_named(&trace, &link.a, &truths, missed + told)?;
-    receiver_is_named(&trace, &link.b, &receiver, &truths, missed + told)?;
-    let unseen = missed + trace.events_told_missed();
+    let missed = trace.summary.lost.missed;
+    ensure!(missed.is_none_or(|missed| to_be_told.contains(&missed)), "it must tell {to_be_told:?}, not {missed:?}");
+    let told = if trace.owners_can_be_missed() { missed.unwrap_or(0) } else { 0 };
+    senders_are_named(&trace, &link.a, &truths, owners_skipped + told)?;
+    receiver_is_named(&trace, &link.b, &receiver, &truths, owners_skipped + told)?;
+    let unseen = skipped + hidden + trace.events_told_missed();
     nothing_is_missing(&trace, &link.a, &before.0, &after.0, unseen).context("namespace a")?;
     nothing_is_missing(&trace, &link.b, &before.1, &after.1, unseen).context("namespace b")?;
     trace.nothing_lost()?;
@@ -59,8 +62,8 @@ pub fn run_while(
     let total = of_senders + trace.of(link.b.inode).count();
     ensure!(total >= 20, "only {total} retransmits: the link was not lossy enough to tell anything");
     let wrong = trace.of(link.a.inode).filter(|record| Some(record.current.pid) != record.at.pid).count();
-    let note = if missed + told > 0 {
-        format!(", {skipped} runs skipped, {hidden} above PID 1, {told} told")
+    let note = if skipped + owners_skipped + hidden + told > 0 {
+        format!(", {skipped} + {owners_skipped} runs skipped, {hidden} above PID 1, {told} told")
     } else {
         String::new()
     };

@@ -1,14 +1,16 @@
 //! MPTCP: a process uses a socket that has no segments of its own; those are sent by subflows, which the kernel makes.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::actors::{Actor, Id, Protocols};
 use crate::claims::{Claims, Whose};
-use crate::host::{Set, tool};
-use crate::link::{DEAD_V4, Link, Netns};
-use crate::process::now;
+use crate::host::{Set, has_symbol, tool};
+use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
+use crate::map;
+use crate::missed::program_misses;
+use crate::process::{PATIENCE, now, poll};
 use crate::workers::Flow;
 use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
@@ -40,6 +42,26 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let made = made_by_mptcp(&link.a)?;
     ensure!(made == 3, "{made} connections of MPTCP, where the test made 3");
 
+    // nothing is remembered of a connection that has ended, nor of its parent
+    let mut brief = Actor::new(&link.a, "brief")?;
+    let (sends, _) = brief.connect(at_both, Protocols::Mptcp)?;
+    let (reads, _) = server.accept(both)?;
+    brief.send(sends)?;
+    server.drain(reads)?;
+    server.shutdown(reads)?;
+    let pid = brief.who.pid;
+    drop(brief);
+    let left = || -> Result<Vec<_>> {
+        Ok(map::entries(xctl.process.pid())?.into_iter().filter(|entry| entry.pid == pid).collect())
+    };
+    // on the newest kernels (without that function) kprobes alone do not see the end of a parent
+    let unseen = set == Set::Kprobe && !has_symbol("inet_rtx_syn_ack");
+    let gone = unseen || poll(PATIENCE, || Ok(left()?.is_empty()))?;
+    // who reads a map keeps programs from running on that CPU, which newer kernels count
+    let programs = program_misses(xctl.process.pid())?;
+    let skipped = programs.iter().any(|(name, misses)| name.starts_with("kp_mptcp_destr") && *misses > 0);
+    ensure!(gone || skipped, "remembered after its end: {:?}", left()?);
+
     // what the client sends arrives, and it does not learn of that
     link.lose_from(&link.b, 100)?;
     let of = |actor: &Actor, owner| Whose::Of(actor.who.clone(), owner);
@@ -52,8 +74,10 @@ pub fn run(set: Set, family: Family) -> Outcome {
     client.send(handed.0)?;
     heir.send(given)?;
     claims.add("handed over", a, handed.1, Kind::Rto, of(&heir, Owner::Send))?;
+    claims.or_else(&client.who);
     heir.send(idle_given)?;
     claims.add("handed over before the first send", a, idle.1, Kind::Rto, of(&heir, Owner::Send))?;
+    claims.or_else(&client.who);
     server.send(from_tcp.0)?;
     claims.add("the client speaks TCP", b, from_tcp.1, Kind::Rto, of(&server, Owner::Send))?;
     client.send(to_tcp.0)?;
@@ -67,25 +91,33 @@ pub fn run(set: Set, family: Family) -> Outcome {
 
 /// More subflows of a connection: the kernel opens them, in a worker and in the process that configures addresses, and
 /// listens for them. What a process opens or is asked for that way is its own; the listener is the kernel's.
-pub fn subflows(set: Set, _family: Family) -> Outcome {
+pub fn subflows(set: Set, family: Family) -> Outcome {
     const PORT: u16 = 5204;
-    /// One more address of the server, to which the way leads from a dead address of the client's.
-    const ANNOUNCED: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 50);
+    // one more address of the server, to which the way leads from a dead address of the client's
+    let (announced, dead, bits): (IpAddr, _, _) = match family {
+        Family::V4 => (Ipv4Addr::new(10, 99, 0, 50).into(), DEAD_V4, 32),
+        Family::V6 => (Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0x50).into(), DEAD_V6, 128),
+    };
     let link = Link::up()?;
     let (a, b) = (&link.a, &link.b);
     let mut server = Actor::new(b, "server")?;
     let mut client = Actor::new(a, "client")?;
     let mut xctl = Xctl::start(set, &[])?;
-    let (listener, at) = match server.listen_mptcp((link.address(b, Family::V4), 0).into())? {
+    let (listener, at) = match server.listen_mptcp((link.address(b, family), 0).into())? {
         Ok(listener) => listener,
         Err(why) => return Ok(Verdict::Skipped(why)),
     };
-    ip(a, &format!("addr add {DEAD_V4}/32 dev veth0"))?;
-    ip(a, &format!("route add {ANNOUNCED} dev veth0 src {DEAD_V4}"))?;
-    ip(b, &format!("addr add {ANNOUNCED}/32 dev veth0"))?;
+    // an address of IPv6 with a port takes the room in the header that timestamps have
+    [a, b].into_iter().try_for_each(|ns| ns.set("tcp_timestamps", "0"))?;
+    // not to be chosen as the source of other connections
+    ip(a, &format!("addr add {dead}/{bits} dev veth0 nodad preferred_lft 0"))?;
+    ip(a, &format!("route add {announced} dev veth0 src {dead}"))?;
+    // nobody answers who looks for the one from the other
+    ip(a, &format!("neigh replace {announced} lladdr {} nud permanent dev veth0", link.hardware(b)))?;
+    ip(b, &format!("addr add {announced}/{bits} dev veth0 nodad"))?;
     ip(a, "mptcp limits set subflows 4 add_addr_accepted 4")?;
     ip(b, "mptcp limits set subflows 4 add_addr_accepted 4")?;
-    ip(b, &format!("mptcp endpoint add {ANNOUNCED} port {PORT} signal"))?;
+    ip(b, &format!("mptcp endpoint add {announced} port {PORT} signal"))?;
 
     let (ours, _) = client.connect(at, Protocols::Mptcp)?;
     let (theirs, _) = server.accept(listener)?;
@@ -93,10 +125,10 @@ pub fn subflows(set: Set, _family: Family) -> Outcome {
     client.send(ours)?;
     server.send(theirs)?;
     let since = now()?;
-    let announced = (ANNOUNCED, PORT).into();
+    let announced = (announced, PORT).into();
     let join = wait_for_syn(&mut xctl, a, |flow| flow.remote == announced)?;
     // the same from the process that configures, which is not the one that connects
-    ip(a, &format!("mptcp endpoint add {DEAD_V4} dev veth0 subflow"))?;
+    ip(a, &format!("mptcp endpoint add {dead} dev veth0 subflow"))?;
     let second = wait_for_syn(&mut xctl, a, |flow| flow.remote == at)?;
 
     let mut claims = Claims::default();

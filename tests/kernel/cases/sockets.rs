@@ -31,8 +31,8 @@ use crate::host::{Set, tool};
 use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
 use crate::process::{PATIENCE, Process, poll};
 use crate::tracefs::with_private_mounts;
-use crate::workers::{NOBODY, Who, unanswered};
-use crate::xctl::{Owner, Retransmit, Xctl, command, refusal};
+use crate::workers::NOBODY;
+use crate::xctl::{command, refusal};
 use crate::{Family, Outcome, Verdict};
 
 pub fn run(_set: Set, family: Family) -> Outcome {
@@ -175,39 +175,6 @@ pub fn run(_set: Set, family: Family) -> Outcome {
     let said = refusal(Process::start("xctl sockets without privilege", nobody)?, 3)?;
     ensure!(said.contains("CAP_"), "it does not name a capability: {said:?}");
     Ok(Verdict::Passed(format!("{count} sockets{}", if with_mptcp { "" } else { "; no MPTCP here" })))
-}
-
-/// A connection that was open before xctl came, seeded from /proc as on kernels without the iterator; and, to see that
-/// it is the seeding that tells, not seeded at all.
-pub fn seeded_from_proc(set: Set, family: Family) -> Outcome {
-    let seen = already_open(set, family, "proc", |record, sender| {
-        record.at.owner == Owner::Seed && record.at.uid == Some(0) && record.at.tid == Some(sender.pid)
-    })?;
-    let unseen = already_open(set, family, "none", |record, _| record.at.owner == Owner::Unknown)?;
-    Ok(Verdict::Passed(format!("{seen} retransmits; {unseen} unknown without")))
-}
-
-/// How many retransmits were seen, all of which are what they should be; those with an owner name the sender.
-fn already_open(set: Set, family: Family, seed: &str, right: impl Fn(&Retransmit, &Who) -> bool) -> Result<usize> {
-    let link = Link::up()?;
-    let (_receiver, sender) = unanswered(&link, family, "was-here")?;
-    let netns = link.a.path().display().to_string();
-    let xctl = Xctl::start(set, &["--seed", seed, "--netns", &netns, "--count", "1", "--duration", "60"])?;
-    ensure!((seed == "none") == (xctl.ready.seeded == 0), "--seed {seed}: seeded {} sockets", xctl.ready.seeded);
-    let trace = xctl.finish()?;
-    let truth = sender.truth.clone();
-    let records: Vec<_> = trace.of(link.a.inode).collect();
-    ensure!(!records.is_empty(), "no retransmits");
-    for record in &records {
-        ensure!(right(record, &truth.who), "--seed {seed}: {record:?}");
-        if record.at.pid.is_some() {
-            record.at.is_of(&truth.who, truth.flow()?)?;
-        }
-    }
-    link.lose(0)?;
-    sender.exit()?;
-    link.quiet()?;
-    Ok(records.len())
 }
 
 /// Whoever has a mount namespace can mount a network namespace in it, and something else over that: a FIFO, which nobody

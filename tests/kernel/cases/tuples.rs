@@ -3,12 +3,17 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use anyhow::{Result, bail, ensure};
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use nix::sys::socket::SockFlag;
 
+use crate::claims::{Claims, Whose};
+use crate::counters::{Counters, wait_until_grown};
 use crate::host::Set;
 use crate::link::{Link, SECOND_MTU};
-use crate::workers::{Plan, Receiver, Sender, Truth, send_all};
-use crate::xctl::{Kind, Trace, Xctl};
+use crate::map;
+use crate::workers::{Plan, Puppet, Receiver, Sender, Truth, open, send_all};
+use crate::xctl::{Kind, Owner, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 /// Two connections with the very same addresses and ports, in two network namespaces, at the same time.
@@ -91,6 +96,41 @@ pub fn v4_mapped(set: Set, _family: Family) -> Outcome {
         ensure!(record.at.family == "ipv4", "not told as IPv4: {record:?}");
     }
     Ok(Verdict::Passed(format!("{count} retransmits")))
+}
+
+/// A connect() fails because another connection has its four-tuple: the kernel ends a socket of that tuple, and the other
+/// connection is still its process's.
+pub fn in_use(set: Set, family: Family) -> Outcome {
+    const LOCAL: u16 = 40000;
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut xctl = Xctl::start(set, &[])?;
+    let before = Counters::of(&link.a)?;
+    let from = Some(SocketAddr::new(link.address(&link.a, family), LOCAL));
+    let mut holder = Puppet::from(&link.a, "holder", from, receiver.at)?;
+    // what is known of a sender is not looked up again
+    holder.send()?;
+    wait_until_grown(&link.a, &before, "TCPOrigDataSent", 1)?;
+    let refused = link.a.enter(|| Ok(open(from, receiver.at, SockFlag::empty()).err()))?;
+    let why = refused.as_ref().and_then(|error| error.downcast_ref());
+    ensure!(why == Some(&Errno::EADDRNOTAVAIL), "connect() from a port in use: {refused:?}");
+
+    link.lose(100)?;
+    let mut claims = Claims::default();
+    let whose = Whose::Of(holder.truth.who.clone(), Owner::Send);
+    claims.add("the connection that lives", &link.a, holder.truth.flow()?, Kind::Rto, whose)?;
+    holder.send()?;
+    claims.wait(&mut xctl)?;
+
+    // and when it has ended, nobody's
+    link.lose(0)?;
+    let pid = holder.truth.who.pid;
+    holder.exit()?;
+    link.quiet()?;
+    let mut left = map::entries(xctl.process.pid())?;
+    left.retain(|entry| entry.pid == pid);
+    ensure!(left.is_empty(), "remembered after its end: {left:?}");
+    claims.judge(xctl, "")
 }
 
 /// One connection that is nearly always waiting for something lost.
