@@ -106,8 +106,12 @@ pub fn mount(set: Set, family: Family) -> Outcome {
         link.narrow(&link.b, NARROW)?;
         let mounting = mount_in_vain(&link.a, "mounting", server.at.ip())?;
         let flow = wait(&link.a, server.at.ip(), Kind::Rto)?;
-        drop(mounting);
         claims.add_since(0, "what the kernel says", &link.a, flow, Kind::Rto, Whose::Kernel);
+        // closed, the kernel's sockets send nothing again, and outlive the namespace
+        link.narrow(&link.b, 1500)?;
+        ensure!(poll(PATIENCE, || Ok(unacknowledged(&link.a)?.is_empty()))?, "not acknowledged");
+        drop(mounting);
+        link.quiet()?;
     }
     claims.judge(xctl, "")
 }
