@@ -537,7 +537,8 @@ pub(crate) fn read_map<K: Plain, V: Plain>(map: &Map<'_>) -> io::Result<Vec<(K, 
     Ok(entries)
 }
 
-/// Load the programs that `wanted` names, and every map but SHARED_RING, which they must not use.
+/// Load the programs that `wanted` names, and every map; SHARED_RING only where `has_ring`, which programs find out by
+/// [`Shown::RingBuffers`].
 ///
 /// # Errors
 /// [`Exit::Host`] or [`Exit::Object`], with the decisive lines of the verifier's log.
@@ -547,8 +548,9 @@ pub fn load(
     btf: &Path,
     settings: &Settings,
     max_sockets: u32,
+    has_ring: bool,
 ) -> Result<Loaded> {
-    load_with(object, wanted, btf, settings, max_sockets, false, false)
+    load_with(object, wanted, btf, settings, max_sockets, has_ring, false)
 }
 
 fn load_with(

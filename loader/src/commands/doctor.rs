@@ -13,7 +13,7 @@ use crate::cli::{LEAST_SOCKETS, PERF_PAGES};
 use crate::events::Settings;
 use crate::fault::{Blocked, Exit};
 use crate::hooks::{self, Attach, Hook, Kind, Plan};
-use crate::kernel::libbpf::{self, Loaded};
+use crate::kernel::libbpf;
 use crate::kernel::{host, netns, privilege, symbols};
 use crate::tracer::{self, Audit, Checked, Kernel, Shown, Sizes, Tracer};
 
@@ -347,12 +347,16 @@ fn details(hook: &Hook, kernel: &Kernel, counts: &HashMap<&str, usize>, blacklis
 /// Attach each hook for a moment. They are loaded together where the kernel takes them together, else kind by kind, else
 /// one by one, so that one that is refused says nothing about another. False: optional, and not there.
 fn try_hooks(all: &[Hook], object: &Checked<'_>, kernel: &Kernel, btf: &Path) -> Vec<Result<bool>> {
-    let together = load(all, object, btf).ok();
+    let load = |hooks: &[Hook]| {
+        let wanted = |program: &str| hooks.iter().flat_map(Hook::programs).any(|own| own == program);
+        tracer::load(object, wanted, btf, &settings(), LEAST_SOCKETS, kernel.shows(Shown::RingBuffers))
+    };
+    let together = load(all).ok();
     let trampolines = |hook: &Hook| matches!(hook.kind, Kind::Fentry | Kind::Fexit);
     let (by_trampoline, others): (Vec<_>, Vec<_>) = all.iter().copied().partition(trampolines);
     let halves = match together {
         Some(_) => (None, None),
-        None => (load(&by_trampoline, object, btf).ok(), load(&others, object, btf).ok()),
+        None => (load(&by_trampoline).ok(), load(&others).ok()),
     };
     let attempt = |hook: &Hook| {
         let alone;
@@ -360,7 +364,7 @@ fn try_hooks(all: &[Hook], object: &Checked<'_>, kernel: &Kernel, btf: &Path) ->
         let loaded = match together.as_ref().or(half.as_ref()) {
             Some(loaded) => loaded,
             None => {
-                alone = load(&[*hook], object, btf)?;
+                alone = load(&[*hook])?;
                 &alone
             }
         };
@@ -372,11 +376,6 @@ fn try_hooks(all: &[Hook], object: &Checked<'_>, kernel: &Kernel, btf: &Path) ->
         Ok(attached)
     };
     all.iter().map(attempt).collect()
-}
-
-fn load(hooks: &[Hook], object: &Checked<'_>, btf: &Path) -> Result<Loaded> {
-    let wanted = |program: &str| hooks.iter().flat_map(Hook::programs).any(|own| own == program);
-    tracer::load(object, wanted, btf, &settings(), LEAST_SOCKETS)
 }
 
 #[cfg(test)]

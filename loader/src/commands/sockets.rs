@@ -54,7 +54,7 @@ fn print(args: &Args) -> Result<()> {
     drop(kernel);
     let max_sockets = default_max_sockets()?;
     let wanted = |program: &str| program == owners::SEED || program == owners::LIST;
-    let listing = owners::list(|| tracer::load(&object, wanted, &btf, &Settings::default(), max_sockets))?;
+    let listing = owners::list(|| tracer::load(&object, wanted, &btf, &Settings::default(), max_sockets, false))?;
     if listing.unreachable > 0 {
         say(format_args!(
             "{} sockets more are open in network namespaces that no process is in and no mount leads to",

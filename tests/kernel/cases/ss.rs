@@ -44,6 +44,8 @@ pub fn run(set: Set, family: Family) -> Outcome {
     }
     let xctl = Xctl::start(set, &[])?;
     let witness = Witness::of(&[])?;
+    // a SYN that went again, say, which has no bytes
+    let before = went_again(&say(&link.a, flow)?.text)?;
     link.lose(100)?;
     puppet.send()?;
     // as long as it takes for three answers in a row to fall between the same two timeouts, for two such pauses
@@ -82,7 +84,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
             continue;
         }
         let so_far = &records[..=index];
-        let sums = so_far.iter().fold((0, 0), |sums, record| (sums.0 + record.segs, sums.1 + record.bytes));
+        let sums = so_far.iter().fold(before, |sums, record| (sums.0 + record.segs, sums.1 + record.bytes));
         for seen in seen.iter().filter(between).filter(|seen| pauses.contains(&seen.backoff)) {
             same(record, seen)?;
             let of_ss = (seen.retrans, seen.bytes_retrans);
@@ -120,16 +122,12 @@ fn ask(link: &Link, flow: Flow) -> Result<Option<Seen>> {
     };
     // milliseconds and their variance, with six digits, which is every microsecond below a second
     let rtt = value("rtt").and_then(|rtt| rtt.split('/').next()?.parse::<f64>().ok());
-    // of those in flight, and all
-    let retrans = value("retrans").and_then(|retrans| retrans.split_once('/')?.1.parse().ok());
     let (Some(rtt), Some(backoff), Some(cwnd), Some(mss)) = (rtt, number("backoff")?, number("cwnd")?, number("mss")?)
     else {
         return Ok(None);
     };
-    let (Some(timeouts), Some(retrans), Some(bytes_retrans)) = (timeouts(&text), retrans, number("bytes_retrans")?)
-    else {
-        return Ok(None);
-    };
+    let Some(timeouts) = timeouts(&text) else { return Ok(None) };
+    let (retrans, bytes_retrans) = went_again(&text)?;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let rtt_us = (rtt * 1000.0).round() as u64;
     let state = (*state).to_owned();
@@ -151,6 +149,15 @@ fn say(ns: &Netns, flow: Flow) -> Result<Said> {
     let answered = now()?;
     ensure!(output.status.success(), "ss: {}", String::from_utf8_lossy(&output.stderr));
     Ok(Said { asked, answered, text: String::from_utf8_lossy(&output.stdout).into_owned() })
+}
+
+/// Segments and bytes that ever went again, which ss does not mention if there are none.
+fn went_again(text: &str) -> Result<(u64, u64)> {
+    let value = |name: &str| text.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
+    // of those in flight, and all
+    let segments = value("retrans").map_or(Some("0"), |retrans| Some(retrans.split_once('/')?.1));
+    let number = |text: Option<&str>| text.and_then(|text| text.parse().ok()).context("ss says no number");
+    Ok((number(segments)?, number(value("bytes_retrans").or(Some("0")))?))
 }
 
 /// `timer:(on,200ms,COUNT)`
