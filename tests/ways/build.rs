@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::{Command, exit};
 
 fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let manifest = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
+    let root = Path::new(&manifest).join("../..");
     let out = env::var("OUT_DIR").unwrap_or_default();
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     for input in ["Makefile", "tests/ways/ways.c"] {
