@@ -122,7 +122,7 @@ test-unit: $(BIN) ## Tests that need neither privilege nor a kernel of their own
 	$(Q)$(CARGO_TEST) --lib --bins --test cli --test relocations --test seeds
 
 # The same executable natively and in the virtual machines; cargo alone knows its name.
-kernel_test = $$($(CARGO_TEST) --no-run --test kernel 2>&1 | tee /dev/stderr | sed -n 's/.*Executable.*(\(.*\))$$/\1/p')
+kernel_test = $$($(CARGO_TEST) --no-run --test kernel 2>&1 | tee -a /dev/stderr | sed -n 's/.*Executable.*(\(.*\))$$/\1/p')
 
 test-native: $(BIN) ## Tests on this machine's kernel
 	$(say) TEST native
