@@ -181,16 +181,23 @@ else
   BENCH_CC = $(CC)
 endif
 
-.PHONY: bench
-bench: $(BIN) $(BPF_OBJECT) ## Time to start against libbpf alone, and memory, with the hooks of ATTACH; fails beyond the budget
-	$(say) BENCH start
+.PHONY: bench bench-vm
+target/bench-start: tests/bench/start.c bpf-src/events.h $(BIN)
+	$(say) CC $@
 	$(Q)libbpf=$$(ls -td $(BUILD)/build/libbpf-sys-*/out | head -n 1); \
-	$(BENCH_CC) -O2 -Wall -Wextra -static -I"$$libbpf/include" tests/bench/start.c -o target/bench-start "$$libbpf"/lib{bpf,elf,z}.a $(BENCH_LIBC)
+	$(BENCH_CC) -O2 -Wall -Wextra -static -I"$$libbpf/include" $< -o $@ "$$libbpf"/lib{bpf,elf,z}.a $(BENCH_LIBC)
+
+bench: $(BIN) $(BPF_OBJECT) target/bench-start ## Time to start against libbpf alone, and memory, with the hooks of ATTACH; fails beyond the budget
+	$(say) BENCH start
 	$(Q)target/bench-start $(BIN) $(BPF_OBJECT) 25 --attach $(ATTACH)
 
+bench-vm: $(BIN) $(BPF_OBJECT) target/bench-start ## The same with kprobes, on Debian kernels in virtual machines (KERNELS='6.12')
+	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(CURDIR)/target/bench-start KERNELS='$(KERNELS)' VM_LABEL=-bench \
+	./tests/vm/run -f $(CURDIR)/$(BPF_OBJECT) -- /usr/bin/xctl /tests/xctl.bpf.o 15 --attach kprobe+tracepoint
+
 # Coverage-guided, of all that reads bytes that nobody vouches for. Findings go to fuzz/artifacts, and from there, once they are
-# fixed, to fuzz/seeds, which `make test` reads. The corpus grows in target/fuzz. A second for an input, and memory that is out of
-# proportion, are findings too. (ASan keeps what was freed for a while: that is not the reader's.)
+# fixed, to fuzz/seeds, which `make test` reads. The corpus grows in target/fuzz. Five seconds for an input, and memory that is
+# out of proportion, are findings too. (ASan keeps what was freed for a while: that is not the reader's.)
 FUZZ_TARGETS ?= elf btf btf_ext resolver
 MINUTES ?= 30
 .PHONY: fuzz
@@ -218,6 +225,8 @@ ci: setup-test ## What continuous integration runs
 	$(Q)$(MAKE) --no-print-directory check
 	$(Q)$(MAKE) --no-print-directory test
 	$(Q)$(MAKE) --no-print-directory bench
+	$(Q)$(MAKE) --no-print-directory bench-vm KERNELS='$(filter 6.12,$(KERNELS))'
+	$(Q)$(MAKE) --no-print-directory test-dist
 
 # What is given away: a tarball for each machine, and their sums.
 DIST_ARCHS ?= x86_64 aarch64
