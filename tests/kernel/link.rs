@@ -119,8 +119,14 @@ impl Link {
         let (a, b) = (&self.a.name, &self.b.name);
         run(tool("ip").args(["-n", a, "link", "add", SECOND, "type", "veth", "peer", "name", SECOND, "netns", b]), "")?;
         for ns in [&self.a, &self.b] {
+            let own = self.host(ns);
+            let up = format!("link set {SECOND} address 02:00:00:00:00:{own:02x} mtu {SECOND_MTU} up\n");
+            run(tool("ip").args(["-n", &ns.name, "-batch", "-"]), &up)?;
+        }
+        // not before both ends are up
+        for ns in [&self.a, &self.b] {
             let (own, peer) = (self.host(ns), 3 - self.host(ns));
-            let mut batch = format!("link set {SECOND} address 02:00:00:00:00:{own:02x} mtu {SECOND_MTU} up\n");
+            let mut batch = String::new();
             for device in [DEVICE, SECOND] {
                 batch += &format!("addr add fe80::{own}/64 dev {device} nodad\n");
                 let mac = format!("02:00:00:00:00:{peer:02x}");

@@ -12,6 +12,7 @@ use crate::counters::{Counters, wait_until_grown};
 use crate::host::Set;
 use crate::link::{Link, SECOND_MTU};
 use crate::map;
+use crate::process::PATIENCE;
 use crate::workers::{Plan, Puppet, Receiver, Sender, Truth, open, send_all};
 use crate::xctl::{Kind, Owner, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
@@ -50,12 +51,15 @@ pub fn same_tuple_two_devices(set: Set, _family: Family) -> Outcome {
     let wires = link.second_wire()?;
     let receiver = Receiver::new(&link.b, "receiver", Ipv6Addr::UNSPECIFIED.into(), 0)?;
     let xctl = Xctl::start(set, &[])?;
+    let before = Counters::of(&link.a)?;
     link.lose_from(&link.a, 10)?;
     link.lose_from_second(&link.a, 10)?;
     let mut twins = vec![];
     for (wire, comm) in wires.iter().zip(["twin-0", "twin-1"]) {
         let at = |host, port| SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), port, 0, *wire);
-        let plan = Plan { from: Some(at(1, LOCAL).into()), ..busy_plan(comm, at(2, receiver.at.port()).into()) };
+        // so many, however often its SYN is lost before
+        let many = Plan { sends: 2000, time: PATIENCE, ..busy_plan(comm, at(2, receiver.at.port()).into()) };
+        let plan = Plan { from: Some(at(1, LOCAL).into()), ..many };
         twins.push(Sender::new(&link.a, plan)?);
     }
     let truths = send_all(twins)?;
@@ -74,7 +78,12 @@ pub fn same_tuple_two_devices(set: Set, _family: Family) -> Outcome {
         ensure!(record.at.pid == Some(who.pid), "this is of {who:?}: {record:?}");
         counts[second] += 1;
     }
-    ensure!(counts.iter().all(|count| *count > 0), "not both sent again: {counts:?}");
+    let segs: u64 = trace.of(link.a.inode).map(|record| record.segs).sum();
+    let grown = Counters::of(&link.a)?.since(&before, "RetransSegs")?;
+    ensure!(
+        counts.iter().all(|count| *count > 0),
+        "not both sent again: {counts:?}, {segs} segments, the kernel counted {grown}"
+    );
     Ok(Verdict::Passed(format!("{} and {} retransmits", counts[0], counts[1])))
 }
 
