@@ -198,7 +198,7 @@ bench-vm: $(BIN) $(BPF_OBJECT) target/bench-start ## The same with kprobes, on D
 # Coverage-guided, of all that reads bytes that nobody vouches for. Findings go to fuzz/artifacts, and from there, once they are
 # fixed, to fuzz/seeds, which `make test` reads. The corpus grows in target/fuzz. Five seconds for an input, and memory that is
 # out of proportion, are findings too. (ASan keeps what was freed for a while: that is not the reader's.)
-FUZZ_TARGETS ?= elf btf btf_ext resolver
+FUZZ_TARGETS ?= elf btf btf_ext resolver accesses definitions
 MINUTES ?= 30
 .PHONY: fuzz
 fuzz: setup $(BPF_OBJECT) ## Fuzz the readers, MINUTES each (FUZZ_TARGETS)

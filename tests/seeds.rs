@@ -1,34 +1,76 @@
-//! The fuzz targets' seeds, and what fuzzing found, run through the same code: no panic, and no more than a moment each.
+//! The fuzz targets' seeds, what fuzzing found, and files that are large on purpose, run through the same code: no panic, no
+//! more than a moment of processor time each, and no more memory than is in proportion.
 
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
-use std::{env, fs};
+use std::time::Duration;
 
-use xctl::object;
+use nix::time::{ClockId, clock_gettime};
+use xctl::{commands, object};
 
 #[path = "../fuzz/src/bodies.rs"]
 mod bodies;
+mod hostile;
+
+/// Of a thread's processor time, for one file: on a machine that is slow and busy, of a build that is not the fastest.
+const MOST_TIME: Duration = Duration::from_secs(1);
+
+/// Of memory, for one file: what `xctl inspect` may take at all, without what a kernel's types take of it.
+const MOST_KB: usize = 24 << 10;
 
 /// A fuzz target's name, and what it does with its bytes.
 type Target = (&'static str, fn(&[u8]));
 
+const TARGETS: [Target; 6] = [
+    ("elf", bodies::elf),
+    ("btf", bodies::btf),
+    ("btf_ext", bodies::btf_ext),
+    ("resolver", bodies::resolver),
+    ("accesses", bodies::accesses),
+    ("definitions", bodies::definitions),
+];
+
+/// A line of this process's status, in KB.
+fn status(field: &str) -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+}
+
+/// Runs a body, and says what is too much.
+fn run(what: &str, body: impl FnOnce()) -> Option<String> {
+    let clock = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
+    // The peak begins anew.
+    fs::write("/proc/self/clear_refs", "5").unwrap();
+    let (before, started) = (status("VmRSS"), clock());
+    body();
+    let (time, memory) = (clock() - started, status("VmHWM").saturating_sub(before));
+    println!("{what}: {time:?}, {memory} KB");
+    (time > MOST_TIME || memory > MOST_KB).then(|| format!("{what}: {time:?}, {memory} KB\n"))
+}
+
 #[test]
-fn seeds_and_findings_are_read_or_refused() {
+fn what_is_read_costs_little_whatever_it_is() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
-    let targets: [Target; 4] =
-        [("elf", bodies::elf), ("btf", bodies::btf), ("btf_ext", bodies::btf_ext), ("resolver", bodies::resolver)];
-    for (name, body) in targets {
+    let mut wrong = String::new();
+    for (name, body) in TARGETS {
         let mut files: Vec<_> = fs::read_dir(seeds.join(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
         assert!(!files.is_empty(), "{name}");
         for file in files {
             let bytes = fs::read(&file).unwrap();
-            let started = Instant::now();
-            body(&bytes);
-            // Unoptimised, on a busy machine; a fraction of that elsewhere.
-            assert!(started.elapsed() < Duration::from_secs(20), "{}", file.display());
+            wrong.extend(run(&file.display().to_string(), || body(&bytes)));
         }
     }
+    for (name, bytes) in hostile::all() {
+        wrong.extend(run(name, || bodies::elf(&bytes)));
+        // Its own types are those that it would find the most of.
+        let Some(types) = object::elf::section(&bytes, ".BTF").unwrap() else { continue };
+        let length = u32::try_from(bytes.len()).unwrap().to_le_bytes();
+        let both = [&length, bytes.as_slice(), types].concat();
+        wrong.extend(run(&format!("{name}, with its own types"), || bodies::resolver(&both)));
+    }
+    assert!(wrong.is_empty(), "too much for\n{wrong}");
 }

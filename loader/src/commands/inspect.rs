@@ -2,22 +2,27 @@
 //!
 //! Needs no privilege and asks the kernel nothing but its BTF file.
 
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::{BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 
 use super::btf_path;
 use crate::fault::Exit;
-use crate::object::btf_ext::LineInfo;
+use crate::object::btf_ext::{CoreRelocation, LineInfo};
 use crate::object::facts::{ExternFacts, Facts, FunctionFacts, MapFacts, hex};
 use crate::object::hook::hook;
+use crate::object::insn::Insn;
 use crate::object::relo::extent::Extents;
 use crate::object::relo::patch::Place;
-use crate::object::relo::{Outcome, Relocated, RelocationKind, Relocations, Resolver, Spec, essential_name, type_name};
+use crate::object::relo::{
+    Outcome, Relocated, RelocationKind, Relocations, Resolution, Resolver, Spec, essential_name, type_name,
+};
 use crate::object::{Btf, BtfExt, KERNEL_BTF, Kind, ObjectFile, loads, read_btf, second_opinion};
 
 /// Version of the JSON document.
@@ -31,6 +36,12 @@ const MOST_PROBLEMS: usize = 100;
 
 /// Bytes of a source file's name that are shown.
 const MOST_PATH: usize = 256;
+
+/// Accesses, and instructions, that are kept as they are shown: most programs read the same members over and over.
+const KEPT: usize = 1024;
+
+/// Bytes of output that are gathered.
+const GATHERED: usize = 64 << 10;
 
 /// Poisoned instructions whose reason is kept until it is known whether they are reached.
 const MOST_POISONED: usize = 4096;
@@ -100,6 +111,16 @@ struct Side {
     value: Option<i128>,
 }
 
+/// What a relocation is about, whichever instruction it is for.
+#[derive(Debug, Serialize)]
+struct About {
+    kind: String,
+    local: Option<Side>,
+    target: Option<Side>,
+    /// How many of the target's types have it.
+    matches: usize,
+}
+
 /// A relocation.
 #[derive(Debug, Serialize)]
 struct Record<'r> {
@@ -107,20 +128,75 @@ struct Record<'r> {
     section: &'r str,
     /// Instruction, counted from the beginning of the program.
     insn: usize,
-    kind: String,
     source: Option<Line<'r>>,
-    local: Option<Side>,
-    target: Option<Side>,
     /// What the instruction gets; null if it is poisoned or refused.
     value: Option<i128>,
-    /// How many of the target's types have it.
-    matches: usize,
     /// `applied`, `poisoned`, `refused`, `skipped`, `unresolved`.
     outcome: &'static str,
     /// Why it did not resolve, or why an existence check is false.
     why: Option<&'r str>,
-    before: Code,
-    after: Code,
+    #[serde(skip)]
+    about: Rc<Kept<About>>,
+    #[serde(skip)]
+    before: Rc<Kept<Code>>,
+    #[serde(skip)]
+    after: Rc<Kept<Code>>,
+}
+
+/// Something that is shown again and again, and its JSON once that was asked for.
+#[derive(Debug)]
+struct Kept<T> {
+    value: T,
+    json: OnceCell<String>,
+}
+
+impl<T> std::ops::Deref for Kept<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T: Serialize> Kept<T> {
+    fn new(value: T) -> Rc<Self> {
+        Rc::new(Kept { value, json: OnceCell::new() })
+    }
+
+    fn json(&self) -> Result<&str> {
+        if let Some(json) = self.json.get() {
+            return Ok(json);
+        }
+        let json = json(&self.value)?;
+        Ok(self.json.get_or_init(|| json))
+    }
+}
+
+/// What was shown of something lately.
+#[derive(Debug)]
+struct Cache<K, T>(RefCell<Vec<Option<(K, T)>>>);
+
+impl<K: PartialEq, T: Clone> Cache<K, T> {
+    fn new() -> Self {
+        Cache(RefCell::new((0..KEPT).map(|_| None).collect()))
+    }
+
+    /// `hash` is of the key.
+    fn get(&self, key: K, hash: u64, make: impl FnOnce() -> T) -> T {
+        let mut slots = self.0.borrow_mut();
+        // The upper bits depend on all of the lower ones.
+        let place = (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % KEPT;
+        match slots.get(place) {
+            Some(Some((known, made))) if *known == key => made.clone(),
+            _ => {
+                let made = make();
+                if let Some(slot) = slots.get_mut(place) {
+                    *slot = Some((key, made.clone()));
+                }
+                made
+            }
+        }
+    }
 }
 
 /// How the relocations came out, and what follows.
@@ -188,7 +264,24 @@ impl Verdict {
 /// the BTF describes.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let (bytes, shown) = super::object(args.object.as_deref())?;
-    let bytes = bytes.as_slice();
+    let modules = args.btf.is_none().then_some(Path::new(MODULES));
+    report(&bytes, &shown, || target(args), modules, args.json, out)
+}
+
+/// The same of an object that was read: `shown` is what to call it. `target` gives the types to resolve against, and where
+/// they are from; asked once the object is known to be one. In `modules` are those of the kernel's modules.
+///
+/// # Errors
+/// As [`run`].
+pub fn report(
+    bytes: &[u8],
+    shown: &str,
+    target: impl FnOnce() -> Result<Option<(Btf, String)>>,
+    modules: Option<&Path>,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let shown = shown.to_owned();
     let refused = |error: anyhow::Error| error.context(shown.clone()).context(Exit::Object);
     let object = ObjectFile::parse(bytes).map_err(|error| refused(error.into()))?;
     second_opinion(bytes, &object).map_err(|error| refused(error.into()))?;
@@ -196,7 +289,12 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     if let Some((btf, id)) = btf.as_ref().and_then(|btf| Some((btf, btf.cycle()?))) {
         return Err(refused(anyhow!("its types: {} {id} contains itself", type_name(btf, id))));
     }
-    let (target, target_facts) = target(args)?;
+    let (target, target_facts) = target()?
+        .map(|(btf, path)| {
+            let facts = Target { path, types: btf.len(), bytes: btf.bytes().len() };
+            (btf, facts)
+        })
+        .unzip();
 
     let nothing = Btf::nothing();
     let local = btf.as_ref().unwrap_or(&nothing);
@@ -207,16 +305,15 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let mut facts = Facts::of(bytes, &object, btf.as_ref(), &code).map_err(|what| refused(anyhow!(what)))?;
     if let Some(target) = &target {
         facts.look_up_targets(target);
-        if args.btf.is_none() {
-            look_in_modules(&mut facts, Path::new(MODULES));
+        if let Some(modules) = modules {
+            look_in_modules(&mut facts, modules);
         }
     }
 
     let sha256 = hex(&hmac_sha256::Hash::hash(bytes));
     let head = Head { schema: SCHEMA, object: shown.clone(), sha256, bytes: bytes.len(), facts, btf: target_facts };
-    // Standard output hands on every line by itself.
-    let mut out = BufWriter::new(out);
-    let mut writer: Box<dyn Report> = if args.json {
+    let mut out = Gathered { out: Some(out), bytes: Vec::with_capacity(GATHERED) };
+    let mut writer: Box<dyn Report> = if json {
         Box::new(Json { out: &mut out, first: true })
     } else {
         Box::new(Text { out: &mut out, program: None })
@@ -259,34 +356,34 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
 /// not read here; that one has the name decides.
 fn look_in_modules(facts: &mut Facts<'_>, folder: &Path) {
     let mut absent: Vec<_> = facts.externs.iter_mut().filter(|one| one.in_btf == Some(false)).collect();
+    let name = |one: &ExternFacts<'_>| essential_name(one.name).as_bytes().to_owned();
+    absent.sort_by_cached_key(|one| name(one));
+    let names: Vec<Vec<u8>> = absent.iter().map(|one| name(one)).collect();
     let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|file| file.path());
     for file in files.filter(|path| path.file_name() != Path::new(KERNEL_BTF).file_name()) {
-        if absent.is_empty() {
+        if names.is_empty() {
             return;
         }
+        // Every name ends with NUL, and follows one.
         let Ok(bytes) = fs::read(file) else { continue };
-        let has = |name: &str| {
-            let name = format!("\0{}\0", essential_name(name));
-            bytes.windows(name.len()).any(|bytes| bytes == name.as_bytes())
-        };
-        for one in &mut absent {
-            one.in_btf = Some(has(one.name));
+        for found in bytes.split(|byte| *byte == 0) {
+            let first = names.partition_point(|name| name.as_slice() < found);
+            let same = names.iter().skip(first).take_while(|name| *name == found).count();
+            absent.iter_mut().skip(first).take(same).for_each(|one| one.in_btf = Some(true));
         }
-        absent.retain(|one| one.in_btf == Some(false));
     }
 }
 
 /// The types to resolve against. Without an explicit choice, it is no failure that this host has none.
-fn target(args: &Args) -> Result<(Option<Btf>, Option<Target>)> {
+fn target(args: &Args) -> Result<Option<(Btf, String)>> {
     let path = btf_path(args.btf.as_deref());
     let bytes = match read_btf(&path) {
         Ok(bytes) => bytes,
-        Err(_) if args.btf.is_none() && !path.exists() => return Ok((None, None)),
+        Err(_) if args.btf.is_none() && !path.exists() => return Ok(None),
         Err(error) => bail!(anyhow!(error).context("reading BTF")),
     };
     let btf = Btf::from_vec(bytes).with_context(|| path.display().to_string())?;
-    let facts = Target { path: path.display().to_string(), types: btf.len(), bytes: btf.bytes().len() };
-    Ok((Some(btf), Some(facts)))
+    Ok(Some((btf, path.display().to_string())))
 }
 
 fn place_of(relocated: &Relocated<'_, '_>) -> String {
@@ -299,7 +396,7 @@ type Poisoned = BTreeMap<(usize, u64), String>;
 
 fn count(verdict: &mut Verdict, poisoned: &mut Poisoned, relocated: &Relocated<'_, '_>, record: &Record<'_>) {
     verdict.relocations_total += 1;
-    let access = record.local.as_ref().map_or("", |local| &local.access);
+    let access = record.about.local.as_ref().map_or("", |local| &local.access);
     match &relocated.outcome {
         Outcome::Applied => verdict.applied += 1,
         Outcome::Poisoned(why) => {
@@ -317,7 +414,7 @@ fn count(verdict: &mut Verdict, poisoned: &mut Poisoned, relocated: &Relocated<'
             if relocated.program.is_some_and(|program| !hook(program.section).autoload) {
                 return;
             }
-            verdict.problem(format!("{}, {} of {access}: {why}", place_of(relocated), record.kind));
+            verdict.problem(format!("{}, {} of {access}: {why}", place_of(relocated), record.about.kind));
         }
     }
 }
@@ -340,6 +437,9 @@ struct View<'r> {
     /// Source lines, by section.
     lines: HashMap<&'r str, &'r [LineInfo]>,
     big_endian: bool,
+    /// By the resolution, which is kept along so that nothing else comes to lie where it is.
+    abouts: Cache<*const Resolution, (Rc<Resolution>, Rc<Kept<About>>)>,
+    codes: Cache<Place, Rc<Kept<Code>>>,
 }
 
 impl<'r> View<'r> {
@@ -347,7 +447,8 @@ impl<'r> View<'r> {
         // Of two stretches for a section the first counts.
         let lines = ext.lines.iter().rev().map(|stretch| (stretch.section, stretch.records.as_slice())).collect();
         let local = (btf, Extents::local(btf));
-        View { local, target: target.map(|target| (target, Extents::target(target))), lines, big_endian }
+        let target = target.map(|target| (target, Extents::target(target)));
+        View { local, target, lines, big_endian, abouts: Cache::new(), codes: Cache::new() }
     }
 
     fn record<'s>(&self, relocated: &'s Relocated<'s, '_>) -> Record<'s>
@@ -364,18 +465,14 @@ impl<'r> View<'r> {
         };
         let resolution = relocated.resolution.as_deref();
         let missing = resolution.and_then(|resolution| resolution.missing.as_ref());
-        let described = match resolution {
-            Some(resolution) => Ok((resolution.kind, resolution.local.clone(), resolution.local_value)),
-            None => Resolver::describe(self.local.0, relocation),
+        let about = match &relocated.resolution {
+            Some(resolution) => {
+                let make = || (resolution.clone(), self.about(resolution));
+                let place = Rc::as_ptr(resolution);
+                self.abouts.get(place, place.addr() as u64 >> 4, make).1
+            }
+            None => self.unresolved(relocation),
         };
-        let (btf, extents) = &self.local;
-        let local = described.as_ref().ok();
-        let local = local.map(|(kind, spec, value)| Side::of(btf, extents, spec, *kind, Some(*value)));
-        let target = resolution.and_then(|resolution| {
-            let (spec, (btf, extents)) = (resolution.target.as_ref()?, self.target.as_ref()?);
-            Some(Side::of(btf, extents, spec, resolution.kind, resolution.value))
-        });
-        let kind = described.map_or_else(|_| format!("kind {}", relocation.kind), |(kind, ..)| kind.label().to_owned());
         let done = resolution.filter(|_| matches!(relocated.outcome, Outcome::Applied));
         let value = done.and_then(|resolution| {
             let (btf, spec) = match (&resolution.target, &self.target) {
@@ -388,21 +485,42 @@ impl<'r> View<'r> {
             program: relocated.program.map(|program| program.name),
             section: relocated.section,
             insn: relocated.index,
-            kind,
             source: self.line(relocated.section, relocation.offset),
-            local,
-            target,
             value,
-            matches: resolution.map_or(0, |resolution| resolution.matches),
             outcome,
             why: why.or(missing).map(String::as_str),
+            about,
             before: self.code(&relocated.before),
             after: self.code(&relocated.after),
         }
     }
 
-    fn code(&self, place: &Place) -> Code {
-        Code { bytes: hex(&place.bytes(self.big_endian)), text: place.text() }
+    fn about(&self, resolution: &Resolution) -> Rc<Kept<About>> {
+        let kind = resolution.kind;
+        let (btf, extents) = &self.local;
+        let local = Side::of(btf, extents, &resolution.local, kind, Some(resolution.local_value));
+        let target = resolution.target.as_ref().zip(self.target.as_ref());
+        let target = target.map(|(spec, (btf, extents))| Side::of(btf, extents, spec, kind, resolution.value));
+        Kept::new(About { kind: kind.label().to_owned(), local: Some(local), target, matches: resolution.matches })
+    }
+
+    /// Of a relocation that is malformed or ambiguous, or has no target.
+    fn unresolved(&self, relocation: &CoreRelocation<'_>) -> Rc<Kept<About>> {
+        let (btf, extents) = &self.local;
+        let (kind, local) = match Resolver::describe(btf, relocation) {
+            Ok((kind, spec, value)) => {
+                (kind.label().to_owned(), Some(Side::of(btf, extents, &spec, kind, Some(value))))
+            }
+            Err(_) => (format!("kind {}", relocation.kind), None),
+        };
+        Kept::new(About { kind, local, target: None, matches: 0 })
+    }
+
+    fn code(&self, place: &Place) -> Rc<Kept<Code>> {
+        let make = || Code { bytes: hex(&place.bytes(self.big_endian)), text: place.text() };
+        let hash = |insn: Insn| u64::from_le_bytes(insn.encode(false));
+        let hash = hash(place.insn) ^ place.second.map_or(0, hash).rotate_left(7);
+        self.codes.get(*place, hash, || Kept::new(make()))
     }
 
     /// The source line that an instruction came from.
@@ -421,26 +539,79 @@ trait Report {
     fn verdict(&mut self, verdict: &Verdict) -> Result<()>;
 }
 
+/// Output, gathered before it is handed on. Most comes in pieces of a few bytes: those are copied one by one, for that is
+/// faster than to call musl's `memcpy`.
+struct Gathered<'w> {
+    /// None: all of it is kept.
+    out: Option<&'w mut dyn Write>,
+    bytes: Vec<u8>,
+}
+
+/// A JSON document of its own.
+fn json(value: &impl Serialize) -> Result<String> {
+    let mut all = Gathered { out: None, bytes: Vec::new() };
+    serde_json::to_writer(&mut all, value)?;
+    Ok(String::from_utf8(all.bytes)?)
+}
+
+impl Write for Gathered<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(out) = self.out.as_mut().filter(|_| self.bytes.len() + bytes.len() > GATHERED) {
+            out.write_all(&self.bytes)?;
+            self.bytes.clear();
+        }
+        if bytes.len() <= 24 {
+            bytes.iter().for_each(|byte| self.bytes.push(*byte));
+        } else {
+            self.bytes.extend_from_slice(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let Some(out) = &mut self.out else { return Ok(()) };
+        out.write_all(&self.bytes)?;
+        self.bytes.clear();
+        out.flush()
+    }
+}
+
 /// One JSON document, written as it becomes known: an object may have more relocations than memory should hold.
-struct Json<'w> {
-    out: &'w mut dyn Write,
+struct Json<'o, 'w> {
+    out: &'o mut Gathered<'w>,
     first: bool,
 }
 
-impl Report for Json<'_> {
+impl Json<'_, '_> {
+    /// Writes an object, without the brace that closes it.
+    fn open(&mut self, what: &impl Serialize) -> io::Result<()> {
+        serde_json::to_writer(&mut *self.out, what)?;
+        // What was written last is still here.
+        self.out.bytes.pop_if(|last| *last == b'}');
+        Ok(())
+    }
+}
+
+impl Report for Json<'_, '_> {
     fn head(&mut self, head: &Head<'_>) -> Result<()> {
-        let text = serde_json::to_string(head)?;
-        let open = text.strip_suffix('}').unwrap_or(&text);
-        write!(self.out, "{open},\"relocations\":[").context("writing the report")
+        let written = self.open(head).and_then(|()| self.out.write_all(b",\"relocations\":["));
+        written.context("writing the report")
     }
 
     fn relocation(&mut self, record: &Record<'_>) -> Result<()> {
-        let comma = if std::mem::take(&mut self.first) { "" } else { "," };
-        write!(self.out, "{comma}{}", serde_json::to_string(record)?).context("writing the report")
+        let about = record.about.json()?;
+        let about = about.strip_prefix('{').unwrap_or(about);
+        let parts = [",\"before\":", record.before.json()?, ",\"after\":", record.after.json()?, ",", about];
+        let comma: &[u8] = if std::mem::take(&mut self.first) { b"" } else { b"," };
+        let mut written = self.out.write_all(comma).and_then(|()| self.open(record));
+        for part in parts {
+            written = written.and_then(|()| self.out.write_all(part.as_bytes()));
+        }
+        written.context("writing the report")
     }
 
     fn verdict(&mut self, verdict: &Verdict) -> Result<()> {
-        let text = serde_json::to_string(verdict)?;
+        let text = json(verdict)?;
         let members = text.strip_prefix('{').unwrap_or(&text);
         writeln!(self.out, "],{members}").context("writing the report")?;
         self.out.flush().context("writing the report")
@@ -500,7 +671,7 @@ impl Text<'_> {
     }
 
     fn map(&mut self, map: &MapFacts, name: &str) -> Result<()> {
-        let sized = |size: Option<u32>, ty: &Option<String>| match (size, ty) {
+        let sized = |size: Option<u32>, ty: &Option<Rc<str>>| match (size, ty) {
             (Some(size), Some(ty)) => format!("{size} bytes ({})", plain(ty)),
             (Some(size), None) => format!("{size} bytes"),
             (None, _) => "unset".to_owned(),
@@ -571,8 +742,8 @@ impl Report for Text<'_> {
         self.line(&format!("\nvariables ({})", facts.variables.len()))?;
         for variable in &facts.variables {
             let ty = variable.ty.as_deref().map(|ty| format!(" {}", plain(ty))).unwrap_or_default();
-            let value = variable.value.as_ref().filter(|value| value.bytes().any(|digit| digit != b'0'));
-            let value = value.map(|value| format!(" = {value}")).unwrap_or_default();
+            let value = variable.value.filter(|value| value.iter().any(|byte| *byte != 0));
+            let value = value.map(|value| format!(" = {}", hex(value))).unwrap_or_default();
             self.line(&format!(
                 "  {}:{ty}, {} bytes at {} of {}{value}",
                 plain(variable.name),
@@ -594,17 +765,18 @@ impl Report for Text<'_> {
     }
 
     fn relocation(&mut self, record: &Record<'_>) -> Result<()> {
+        let about = &record.about.value;
         let name = record.program.unwrap_or(record.section);
         if self.program.as_deref() != Some(name) {
             self.line(&format!("  {}", plain(name)))?;
             self.program = Some(name.to_owned());
         }
-        let access = record.local.as_ref().map_or("?".to_owned(), |local| match record.kind.starts_with("enumval") {
+        let access = about.local.as_ref().map_or("?".to_owned(), |local| match about.kind.starts_with("enumval") {
             true => format!("{} of {}", local.access, local.ty),
             false => local.access.clone(),
         });
-        let (local, target) = (record.local.as_ref(), record.target.as_ref());
-        let extents = [local, target].map(|side| side.map(|side| side.extent(&record.kind)));
+        let (local, target) = (about.local.as_ref(), about.target.as_ref());
+        let extents = [local, target].map(|side| side.map(|side| side.extent(&about.kind)));
         let [local_extent, target_extent] = extents;
         // Once is enough of what is the same here and there.
         let local_extent = local_extent.filter(|extent| target_extent.as_ref() != Some(extent));
@@ -628,7 +800,7 @@ impl Report for Text<'_> {
         self.line(&format!(
             "    {:>5}  {:<14} {}: {}{why}{}",
             record.insn,
-            record.kind,
+            about.kind,
             plain(&access),
             values.join(", "),
             source.unwrap_or_default()
@@ -644,7 +816,7 @@ impl Report for Text<'_> {
             line + "  " + &code.text
         };
         self.line(&format!("             {}", spaced(&record.before)))?;
-        if record.after == record.before {
+        if record.after.value == record.before.value {
             return Ok(());
         }
         self.line(&format!("          -> {}", spaced(&record.after)))

@@ -1,6 +1,7 @@
 //! What an object holds, collected for a reader: programs, maps, variables. Names as the object has them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use serde::Serialize;
 
@@ -69,15 +70,15 @@ pub struct FunctionFacts<'a> {
     /// Helpers that it calls; of a program, also those that a function it calls does.
     pub helpers: Vec<String>,
     /// Kernel functions, likewise.
-    pub kfuncs: BTreeSet<&'a str>,
+    pub kfuncs: Vec<&'a str>,
     /// Functions of this object, likewise.
-    pub calls: BTreeSet<&'a str>,
+    pub calls: Vec<&'a str>,
     /// Maps, likewise.
-    pub maps: BTreeSet<&'a str>,
+    pub maps: Vec<&'a str>,
     /// Global variables, likewise.
-    pub variables: BTreeSet<&'a str>,
+    pub variables: Vec<&'a str>,
     /// Variables of the kernel or its configuration, likewise.
-    pub externs: BTreeSet<&'a str>,
+    pub externs: Vec<&'a str>,
     /// The object and the BTF alone say what it, likewise, must be in the kernel; else only its loader knows.
     pub provable: bool,
 }
@@ -93,11 +94,11 @@ pub struct MapFacts {
     /// Bytes of a key.
     pub key_size: Option<u32>,
     /// The key's C type.
-    pub key: Option<String>,
+    pub key: Option<Rc<str>>,
     /// Bytes of a value.
     pub value_size: Option<u32>,
     /// The value's C type.
-    pub value: Option<String>,
+    pub value: Option<Rc<str>>,
     /// Entries; null if whoever loads the object sets it, or libbpf does.
     pub max_entries: Option<u32>,
     /// `BPF_F_*`, as a number.
@@ -127,9 +128,10 @@ pub struct VariableFacts<'a> {
     pub size: u64,
     /// Its C type, if the BTF has it.
     #[serde(rename = "type")]
-    pub ty: Option<String>,
+    pub ty: Option<Rc<str>>,
     /// Its initial value: bytes in hexadecimal. Null if it is longer than 64 bytes.
-    pub value: Option<String>,
+    #[serde(serialize_with = "as_hex")]
+    pub value: Option<&'a [u8]>,
 }
 
 /// A variable or function that the object expects from outside.
@@ -208,7 +210,7 @@ impl<'a> Facts<'a> {
     /// # Errors
     /// Why libbpf would not take a map, or the kernel a program, or that the functions overlap each other.
     pub fn of(
-        bytes: &[u8],
+        bytes: &'a [u8],
         object: &ObjectFile<'a>,
         btf: Option<&Btf>,
         code: &Relocations<'_, 'a>,
@@ -246,9 +248,13 @@ fn section<'a>(section: &super::elf::Section<'a>) -> SectionFacts<'a> {
     SectionFacts { name: section.name, section_type, flags, offset: section.offset, size: section.size }
 }
 
+/// A function, where it is, and what it uses by itself.
+type Used<'o, 'a> = ((usize, u64), &'o Program<'a>, Uses<'a>);
+
 /// What every function uses by itself, to be added up along a program's calls.
 struct Functions<'o, 'a> {
-    all: BTreeMap<(usize, u64), (&'o Program<'a>, Uses<'a>)>,
+    /// By place.
+    all: Vec<Used<'o, 'a>>,
     /// How much more may be listed.
     left: usize,
 }
@@ -265,11 +271,11 @@ impl<'o, 'a> Functions<'o, 'a> {
         if total > MOST_OVERLAP * bytes.len() as u64 {
             return Err("its functions overlap each other".to_owned());
         }
-        let all = functions().map(|function| {
-            let uses = places.of(function, code);
-            ((function.section_index, function.offset), (function, uses))
-        });
-        Ok(Functions { all: all.collect(), left: MOST_LISTED })
+        let place = |function: &Program<'_>| (function.section_index, function.offset);
+        let all = functions().map(|function| (place(function), function, places.of(function, code)));
+        let mut all: Vec<Used<'o, 'a>> = all.collect();
+        all.sort_by_key(|(place, ..)| *place);
+        Ok(Functions { all, left: MOST_LISTED })
     }
 
     fn facts(&mut self, function: &Program<'a>) -> Result<FunctionFacts<'a>, String> {
@@ -287,20 +293,23 @@ impl<'o, 'a> Functions<'o, 'a> {
             insns: function.insns,
             insns_total: 0,
             helpers: Vec::new(),
-            kfuncs: BTreeSet::new(),
-            calls: BTreeSet::new(),
-            maps: BTreeSet::new(),
-            variables: BTreeSet::new(),
-            externs: BTreeSet::new(),
+            kfuncs: Vec::new(),
+            calls: Vec::new(),
+            maps: Vec::new(),
+            variables: Vec::new(),
+            externs: Vec::new(),
             provable: true,
         };
         let mut helpers = BTreeSet::new();
+        let [mut kfuncs, mut calls, mut maps, mut variables, mut externs] = [const { BTreeSet::new() }; 5];
         let mut seen = BTreeSet::new();
         let mut todo = vec![(function.section_index, function.offset)];
         while let Some(place) = todo.pop() {
-            let Some((called, uses)) = self.all.get(&place).filter(|_| seen.insert(place)) else { continue };
+            let found = self.all.binary_search_by_key(&place, |(place, ..)| *place).ok();
+            let found = found.and_then(|index| self.all.get(index)).filter(|_| seen.insert(place));
+            let Some((_, called, uses)) = found else { continue };
             if seen.len() > 1 {
-                facts.calls.insert(called.name);
+                calls.insert(called.name);
                 // What a function calls is listed with that function.
                 if !is_program {
                     continue;
@@ -312,16 +321,18 @@ impl<'o, 'a> Functions<'o, 'a> {
             }
             let names = [&uses.kfuncs, &uses.maps, &uses.variables, &uses.externs].into_iter().flatten();
             let listed: usize = names.map(|name| name.len() + 16).sum();
-            let listed = listed + called.name.len() + 16 * (uses.helpers.len() + uses.functions.len());
+            let listed = listed + called.name.len() + 16 * (uses.helpers.len() + uses.called_at.len());
             self.left = self.left.checked_sub(listed).ok_or("its functions call and touch more than can be listed")?;
             facts.insns_total += called.insns;
             helpers.extend(&uses.helpers);
-            facts.kfuncs.extend(&uses.kfuncs);
-            facts.maps.extend(&uses.maps);
-            facts.variables.extend(&uses.variables);
-            facts.externs.extend(&uses.externs);
-            todo.extend(&uses.functions);
+            kfuncs.extend(&uses.kfuncs);
+            maps.extend(&uses.maps);
+            variables.extend(&uses.variables);
+            externs.extend(&uses.externs);
+            todo.extend(uses.called_at.iter().map(|(_, place)| *place));
         }
+        (facts.kfuncs, facts.calls, facts.maps) = (list(kfuncs), list(calls), list(maps));
+        (facts.variables, facts.externs) = (list(variables), list(externs));
         facts.provable = facts.kfuncs.is_empty() && facts.externs.is_empty();
         let name = |number: &i32| helpers::name(*number).map_or_else(|| format!("helper#{number}"), str::to_owned);
         facts.helpers = helpers.iter().map(name).collect();
@@ -329,20 +340,25 @@ impl<'o, 'a> Functions<'o, 'a> {
     }
 }
 
-fn map_facts(name: String, map: &MapDefinition) -> MapFacts {
+/// A list with no room to spare: there are as many as functions.
+fn list(names: BTreeSet<&str>) -> Vec<&str> {
+    names.into_iter().collect()
+}
+
+fn map_facts(name: String, map: MapDefinition) -> MapFacts {
     MapFacts {
         name,
         map_type: map.type_name(),
+        flag_names: map.flag_names(),
         key_size: map.key_size,
-        key: map.key.clone(),
+        key: map.key,
         value_size: map.value_size,
-        value: map.value.clone(),
+        value: map.value,
         max_entries: map.max_entries,
         flags: map.flags.unwrap_or(0),
-        flag_names: map.flag_names(),
         pinned: map.pinning.is_some_and(|pinning| pinning != 0),
         extra: map.extra,
-        inner: map.inner.as_ref().map(|inner| Box::new(map_facts(String::new(), inner))),
+        inner: map.inner.map(|inner| Box::new(map_facts(String::new(), *inner))),
         implicit: false,
     }
 }
@@ -353,7 +369,7 @@ fn all_maps(object: &ObjectFile<'_>, btf: Option<&Btf>) -> Result<Vec<MapFacts>,
     let definitions = btf.map(Definitions::new);
     for name in &object.maps {
         let definition = definitions.as_ref().map(|definitions| definitions.of(name)).transpose()?.flatten();
-        all.push(map_facts(name.clone(), &definition.unwrap_or_default()));
+        all.push(map_facts(name.clone(), definition.unwrap_or_default()));
     }
     for section in object.sections.iter().filter(|section| is_data(section) && section.size > 0) {
         let read_only = section.name.starts_with(".rodata");
@@ -366,28 +382,25 @@ fn all_maps(object: &ObjectFile<'_>, btf: Option<&Btf>) -> Result<Vec<MapFacts>,
             flags: read_only.then_some(1 << 7),
             ..MapDefinition::default()
         };
-        all.push(MapFacts { implicit: true, ..map_facts(section.name.to_owned(), &definition) });
+        all.push(MapFacts { implicit: true, ..map_facts(section.name.to_owned(), definition) });
     }
     Ok(all)
 }
 
-fn variables<'a>(bytes: &[u8], btf: Option<&Btf>, places: &Places<'_, 'a>) -> Vec<VariableFacts<'a>> {
-    let mut types: BTreeMap<&str, TypeId> = BTreeMap::new();
+fn variables<'a>(bytes: &'a [u8], btf: Option<&Btf>, places: &Places<'_, 'a>) -> Vec<VariableFacts<'a>> {
+    // The type of each, and what it is called once that was asked for.
+    let mut types: BTreeMap<&str, (TypeId, Option<Rc<str>>)> = BTreeMap::new();
     if let Some(btf) = btf {
-        types.extend(btf.ids().filter(|id| btf.kind(*id) == Kind::Var).map(|id| (btf.name(id), btf.target(id))));
+        let vars = btf.ids().filter(|id| btf.kind(*id) == Kind::Var);
+        types.extend(vars.map(|id| (btf.name(id), (btf.target(id), None))));
     }
     let one = |(section, symbol): (&super::elf::Section<'a>, &super::elf::Symbol<'a>)| {
+        let ty = btf.zip(types.get_mut(symbol.name));
+        let ty = ty.map(|(btf, (ty, name))| name.get_or_insert_with(|| type_name(btf, *ty).into()).clone());
         let start = usize::try_from(symbol.value).ok();
         let size = usize::try_from(symbol.size).ok().filter(|size| *size <= MOST_VALUE);
         let value = start.zip(size).and_then(|(start, size)| section.bytes(bytes).get(start..start.checked_add(size)?));
-        VariableFacts {
-            name: symbol.name,
-            section: section.name,
-            offset: symbol.value,
-            size: symbol.size,
-            ty: btf.zip(types.get(symbol.name)).map(|(btf, ty)| type_name(btf, *ty)),
-            value: value.map(hex),
-        }
+        VariableFacts { name: symbol.name, section: section.name, offset: symbol.value, size: symbol.size, ty, value }
     };
     places.variables().map(one).collect()
 }
@@ -414,6 +427,10 @@ fn externs<'a>(object: &ObjectFile<'a>, btf: Option<&Btf>) -> Vec<ExternFacts<'a
         in_btf: None,
     };
     outside.map(one).collect()
+}
+
+fn as_hex<S: serde::Serializer>(value: &Option<&[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.map(hex).serialize(serializer)
 }
 
 /// Bytes as hexadecimal digits.

@@ -65,7 +65,7 @@ pub fn reaching_poison<'o, 'a>(
     let mut todo = loaded.clone();
     while let Some(place) = todo.pop() {
         if let Some((_, uses)) = all.get(&place).filter(|_| appended.insert(place)) {
-            todo.extend(&uses.functions);
+            todo.extend(uses.called_at.iter().map(|(_, place)| *place));
         }
     }
     let mut todo: Vec<Place> = loaded.into_iter().chain(appended.intersection(&globals).copied()).collect();

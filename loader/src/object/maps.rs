@@ -1,7 +1,9 @@
 //! Maps as an object asks for them, from the types of the variables in its `.maps` section (`__uint(type, ...)`,
 //! `__type(key, ...)`): libbpf's conventions, the values are those of the kernel's include/uapi/linux/bpf.h.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use super::btf::{Btf, Kind, TypeId};
 use super::relo::type_name;
@@ -14,11 +16,11 @@ pub struct MapDefinition {
     /// Bytes of a key.
     pub key_size: Option<u32>,
     /// The key's type in C.
-    pub key: Option<String>,
+    pub key: Option<Rc<str>>,
     /// Bytes of a value.
     pub value_size: Option<u32>,
     /// The value's type in C.
-    pub value: Option<String>,
+    pub value: Option<Rc<str>>,
     /// How many entries it can have.
     pub max_entries: Option<u32>,
     /// `BPF_F_*`
@@ -93,6 +95,8 @@ pub struct Definitions<'b> {
     btf: &'b Btf,
     /// The types of the variables in the section `.maps`, by name; of equal ones the first.
     types: HashMap<&'b str, TypeId>,
+    /// What is known of types that keys and values have: size and name.
+    known: RefCell<HashMap<TypeId, (u32, Rc<str>)>>,
 }
 
 impl<'b> Definitions<'b> {
@@ -103,7 +107,7 @@ impl<'b> Definitions<'b> {
         for var in vars {
             types.entry(btf.name(var.var)).or_insert(btf.target(var.var));
         }
-        Definitions { btf, types }
+        Definitions { btf, types, known: RefCell::default() }
     }
 
     /// The definition of the map called `name`; `None` if the object's BTF has no such variable in its `.maps` section.
@@ -115,52 +119,71 @@ impl<'b> Definitions<'b> {
         if self.btf.kind(ty) != Kind::Struct {
             return Err(format!("map {name} is {}, not a struct", type_name(self.btf, ty)));
         }
-        parse(self.btf, ty, true).map(Some).map_err(|what| format!("map {name}: {what}"))
+        self.parse(ty, true).map(Some).map_err(|what| format!("map {name}: {what}"))
     }
-}
-
-fn parse(btf: &Btf, ty: TypeId, may_nest: bool) -> Result<MapDefinition, String> {
-    let mut map = MapDefinition::default();
-    if btf.entry_count(ty) > MOST_MEMBERS {
-        return Err(format!("its definition has {} members, {MOST_MEMBERS} are known", btf.entry_count(ty)));
-    }
-    for member in btf.members(ty) {
-        match member.name {
-            "type" => map.map_type = Some(number(btf, member.ty, member.name)?),
-            "max_entries" => map.max_entries = Some(number(btf, member.ty, member.name)?),
-            "map_flags" => map.flags = Some(number(btf, member.ty, member.name)?),
-            "numa_node" => map.numa_node = Some(number(btf, member.ty, member.name)?),
-            "pinning" => map.pinning = Some(number(btf, member.ty, member.name)?),
-            "map_extra" => map.extra = Some(long(btf, member.ty)?),
-            "key_size" => map.key_size = Some(same(map.key_size, number(btf, member.ty, member.name)?, "key")?),
-            "value_size" => map.value_size = Some(same(map.value_size, number(btf, member.ty, member.name)?, "value")?),
-            "key" => {
-                let (size, text) = pointed_to(btf, member.ty, "key")?;
-                (map.key_size, map.key) = (Some(same(map.key_size, size, "key")?), Some(text));
-            }
-            "value" => {
-                let (size, text) = pointed_to(btf, member.ty, "value")?;
-                (map.value_size, map.value) = (Some(same(map.value_size, size, "value")?), Some(text));
-            }
-            "values" => {
-                map.value_size = Some(same(map.value_size, 4, "value")?);
-                let array = btf.array(btf.resolve(member.ty)).filter(|array| array.nelems == 0);
-                let pointer = btf.resolve(array.ok_or("values is not an array without length")?.elem);
-                let inner = btf.resolve(btf.target(pointer));
-                match btf.kind(inner) {
-                    Kind::Struct if may_nest => map.inner = Some(Box::new(parse(btf, inner, false)?)),
-                    Kind::Struct => return Err("maps in maps in maps".to_owned()),
-                    Kind::FuncProto => {}
-                    _ => return Err(format!("values are {}", type_name(btf, inner))),
-                }
-            }
-            other => return Err(format!("its definition has an unknown member {}", super::relo::cut(other))),
+    fn parse(&self, ty: TypeId, may_nest: bool) -> Result<MapDefinition, String> {
+        let btf = self.btf;
+        let mut map = MapDefinition::default();
+        if btf.entry_count(ty) > MOST_MEMBERS {
+            return Err(format!("its definition has {} members, {MOST_MEMBERS} are known", btf.entry_count(ty)));
         }
+        for member in btf.members(ty) {
+            match member.name {
+                "type" => map.map_type = Some(number(btf, member.ty, member.name)?),
+                "max_entries" => map.max_entries = Some(number(btf, member.ty, member.name)?),
+                "map_flags" => map.flags = Some(number(btf, member.ty, member.name)?),
+                "numa_node" => map.numa_node = Some(number(btf, member.ty, member.name)?),
+                "pinning" => map.pinning = Some(number(btf, member.ty, member.name)?),
+                "map_extra" => map.extra = Some(long(btf, member.ty)?),
+                "key_size" => map.key_size = Some(same(map.key_size, number(btf, member.ty, member.name)?, "key")?),
+                "value_size" => {
+                    map.value_size = Some(same(map.value_size, number(btf, member.ty, member.name)?, "value")?)
+                }
+                "key" => {
+                    let (size, text) = self.pointed_to(member.ty, "key")?;
+                    (map.key_size, map.key) = (Some(same(map.key_size, size, "key")?), Some(text));
+                }
+                "value" => {
+                    let (size, text) = self.pointed_to(member.ty, "value")?;
+                    (map.value_size, map.value) = (Some(same(map.value_size, size, "value")?), Some(text));
+                }
+                "values" => {
+                    map.value_size = Some(same(map.value_size, 4, "value")?);
+                    let array = btf.array(btf.resolve(member.ty)).filter(|array| array.nelems == 0);
+                    let pointer = btf.resolve(array.ok_or("values is not an array without length")?.elem);
+                    let inner = btf.resolve(btf.target(pointer));
+                    match btf.kind(inner) {
+                        Kind::Struct if may_nest => map.inner = Some(Box::new(self.parse(inner, false)?)),
+                        Kind::Struct => return Err("maps in maps in maps".to_owned()),
+                        Kind::FuncProto => {}
+                        _ => return Err(format!("values are {}", type_name(btf, inner))),
+                    }
+                }
+                other => return Err(format!("its definition has an unknown member {}", super::relo::cut(other))),
+            }
+        }
+        if map.map_type.is_none_or(|number| number == 0) {
+            return Err("its definition has no type".to_owned());
+        }
+        Ok(map)
     }
-    if map.map_type.is_none_or(|number| number == 0) {
-        return Err("its definition has no type".to_owned());
+
+    /// `__type(name, TYPE)`: a pointer to the type. Its size and name.
+    fn pointed_to(&self, ty: TypeId, what: &str) -> Result<(u32, Rc<str>), String> {
+        let btf = self.btf;
+        if btf.kind(ty) != Kind::Ptr {
+            return Err(format!("its {what} is {}, not a pointer", type_name(btf, ty)));
+        }
+        let to = btf.target(ty);
+        if let Some((size, name)) = self.known.borrow().get(&to) {
+            return Ok((*size, name.clone()));
+        }
+        let (size, name) = (btf.size_of(to).and_then(|size| u32::try_from(size).ok()), type_name(btf, to));
+        let size = size.ok_or_else(|| format!("its {what}, {name}, has no size"))?;
+        let name: Rc<str> = name.into();
+        self.known.borrow_mut().insert(to, (size, name.clone()));
+        Ok((size, name))
     }
-    Ok(map)
 }
 
 /// `__uint(name, NUMBER)`: a pointer to an array of that many.
@@ -177,16 +200,6 @@ fn long(btf: &Btf, ty: TypeId) -> Result<u64, String> {
         Some(constant) => Ok(constant.value as u64),
         None => number(btf, ty, "map_extra").map(u64::from),
     }
-}
-
-/// `__type(name, TYPE)`: a pointer to the type. Its size and name.
-fn pointed_to(btf: &Btf, ty: TypeId, what: &str) -> Result<(u32, String), String> {
-    if btf.kind(ty) != Kind::Ptr {
-        return Err(format!("its {what} is {}, not a pointer", type_name(btf, ty)));
-    }
-    let to = btf.target(ty);
-    let size = btf.size_of(to).and_then(|size| u32::try_from(size).ok());
-    Ok((size.ok_or_else(|| format!("its {what}, {}, has no size", type_name(btf, to)))?, type_name(btf, to)))
 }
 
 fn same(known: Option<u32>, size: u32, what: &str) -> Result<u32, String> {

@@ -15,9 +15,8 @@ pub struct Uses<'a> {
     pub helpers: BTreeSet<i32>,
     /// Kernel functions, by name.
     pub kfuncs: BTreeSet<&'a str>,
-    /// Functions of the same object, as section and byte offset.
-    pub functions: BTreeSet<(usize, u64)>,
-    /// The instructions that call them or take their address, in order, and which one each does.
+    /// The instructions that call functions of the same object or take their address, in order, and which one each does,
+    /// as section and byte offset.
     pub called_at: Vec<(usize, (usize, u64))>,
     /// Maps, by name.
     pub maps: BTreeSet<&'a str>,
@@ -120,6 +119,8 @@ impl<'o, 'a> Places<'o, 'a> {
                 (false, None) => {}
             }
         }
+        // There may be as many as functions, most of which call little.
+        uses.called_at.shrink_to_fit();
         uses
     }
 
@@ -156,7 +157,6 @@ impl Uses<'_> {
     fn calls(&mut self, index: usize, section: usize, insn: i64) {
         if let Ok(insn) = u64::try_from(insn) {
             let place = (section, insn.saturating_mul(INSN_SIZE));
-            self.functions.insert(place);
             self.called_at.push((index, place));
         }
     }

@@ -1,6 +1,7 @@
 //! One relocation: all candidates, and what they agree on.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 
 use super::candidates::Candidates;
@@ -146,7 +147,14 @@ impl<'b> Resolver<'b> {
         }
         let pair = Pair { local: self.local, target: self.target, work: &self.work };
         let candidates = &self.candidates;
-        let left = self.left.entry(root).or_insert_with(|| candidates.of(pair.local.btf, root, pair.target.btf));
+        let left = match self.left.entry(root) {
+            Entry::Occupied(left) => left.into_mut(),
+            Entry::Vacant(none) => {
+                // Many types may have one name, on both sides.
+                self.work.spend(candidates.called(pair.local.btf, root).len() as u32)?;
+                none.insert(candidates.of(pair.local.btf, root, pair.target.btf))
+            }
+        };
         let mut matching: Vec<TypeId> = Vec::new();
         let mut best: Option<(Spec, Value)> = None;
         let mut others = Vec::new();

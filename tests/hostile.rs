@@ -1,0 +1,456 @@
+//! Object files made to hurt who reads them: up to a megabyte each, in which something is there many times. As a program,
+//! `hostile FOLDER` writes them there, for tests/bench/inspect; tests/seeds.rs reads them itself.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::{env, fs};
+
+/// The most bytes that a file has: a megabyte, and what surrounds the part that is there many times fits too.
+const SIZE: usize = 980_000;
+
+const CALL: [u8; 8] = [0x85, 0x10, 0, 0, 0, 0, 0, 0];
+const LOAD_ZERO: [u8; 8] = [0xb7, 1, 0, 0, 0, 0, 0, 0];
+const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
+
+const LOCAL_FUNC: u8 = 2;
+const GLOBAL_FUNC: u8 = 0x12;
+const GLOBAL_OBJECT: u8 = 0x11;
+
+fn words(words: impl IntoIterator<Item = u32>) -> Vec<u8> {
+    words.into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
+/// A section to be written.
+#[derive(Clone, Default)]
+struct Section {
+    name: String,
+    /// Type, flags, link, info, entry size.
+    head: (u32, u64, u32, u32, u64),
+    bytes: Vec<u8>,
+}
+
+/// An ELF file to be written. Section 1 is `.text`, 2 `socket`, the program's.
+struct Object {
+    sections: Vec<Section>,
+    symbols: Vec<u8>,
+    strings: Vec<u8>,
+}
+
+impl Object {
+    /// With a program that does nothing.
+    fn new() -> Self {
+        let mut object = Object { sections: vec![Section::default()], symbols: vec![0; 24], strings: vec![0] };
+        object.section(".text", (1, 6, 0, 0, 0), Vec::new());
+        object.section("socket", (1, 6, 0, 0, 0), [LOAD_ZERO, EXIT].concat());
+        object.section("license", (1, 3, 0, 0, 0), b"GPL\0".to_vec());
+        object
+    }
+
+    fn section(&mut self, name: &str, head: (u32, u64, u32, u32, u64), bytes: Vec<u8>) -> u16 {
+        self.sections.push(Section { name: name.to_owned(), head, bytes });
+        (self.sections.len() - 1) as u16
+    }
+
+    fn string(&mut self, text: &str) -> u32 {
+        let at = self.strings.len() as u32;
+        self.strings.extend(text.bytes().chain([0]));
+        at
+    }
+
+    fn symbol(&mut self, name: u32, info: u8, section: u16, value: u64, size: u64) {
+        self.symbols.extend(name.to_le_bytes());
+        self.symbols.extend([info, 0]);
+        self.symbols.extend(section.to_le_bytes());
+        self.symbols.extend([value, size].map(u64::to_le_bytes).concat());
+    }
+
+    /// The file so far, about.
+    fn len(&self) -> usize {
+        let sections = self.sections.iter().map(|section| section.bytes.len() + section.name.len() + 73).sum::<usize>();
+        sections + self.symbols.len() + self.strings.len() + 256
+    }
+
+    fn program(&mut self) {
+        let name = self.string("program");
+        let size = self.sections[2].bytes.len() as u64;
+        self.symbol(name, GLOBAL_FUNC, 2, 0, size);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        let last = self.sections.len() as u32;
+        let symbols = std::mem::take(&mut self.symbols);
+        let strings = std::mem::take(&mut self.strings);
+        for section in self.sections.iter_mut().filter(|section| section.head.0 == 9) {
+            section.head.2 = last;
+        }
+        self.section(".symtab", (2, 0, last + 1, 1, 24), symbols);
+        self.section(".strtab", (3, 0, 0, 0, 0), strings);
+        let mut names = vec![0];
+        let mut name_at = Vec::new();
+        self.section(".shstrtab", (3, 0, 0, 0, 0), Vec::new());
+        for section in &self.sections {
+            name_at.push(names.len() as u32);
+            names.extend(section.name.bytes().chain([0]));
+        }
+        self.sections.last_mut().unwrap().bytes = names;
+        let mut out = vec![0; 64];
+        let mut table = Vec::new();
+        for (section, name) in self.sections.iter().zip(name_at) {
+            let (kind, flags, link, info, entry) = section.head;
+            table.extend(words([if section.name.is_empty() { 0 } else { name }, kind]));
+            table.extend([flags, 0, out.len() as u64, section.bytes.len() as u64].map(u64::to_le_bytes).concat());
+            table.extend(words([link, info]));
+            table.extend([1, entry].map(u64::to_le_bytes).concat());
+            out.extend(&section.bytes);
+            out.resize(out.len().next_multiple_of(8), 0);
+        }
+        let at = out.len() as u64;
+        out.extend(table);
+        out[..20].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x01\0\xf7\0");
+        out[20] = 1;
+        out[40..48].copy_from_slice(&at.to_le_bytes());
+        out[52] = 64;
+        out[58] = 64;
+        out[60..62].copy_from_slice(&(self.sections.len() as u16).to_le_bytes());
+        out[62..64].copy_from_slice(&(self.sections.len() as u16 - 1).to_le_bytes());
+        out
+    }
+}
+
+/// BTF to be written. Type 1 is `int`.
+struct Types {
+    types: Vec<u8>,
+    strings: Vec<u8>,
+    count: u32,
+}
+
+impl Types {
+    fn new() -> Self {
+        let mut types = Types { types: Vec::new(), strings: vec![0], count: 0 };
+        let int = types.string("int");
+        types.add(int, 1, 0, 4, [(1 << 24) | 32]);
+        types
+    }
+
+    fn string(&mut self, text: &str) -> u32 {
+        let at = self.strings.len() as u32;
+        self.strings.extend(text.bytes().chain([0]));
+        at
+    }
+
+    fn add(&mut self, name: u32, kind: u32, entries: u32, arg: u32, tail: impl IntoIterator<Item = u32>) -> u32 {
+        self.types.extend(words([name, kind << 24 | entries, arg].into_iter().chain(tail)));
+        self.count += 1;
+        self.count
+    }
+
+    fn finish(&self) -> Vec<u8> {
+        let (types, strings) = (self.types.len() as u32, self.strings.len() as u32);
+        [b"\x9f\xeb\x01\0".to_vec(), words([24, 0, types, types, strings]), self.types.clone(), self.strings.clone()]
+            .concat()
+    }
+}
+
+/// `.BTF.ext` of lines and relocations, stretch by stretch: the section's name, and the records' words.
+fn ext(lines: &[(u32, Vec<[u32; 4]>)], relocations: &[(u32, Vec<[u32; 4]>)]) -> Vec<u8> {
+    let table = |stretches: &[(u32, Vec<[u32; 4]>)]| {
+        let mut table = Vec::new();
+        for (name, records) in stretches {
+            table.extend([*name, records.len() as u32].into_iter().chain(records.iter().flatten().copied()));
+        }
+        if table.is_empty() { Vec::new() } else { words([16].into_iter().chain(table)) }
+    };
+    let (lines, relocations) = (table(lines), table(relocations));
+    let (one, two) = (lines.len() as u32, relocations.len() as u32);
+    [b"\x9f\xeb\x01\0".to_vec(), words([32, 0, 0, 0, one, one, two]), lines, relocations].concat()
+}
+
+/// An object of one program, of so many instructions that each relocation has its own.
+fn relocated(types: &Types, section: u32, relocations: Vec<[u32; 4]>, lines: Vec<[u32; 4]>) -> Vec<u8> {
+    let mut object = Object::new();
+    object.sections[2].bytes = [LOAD_ZERO.repeat(relocations.len()), EXIT.to_vec()].concat();
+    object.program();
+    object.section(".BTF", (1, 0, 0, 0, 0), types.finish());
+    let lines = if lines.is_empty() { Vec::new() } else { vec![(section, lines)] };
+    object.section(".BTF.ext", (1, 0, 0, 0, 0), ext(&lines, &[(section, relocations)]));
+    object.finish()
+}
+
+/// Many section headers for one table.
+fn overlapping_sections() -> Vec<u8> {
+    let mut object = Object::new();
+    object.program();
+    let table = [8u64.to_le_bytes(), (1u64 << 32 | 10).to_le_bytes()].concat().repeat(30_000);
+    object.section(".rel", (9, 0, 0, 2, 16), table);
+    for _ in 0..7000 {
+        object.section(".rel", (9, 0, 0, 2, 16), Vec::new());
+    }
+    let mut bytes = object.finish();
+    let at = u64::from_le_bytes(bytes[40..48].try_into().unwrap()) as usize;
+    for section in 5..7005 {
+        // Where it begins, and its size.
+        let from = at + 4 * 64 + 24;
+        bytes.copy_within(from..from + 16, at + section * 64 + 24);
+    }
+    bytes
+}
+
+/// A string table of empty strings.
+fn empty_strings() -> Vec<u8> {
+    let mut object = Object::new();
+    object.program();
+    object.strings.resize(SIZE - object.len(), 0);
+    object.finish()
+}
+
+/// Functions of which each calls the next; the program calls none.
+fn chain() -> Vec<u8> {
+    let mut object = Object::new();
+    object.program();
+    let name = object.string("f");
+    let mut count = 0;
+    while object.len() < SIZE {
+        object.sections[1].bytes.extend(CALL);
+        object.symbol(name, LOCAL_FUNC, 1, count * 8, 8);
+        count += 1;
+    }
+    object.finish()
+}
+
+/// Programs of one instruction.
+fn programs() -> Vec<u8> {
+    let mut object = Object::new();
+    object.sections[2].bytes.clear();
+    let name = object.string("p");
+    let mut count = 0;
+    while object.len() < SIZE {
+        object.sections[2].bytes.extend(EXIT);
+        object.symbol(name, GLOBAL_FUNC, 2, count * 8, 8);
+        count += 1;
+    }
+    object.finish()
+}
+
+/// Programs that call the same 200 functions.
+fn closures() -> Vec<u8> {
+    let mut object = Object::new();
+    object.sections[2].bytes.clear();
+    let mut relocations = Vec::new();
+    for number in 0..200u64 {
+        let name = object.string(&format!("function_number_{number}"));
+        object.sections[1].bytes.extend([CALL, EXIT].concat());
+        object.symbol(name, LOCAL_FUNC, 1, number * 16, 16);
+    }
+    // The last calls no other.
+    let end = object.sections[1].bytes.len() - 16;
+    object.sections[1].bytes[end..end + 8].copy_from_slice(&LOAD_ZERO);
+    // Each call skips the exit behind it.
+    for at in (0..end).step_by(16) {
+        object.sections[1].bytes[at + 4] = 1;
+    }
+    let name = object.string("p");
+    let mut count = 0;
+    while object.len() + relocations.len() < SIZE {
+        object.sections[2].bytes.extend([0x85, 0x10, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+        object.sections[2].bytes.extend(EXIT);
+        object.symbol(name, GLOBAL_FUNC, 2, count * 16, 16);
+        relocations.extend([(count * 16).to_le_bytes(), (1u64 << 32 | 10).to_le_bytes()].concat());
+        count += 1;
+    }
+    object.section(".relsocket", (9, 0, 0, 2, 16), relocations);
+    object.finish()
+}
+
+/// Variables of one name, whose type takes long to write.
+fn variables() -> Vec<u8> {
+    let mut object = Object::new();
+    object.program();
+    let mut types = Types::new();
+    let long = types.string(&"t".repeat(1000));
+    let name = types.string("v");
+    let ty = types.add(long, 4, 0, 64, []);
+    types.add(name, 14, 0, ty, [1]);
+    object.section(".BTF", (1, 0, 0, 0, 0), types.finish());
+    let data = object.section(".data", (1, 3, 0, 0, 0), vec![0xff; 64]);
+    let name = object.string("v");
+    while object.len() < SIZE {
+        object.symbol(name, GLOBAL_OBJECT, data, 0, 64);
+    }
+    object.finish()
+}
+
+/// Maps of one definition, whose types take long to write.
+fn maps() -> Vec<u8> {
+    let mut object = Object::new();
+    object.program();
+    let mut types = Types::new();
+    let long = types.string(&"t".repeat(1000));
+    let names = ["type", "key", "value", "max_entries"].map(|name| types.string(name));
+    let [kind, key, value, entries] = names;
+    let array = types.add(0, 3, 0, 0, [1, 1, 1]);
+    let number = types.add(0, 2, 0, array, []);
+    let struct_type = types.add(long, 4, 0, 64, []);
+    let pointer = types.add(0, 2, 0, struct_type, []);
+    let members = [kind, number, 0, key, pointer, 64, value, pointer, 128, entries, number, 192];
+    let map = types.add(0, 4, 4, 32, members);
+    let section = types.string(".maps");
+    let mut vars = Vec::new();
+    let place = object.section(".maps", (1, 3, 0, 0, 0), vec![0; 32]);
+    while object.len() + types.types.len() + types.strings.len() + vars.len() * 4 < SIZE {
+        let text = format!("m{}", vars.len());
+        let name = types.string(&text);
+        let var = types.add(name, 14, 0, map, [1]);
+        vars.extend([var, 0, 32]);
+        let name = object.string(&text);
+        object.symbol(name, GLOBAL_OBJECT, place, 0, 32);
+    }
+    types.add(section, 15, vars.len() as u32 / 3, 32, vars);
+    object.section(".BTF", (1, 0, 0, 0, 0), types.finish());
+    object.finish()
+}
+
+/// Accesses to types that no kernel has.
+fn misses() -> Vec<u8> {
+    let mut types = Types::new();
+    let (section, access, member) = (types.string("socket"), types.string("0:0"), types.string("x"));
+    let mut relocations = Vec::new();
+    while types.types.len() + types.strings.len() + relocations.len() * 24 < SIZE {
+        let name = types.string(&format!("sock_{}", relocations.len()));
+        let ty = types.add(name, 4, 1, 4, [member, 1, 0]);
+        relocations.push([relocations.len() as u32 * 8, ty, access, 0]);
+    }
+    relocated(&types, section, relocations, Vec::new())
+}
+
+/// Accesses to members that the kernel's largest struct does not have.
+fn missing_members() -> Vec<u8> {
+    let mut types = Types::new();
+    let (section, root) = (types.string("socket"), types.string("task_struct"));
+    let mut members = Vec::new();
+    let mut accesses = Vec::new();
+    while types.strings.len() + members.len() * 4 + accesses.len() * 24 < SIZE {
+        let name = types.string(&format!("member_{}", accesses.len()));
+        members.extend([name, 1, 0]);
+        let access = types.string(&format!("0:{}", accesses.len()));
+        accesses.push(access);
+    }
+    let ty = types.add(root, 4, accesses.len() as u32, 4, members);
+    let relocations = (0..).zip(accesses).map(|(number, access)| [number * 8, ty, access, 0]).collect();
+    relocated(&types, section, relocations, Vec::new())
+}
+
+/// Accesses to what is there, in a source file whose name is half of the object.
+fn long_file_name() -> Vec<u8> {
+    let mut types = Types::new();
+    let (section, access, name, member) =
+        (types.string("socket"), types.string("0:0"), types.string("sock"), types.string("__sk_common"));
+    let file = types.string(&"/".repeat(SIZE / 2));
+    let ty = types.add(name, 4, 1, 4, [member, 1, 0]);
+    let count = (SIZE / 2 / 40) as u32;
+    let lines = (0..count).map(|number| [number * 8, file, file, 1 << 10]).collect();
+    // A question that an integer for a struct does not matter to.
+    relocated(&types, section, (0..count).map(|number| [number * 8, ty, access, 2]).collect(), lines)
+}
+
+/// Structs of long names to be compared member by member.
+fn long_names() -> Vec<u8> {
+    let mut types = Types::new();
+    let (section, access) = (types.string("socket"), types.string("0"));
+    let long = types.string(&"n".repeat(1000));
+    let mut relocations = Vec::new();
+    let members: Vec<u32> = (0..4000).flat_map(|number| [long + number % 500, 1, 0]).collect();
+    for number in 0..16 {
+        let name = types.string(&format!("task_struct___{number}"));
+        let ty = types.add(name, 4, 4000, 4, members.clone());
+        for question in [8, 9, 12] {
+            relocations.push([relocations.len() as u32 * 8, ty, access, question]);
+        }
+    }
+    relocated(&types, section, relocations, Vec::new())
+}
+
+/// A stretch of records for each record, and many sections.
+fn stretches() -> Vec<u8> {
+    let mut types = Types::new();
+    let (name, access, ty) = (types.string("socket"), types.string("0"), 1);
+    let mut object = Object::new();
+    object.program();
+    for _ in 0..5000 {
+        object.section("x", (1, 0, 0, 0, 0), Vec::new());
+    }
+    let stretch = (name, vec![[0, ty, access, 8]]);
+    let count = (SIZE - object.len()) / 24;
+    object.section(".BTF", (1, 0, 0, 0, 0), types.finish());
+    object.section(".BTF.ext", (1, 0, 0, 0, 0), ext(&[], &vec![stretch; count]));
+    object.finish()
+}
+
+/// Functions of many parameters, compared again and again.
+fn parameters() -> Vec<u8> {
+    let mut types = Types::new();
+    let (section, access) = (types.string("socket"), types.string("0"));
+    let proto = types.add(0, 13, 40_000, 0, (0..40_000).flat_map(|_| [0, 1]));
+    let pointer = types.add(0, 2, 0, proto, []);
+    let mut relocations = Vec::new();
+    while types.types.len() + types.strings.len() + relocations.len() * 24 < SIZE {
+        let name = types.string(&format!("rcu_callback_t___{}", relocations.len()));
+        let ty = types.add(name, 8, 0, pointer, []);
+        relocations.push([relocations.len() as u32 * 8, ty, access, 12]);
+    }
+    relocated(&types, section, relocations, Vec::new())
+}
+
+/// Symbols that are expected from outside.
+fn externs() -> Vec<u8> {
+    let mut object = Object::new();
+    object.program();
+    let mut types = Types::new();
+    let proto = types.add(0, 13, 0, 0, []);
+    let mut vars = Vec::new();
+    let section = types.string(".ksyms");
+    while object.len() + types.types.len() + types.strings.len() + vars.len() * 4 < SIZE {
+        let text = format!("bpf_{}", vars.len());
+        let name = types.string(&text);
+        let function = types.add(name, 12, 2, proto, []);
+        vars.extend([function, 0, 0]);
+        let name = object.string(&text);
+        object.symbol(name, 0x20, 0, 0, 0);
+    }
+    types.add(section, 15, vars.len() as u32 / 3, 0, vars);
+    object.section(".BTF", (1, 0, 0, 0, 0), types.finish());
+    object.finish()
+}
+
+/// A file's name, and what makes it.
+type Made = (&'static str, fn() -> Vec<u8>);
+
+/// All of them, by name.
+pub fn all() -> Vec<(&'static str, Vec<u8>)> {
+    let all: Vec<Made> = vec![
+        ("overlapping_sections", overlapping_sections),
+        ("empty_strings", empty_strings),
+        ("chain", chain),
+        ("programs", programs),
+        ("closures", closures),
+        ("variables", variables),
+        ("maps", maps),
+        ("misses", misses),
+        ("missing_members", missing_members),
+        ("long_file_name", long_file_name),
+        ("long_names", long_names),
+        ("stretches", stretches),
+        ("parameters", parameters),
+        ("externs", externs),
+    ];
+    let all = all.into_iter().map(|(name, make)| (name, make()));
+    all.inspect(|(name, bytes)| assert!((500_000..1 << 20).contains(&bytes.len()), "{name}: {}", bytes.len())).collect()
+}
+
+#[allow(dead_code)]
+fn main() {
+    let folder = PathBuf::from(env::args_os().nth(1).unwrap());
+    for (name, bytes) in all() {
+        fs::write(folder.join(name).with_extension("o"), bytes).unwrap();
+    }
+}
