@@ -181,7 +181,7 @@ else
   BENCH_CC = $(CC)
 endif
 
-.PHONY: bench bench-vm
+.PHONY: bench bench-inspect bench-vm
 target/bench-start: tests/bench/start.c bpf-src/events.h $(BIN)
 	$(say) CC $@
 	$(Q)libbpf=$$(ls -td $(BUILD)/build/libbpf-sys-*/out | head -n 1); \
@@ -190,6 +190,17 @@ target/bench-start: tests/bench/start.c bpf-src/events.h $(BIN)
 bench: $(BIN) $(BPF_OBJECT) target/bench-start ## Time to start against libbpf alone, and memory, with the hooks of ATTACH; fails beyond the budget
 	$(say) BENCH start
 	$(Q)target/bench-start $(BIN) $(BPF_OBJECT) 25 --attach $(ATTACH)
+	$(Q)$(MAKE) --no-print-directory bench-inspect
+
+target/hostile/make: tests/hostile.rs
+	$(say) RUSTC $@
+	$(Q)mkdir -p $(@D)
+	$(Q)$${RUSTC:-rustc} --edition 2024 -O -o $@ $<
+
+bench-inspect: $(BIN) target/hostile/make ## What inspect costs with objects of nearly a megabyte, made to be costly too; fails beyond the budget
+	$(say) BENCH inspect
+	$(Q)target/hostile/make target/hostile
+	$(Q)./tests/bench/inspect $(BIN) $(CLANG) target/hostile
 
 bench-vm: $(BIN) $(BPF_OBJECT) target/bench-start ## The same with kprobes, on Debian kernels in virtual machines (KERNELS='6.12')
 	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(CURDIR)/target/bench-start KERNELS='$(KERNELS)' VM_LABEL=-bench \
@@ -208,7 +219,7 @@ fuzz: setup $(BPF_OBJECT) ## Fuzz the readers, MINUTES each (FUZZ_TARGETS)
 		[ $$target != elf ] || cp $(BPF_OBJECT) target/fuzz/elf/; \
 		RUSTC_BOOTSTRAP=1 ASAN_OPTIONS=quarantine_size_mb=8:detect_leaks=0 \
 		target/tools/bin/cargo-fuzz fuzz run --target-dir target/fuzz-build $$target target/fuzz/$$target fuzz/seeds/$$target -- \
-			-max_total_time=$$(($(MINUTES) * 60)) -timeout=5 -rss_limit_mb=512 -malloc_limit_mb=64 -max_len=1048576 -print_final_stats=1; \
+			-max_total_time=$$(($(MINUTES) * 60)) -timeout=5 -rss_limit_mb=384 -malloc_limit_mb=64 -max_len=1048576 -print_final_stats=1; \
 	done
 
 .PHONY: check fmt ci

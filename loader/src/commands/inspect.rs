@@ -2,12 +2,13 @@
 //!
 //! Needs no privilege and asks the kernel nothing but its BTF file.
 
+use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::{fmt, fs};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
@@ -556,6 +557,11 @@ fn json(value: &impl Serialize) -> Result<String> {
 
 impl Write for Gathered<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         if let Some(out) = self.out.as_mut().filter(|_| self.bytes.len() + bytes.len() > GATHERED) {
             out.write_all(&self.bytes)?;
             self.bytes.clear();
@@ -565,7 +571,7 @@ impl Write for Gathered<'_> {
         } else {
             self.bytes.extend_from_slice(bytes);
         }
-        Ok(bytes.len())
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -626,23 +632,30 @@ struct Text<'w> {
 }
 
 /// Text of an untrusted file, without what would steer a terminal.
-fn plain(text: &str) -> String {
+fn plain(text: &str) -> Cow<'_, str> {
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return text.into();
+    }
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 fn list<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
-    let names: Vec<String> = names.into_iter().map(|name| plain(name.as_ref())).collect();
-    names.join(", ")
+    let mut all = String::new();
+    for name in names {
+        all.push_str(if all.is_empty() { "" } else { ", " });
+        all.push_str(&plain(name.as_ref()));
+    }
+    all
 }
 
 impl Text<'_> {
-    fn line(&mut self, text: &str) -> Result<()> {
+    fn line(&mut self, text: fmt::Arguments<'_>) -> Result<()> {
         writeln!(self.out, "{text}").context("writing the report")
     }
 
     /// A line that is left out if there is nothing in it.
     fn item(&mut self, name: &str, text: &str) -> Result<()> {
-        if text.is_empty() { Ok(()) } else { self.line(&format!("    {name:<10}{text}")) }
+        if text.is_empty() { Ok(()) } else { self.line(format_args!("    {name:<10}{text}")) }
     }
 
     fn function(&mut self, function: &FunctionFacts<'_>) -> Result<()> {
@@ -651,7 +664,7 @@ impl Text<'_> {
         } else {
             format!(" ({} with the functions it calls)", function.insns_total)
         };
-        self.line(&format!("  {}: {} instructions{total}", plain(function.name), function.insns))?;
+        self.line(format_args!("  {}: {} instructions{total}", plain(function.name), function.insns))?;
         if let Some(kind) = function.hook {
             let target = function.target.map(|target| format!(" {}", plain(target))).unwrap_or_default();
             let there = if function.target_in_btf == Some(false) { " (not in this BTF)" } else { "" };
@@ -684,7 +697,7 @@ impl Text<'_> {
         };
         let pinned = if map.pinned { ", pinned by name" } else { "" };
         let implicit = if map.implicit { ", made by libbpf for the variables" } else { "" };
-        self.line(&format!(
+        self.line(format_args!(
             "  {}: {}, key {}, value {}, entries {entries}{flags}{pinned}{implicit}",
             plain(name),
             map.map_type,
@@ -701,9 +714,9 @@ impl Text<'_> {
 impl Report for Text<'_> {
     fn head(&mut self, head: &Head<'_>) -> Result<()> {
         let facts = &head.facts;
-        self.line(&format!("object       {}", head.object))?;
-        self.line(&format!("sha256       {}", head.sha256))?;
-        self.line(&format!(
+        self.line(format_args!("object       {}", head.object))?;
+        self.line(format_args!("sha256       {}", head.sha256))?;
+        self.line(format_args!(
             "file         {} bytes, ELF for BPF, {}-endian, {} sections, {} symbols, {} relocations, {} types",
             head.bytes,
             facts.endian,
@@ -712,39 +725,41 @@ impl Report for Text<'_> {
             facts.elf_relocations,
             facts.types
         ))?;
-        self.line(&format!("license      {}", facts.license.as_deref().map_or("none".to_owned(), plain)))?;
-        self.line(&match &head.btf {
-            Some(btf) => format!("resolved by  {} ({} types, {} bytes)", btf.path, btf.types, btf.bytes),
-            None => "resolved by  nothing: this host has no BTF, --btf FILE takes another's".to_owned(),
-        })?;
-        self.line(&format!("\nsections ({})", facts.sections.len()))?;
+        self.line(format_args!("license      {}", facts.license.as_deref().map_or("none".into(), plain)))?;
+        match &head.btf {
+            Some(btf) => {
+                self.line(format_args!("resolved by  {} ({} types, {} bytes)", btf.path, btf.types, btf.bytes))
+            }
+            None => self.line(format_args!("resolved by  nothing: this host has no BTF, --btf FILE takes another's")),
+        }?;
+        self.line(format_args!("\nsections ({})", facts.sections.len()))?;
         for section in &facts.sections {
             let (name, kind) = (plain(section.name), &section.section_type);
-            self.line(&format!(
+            self.line(format_args!(
                 "  {:>8} bytes at {:>8}  {kind:<10} {:<3} {name}",
                 section.size, section.offset, section.flags
             ))?;
         }
-        self.line(&format!("\nprograms ({})", facts.programs.len()))?;
+        self.line(format_args!("\nprograms ({})", facts.programs.len()))?;
         for program in &facts.programs {
             self.function(program)?;
         }
         if !facts.functions.is_empty() {
-            self.line(&format!("\nfunctions that programs call ({})", facts.functions.len()))?;
+            self.line(format_args!("\nfunctions that programs call ({})", facts.functions.len()))?;
             for function in &facts.functions {
                 self.function(function)?;
             }
         }
-        self.line(&format!("\nmaps ({})", facts.maps.len()))?;
+        self.line(format_args!("\nmaps ({})", facts.maps.len()))?;
         for map in &facts.maps {
             self.map(map, &map.name)?;
         }
-        self.line(&format!("\nvariables ({})", facts.variables.len()))?;
+        self.line(format_args!("\nvariables ({})", facts.variables.len()))?;
         for variable in &facts.variables {
             let ty = variable.ty.as_deref().map(|ty| format!(" {}", plain(ty))).unwrap_or_default();
             let value = variable.value.filter(|value| value.iter().any(|byte| *byte != 0));
             let value = value.map(|value| format!(" = {}", hex(value))).unwrap_or_default();
-            self.line(&format!(
+            self.line(format_args!(
                 "  {}:{ty}, {} bytes at {} of {}{value}",
                 plain(variable.name),
                 variable.size,
@@ -759,16 +774,16 @@ impl Report for Text<'_> {
                 let there = if one.in_btf == Some(false) { " (not in this BTF)" } else { "" };
                 format!("{kind}{}{weak}{there}", one.name)
             };
-            self.line(&format!("\nexpected from outside: {}", list(facts.externs.iter().map(one))))?;
+            self.line(format_args!("\nexpected from outside: {}", list(facts.externs.iter().map(one))))?;
         }
-        self.line("\nCO-RE relocations")
+        self.line(format_args!("\nCO-RE relocations"))
     }
 
     fn relocation(&mut self, record: &Record<'_>) -> Result<()> {
         let about = &record.about.value;
         let name = record.program.unwrap_or(record.section);
         if self.program.as_deref() != Some(name) {
-            self.line(&format!("  {}", plain(name)))?;
+            self.line(format_args!("  {}", plain(name)))?;
             self.program = Some(name.to_owned());
         }
         let access = about.local.as_ref().map_or("?".to_owned(), |local| match about.kind.starts_with("enumval") {
@@ -781,7 +796,7 @@ impl Report for Text<'_> {
         // Once is enough of what is the same here and there.
         let local_extent = local_extent.filter(|extent| target_extent.as_ref() != Some(extent));
         let path = target.filter(|target| local.is_some_and(|local| local.access != target.access));
-        let path = path.map(|target| plain(&target.access));
+        let path = path.map(|target| plain(&target.access).into_owned());
         let aside = |what: [Option<String>; 2]| {
             let what: Vec<String> = what.into_iter().flatten().filter(|what| !what.is_empty()).collect();
             if what.is_empty() { String::new() } else { format!(" ({})", what.join(", ")) }
@@ -797,7 +812,7 @@ impl Report for Text<'_> {
         let values: Vec<String> = was.into_iter().chain(is).collect();
         let why = record.why.map(|why| format!(": {}", plain(why))).unwrap_or_default();
         let source = record.source.as_ref().map(|source| format!("  [{}:{}]", plain(source.file), source.line));
-        self.line(&format!(
+        self.line(format_args!(
             "    {:>5}  {:<14} {}: {}{why}{}",
             record.insn,
             about.kind,
@@ -815,26 +830,27 @@ impl Report for Text<'_> {
             }
             line + "  " + &code.text
         };
-        self.line(&format!("             {}", spaced(&record.before)))?;
+        self.line(format_args!("             {}", spaced(&record.before)))?;
         if record.after.value == record.before.value {
             return Ok(());
         }
-        self.line(&format!("          -> {}", spaced(&record.after)))
+        self.line(format_args!("          -> {}", spaced(&record.after)))
     }
 
     fn verdict(&mut self, verdict: &Verdict) -> Result<()> {
-        self.line(&format!(
+        self.line(format_args!(
             "\n{} relocations: {} applied, {} poisoned, {} refused, {} skipped",
             verdict.relocations_total, verdict.applied, verdict.poisoned, verdict.refused, verdict.skipped
         ))?;
         for problem in &verdict.problems {
-            self.line(&format!("  {}", plain(problem)))?;
+            self.line(format_args!("  {}", plain(problem)))?;
         }
-        self.line(match verdict.runs {
+        let runs = match verdict.runs {
             None => "not resolved: there is no BTF to say whether it would run",
             Some(true) => "as far as relocations decide, it would run there",
             Some(false) => "it would not run there",
-        })?;
+        };
+        self.line(format_args!("{runs}"))?;
         self.out.flush().context("writing the report")
     }
 }

@@ -257,6 +257,9 @@ struct Functions<'o, 'a> {
     all: Vec<Used<'o, 'a>>,
     /// How much more may be listed.
     left: usize,
+    /// Places that were seen, and that are to be looked at, of one function after the other.
+    seen: Vec<(usize, u64)>,
+    todo: Vec<(usize, u64)>,
 }
 
 impl<'o, 'a> Functions<'o, 'a> {
@@ -275,7 +278,7 @@ impl<'o, 'a> Functions<'o, 'a> {
         let all = functions().map(|function| (place(function), function, places.of(function, code)));
         let mut all: Vec<Used<'o, 'a>> = all.collect();
         all.sort_by_key(|(place, ..)| *place);
-        Ok(Functions { all, left: MOST_LISTED })
+        Ok(Functions { all, left: MOST_LISTED, seen: Vec::new(), todo: Vec::new() })
     }
 
     fn facts(&mut self, function: &Program<'a>) -> Result<FunctionFacts<'a>, String> {
@@ -301,38 +304,42 @@ impl<'o, 'a> Functions<'o, 'a> {
             provable: true,
         };
         let mut helpers = BTreeSet::new();
-        let [mut kfuncs, mut calls, mut maps, mut variables, mut externs] = [const { BTreeSet::new() }; 5];
-        let mut seen = BTreeSet::new();
-        let mut todo = vec![(function.section_index, function.offset)];
+        let Functions { all, left, seen, todo } = self;
+        seen.clear();
+        todo.clear();
+        todo.push((function.section_index, function.offset));
         while let Some(place) = todo.pop() {
-            let found = self.all.binary_search_by_key(&place, |(place, ..)| *place).ok();
-            let found = found.and_then(|index| self.all.get(index)).filter(|_| seen.insert(place));
-            let Some((_, called, uses)) = found else { continue };
+            let found = all.binary_search_by_key(&place, |(place, ..)| *place).ok();
+            let Some((_, called, uses)) = found.and_then(|index| all.get(index)) else { continue };
+            match seen.binary_search(&place) {
+                Ok(_) => continue,
+                Err(rank) => seen.insert(rank, place),
+            }
             if seen.len() > 1 {
-                calls.insert(called.name);
+                push(&mut facts.calls, called.name);
                 // What a function calls is listed with that function.
                 if !is_program {
                     continue;
                 }
             }
-            if seen.len() > MOST_FUNCTIONS {
+            if is_program && seen.len() > MOST_FUNCTIONS {
                 let name = function.name;
                 return Err(format!("program {name} calls {MOST_FUNCTIONS} functions or more, the kernel takes fewer"));
             }
             let names = [&uses.kfuncs, &uses.maps, &uses.variables, &uses.externs].into_iter().flatten();
             let listed: usize = names.map(|name| name.len() + 16).sum();
             let listed = listed + called.name.len() + 16 * (uses.helpers.len() + uses.called_at.len());
-            self.left = self.left.checked_sub(listed).ok_or("its functions call and touch more than can be listed")?;
+            *left = left.checked_sub(listed).ok_or("its functions call and touch more than can be listed")?;
             facts.insns_total += called.insns;
             helpers.extend(&uses.helpers);
-            kfuncs.extend(&uses.kfuncs);
-            maps.extend(&uses.maps);
-            variables.extend(&uses.variables);
-            externs.extend(&uses.externs);
+            facts.kfuncs.extend(&uses.kfuncs);
+            facts.maps.extend(&uses.maps);
+            facts.variables.extend(&uses.variables);
+            facts.externs.extend(&uses.externs);
             todo.extend(uses.called_at.iter().map(|(_, place)| *place));
         }
-        (facts.kfuncs, facts.calls, facts.maps) = (list(kfuncs), list(calls), list(maps));
-        (facts.variables, facts.externs) = (list(variables), list(externs));
+        let lists = [&mut facts.kfuncs, &mut facts.calls, &mut facts.maps, &mut facts.variables, &mut facts.externs];
+        lists.into_iter().for_each(each_once);
         facts.provable = facts.kfuncs.is_empty() && facts.externs.is_empty();
         let name = |number: &i32| helpers::name(*number).map_or_else(|| format!("helper#{number}"), str::to_owned);
         facts.helpers = helpers.iter().map(name).collect();
@@ -340,9 +347,17 @@ impl<'o, 'a> Functions<'o, 'a> {
     }
 }
 
-/// A list with no room to spare: there are as many as functions.
-fn list(names: BTreeSet<&str>) -> Vec<&str> {
-    names.into_iter().collect()
+/// Puts something behind the rest of a list. Of as many as there are functions, most have one place.
+pub(super) fn push<T>(list: &mut Vec<T>, value: T) {
+    if list.is_empty() {
+        list.reserve_exact(1);
+    }
+    list.push(value);
+}
+
+fn each_once(list: &mut Vec<&str>) {
+    list.sort_unstable();
+    list.dedup();
 }
 
 fn map_facts(name: String, map: MapDefinition) -> MapFacts {
@@ -436,5 +451,10 @@ fn as_hex<S: serde::Serializer>(value: &Option<&[u8]>, serializer: S) -> Result<
 /// Bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     let digit = |value: u8| char::from(if value < 10 { b'0' + value } else { b'a' + value - 10 });
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        text.push(digit(byte >> 4));
+        text.push(digit(byte & 15));
+    }
+    text
 }

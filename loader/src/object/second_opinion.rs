@@ -20,17 +20,17 @@ const SPARE_STRINGS: usize = 1024;
 pub fn second_opinion(bytes: &[u8], first: &ObjectFile<'_>) -> Result<(), Refused> {
     check_strings(bytes, first)?;
     let second = Elf::parse(bytes).map_err(|error| refuses(bytes, first, &error))?;
-    differ("byte order", "", &first.is_little_endian, &second.little_endian)?;
-    differ("number of sections", "", &first.sections.len(), &second.section_headers.len())?;
+    differ("byte order", &String::new, &first.is_little_endian, &second.little_endian)?;
+    differ("number of sections", &String::new, &first.sections.len(), &second.section_headers.len())?;
     for (index, (one, two)) in first.sections.iter().zip(&second.section_headers).enumerate() {
         section(index, one, two, &second)?;
     }
-    differ("number of symbols", "", &first.symbols.len(), &second.syms.len())?;
+    differ("number of symbols", &String::new, &first.symbols.len(), &second.syms.len())?;
     for (index, (one, two)) in first.symbols.iter().zip(second.syms.iter()).enumerate() {
         symbol(index, one, &two, &second)?;
     }
     let relocations = second.shdr_relocs.iter().map(|(_, table)| table.len()).sum();
-    differ("number of relocations", "", &first.relocations.len(), &relocations)?;
+    differ("number of relocations", &String::new, &first.relocations.len(), &relocations)?;
     let all = second.shdr_relocs.iter().flat_map(|(table, entries)| entries.iter().map(move |entry| (*table, entry)));
     for (index, (one, (table, two))) in first.relocations.iter().zip(all).enumerate() {
         relocation(index, one, table, &two, &second)?;
@@ -70,17 +70,23 @@ fn refuses(bytes: &[u8], first: &ObjectFile<'_>, error: &goblin::error::Error) -
 }
 
 /// An error if the parsers see different values for `field` of `whose`.
-fn differ<T: PartialEq + std::fmt::Debug>(field: &str, whose: &str, one: &T, two: &T) -> Result<(), Refused> {
+fn differ<T: PartialEq + std::fmt::Debug>(
+    field: &str,
+    whose: &dyn Fn() -> String,
+    one: &T,
+    two: &T,
+) -> Result<(), Refused> {
     if one == two {
         return Ok(());
     }
+    let whose = whose();
     let of = if whose.is_empty() { "" } else { " of " };
     let what = format!("two parsers disagree about the {field}{of}{whose}: {one:?} and {two:?}");
     Err(Refused::new(what))
 }
 
 fn section(index: usize, one: &Section<'_>, two: &SectionHeader, second: &Elf<'_>) -> Result<(), Refused> {
-    let whose = format!("section {index} ({})", one.name);
+    let whose = || format!("section {index} ({})", one.name);
     let differ_at = |field: &str, a: u64, b: u64| differ(field, &whose, &a, &b);
     differ("name", &whose, &one.name, &second.shdr_strtab.get_at(two.sh_name).unwrap_or_default())?;
     differ_at("type", one.section_type.into(), two.sh_type.into())?;
@@ -92,7 +98,7 @@ fn section(index: usize, one: &Section<'_>, two: &SectionHeader, second: &Elf<'_
 }
 
 fn symbol(index: usize, one: &Symbol<'_>, two: &Sym, second: &Elf<'_>) -> Result<(), Refused> {
-    let whose = format!("symbol {index} ({})", one.name);
+    let whose = || format!("symbol {index} ({})", one.name);
     let differ_at = |field: &str, a: u64, b: u64| differ(field, &whose, &a, &b);
     differ("name", &whose, &one.name, &second.strtab.get_at(two.st_name).unwrap_or_default())?;
     differ_at("value", one.value, two.st_value)?;
@@ -103,7 +109,7 @@ fn symbol(index: usize, one: &Symbol<'_>, two: &Sym, second: &Elf<'_>) -> Result
 }
 
 fn relocation(index: usize, one: &Relocation, table: usize, two: &Reloc, second: &Elf<'_>) -> Result<(), Refused> {
-    let whose = format!("relocation {index}");
+    let whose = || format!("relocation {index}");
     let target = second.section_headers.get(table).map_or(0, |header| header.sh_info as usize);
     differ("table", &whose, &one.table, &table)?;
     differ("section", &whose, &one.section, &target)?;

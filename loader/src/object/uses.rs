@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::elf::{INSN_SIZE, ObjectFile, Program, Relocation, Section, Symbol};
+use super::facts::push;
 use super::insn::{CALL, Insn, PSEUDO_CALL, PSEUDO_KFUNC_CALL};
 use super::relo::Relocations;
 
@@ -119,8 +120,6 @@ impl<'o, 'a> Places<'o, 'a> {
                 (false, None) => {}
             }
         }
-        // There may be as many as functions, most of which call little.
-        uses.called_at.shrink_to_fit();
         uses
     }
 
@@ -157,7 +156,7 @@ impl Uses<'_> {
     fn calls(&mut self, index: usize, section: usize, insn: i64) {
         if let Ok(insn) = u64::try_from(insn) {
             let place = (section, insn.saturating_mul(INSN_SIZE));
-            self.called_at.push((index, place));
+            push(&mut self.called_at, (index, place));
         }
     }
 }
