@@ -760,6 +760,35 @@ fn sizes_and_places_are_those_of_the_compiler() {
 }
 
 #[test]
+fn section_names_mean_what_they_mean_to_libbpf() {
+    let kinds = "socket sk_reuseport kprobe kretprobe uprobe uretprobe ksyscall kretsyscall usdt kprobe.multi kretprobe.multi \
+        kprobe.session uprobe.multi uretprobe.multi uprobe.session tc tcx classifier action netkit tracepoint tp raw_tracepoint \
+        raw_tp raw_tracepoint.w raw_tp.w tp_btf fentry fmod_ret fexit fsession freplace lsm lsm_cgroup iter syscall xdp xdp.frags \
+        perf_event lwt_in lwt_out lwt_xmit lwt_seg6local sockops sk_skb sk_msg lirc_mode2 flow_dissector cgroup_skb cgroup \
+        struct_ops sk_lookup netfilter maps mine";
+    let rest = "x a/b ingress egress primary peer migrate devmap cpumap stream_parser stream_verdict verdict skb sock_create \
+        sock_release sock post_bind4 post_bind6 bind4 bind6 bind_unix connect4 connect6 connect_unix sendmsg4 sendmsg_unix \
+        recvmsg6 recvmsg_unix getpeername4 getpeername_unix getsockname6 getsockname_unix sysctl getsockopt setsockopt dev";
+    let _quiet = LIBBPF.lock().unwrap();
+    let mut known = 0;
+    for kind in kinds.split_whitespace().flat_map(|kind| [kind.to_owned(), format!("{kind}.s"), format!("{kind}.x")]) {
+        let names = rest.split_whitespace().map(|rest| format!("{kind}/{rest}"));
+        for name in names.chain([kind.clone(), format!("{kind}/")]) {
+            let (mut number, mut attach) = (0, 0);
+            let section = CString::new(name.as_str()).unwrap();
+            // SAFETY: the name ends with NUL, and both numbers are ours. The text is static, or null.
+            let theirs = unsafe {
+                let error = sys::libbpf_prog_type_by_name(section.as_ptr(), &mut number, &mut attach);
+                (error == 0).then(|| CStr::from_ptr(sys::libbpf_bpf_prog_type_str(number)).to_str().unwrap())
+            };
+            assert_eq!(hook(&name).program_type, theirs, "{name}");
+            known += usize::from(theirs.is_some());
+        }
+    }
+    assert!(known > 1000, "{known}");
+}
+
+#[test]
 fn altered_objects_are_refused_and_the_place_is_named() {
     if !have_clang() {
         return;

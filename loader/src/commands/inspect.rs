@@ -861,6 +861,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn constants_of_64_bits_are_what_their_enum_says() {
+        use crate::object::btf::tests::Builder;
+        use crate::object::relo::Resolver;
+
+        let mut types = Builder::new(false);
+        let enums = [(8, false), (8, true), (4, false)].map(|(size, signed)| {
+            let name = format!("enum_{size}_{signed}");
+            types.enumeration(&name, size, signed, &[("TOP", -1)])
+        });
+        let btf = Btf::from_vec(types.finish()).unwrap();
+        let shown = enums.map(|root| {
+            let access = CoreRelocation { offset: 0, root, access: "0", kind: RelocationKind::EnumvalValue as u32 };
+            let (kind, spec, value) = Resolver::describe(&btf, &access).unwrap();
+            number(&btf, &spec, kind, value)
+        });
+        assert_eq!(shown, [i128::from(u64::MAX), -1, -1]);
+    }
+
+    #[test]
     fn what_a_module_has_is_there() {
         let folder = std::env::temp_dir().join(format!("xctl-modules-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();

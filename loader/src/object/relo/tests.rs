@@ -133,6 +133,28 @@ fn what_is_similar_is_named() {
     assert_eq!(missing(&elsewhere), "no type struct task_struct; did you mean task_structs?");
 }
 
+#[test]
+fn similar_names_are_looked_for_as_long_as_that_costs_little() {
+    let mut b = Builder::new(false);
+    let roots: Vec<TypeId> =
+        (0..5000).map(|number| b.composite(4, &format!("wanted_{number:04}"), 0, false, &[])).collect();
+    let here = parsed(b);
+    let mut b = Builder::new(false);
+    for number in 0..4096 {
+        b.composite(4, &format!("wanted_{number:04}_"), 0, false, &[]);
+    }
+    let there = parsed(b);
+    let mut resolver = Resolver::new(&here, &there, roots.iter().copied());
+    let mut hints = |roots: &[TypeId]| -> usize {
+        let resolutions = roots.iter().map(|root| resolver.resolve(&access(*root, "0", RelocationKind::TypeExists)));
+        resolutions.filter(|one| one.as_ref().unwrap().missing.as_ref().unwrap().contains("did you mean")).count()
+    };
+    assert_eq!(hints(&roots[..10]), 10);
+    assert!(hints(&roots[10..]) < 100);
+    // What was found once is known.
+    assert_eq!(hints(&roots[..10]), 10);
+}
+
 /// A struct of two anonymous members, each of the same next struct of two, and so on: 2^`depth` paths.
 fn bush(depth: u32, last: &str) -> (Btf, TypeId) {
     let mut b = Builder::new(false);
