@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
@@ -17,6 +17,10 @@ use nix::sys::stat::Mode;
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use crate::fault::{Blocked, Exit};
+
+/// What the asking thread sees, whatever the process does: its namespace, and what /proc tells of that.
+const OWN: &str = "/proc/thread-self/ns/net";
+const OWN_NET: &str = "/proc/thread-self/net";
 
 /// A network namespace that something on this host leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,6 +178,40 @@ impl Netns {
             .unwrap_or_else(|_| Err(anyhow!("the thread in network namespace {} panicked", self.inode)))
             .map(Some)
     }
+
+    /// Let `read` see what `/proc/.../net` tells of it, a folder. What we see ourselves, or a thread does, can be read
+    /// without entering, which takes CAP_SYS_ADMIN. None: it is gone, or its file stands for another by now.
+    ///
+    /// # Errors
+    /// As [`Netns::enter`].
+    pub fn read_net<T: Send>(&self, read: impl FnOnce(&Path) -> Result<T> + Send) -> Result<Option<T>> {
+        let leads_here = |path: &Path| inode(path).is_ok_and(|inode| inode == self.inode);
+        if leads_here(Path::new(OWN)) {
+            return read(Path::new(OWN_NET)).map(Some);
+        }
+        let Some(folder) = folder_of(&self.path) else {
+            return self.enter(|| read(Path::new(OWN_NET)));
+        };
+        match read(&folder) {
+            // Asked afterwards: meanwhile the thread may have ended, or moved.
+            Ok(what) => Ok(leads_here(&self.path).then_some(what)),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// `/proc/PID/task/TID/net`, of `/proc/PID/task/TID/ns/net`.
+fn folder_of(path: &Path) -> Option<PathBuf> {
+    let thread = path.strip_prefix("/proc").ok()?.to_str()?.strip_suffix("/ns/net")?;
+    let is_thread = matches!(thread.split('/').collect::<Vec<_>>()[..], [_, "task", _]);
+    is_thread.then(|| Path::new("/proc").join(thread).join("net"))
+}
+
+fn is_gone(error: &Error) -> bool {
+    // A zombie has no namespaces: EINVAL. A thread that ended has no files: ENOENT, or ESRCH where one was open.
+    let code = error.downcast_ref().and_then(io::Error::raw_os_error);
+    matches!(code, Some(libc::ENOENT | libc::ESRCH | libc::EINVAL))
 }
 
 #[cfg(test)]
@@ -195,6 +233,14 @@ mod tests {
         for other in ["/proc/self/ns/mnt", "/proc/self/stat", "/dev/null", "/"] {
             assert_eq!(open(Path::new(other)).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{other}");
         }
+    }
+
+    #[test]
+    fn a_thread_is_read_where_it_is() {
+        let net = folder_of(Path::new("/proc/12/task/13/ns/net"));
+        assert_eq!(net, Some(PathBuf::from("/proc/12/task/13/net")));
+        assert_eq!(folder_of(&Path::new("/proc/12/root").join("run/netns/a")), None);
+        assert_eq!(folder_of(Path::new("/run/netns/a")), None);
     }
 
     #[test]

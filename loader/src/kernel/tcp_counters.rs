@@ -2,16 +2,11 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Result};
 
-use super::netns::{self, Netns};
-
-/// The reading thread's own namespace, whatever the process's is.
-const OWN: &str = "/proc/thread-self/net";
+use super::netns;
 
 /// Counters of one network namespace since it was made (Documentation/networking/snmp_counter.rst). All only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,7 +90,7 @@ pub fn read_all() -> Result<HashMap<u32, Reading>> {
             if all.contains_key(&netns.inode) {
                 continue;
             }
-            let reading = match read(&netns) {
+            let reading = match netns.read_net(read_in) {
                 Ok(None) => {
                     again = true;
                     continue;
@@ -112,35 +107,6 @@ pub fn read_all() -> Result<HashMap<u32, Reading>> {
     Ok(all)
 }
 
-/// The counters of this namespace; none if its file no longer leads there.
-fn read(netns: &Netns) -> Result<Option<Counters>> {
-    let Some(directory) = directory_of(&netns.path) else {
-        return netns.enter(|| read_in(Path::new(OWN)));
-    };
-    // What a thread sees can be read without entering its namespace, which takes CAP_SYS_ADMIN.
-    let counters = match read_in(&directory) {
-        Ok(counters) => counters,
-        Err(error) if is_gone(&error) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    // Asked afterwards: meanwhile the thread may have ended, or moved.
-    let still = fs::metadata(&netns.path).is_ok_and(|about| about.ino() == u64::from(netns.inode));
-    Ok(still.then_some(counters))
-}
-
-/// `/proc/PID/task/TID/net`, of `/proc/PID/task/TID/ns/net`.
-pub(crate) fn directory_of(path: &Path) -> Option<PathBuf> {
-    let thread = path.strip_prefix("/proc").ok()?.to_str()?.strip_suffix("/ns/net")?;
-    let is_thread = matches!(thread.split('/').collect::<Vec<_>>()[..], [_, "task", _]);
-    is_thread.then(|| Path::new("/proc").join(thread).join("net"))
-}
-
-fn is_gone(error: &Error) -> bool {
-    // A zombie has no namespaces: EINVAL. A thread that ended has no files: ENOENT, or ESRCH where one was open.
-    let code = error.downcast_ref().and_then(io::Error::raw_os_error);
-    matches!(code, Some(libc::ENOENT | libc::ESRCH | libc::EINVAL))
-}
-
 fn read_in(directory: &Path) -> Result<Counters> {
     let file = |name: &str| {
         let path = directory.join(name);
@@ -152,6 +118,8 @@ fn read_in(directory: &Path) -> Result<Counters> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     const SNMP: &str = "Ip: Forwarding InReceives\nIp: 1 9\nTcp: RtoAlgorithm MaxConn ActiveOpens PassiveOpens InSegs \
@@ -186,17 +154,9 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_read_where_it_is() {
-        let net = directory_of(Path::new("/proc/12/task/13/ns/net"));
-        assert_eq!(net, Some(PathBuf::from("/proc/12/task/13/net")));
-        assert_eq!(directory_of(&Path::new("/proc/12/root").join("run/netns/a")), None);
-        assert_eq!(directory_of(Path::new("/run/netns/a")), None);
-    }
-
-    #[test]
     fn our_own_namespace_can_be_read() {
         let own = u32::try_from(fs::metadata("/proc/self/ns/net").unwrap().ino()).unwrap();
         let counters = read_all().unwrap().remove(&own).unwrap().unwrap();
-        assert!(!read_in(Path::new(OWN)).unwrap().went_back_since(&counters));
+        assert!(!read_in(Path::new("/proc/thread-self/net")).unwrap().went_back_since(&counters));
     }
 }

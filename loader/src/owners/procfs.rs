@@ -17,7 +17,6 @@ use super::Seeded;
 use crate::events::{COMM_LEN, Flow, How, Owner, Plain};
 use crate::kernel::map::Map;
 use crate::kernel::netns::Netns;
-use crate::kernel::tcp_counters::directory_of;
 use crate::kernel::{host, netns};
 
 /// Remember every connection that a process holds. What the programs have learned meanwhile is newer, and stays.
@@ -113,30 +112,15 @@ struct Connection {
 
 /// The connections of a network namespace that a file stands for, of which there are none if it is gone; `None` if only
 /// entering it would tell, and that is not permitted.
-///
-/// What a thread sees, and what we see ourselves, can be read without entering, which takes CAP_SYS_ADMIN.
 fn connections(netns: &Netns) -> Result<Option<Vec<Connection>>> {
-    const OWN: &str = "/proc/thread-self";
-    let is = |file: &Path| fs::metadata(file).is_ok_and(|about| about.ino() == u64::from(netns.inode));
-    let read = |directory: &Path, name: &str| match fs::read_to_string(directory.join(name)) {
-        // A host without IPv6 has no tcp6, and a thread that has ended nothing.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL)) => {
-            Ok(String::new())
-        }
+    let read = |folder: &Path, name: &str| match fs::read_to_string(folder.join(name)) {
+        // A host without IPv6 has no tcp6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         other => other.with_context(|| format!("cannot read /proc/net/{name} of network namespace {}", netns.inode)),
     };
-    let read = |directory: &Path| Ok(read(directory, "tcp")? + &read(directory, "tcp6")?);
-    let own = Path::new(OWN).join("net");
-    let text = if is(&Path::new(OWN).join("ns/net")) {
-        read(&own)?
-    } else if let Some(directory) = directory_of(&netns.path) {
-        // Asked afterwards: meanwhile the thread may have ended, or moved.
-        Some(read(&directory)?).filter(|_| is(&netns.path)).unwrap_or_default()
-    } else {
-        match netns.enter(|| read(&own)) {
-            Err(error) if error.downcast_ref() == Some(&Errno::EPERM) => return Ok(None),
-            text => text?.unwrap_or_default(),
-        }
+    let text = match netns.read_net(|folder| Ok(read(folder, "tcp")? + &read(folder, "tcp6")?)) {
+        Err(error) if error.downcast_ref() == Some(&Errno::EPERM) => return Ok(None),
+        text => text?.unwrap_or_default(),
     };
     Ok(Some(text.lines().filter_map(|line| connection(line, netns.inode)).collect()))
 }
