@@ -14,7 +14,7 @@ use crate::hooks::{Hook, Offer, Plan, Purpose, StandIn};
 use crate::kernel::host;
 use crate::kernel::hotplug::{Change, Changes};
 use crate::kernel::libbpf::{self, Loaded, Open};
-use crate::kernel::map::{Map, possible_cpus};
+use crate::kernel::map::Map;
 use crate::kernel::mmap::{Mapped, page_size};
 use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;
@@ -33,16 +33,17 @@ use crate::ring::{Reader, Record, shared};
 const RODATA: &str = ".rodata";
 
 /// Indexes into the LOST map: `enum lost` in events.h.
-const LOST_PERF: u32 = 0;
-const LOST_OUTPUT: u32 = 1;
-const LOST_MAP_FULL: u32 = 2;
-const LOST_IN_FLIGHT: u32 = 3;
-const LOST_READ: u32 = 4;
-const LOST_UNKNOWN: u32 = 5;
-const LOST_TOTALS: u32 = 6;
-const STOOD_IN: u32 = 7;
-const STATE_STOOD_IN: u32 = 8;
-const LOST_REFUSED: u32 = 9;
+const LOST_PERF: usize = 0;
+const LOST_OUTPUT: usize = 1;
+const LOST_MAP_FULL: usize = 2;
+const LOST_IN_FLIGHT: usize = 3;
+const LOST_READ: usize = 4;
+const LOST_UNKNOWN: usize = 5;
+const LOST_TOTALS: usize = 6;
+const STOOD_IN: usize = 7;
+const STATE_STOOD_IN: usize = 8;
+const LOST_REFUSED: usize = 9;
+const LOST_KINDS: usize = 10;
 
 /// What a kernel shows by having a struct of a certain name.
 #[derive(Clone, Copy, Debug)]
@@ -227,10 +228,8 @@ pub struct Tracer {
     shared: Option<shared::Reader<SharedRing>>,
     /// The CPUs that write there, and whether that was told.
     late: BTreeMap<u32, bool>,
-    /// None: this host does not tell.
-    changes: Option<Changes>,
-    /// Why it does not.
-    pub no_changes: Option<io::Error>,
+    /// An error: why this host does not tell. None: they do not matter.
+    changes: Option<io::Result<Changes>>,
     object: Loaded,
     /// The hooks in use.
     pub plan: Plan,
@@ -311,14 +310,11 @@ impl Tracer {
         }
         if audit.dry_run {
             let (links, rings, late, seeded) = Default::default();
-            let (shared, changes, no_changes, missed) = Default::default();
-            return Ok(Self { links, rings, shared, late, changes, no_changes, object: loaded, plan, missed, seeded });
+            let (shared, changes, missed) = Default::default();
+            return Ok(Self { links, rings, shared, late, changes, object: loaded, plan, missed, seeded });
         }
         // Before CPUs are asked for: a change after that is told.
-        let (changes, no_changes) = match Changes::listen() {
-            Ok(changes) => (Some(changes), None),
-            Err(error) => (None, Some(error)),
-        };
+        let changes = Some(Changes::listen());
         let cpus = host::online_cpus().context(Exit::Host)?;
         fits(cpus.len(), sizes.perf_pages)?;
         let rings = cpus.iter().filter_map(|&cpu| {
@@ -346,8 +342,7 @@ impl Tracer {
         if let Some(record) = &mut audit.record {
             record.attached(&plan);
         }
-        let late = BTreeMap::new();
-        Ok(Self { links, rings, shared, late, changes, no_changes, object: loaded, plan, missed: None, seeded })
+        Ok(Self { links, rings, shared, late: BTreeMap::new(), changes, object: loaded, plan, missed: None, seeded })
     }
 
     /// Let records end a wait, and CPUs that come or go.
@@ -356,7 +351,7 @@ impl Tracer {
     /// If the kernel refuses.
     pub fn watch(&self, waiter: &Waiter) -> Result<()> {
         self.rings.iter().try_for_each(|(_, ring)| waiter.add_ring(ring.memory().event()))?;
-        if let Some(changes) = &self.changes {
+        if let Some(Ok(changes)) = &self.changes {
             waiter.add_cpus(changes.fd())?;
         }
         if self.shared.is_some() {
@@ -396,12 +391,18 @@ impl Tracer {
         wrong.map_or(Ok(()), Err)
     }
 
+    /// Why CPUs that come or go will not be told, if so.
+    #[must_use]
+    pub fn no_changes(&self) -> Option<&io::Error> {
+        self.changes.as_ref()?.as_ref().err()
+    }
+
     /// What became of CPUs since the last call.
     ///
     /// # Errors
     /// If the kernel does not tell.
     pub fn changes(&mut self) -> Result<Vec<Change>> {
-        let Some(changes) = &mut self.changes else { return Ok(Vec::new()) };
+        let Some(Ok(changes)) = &mut self.changes else { return Ok(Vec::new()) };
         let all = std::iter::from_fn(|| changes.take().transpose());
         all.collect::<io::Result<_>>().context("cannot learn which CPUs came and went")
     }
@@ -466,8 +467,9 @@ impl Tracer {
                 (Some(second), None) => missed += skipped.min(self.object.skipped(second)?),
             }
         }
+        let count = self.counts()?;
         for (skipped, counter) in [(retransmits, STOOD_IN), (states, STATE_STOOD_IN)] {
-            missed += u64::saturating_sub(skipped, self.count(counter)?);
+            missed += u64::saturating_sub(skipped, count[counter]);
         }
         Ok(kprobes.map(|kprobes| kprobes + missed))
     }
@@ -477,23 +479,27 @@ impl Tracer {
     /// # Errors
     /// If the map cannot be read.
     pub fn lost(&self) -> Result<Lost> {
-        let count = |index| self.count(index);
+        let count = self.counts()?;
         Ok(Lost {
-            perf: count(LOST_PERF)?,
-            output: count(LOST_OUTPUT)? + count(LOST_IN_FLIGHT)? + count(LOST_READ)? + count(LOST_REFUSED)?,
-            map_full: count(LOST_MAP_FULL)? + self.seeded.no_room,
-            unknown: count(LOST_UNKNOWN)?,
-            totals: count(LOST_TOTALS)?,
+            perf: count[LOST_PERF],
+            output: count[LOST_OUTPUT] + count[LOST_IN_FLIGHT] + count[LOST_READ] + count[LOST_REFUSED],
+            map_full: count[LOST_MAP_FULL] + self.seeded.no_room,
+            unknown: count[LOST_UNKNOWN],
+            totals: count[LOST_TOTALS],
             missed: self.missed,
         })
     }
 
-    /// An entry of the LOST map, over all CPUs.
-    fn count(&self, index: u32) -> Result<u64> {
-        let mut values = vec![0; possible_cpus()? * size_of::<u64>()];
+    /// The entries of the LOST map, each over all CPUs.
+    fn counts(&self) -> Result<[u64; LOST_KINDS]> {
         let lost = self.object.contents(LOST)?;
-        lost.lookup(&index.to_ne_bytes(), &mut values).context("cannot read the map LOST")?;
-        Ok(values.chunks_exact(size_of::<u64>()).map(u64::get).sum())
+        let mut values = vec![0; lost.value_size()];
+        let mut counts = [0; LOST_KINDS];
+        for (index, count) in (0u32..).zip(&mut counts) {
+            lost.lookup(&index.to_ne_bytes(), &mut values).context("cannot read the map LOST")?;
+            *count = values.chunks_exact(size_of::<u64>()).map(u64::get).sum();
+        }
+        Ok(counts)
     }
 
     /// What the programs counted by network namespace, filters notwithstanding. Keyed by inode number.

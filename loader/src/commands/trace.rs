@@ -85,7 +85,7 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
     drop(bytes);
     let proven = audit.record.as_ref().and_then(|record| record.proven());
     tracer.watch(&waiter)?;
-    if let Some(error) = &tracer.no_changes {
+    if let Some(error) = tracer.no_changes() {
         say(format_args!("CPUs that come or go will not be told: {error}"));
     }
     let mut order = Order::new(MARGIN_NS);

@@ -21,10 +21,7 @@ pub struct Map<'fd> {
 }
 
 /// CPUs that the kernel can ever have: the number of values in an element of a per-CPU map.
-///
-/// # Errors
-/// If sysfs does not tell.
-pub fn possible_cpus() -> Result<usize> {
+fn possible_cpus() -> Result<usize> {
     // SAFETY: no arguments; reads a file in sysfs.
     let count = unsafe { sys::libbpf_num_possible_cpus() };
     usize::try_from(count).map_err(|_| io::Error::from_raw_os_error(-count)).context("cannot count possible CPUs")
@@ -58,6 +55,12 @@ impl<'fd> Map<'fd> {
         );
         let value_size = if per_cpu { value_size.next_multiple_of(8) * possible_cpus()? } else { value_size };
         Ok(Self { fd, key_size: info.key_size as usize, value_size })
+    }
+
+    /// Bytes of a value: of a per-CPU map of all CPUs' values, each padded to 8 bytes.
+    #[must_use]
+    pub fn value_size(&self) -> usize {
+        self.value_size
     }
 
     /// Read the value of `key` into `value`: of a per-CPU map all CPUs' values, each padded to 8 bytes.
