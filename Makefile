@@ -202,7 +202,7 @@ bench-inspect: $(BIN) target/hostile/make ## What inspect costs with objects of 
 	$(Q)target/hostile/make target/hostile
 	$(Q)./tests/bench/inspect $(BIN) $(CLANG) target/hostile
 
-bench-vm: $(BIN) $(BPF_OBJECT) target/bench-start ## The same with kprobes, on Debian kernels in virtual machines (KERNELS='6.12')
+bench-vm: $(BIN) $(BPF_OBJECT) target/bench-start ## Time to start and memory with kprobes, on Debian kernels in virtual machines (KERNELS='6.12')
 	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(CURDIR)/target/bench-start KERNELS='$(KERNELS)' VM_LABEL=-bench \
 	./tests/vm/run -f $(CURDIR)/$(BPF_OBJECT) -- /usr/bin/xctl /tests/xctl.bpf.o 15 --attach kprobe+tracepoint
 
