@@ -19,7 +19,8 @@ const CONNECTIONS: usize = 750;
 
 pub fn run(set: Set, family: Family) -> Outcome {
     let (few, idle) = default_room(set)?;
-    ensure!(!is_guest() || few < 100, "{few} sockets before any are made");
+    // A guest has few, though some are orphans of the cases before, which still send what was never acknowledged.
+    ensure!(!is_guest() || 4 * few < LEAST, "{few} sockets before any are made: the least room is not seen");
     let link = Link::up()?;
     let mut members = vec![];
     for port in [7000, 7001] {
