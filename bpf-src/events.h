@@ -41,6 +41,7 @@ enum how {
 struct owner {
 	__u64 sk;	/* the socket that made this entry, and alone may use or remove it; 0: not known (seeded) */
 	__u64 born;	/* when the process started, ns of CLOCK_BOOTTIME in steps of 10 ms: tells a reused PID from the first */
+	__u64 pid;	/* address of the process's struct pid, by which its main thread is found; 0: not known (seeded from /proc) */
 	__u64 cgroup;	/* cgroup v2 id of the thread */
 	__u32 tgid;	/* the process, in the initial PID namespace */
 	__u32 tid;	/* the thread that last acted on the socket */
@@ -48,7 +49,7 @@ struct owner {
 	__u8 how;	/* enum how */
 	__u8 in_cgroup;	/* 1: inside the cgroup that the user asked for */
 	__u8 zero[2];
-	char comm[COMM_LEN];	/* the process's name: its main thread's, not the sending thread's */
+	char comm[COMM_LEN];	/* the process's name: its main thread's, not the sending thread's; see refresh_name() */
 };
 
 enum event_type {

@@ -147,6 +147,12 @@ static __always_inline bool in_wanted_cgroup(struct task_struct *task)
 	return id == settings.cgroup;
 }
 
+/* Into zeroes, of which what follows the name must be some: names are compared, and the kernel leaves there what was longer. */
+static __always_inline bool read_name(char to[COMM_LEN], const struct task_struct *task)
+{
+	return bpf_core_read_str(to, COMM_LEN, &task->comm) > 0;
+}
+
 /* The process of this task, as the owner of this socket. */
 static __always_inline void describe(struct owner *owner, struct task_struct *task, const struct sock *sk, enum how how)
 {
@@ -155,13 +161,48 @@ static __always_inline void describe(struct owner *owner, struct task_struct *ta
 	__builtin_memset(owner, 0, sizeof(*owner));
 	owner->sk = (__u64)sk;
 	owner->born = born(leader);
+	owner->pid = (__u64)BPF_CORE_READ(leader, thread_pid);
 	owner->cgroup = cgroup_id(BPF_CORE_READ(task, cgroups, dfl_cgrp, kn));
 	owner->tgid = BPF_CORE_READ(task, tgid);
 	owner->tid = BPF_CORE_READ(task, pid);
 	owner->uid = BPF_CORE_READ(task, cred, uid.val);
 	owner->how = how;
 	owner->in_cgroup = settings.cgroup && in_wanted_cgroup(task);
-	bpf_core_read(owner->comm, sizeof(owner->comm), &leader->comm);
+	read_name(owner->comm, leader);
+}
+
+/* volatile: what the loader sets is not the initial value that the compiler sees. */
+static __always_inline bool same_name(const volatile char *a, const char *b)
+{
+	const volatile __u64 *one = (const volatile void *)a;
+	const __u64 *other = (const void *)b;
+
+	return one[0] == other[0] && one[1] == other[1];
+}
+
+static __always_inline bool is_leader_of(struct task_struct *task, const struct owner *owner)
+{
+	return (__u32)BPF_CORE_READ(task, pid) == owner->tgid && born(task) == owner->born;
+}
+
+/*
+ * exec() and prctl() give a process another name, and need no socket for it. Its struct pid leads to its main thread,
+ * whichever thread that is after exec(), until it is reaped. What is found in that memory later is not this process: then
+ * the name stays as it was.
+ */
+static __always_inline void refresh_name(struct owner *owner)
+{
+	const struct pid *pid = (const void *)owner->pid;
+	struct task_struct *leader;
+	char comm[COMM_LEN] = {};
+	void *link;
+
+	link = BPF_CORE_READ(pid, tasks[PIDTYPE_TGID].first);
+	if (!link)
+		return;
+	leader = link - bpf_core_field_offset(struct task_struct, pid_links[PIDTYPE_TGID]);
+	if (is_leader_of(leader, owner) && read_name(comm, leader) && is_leader_of(leader, owner))
+		__builtin_memcpy(owner->comm, comm, sizeof(comm));
 }
 
 /* The socket's own entry, or one that is not tied to a socket; never another socket's under the same tuple. */
@@ -402,6 +443,7 @@ static __always_inline void copy_entry(const struct owner *owner, const struct s
 	int err;
 
 	copy.sk = (__u64)sk;
+	refresh_name(&copy);
 	err = bpf_map_update_elem(&SOCKET_TO_PID, key, &copy, BPF_ANY);
 	if (err)
 		no_room(sk, err);
@@ -414,7 +456,7 @@ static __always_inline void copy_entry(const struct owner *owner, const struct s
 static __always_inline void remember_closer(const struct sock *sk)
 {
 	const struct sock *parent = mptcp_parent(sk);
-	const struct owner *owner = parent ? entry_by_address(parent) : NULL;
+	struct owner *owner = parent ? entry_by_address(parent) : NULL;
 	struct flow flow;
 
 	if (owner) {	/* subflows outlive their parent's entry */
@@ -423,9 +465,12 @@ static __always_inline void remember_closer(const struct sock *sk)
 		return;
 	}
 	/* A close() that came before the handshake's end is completed in softirq: then nobody has locked the socket. */
-	if (!BPF_CORE_READ(sk, sk_lock.owned) || !current_acts_for_itself(sk))
+	if (!BPF_CORE_READ(sk, sk_lock.owned) || !current_acts_for_itself(sk) || !flow_of(&sk->__sk_common, &flow))
 		return;
-	if (flow_of(&sk->__sk_common, &flow) && !own_entry(sk, &flow))
+	owner = own_entry(sk, &flow);
+	if (owner)	/* its name may be needed when it has exited; with the socket locked nobody reads it meanwhile */
+		refresh_name(owner);
+	else
 		remember(sk, &flow, HOW_ACCEPT);
 }
 
@@ -516,6 +561,7 @@ static __always_inline void owner_of(const struct sock *sk, const struct flow *f
 	cached = bpf_map_lookup_elem(&SK_CACHE, &address);
 	if (cached && *cached >> 32 == to->tgid)
 		to->tid = (__u32)*cached;
+	refresh_name(to);
 }
 
 #endif

@@ -62,14 +62,8 @@ static __always_inline bool wanted(const struct flow *flow, const struct owner *
 		return false;
 	if (settings.cgroup && !owner->in_cgroup)
 		return false;
-	if (settings.comm[0]) {
-		/* volatile: the value is not the initial one that the compiler sees */
-		const volatile __u64 *want = (const volatile __u64 *)settings.comm;
-		const __u64 *have = (const __u64 *)owner->comm;
-
-		if (want[0] != have[0] || want[1] != have[1])
-			return false;
-	}
+	if (settings.comm[0] && !same_name(settings.comm, owner->comm))
+		return false;
 	return true;
 }
 

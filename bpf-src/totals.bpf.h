@@ -30,8 +30,6 @@ static __always_inline void add_to(void *map, const void *key, const struct retr
 	if (!totals) {
 		struct totals fresh = {};
 
-		if (comm)
-			__builtin_memcpy(fresh.comm, comm, sizeof(fresh.comm));
 		/* Another CPU may have been faster: then its entry is as good. */
 		bpf_map_update_elem(map, key, &fresh, BPF_NOEXIST);
 		totals = bpf_map_lookup_elem(map, key);
@@ -40,6 +38,8 @@ static __always_inline void add_to(void *map, const void *key, const struct retr
 			return;
 		}
 	}
+	if (comm && !same_name(totals->comm, comm))	/* it may change: the last one counts */
+		__builtin_memcpy(totals->comm, comm, sizeof(totals->comm));
 	if (event->err) {
 		if (failed_to_leave(event->err))
 			__sync_fetch_and_add(&totals->failed, event->segs);

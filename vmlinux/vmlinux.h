@@ -15,9 +15,11 @@ struct cgroup;
 struct cred;
 struct css_set;
 struct file;
+struct hlist_node;
 struct inode;
 struct kernfs_node;
 struct net;
+struct pid;
 struct seq_file;
 struct sock;
 struct sock_common;
@@ -188,15 +190,30 @@ struct tcp_skb_cb {
 typedef int __kernel_pid_t;
 typedef __kernel_pid_t pid_t;
 
+struct hlist_node {
+	struct hlist_node *next;
+	struct hlist_node **pprev;
+};
+
 struct task_struct {
 	unsigned int flags;
 	pid_t pid;
 	pid_t tgid;
 	struct task_struct *group_leader;
+	struct pid *thread_pid;
+	struct hlist_node pid_links[4];
 	u64 start_boottime;
 	const struct cred *cred;
 	char comm[16];
 	struct css_set *cgroups;
+};
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
+struct pid {
+	struct hlist_head tasks[4];
 };
 
 typedef unsigned int __kernel_uid32_t;
@@ -286,6 +303,10 @@ enum {
 	TCP_LISTEN = 10,
 	TCP_CLOSING = 11,
 	TCP_NEW_SYN_RECV = 12,
+};
+
+enum {
+	PIDTYPE_TGID = 1,
 };
 
 #pragma clang attribute pop

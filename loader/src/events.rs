@@ -119,6 +119,8 @@ mirror! {
         sk: u64,
         /// When the process started, ns of CLOCK_BOOTTIME in steps of 10 ms.
         born: u64,
+        /// Address of the process's `struct pid`; 0 if seeded from /proc. For the programs alone.
+        pid: u64,
         /// cgroup v2 id.
         cgroup: u64,
         /// The process, in the initial PID namespace.

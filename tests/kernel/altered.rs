@@ -186,8 +186,8 @@ pub fn maps() -> Vec<Altered> {
         on_loading: None,
     };
     vec![
-        altered("longer values", "SOCKET_TO_PID", "value", "PROCESS_TOTALS", "has values of 104 bytes there and 56"),
-        altered("shorter values", "PROCESS_TOTALS", "value", "SOCKET_TO_PID", "has values of 56 bytes there and 104"),
+        altered("longer values", "SOCKET_TO_PID", "value", "PROCESS_TOTALS", "has values of 104 bytes there and 64"),
+        altered("shorter values", "PROCESS_TOTALS", "value", "SOCKET_TO_PID", "has values of 64 bytes there and 104"),
         altered("longer keys", "NETNS_TOTALS", "key", "PROCESS_TOTALS", "has keys of 16 bytes there and 4"),
         altered("longer counters", "LOST", "value", "NETNS_TOTALS", "has values of 104 bytes there and 8"),
         altered(

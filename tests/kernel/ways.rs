@@ -23,6 +23,16 @@ pub enum How {
     Poll,
 }
 
+/// How a process takes another name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Renaming {
+    Prctl,
+    /// And once more by prctl().
+    Exec,
+    /// The same from another thread than the main one, which that ends.
+    ExecByThread,
+}
+
 /// Bytes of what is sent alone.
 pub const ALONE: u64 = 100;
 
@@ -120,6 +130,19 @@ impl RawActor {
 
     pub fn listen(&mut self, on: IpAddr) -> Result<(RawFd, SocketAddr)> {
         self.socket(Order::Listen(on)).map(|(listener, flow)| (listener, flow.local))
+    }
+
+    pub fn rename(&mut self, how: Renaming, comm: &str) -> Result<()> {
+        let how = match how {
+            Renaming::Prctl => "prctl",
+            Renaming::Exec => "exec",
+            Renaming::ExecByThread => "thread",
+        };
+        self.told(&format!("rename {how} {comm}"))?.map_err(anyhow::Error::msg)?;
+        let named = std::fs::read_to_string(format!("/proc/{}/comm", self.who.pid)).context("reading its name")?;
+        ensure!(named.trim_end() == comm, "{:?} was to take the name {comm}, and is {named:?}", self.who);
+        self.who.comm = comm.into();
+        Ok(())
     }
 
     pub fn fork(&mut self, comm: &str) -> Result<Child> {

@@ -15,8 +15,9 @@
  *	crowd				keeps every CPU in a map operation of bpf(2)'s half the time, from now on
  *	fork NAME			a child that shares all; its number
  *	child NUMBER ORDER...		has a child carry out an order
+ *	rename HOW NAME			takes another name: by prctl (without more), exec, or thread (exec() in another thread)
  *
- * HOW: call (the system call), ring (io_uring), worker (in a worker of it), poll (in its thread that polls).
+ * HOW elsewhere: call (the system call), ring (io_uring), worker (in a worker of it), poll (in its thread that polls).
  * A socket is its descriptor. Answers: "done", followed for a new socket by it and both its addresses; "cannot WHY" where
  * this kernel cannot; "failed WHY".
  */
@@ -25,6 +26,7 @@
 #include <errno.h>
 #include <linux/bpf.h>
 #include <linux/io_uring.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -466,9 +468,35 @@ static void have_child(int number, const char *order)
 		failed("the child has ended");
 }
 
+/* This program once more, with its sockets and under that name; it says "done PID" then. */
+static void *begin_again(void *name)
+{
+	execl("/proc/self/exe", "ways", name, NULL);
+	failed("exec()");
+	return NULL;
+}
+
+static void rename_to(const char *how, char *name)
+{
+	pthread_t thread;
+
+	if (!strcmp(how, "exec")) {
+		begin_again(name);
+	} else if (!strcmp(how, "thread")) {
+		errno = pthread_create(&thread, NULL, begin_again, name);
+		if (!errno)
+			pthread_join(thread, NULL);
+		else
+			failed("a thread");
+	} else {
+		prctl(PR_SET_NAME, name);
+		fputs("done\n", answers);
+	}
+}
+
 static void obey(const char *order)
 {
-	char word[64] = "";
+	char word[64] = "", name[64] = "";
 	int number, other, rest = 0;
 
 	if (sscanf(order, "listen %63s", word) == 1)
@@ -493,6 +521,8 @@ static void obey(const char *order)
 		crowd();
 	else if (sscanf(order, "fork %63s", word) == 1)
 		fork_one(word);
+	else if (sscanf(order, "rename %63s %63s", word, name) == 2)
+		rename_to(word, name);
 	else if (sscanf(order, "child %d %n", &number, &rest) == 1 && rest)
 		have_child(number, order + rest);
 	else

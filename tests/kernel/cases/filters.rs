@@ -143,7 +143,8 @@ fn same(link: &Link, all: Xctl, filtered: impl IntoIterator<Item = Filter>) -> O
     same_as(link, &all.stop(Signal::SIGINT)?, filtered)
 }
 
-fn same_as(link: &Link, all: &Trace, filtered: impl IntoIterator<Item = Filter>) -> Outcome {
+/// The same where the other has ended.
+pub(super) fn same_as(link: &Link, all: &Trace, filtered: impl IntoIterator<Item = Filter>) -> Outcome {
     // others may use TCP on this host too; only what happened on the link happened while every xctl was there
     let of_link = |trace: &Trace| -> Vec<Retransmit> {
         trace
@@ -176,14 +177,14 @@ fn same_as(link: &Link, all: &Trace, filtered: impl IntoIterator<Item = Filter>)
     Ok(Verdict::Passed(format!("of {}: {}", everything.len(), counts.join(", "))))
 }
 
-struct Filter {
+pub(super) struct Filter {
     args: Vec<String>,
     xctl: Xctl,
     passes: Box<dyn Fn(&Retransmit) -> bool>,
 }
 
 impl Filter {
-    fn new(set: Set, args: &[&str], passes: impl Fn(&Retransmit) -> bool + 'static) -> Result<Filter> {
+    pub(super) fn new(set: Set, args: &[&str], passes: impl Fn(&Retransmit) -> bool + 'static) -> Result<Filter> {
         let xctl = Xctl::start(set, args).with_context(|| format!("with {args:?}"))?;
         Ok(Filter { args: args.iter().map(ToString::to_string).collect(), xctl, passes: Box::new(passes) })
     }

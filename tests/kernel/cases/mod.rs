@@ -26,6 +26,7 @@ mod mptcp;
 mod privilege;
 mod record;
 mod refusals;
+mod renamed;
 mod reused_pid;
 mod room;
 mod send_events;
@@ -72,6 +73,7 @@ pub const ALL: &[Case] = &[
     case!("mptcp",                Set::ALL, EITHER, mptcp::run),
     case!("handed_over",          Set::ALL, EITHER, handed_over::run),
     case!("shared_fd",            Set::ALL, EITHER, shared_fd::run),
+    case!("renamed",              Set::ALL, EITHER, renamed::run),
     case!("contended_fd",         Set::ALL, V4,   shared_fd::contended),
     case!("io_uring",             Set::ALL, EITHER, io_uring::run),
     case!("sockmap",              Set::ALL, EITHER, kernel_threads::sockmap),

@@ -1,0 +1,54 @@
+//! Processes that take another name when they have sent, and do no more with their sockets: by prctl(), and by exec().
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
+
+use super::filters::{Filter, same_as};
+use crate::claims::{Claims, Whose};
+use crate::host::Set;
+use crate::link::Link;
+use crate::ways::{How::Call, Order, RawActor, Renaming};
+use crate::workers::Receiver;
+use crate::xctl::{Kind, Owner, Xctl};
+use crate::{Family, Outcome};
+
+pub fn run(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let second = |record: &crate::xctl::Retransmit| record.at.comm.as_deref() == Some("second");
+    let filter = Filter::new(set, &["--comm", "second"], second)?;
+    let mut xctl = Xctl::start(set, &[])?;
+    let (mut claims, mut renamed) = (Claims::default(), vec![]);
+    for (what, how, exits) in [
+        ("it takes another name", Renaming::Prctl, false),
+        ("it calls exec()", Renaming::Exec, false),
+        ("another thread calls exec()", Renaming::ExecByThread, false),
+        ("it takes another name and exits", Renaming::Prctl, true),
+        ("it calls exec() and exits", Renaming::Exec, true),
+    ] {
+        let mut actor = RawActor::new(&link.a, "first")?;
+        let (socket, flow) = actor.socket(Order::Connect(receiver.at))?;
+        link.lose(100)?;
+        actor.done(Order::Send(socket, Call))?;
+        let seen = xctl.wait_for(|record| record.at.flow() == flow && record.kind == Kind::Rto)?;
+        seen.context("no retransmit")?.at.is_of(&actor.who, flow)?;
+        actor.rename(how, "second")?;
+        let who = actor.who.clone();
+        // who has exited leaves the rest to the kernel
+        let actor = (!exits).then_some(actor);
+        claims.add(what, &link.a, flow, Kind::Rto, Whose::Of(who.clone(), Owner::Send))?;
+        claims.wait(&mut xctl)?;
+        link.lose(0)?;
+        drop(actor);
+        renamed.push(who);
+    }
+    link.quiet()?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+    for who in &renamed {
+        let told = trace.summary.processes.iter().find(|process| process.pid == Some(who.pid));
+        let told = told.with_context(|| format!("{who:?} is not in the summary"))?;
+        ensure!(told.comm.as_ref() == Some(&who.comm), "in the summary {who:?} is {told:?}");
+    }
+    same_as(&link, &trace, [filter])?;
+    claims.hold(&trace, "")
+}
