@@ -20,8 +20,10 @@ static __always_inline long read_ipv4(__u8 to[16], const void *be32)
  *
  * skc_num is host order and skc_dport network order. The family alone decides which addresses count: IPV6_ADDRFORM
  * turns a v4-mapped AF_INET6 socket into an AF_INET one in mid-life, and both give the same flow.
+ *
+ * __noinline, here and elsewhere: nothing that every send does, and so in the object once rather than in each program.
  */
-static __always_inline bool flow_of(const struct sock_common *skc, struct flow *flow)
+static __noinline bool flow_of(const struct sock_common *skc, struct flow *flow)
 {
 	__u16 family = 0, dport = 0;
 	struct net *net = NULL;

@@ -154,7 +154,7 @@ static __always_inline bool read_name(char to[COMM_LEN], const struct task_struc
 }
 
 /* The process of this task, as the owner of this socket. */
-static __always_inline void describe(struct owner *owner, struct task_struct *task, const struct sock *sk, enum how how)
+static __noinline void describe(struct owner *owner, struct task_struct *task, const struct sock *sk, enum how how)
 {
 	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
 
@@ -190,7 +190,7 @@ static __always_inline bool is_leader_of(struct task_struct *task, const struct 
  * whichever thread that is after exec(), until it is reaped. What is found in that memory later is not this process: then
  * the name stays as it was.
  */
-static __always_inline void refresh_name(struct owner *owner)
+static __noinline void refresh_name(struct owner *owner)
 {
 	const struct pid *pid = (const void *)owner->pid;
 	struct task_struct *leader;
@@ -254,7 +254,7 @@ static __always_inline void drop_cached(const struct sock *sk)
  * The socket's end, which is not close(): FIN and data are retransmitted long after that. Only the socket's own entry
  * goes: a connect() whose four-tuple is in use puts its own socket into TCP_CLOSE with the tuple of the live one.
  */
-static __always_inline void forget(const struct sock *sk)
+static __noinline void forget(const struct sock *sk)
 {
 	struct flow key = flow_by_address(sk), flow;
 
@@ -303,7 +303,7 @@ static __always_inline bool has_twin(const struct sock *sk, const struct flow *k
 }
 
 /* Make the current process the owner of the socket behind this key. */
-static __always_inline void remember(const struct sock *sk, const struct flow *flow, enum how how)
+static __noinline void remember(const struct sock *sk, const struct flow *flow, enum how how)
 {
 	__u64 address = (__u64)sk, vouched = bpf_get_current_pid_tgid();
 	struct flow by_address = flow_by_address(sk);

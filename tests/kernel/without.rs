@@ -6,7 +6,7 @@ use xctl::object::{Btf, BtfExt, ObjectFile};
 /// The object, and in it the code of programs, to be altered.
 struct Code {
     bytes: Vec<u8>,
-    /// Of each program: its name, where it begins, and how many instructions it has.
+    /// Of each program, and of each function that programs call: its name, where it begins, and how many instructions it has.
     programs: Vec<(String, usize, usize)>,
     /// Where instructions are that somebody is to relocate.
     relocated: Vec<usize>,
@@ -32,7 +32,7 @@ impl Code {
             let section = object.sections.iter().find(|section| section.name == name).expect("the section");
             (section.offset + offset) as usize
         };
-        let programs = object.programs.iter();
+        let programs = object.programs.iter().chain(&object.subprograms);
         let programs = programs.map(|one| (one.name.to_owned(), in_file(one.section, one.offset), one.insns)).collect();
         let stretches = ext.relocations.iter();
         let relocated = stretches
