@@ -192,18 +192,11 @@ int BPF_KRETPROBE(kp_accept_return, struct sock *sk)
 	return 0;
 }
 
-SEC("kprobe/tcp_set_state")
+/* What sets the state of TCP's sockets and of MPTCP's, and has the tracepoint inet_sock_set_state. */
+SEC("kprobe/inet_sk_state_store")
 int BPF_KPROBE(kp_state, struct sock *sk, int state)
 {
 	state_changed(sk, state);
-	return 0;
-}
-
-/* The end of an MPTCP socket, whose state tcp_set_state() does not set. */
-SEC("kprobe/mptcp_destroy")
-int BPF_KPROBE(kp_mptcp_destroy, struct sock *sk)
-{
-	forget(sk);
 	return 0;
 }
 

@@ -129,10 +129,8 @@ const SENDPAGES_BY_KPROBE: Hook = Hook::owner(Kprobe, c"do_tcp_sendpages", "kp_s
 const SENDMSG_LOCKED_BY_KPROBE: Hook = Hook::owner(Kprobe, c"tcp_sendmsg_locked", "kp_sendmsg_locked");
 /// MPTCP, whose process sends on the parent socket.
 const MPTCP_BY_KPROBE: Hook = Hook::owner(Kprobe, c"mptcp_sendmsg", "kp_mptcp_sendmsg");
-/// The end of such a parent; tcp_set_state is not called for it.
-const MPTCP_END_BY_KPROBE: Hook = Hook::owner(Kprobe, c"mptcp_destroy", "kp_mptcp_destroy");
-/// A socket's end, and who closes it.
-const STATE_BY_KPROBE: Hook = Hook::owner(Kprobe, c"tcp_set_state", "kp_state");
+/// A socket's end, and who closes it; MPTCP's too, for which tcp_set_state is not called.
+const STATE_BY_KPROBE: Hook = Hook::owner(Kprobe, c"inet_sk_state_store", "kp_state");
 /// What goes out again.
 const RETRANSMITS_BY_KPROBE: [Hook; 8] = [
     Hook::retransmit(Kprobe, c"tcp_retransmit_skb", "kp_retransmit"),
@@ -347,7 +345,6 @@ fn by_kprobe(kernel: &impl Offer) -> Result<Plan, Blocked> {
         hooks.push(SENDMSG_LOCKED_BY_KPROBE);
     }
     hooks.push(STATE_BY_KPROBE);
-    hooks.extend([MPTCP_END_BY_KPROBE].into_iter().filter(|hook| exists(hook, kernel)));
     hooks.extend(RETRANSMITS_BY_KPROBE);
     Ok(Plan { hooks, name: "kprobe", births_by_state: false })
 }
@@ -581,10 +578,10 @@ mod tests {
         let mut kernel = kernel(true, &[("tcp_retransmit_skb", 3), ("sock_send_length", 3), ("tcp_sendmsg_locked", 4)]);
         let with = |kernel: &Kernel, attach, program| first(attach, false, kernel).has(program);
         assert!(!with(&kernel, Attach::Tracepoint, "tp_mptcp_send_length"));
-        kernel.functions.extend([("mptcp_sendmsg", 3), ("mptcp_destroy", 1)]);
+        kernel.functions.push(("mptcp_sendmsg", 3));
         assert!(with(&kernel, Attach::Tracepoint, "tp_mptcp_send_length"));
         assert!(with(&kernel, Attach::Auto, "kp_mptcp_sendmsg"));
-        assert!(with(&kernel, Attach::Kprobe, "kp_mptcp_sendmsg") && with(&kernel, Attach::Kprobe, "kp_mptcp_destroy"));
+        assert!(with(&kernel, Attach::Kprobe, "kp_mptcp_sendmsg"));
         let sends = first(Attach::Tracepoint, true, &kernel);
         assert!(sends.has("tp_send_length") && !sends.has("tp_mptcp_send_length"));
     }

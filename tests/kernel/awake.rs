@@ -98,7 +98,7 @@ const TAKEN: &[Taken] = &[
     taken(ACCEPT_AND_STATES, "blocked_accept", UNKNOWN).only(&[Set::Kprobe, Set::Auto]),
     taken(STATES, "tuple_in_use", DEAD),
     taken(STATES, "churn", DEAD).only(&[Set::Fentry]),
-    taken(&["kp_mptcp_destroy"], "mptcp", DEAD),
+    taken(STATES, "mptcp", DEAD),
     taken(RETRANSMITS, "kinds", MISSING),
     taken(&["kp_inner"], "kinds", MISSING),
     taken(&["tp_synack", "tp2_synack", "kp_synack"], "kinds", MISSING),

@@ -39,7 +39,9 @@ impl Witness {
                     _ => continue,
                 };
                 // what a tracepoint shows as well is not lost with the kprobe
-                if hook.target == "tcp_set_state" && hooks.iter().any(|other| other.target == "inet_sock_set_state") {
+                if hook.target == "inet_sk_state_store"
+                    && hooks.iter().any(|other| other.target == "inet_sock_set_state")
+                {
                     continue;
                 }
                 let probe = format!("{kind}_{pid}_{}", witness.probes.len());

@@ -70,7 +70,7 @@ pub fn agrees_with_trace(_set: Set, _family: Family) -> Outcome {
         ensure!(check.ok == Some(absent.is_none()), "{absent:?}, and yet {check:?}");
     }
     if std::path::Path::new(KPROBE_PMU).exists() {
-        let once = report.get("kprobe tcp_set_state")?;
+        let once = report.get("kprobe inet_sk_state_store")?;
         ensure!(once.found.starts_with("1 in kallsyms"), "there is one function of that name: {once:?}");
     }
     for check in ["btf", "capabilities", "perf_rings", "pid_namespace", "trace"] {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::actors::{Actor, Id, Protocols};
 use crate::claims::{Claims, Whose};
-use crate::host::{Set, has_symbol, tool};
+use crate::host::{Set, tool};
 use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
 use crate::map;
 use crate::missed::program_misses;
@@ -54,12 +54,10 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let left = || -> Result<Vec<_>> {
         Ok(map::entries(xctl.process.pid())?.into_iter().filter(|entry| entry.pid == pid).collect())
     };
-    // on the newest kernels (without that function) kprobes alone do not see the end of a parent
-    let unseen = set == Set::Kprobe && !has_symbol("inet_rtx_syn_ack");
-    let gone = unseen || poll(PATIENCE, || Ok(left()?.is_empty()))?;
+    let gone = poll(PATIENCE, || Ok(left()?.is_empty()))?;
     // who reads a map keeps programs from running on that CPU, which newer kernels count
     let programs = program_misses(xctl.process.pid())?;
-    let skipped = programs.iter().any(|(name, misses)| name.starts_with("kp_mptcp_destr") && *misses > 0);
+    let skipped = programs.iter().any(|(name, misses)| name == "kp_state" && *misses > 0);
     ensure!(gone || skipped, "remembered after its end: {:?}", left()?);
 
     // what the client sends arrives, and it does not learn of that
