@@ -15,7 +15,7 @@
 //! Nothing else explains a difference, nothing stands for a call of what does not exist (libbpf's, where the verifier must
 //! not get), and what no step leads to must not be there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::Serialize;
 
@@ -335,11 +335,25 @@ impl<M: Fn(i32) -> Option<u32>> Both<'_, M> {
                 place = pair;
             }
         }
-        let (at, there) = place;
+        let (at, there) = self.likeliest(place, nodes);
         let wanted =
             self.program.get(at).map_or("nothing".to_owned(), |insn| insn.text(self.program.get(at + 1).copied()));
         let why = format!("the kernel made of it, as instruction {there}, {}; it was {wanted}", self.shown(there));
         Unexplained { insn: Some(at), why }
+    }
+
+    /// A branch may be left out, so what is there may stand for any that it leads to: the first that is alike, if there is one.
+    fn likeliest(&self, place: Pair, nodes: &BTreeMap<Pair, Node>) -> Pair {
+        let kind = |insns: &[Insn], at: usize| insns.get(at).map(|insn| (insn.code, insn.dst));
+        let (mut places, mut seen) = (VecDeque::from([place]), BTreeSet::from([place]));
+        while let Some(pair) = places.pop_front() {
+            if kind(self.program, pair.0) == kind(self.translated, pair.1) {
+                return pair;
+            }
+            let left_out = nodes[&pair].steps.iter().filter(|step| step.taken.1 == 0);
+            places.extend(left_out.flat_map(|step| &step.next).copied().filter(|next| seen.insert(*next)));
+        }
+        place
     }
 
     fn shown(&self, at: usize) -> String {
@@ -480,6 +494,14 @@ mod tests {
         let found = compared(&program, &translated).unwrap_err();
         assert_eq!(found.insn, Some(17));
         assert!(found.why.contains("instruction 17, *(u32 *)(r2 +8) = r0; it was *(u32 *)(r2 +4) = r0"), "{found:?}");
+        // After a branch that is left out.
+        translated[17].off = 4;
+        translated[14].imm = 1;
+        let found = compared(&program, &translated).unwrap_err();
+        assert_eq!(found.insn, Some(14), "{found:?}");
+        let after = [insn(0x15, 0, 0, 2, 0), insn(0xb7, 6, 0, 0, 1), EXIT_, insn(0xb7, 0, 0, 0, 0), EXIT_];
+        let found = compared(&after, &[insn(0xb7, 0, 0, 0, 1), EXIT_]).unwrap_err();
+        assert_eq!(found.insn, Some(3), "{found:?}");
     }
 
     #[test]
