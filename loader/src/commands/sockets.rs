@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use super::{btf_path, check_privilege, default_max_sockets};
 use crate::events::Settings;
 use crate::fault::Exit;
-use crate::kernel::libbpf;
+use crate::kernel::{libbpf, privilege};
 use crate::output::sockets;
 use crate::owners;
 use crate::say::{say, say_all};
@@ -56,10 +56,11 @@ fn print(args: &Args) -> Result<()> {
     let wanted = |program: &str| program == owners::SEED || program == owners::LIST;
     let listing = owners::list(|| tracer::load(&object, wanted, &btf, &Settings::default(), max_sockets, false))?;
     if listing.unreachable > 0 {
-        say(format_args!(
-            "{} sockets more are open in network namespaces that no process is in and no mount leads to",
-            listing.unreachable
-        ));
+        let who = match privilege::to_see_others()? {
+            None => "no process is in and no mount leads to".to_owned(),
+            Some(remedy) => format!("nothing leads to that may be seen: {remedy}"),
+        };
+        say(format_args!("{} sockets more are open in network namespaces that {who}", listing.unreachable));
     }
     let mut out = BufWriter::new(super::stdout());
     if args.json {

@@ -80,7 +80,7 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
     let mut tracer = Tracer::start(&object, plans, &kernel, btf, settings, sizes, &mut audit)
         .map_err(|error| hooks::refused(options.attach, error))?;
     drop(kernel);
-    say_unseen(tracer.seeded);
+    say_unseen(tracer.seeded)?;
     let sha256 = hex(&hmac_sha256::Hash::hash(&bytes));
     drop(bytes);
     let proven = audit.record.as_ref().and_then(|record| record.proven());
@@ -90,6 +90,11 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
     }
     let mut order = Order::new(MARGIN_NS);
     let verifier = if options.verify {
+        if let Some(remedy) = privilege::to_see_others()? {
+            say(format_args!(
+                "network namespaces that only other users' processes or mounts lead to are not compared: {remedy}"
+            ));
+        }
         let shown = tracer.plan.shows_failures();
         Some(Verifier::begin(&mut Live { tracer: &mut tracer, order: &mut order }, shown)?)
     } else {
@@ -144,12 +149,13 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
 }
 
 /// What seeding was not permitted to see: sockets of there are unknown until their owners act on them.
-fn say_unseen(seeded: Seeded) {
+fn say_unseen(seeded: Seeded) -> Result<()> {
     let Seeded { closed_processes, closed_namespaces, .. } = seeded;
     if closed_processes > 0 {
+        let remedy = privilege::to_see_others()?.unwrap_or_else(|| "no capability helps".into());
         say(format_args!(
             "the open files of {closed_processes} processes may not be seen, so the sockets that they hold already are \
-             unknown until used: give CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+             unknown until used: {remedy}"
         ));
     }
     if closed_namespaces > 0 {
@@ -158,6 +164,7 @@ fn say_unseen(seeded: Seeded) {
              unknown until used: give CAP_SYS_ADMIN"
         ));
     }
+    Ok(())
 }
 
 /// All is attached: from now on neither privilege nor most system calls are needed.

@@ -121,6 +121,8 @@ const OLDER: &[Rule] = &[];
 
 /// Looking for network namespaces, and entering them.
 const NAMESPACES: &[Rule] = &[
+    // Whether they may be entered.
+    All(libc::SYS_capget),
     All(libc::SYS_getdents64),
     All(libc::SYS_readlinkat),
     // Whether a file stands for one, before it is opened and after.

@@ -16,6 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
+use super::privilege;
 use crate::fault::{Blocked, Exit};
 
 /// What the asking thread sees, whatever the process does: its namespace, and what /proc tells of that.
@@ -32,40 +33,23 @@ pub struct Netns {
 }
 
 /// Every network namespace that a thread is in, or that is mounted (`ip netns`, container runtimes) in any mount
-/// namespace; each once, those that are mounted by their mount. Where only an open descriptor or a socket keeps a
-/// namespace, /proc leads nowhere, and it is not among them.
+/// namespace; each once, those that are mounted by their mount if that may be entered. Where only an open descriptor or a
+/// socket keeps a namespace, /proc leads nowhere, and it is not among them.
 ///
 /// # Errors
 /// If /proc cannot be read at all. Processes that end meanwhile are passed over.
 pub fn all() -> Result<Vec<Netns>> {
     let mut found = Found::default();
-    let mut mount_namespaces = HashSet::new();
     let processes: Vec<_> = fs::read_dir("/proc").context("cannot read /proc")?.flatten().collect();
     let pids = processes.iter().filter(|entry| is_number(&entry.file_name()));
     let pids: Vec<_> = pids.map(fs::DirEntry::path).collect();
-    // A mount lasts longer than most processes, so the mounts come first.
-    for process in &pids {
-        let Ok(about) = fs::metadata(process.join("ns/mnt")) else { continue };
-        if mount_namespaces.insert(about.ino()) {
-            let mounts = fs::read(process.join("mountinfo")).unwrap_or_default();
-            let own = about.ino() == fs::metadata("/proc/self/ns/mnt").map_or(0, |own| own.ino());
-            let root = if own { PathBuf::from("/") } else { process.join("root") };
-            for path in nsfs_mounts(&mounts) {
-                let path = root.join(path.strip_prefix("/").unwrap_or(&path));
-                // It may be mounted over, by whoever made that mount namespace, with anything.
-                if let Ok((_, inode)) = open(&path) {
-                    found.add(inode, path);
-                }
-            }
-        }
-    }
-    for process in &pids {
-        for thread in fs::read_dir(process.join("task")).into_iter().flatten().flatten() {
-            let path = thread.path().join("ns/net");
-            if let Ok(inode) = inode(&path) {
-                found.add(inode, path);
-            }
-        }
+    // A mount lasts longer than most processes. But who may not enter one can still read what /proc tells of a process.
+    if privilege::effective()?.has(privilege::SYS_ADMIN) {
+        found.mounted(&pids);
+        found.of_threads(&pids);
+    } else {
+        found.of_threads(&pids);
+        found.mounted(&pids);
     }
     Ok(found.all)
 }
@@ -85,6 +69,38 @@ impl Found {
     fn add(&mut self, inode: u32, path: PathBuf) {
         if self.seen.insert(inode) {
             self.all.push(Netns { inode, path });
+        }
+    }
+
+    /// Those that are mounted where these processes are.
+    fn mounted(&mut self, pids: &[PathBuf]) {
+        let mut mount_namespaces = HashSet::new();
+        for process in pids {
+            let Ok(about) = fs::metadata(process.join("ns/mnt")) else { continue };
+            if mount_namespaces.insert(about.ino()) {
+                let mounts = fs::read(process.join("mountinfo")).unwrap_or_default();
+                let own = about.ino() == fs::metadata("/proc/self/ns/mnt").map_or(0, |own| own.ino());
+                let root = if own { PathBuf::from("/") } else { process.join("root") };
+                for path in nsfs_mounts(&mounts) {
+                    let path = root.join(path.strip_prefix("/").unwrap_or(&path));
+                    // It may be mounted over, by whoever made that mount namespace, with anything.
+                    if let Ok((_, inode)) = open(&path) {
+                        self.add(inode, path);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Those that threads of these processes are in.
+    fn of_threads(&mut self, pids: &[PathBuf]) {
+        for process in pids {
+            for thread in fs::read_dir(process.join("task")).into_iter().flatten().flatten() {
+                let path = thread.path().join("ns/net");
+                if let Ok(inode) = inode(&path) {
+                    self.add(inode, path);
+                }
+            }
         }
     }
 }

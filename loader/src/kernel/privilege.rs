@@ -4,10 +4,12 @@ use std::fmt;
 use std::io;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::host::read;
 use super::symbols;
+use crate::fault::{Blocked, Exit};
 
 /// A Linux capability (include/uapi/linux/capability.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +30,8 @@ const fn capability(bit: u32, name: &'static str, purpose: &'static str) -> Capa
 pub const SYS_ADMIN: Capability = capability(
     21,
     "CAP_SYS_ADMIN",
-    "to enter network namespaces (xctl sockets; --seed proc, --verify where only a mount leads to one)",
+    "where kernel.perf_event_paranoid is 3; to enter network namespaces (xctl sockets; --seed proc, --verify where only a \
+     mount leads to one)",
 );
 /// To load programs.
 pub const BPF: Capability = capability(39, "CAP_BPF", "to load programs and maps");
@@ -37,16 +40,26 @@ pub const PERFMON: Capability =
     capability(38, "CAP_PERFMON", "to attach them, read kernel memory in them, open perf rings");
 /// To see into other users' processes.
 pub const SYS_PTRACE: Capability =
-    capability(19, "CAP_SYS_PTRACE", "to see other users' processes in /proc (--seed proc, --verify, hidepid)");
+    capability(19, "CAP_SYS_PTRACE", "to see other users' processes in /proc (--seed proc, --verify, xctl sockets)");
 /// To read their directories.
-pub const DAC_READ_SEARCH: Capability =
-    capability(2, "CAP_DAC_READ_SEARCH", "to list other users' open files in /proc (--seed proc)");
+pub const DAC_READ_SEARCH: Capability = capability(
+    2,
+    "CAP_DAC_READ_SEARCH",
+    "to list other users' open files in /proc (--seed proc), and find namespaces that are mounted in their folders \
+     (--seed proc, --verify, xctl sockets)",
+);
 /// To rename in other users' folders.
 pub const DAC_OVERRIDE: Capability =
     capability(1, "CAP_DAC_OVERRIDE", "to give the record its final name in another user's folder (--record)");
 /// To rename in folders where only a file's owner may (/tmp).
 pub const FOWNER: Capability =
     capability(3, "CAP_FOWNER", "to give the record its final name in a folder like /tmp (--record with --user)");
+/// To become another user.
+pub const SETUID: Capability = capability(7, "CAP_SETUID", "to become another user (--user)");
+/// To have that user's group, and no other.
+pub const SETGID: Capability = capability(6, "CAP_SETGID", "to have another user's group (--user)");
+/// To be shown addresses in /proc/kallsyms.
+pub const SYSLOG: Capability = capability(34, "CAP_SYSLOG", "to know the addresses of hooks (--record)");
 /// To lock more memory than RLIMIT_MEMLOCK, for rings.
 pub const IPC_LOCK: Capability =
     capability(14, "CAP_IPC_LOCK", "for rings beyond kernel.perf_event_mlock_kb and RLIMIT_MEMLOCK (--perf-pages)");
@@ -58,7 +71,8 @@ pub const SYS_RESOURCE: Capability = capability(
 );
 
 /// Those that loading and attaching do not always need.
-pub const OPTIONAL: [Capability; 5] = [SYS_RESOURCE, IPC_LOCK, SYS_PTRACE, DAC_READ_SEARCH, SYS_ADMIN];
+pub const OPTIONAL: [Capability; 10] =
+    [SYS_RESOURCE, IPC_LOCK, SYS_PTRACE, DAC_READ_SEARCH, SYS_ADMIN, SETUID, SETGID, DAC_OVERRIDE, FOWNER, SYSLOG];
 
 /// A set of capabilities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -251,20 +265,40 @@ impl User {
     /// Become this user, with no other groups than its own, and keep the capabilities that are held.
     ///
     /// # Errors
-    /// Without CAP_SETUID and CAP_SETGID.
+    /// [`Exit::Host`] without CAP_SETUID and CAP_SETGID.
     pub fn become_it(self) -> Result<()> {
         let held = effective()?;
         let what = || format!("cannot become user {}", self.uid);
         prctl(libc::PR_SET_KEEPCAPS, 1, 0).with_context(what)?;
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-        setgroups(&[]).with_context(what)?;
-        setresgid(gid, gid, gid).with_context(what)?;
-        setresuid(uid, uid, uid).with_context(what)?;
+        let ids = || {
+            setgroups(&[])?;
+            setresgid(gid, gid, gid)?;
+            setresuid(uid, uid, uid)
+        };
+        ids().map_err(|error| match error {
+            Errno::EPERM => {
+                let blocked = Blocked::new(what(), format!("it needs {} and {}", SETUID.name, SETGID.name));
+                anyhow!(error).context(blocked).context(Exit::Host)
+            }
+            _ => anyhow!(error).context(what()),
+        })?;
         // What became ineffective with the change is still permitted.
         set(held, held, Capabilities::NONE).with_context(what)?;
         ensure!(nix::unistd::geteuid() == uid, "the kernel did not make this process one of user {uid}");
         Ok(())
     }
+}
+
+/// What would show this process other users' processes and folders, and what these lead to. None: it has it.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn to_see_others() -> Result<Option<String>> {
+    let held = effective()?;
+    let missing = [SYS_PTRACE, DAC_READ_SEARCH].into_iter().filter(|&one| !held.has(one));
+    let names: Vec<_> = missing.map(|one| one.name).collect();
+    Ok((!names.is_empty()).then(|| format!("give {}", names.join(" and "))))
 }
 
 /// The capabilities that loading and attaching need and this process lacks. CAP_SYS_ADMIN stands for both others, and is

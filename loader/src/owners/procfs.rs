@@ -86,11 +86,15 @@ fn holders() -> Result<(HashMap<u64, u32>, usize)> {
     pids.sort_unstable();
     let (mut holders, mut closed) = (HashMap::new(), 0);
     for pid in pids {
+        let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
         let fds = fs::read_dir(format!("/proc/{pid}/fd"));
-        closed += usize::from(fds.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied));
+        let mut is_closed = fds.as_ref().is_err_and(denied);
         for fd in fds.into_iter().flatten().flatten() {
-            let target = fs::read_link(fd.path()).ok();
+            let target = fs::read_link(fd.path());
+            // Who may list them need not be allowed to see what they are.
+            is_closed |= target.as_ref().is_err_and(denied);
             let inode = target
+                .ok()
                 .as_deref()
                 .and_then(Path::to_str)
                 .and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
@@ -98,6 +102,7 @@ fn holders() -> Result<(HashMap<u64, u32>, usize)> {
                 holders.entry(inode).or_insert(pid);
             }
         }
+        closed += usize::from(is_closed);
     }
     Ok((holders, closed))
 }

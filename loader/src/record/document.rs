@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 
 use super::decode::decode;
@@ -156,7 +156,14 @@ impl Document {
             return Err(error).with_context(what);
         }
         drop(state);
-        fs::rename(&self.partial, &self.path).with_context(what)
+        fs::rename(&self.partial, &self.path).map_err(|error| match error.kind() {
+            // Another user by now.
+            io::ErrorKind::PermissionDenied => {
+                let remedy = "with --user, to rename it takes CAP_DAC_OVERRIDE and CAP_FOWNER";
+                anyhow!(error).context(format!("{}: {remedy}", what()))
+            }
+            _ => anyhow!(error).context(what()),
+        })
     }
 }
 
