@@ -169,3 +169,17 @@ pub fn notes(doctor: Process, check: &str, found: &str) -> Result<()> {
     ensure!(check.ok.is_none() && check.found.contains(found), "it does not say {found:?}: {check:?}");
     Ok(())
 }
+
+/// Of each of these capabilities it says whether xctl would have it, and what it is for, in these words.
+pub fn says(command: Command, capabilities: &[(&str, bool, &[&str])]) -> Result<()> {
+    let report = Report::of(command, 0)?;
+    for (capability, held, words) in capabilities {
+        let check = report.get(capability)?;
+        let begins = if *held { "held; " } else { "not held; " };
+        let right = check.ok.is_none()
+            && check.found.starts_with(begins)
+            && words.iter().all(|words| check.found.contains(words));
+        ensure!(right, "not {begins:?} and {words:?}: {check:?}");
+    }
+    Ok(())
+}

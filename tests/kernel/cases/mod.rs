@@ -4,6 +4,7 @@ use crate::host::Set;
 use crate::{About, Case, Families};
 
 mod already_open;
+mod capabilities;
 mod churn;
 mod cycles;
 mod doctor;
@@ -128,6 +129,8 @@ pub const ALL: &[Case] = &[
     case!("inspect_as_nobody",    AUTO,     V4,   record::inspect_as_nobody),
     case!("privilege_nobody",     EVERY_KIND,   V4,   privilege::as_nobody),
     case!("privilege_proc",       AUTO,     V4,   privilege::seed_from_proc),
+    case!("privilege_each",       AUTO,     V4,   capabilities::each),
+    case!("privilege_of_record",  AUTO,     V4,   capabilities::of_record),
     case!("privilege_given_up",   AUTO,     V4,   privilege::given_up),
     case!("privilege_confined",   AUTO,     V4,   privilege::confined),
     case!("cpu_came_online",      AUTO,     V4,   hotplug::came_online),

@@ -20,7 +20,7 @@ use crate::workers;
 use crate::xctl::{Xctl, command, refusal};
 use crate::{Family, Outcome, Verdict, without};
 
-const CANNOT_RUN_HERE: i32 = 3;
+pub const CANNOT_RUN_HERE: i32 = 3;
 const REFUSED: i32 = 4;
 
 pub fn no_privilege(_set: Set, _family: Family) -> Outcome {
@@ -74,10 +74,15 @@ pub fn no_memlock(_set: Set, _family: Family) -> Outcome {
 
 /// By nobody with these capabilities, and RLIMIT_MEMLOCK at 64 KiB.
 fn little_memlock(capabilities: &[&str], args: &[&str]) -> Result<Command> {
+    memlock(64, capabilities, args)
+}
+
+/// The same, and RLIMIT_MEMLOCK at so many KiB, in which ulimit counts.
+pub fn memlock(kib: u32, capabilities: &[&str], args: &[&str]) -> Result<Command> {
     let xctl = workers::by_nobody(capabilities, &command(args)?)?;
-    // ulimit counts in KiB
     let mut limited = tool("sh");
-    limited.args(["-c", "ulimit -l 64 && exec \"$0\" \"$@\""]).arg(xctl.get_program()).args(xctl.get_args());
+    limited.args(["-c", &format!("ulimit -l {kib} && exec \"$0\" \"$@\"")]);
+    limited.arg(xctl.get_program()).args(xctl.get_args());
     Ok(limited)
 }
 

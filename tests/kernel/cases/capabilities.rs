@@ -1,0 +1,298 @@
+//! What is lost without each of the capabilities that the README names, one at a time, and how xctl says so.
+
+use std::fs::{self, File, Permissions};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::PathBuf;
+
+use ::xctl::kernel::privilege::{self, Capability};
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::doctor;
+use super::privilege::Paranoid;
+use super::refusals::{CANNOT_RUN_HERE, memlock};
+use crate::actors::{Actor, Protocols};
+use crate::host::{Set, has_symbol};
+use crate::link::{Link, Netns};
+use crate::map::{self, Entry};
+use crate::process::Process;
+use crate::tracefs::with_private_mounts;
+use crate::workers::{self, NOBODY};
+use crate::xctl::{command, refusal};
+use crate::{Family, Outcome, Verdict};
+
+/// A user who is neither root nor nobody.
+const OTHER: &str = "65533";
+
+/// Those of the README's table that tracing can do with, as far as this process has them to give.
+fn all() -> Result<Vec<&'static str>> {
+    use privilege::{BPF, DAC_READ_SEARCH, IPC_LOCK, PERFMON, SYS_ADMIN, SYS_PTRACE, SYS_RESOURCE};
+    const ALL: [Capability; 7] = [BPF, PERFMON, SYS_RESOURCE, SYS_ADMIN, SYS_PTRACE, DAC_READ_SEARCH, IPC_LOCK];
+    let ours = privilege::effective()?;
+    Ok(ALL.iter().filter(|one| ours.has(**one)).map(|one| one.name).collect())
+}
+
+fn without(all: &[&'static str], missing: &[&str]) -> Vec<&'static str> {
+    all.iter().copied().filter(|name| !missing.contains(name)).collect()
+}
+
+/// What may be seen: of a connection of root's which `--seed proc` is to find; of network namespaces that only one of root's
+/// processes leads to, or only a mount in a folder of root's, or both.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Seen {
+    seeded: bool,
+    /// Verdicts of `--verify`; none: nothing is said of it.
+    by_process: Option<&'static str>,
+    by_mount: Option<&'static str>,
+    by_both: Option<&'static str>,
+    /// Whether `xctl sockets` lists what is open there; none: it refuses.
+    listed: Option<[bool; 2]>,
+}
+
+const EVERYTHING: Seen = Seen {
+    seeded: true,
+    by_process: Some("equal"),
+    by_mount: Some("equal"),
+    by_both: Some("equal"),
+    listed: Some([true, true]),
+};
+
+/// A capability, what is seen without it, and what doctor says that it is for.
+const LOST: [(&str, Seen, &[&str]); 6] = [
+    // CAP_SYS_ADMIN stands for these two, in the one check that doctor has for what loading takes
+    ("CAP_BPF", EVERYTHING, &[]),
+    ("CAP_PERFMON", EVERYTHING, &[]),
+    ("CAP_IPC_LOCK", EVERYTHING, &["kernel.perf_event_mlock_kb", "RLIMIT_MEMLOCK", "--perf-pages"]),
+    (
+        "CAP_SYS_PTRACE",
+        Seen { seeded: false, by_process: None, listed: Some([false, true]), ..EVERYTHING },
+        &["processes", "--seed proc", "--verify", "xctl sockets"],
+    ),
+    (
+        "CAP_DAC_READ_SEARCH",
+        Seen { seeded: false, by_mount: None, listed: Some([true, false]), ..EVERYTHING },
+        &["open files", "--seed proc", "--verify", "xctl sockets"],
+    ),
+    (
+        "CAP_SYS_ADMIN",
+        Seen { by_mount: Some("unreadable"), listed: None, ..EVERYTHING },
+        &["network namespaces", "xctl sockets", "--seed proc", "--verify", "kernel.perf_event_paranoid"],
+    ),
+];
+
+/// A host on which each capability makes a difference.
+struct Stage {
+    link: Link,
+    client: Actor,
+    _server: Actor,
+    connection: Entry,
+    by_process: u64,
+    _in_process: Actor,
+    by_mount: u64,
+    /// In the namespace that only a mount leads to.
+    _in_mount: TcpListener,
+}
+
+impl Stage {
+    /// Where the calling thread has its own mounts.
+    fn set() -> Result<Stage> {
+        let link = Link::up()?;
+        let (mut server, mut client) = (Actor::new(&link.b, "server")?, Actor::new(&link.a, "client")?);
+        let (_, at) = server.listen((link.address(&link.b, Family::V4), 0).into())?;
+        let (_, flow) = client.connect(at, Protocols::Tcp)?;
+        let (netns, pid) = (link.a.inode, client.who.pid);
+        let connection = Entry { netns, sport: flow.local.port(), dport: flow.remote.port(), pid };
+
+        let process = Netns::new("process")?;
+        let mut in_process = Actor::new(&process, "inside")?;
+        in_process.listen((Ipv4Addr::UNSPECIFIED, 0).into())?;
+
+        let folder = folder();
+        fs::create_dir_all(&folder)?;
+        mount(None::<&str>, &folder, Some("tmpfs"), MsFlags::empty(), Some("mode=700")).context("mounting a tmpfs")?;
+        let (netns, place) = (Netns::new("mount")?, folder.join("netns"));
+        File::create(&place)?;
+        mount(Some(&netns.path()), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .context("mounting a namespace")?;
+        let in_mount = netns.enter(|| Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?))?;
+        Ok(Stage {
+            link,
+            client,
+            _server: server,
+            connection,
+            by_process: process.inode,
+            _in_process: in_process,
+            by_mount: netns.inode,
+            _in_mount: in_mount,
+        })
+    }
+
+    /// By nobody with these. And all that was said.
+    fn seen(&self, capabilities: &[&str]) -> Result<(Seen, String)> {
+        let args = ["trace", "--json", "--max-sockets", "32768", "--seed", "proc", "--verify"];
+        let mut xctl = Process::start("xctl", workers::by_nobody(capabilities, &command(&args)?)?)?;
+        xctl.line()?;
+        let seeded = map::entries(xctl.pid())?.contains(&self.connection);
+        xctl.signal(Signal::SIGINT)?;
+        let lines = xctl.rest()?;
+        let (status, mut said) = (xctl.wait()?, xctl.errors());
+        ensure!(status.code() == Some(0), "it ended with {status} and said {said:?}");
+        let records = lines.iter().map(|line| serde_json::from_str(line)).collect::<Result<Vec<Value>, _>>()?;
+        let verdict = |netns: u64| {
+            let of_it = |record: &&Value| record["netns"] == netns && record["check"] == "retrans_segs";
+            let record = records.iter().find(of_it)?;
+            ["equal", "unreadable"].into_iter().find(|verdict| record["verdict"] == *verdict)
+        };
+        let verdicts = [self.by_process, self.by_mount, self.link.a.inode].map(verdict);
+        let notes = records.iter().filter(|record| record["verdict"] == "unreadable");
+        said.extend(notes.filter_map(|record| record["note"].as_str()));
+
+        let sockets = workers::by_nobody(capabilities, &command(&["sockets", "--json"])?)?;
+        let mut sockets = Process::start("xctl sockets", sockets)?;
+        let lines = sockets.rest()?;
+        let status = sockets.wait()?;
+        said += &sockets.errors();
+        let listed = match status.code() {
+            Some(0) => {
+                let sockets = lines.iter().map(|line| serde_json::from_str(line)).collect::<Result<Vec<Value>, _>>()?;
+                Some([self.by_process, self.by_mount].map(|netns| sockets.iter().any(|one| one["netns"] == netns)))
+            }
+            Some(CANNOT_RUN_HERE) => None,
+            _ => anyhow::bail!("xctl sockets ended with {status} and said {said:?}"),
+        };
+        let [by_process, by_mount, by_both] = verdicts;
+        Ok((Seen { seeded, by_process, by_mount, by_both, listed }, said))
+    }
+}
+
+fn folder() -> PathBuf {
+    std::env::temp_dir().join(format!("xctl-capabilities-{}", std::process::id()))
+}
+
+/// The README's table: what xctl does without, and what it then does not see; and what it cannot do without.
+pub fn each(_set: Set, _family: Family) -> Outcome {
+    let _paranoid = Paranoid::at_most_2()?;
+    let all = all()?;
+    let seen = with_private_mounts(|| {
+        let stage = Stage::set()?;
+        ensure!(fs::metadata(format!("/proc/{}", stage.client.who.pid)).is_ok(), "the client is gone");
+        let (seen, said) = stage.seen(&all)?;
+        ensure!(seen == EVERYTHING && !said.contains("give CAP_"), "with {all:?} it sees {seen:?} and says {said:?}");
+        for (missing, expected, words) in LOST {
+            let rest = without(&all, &[missing]);
+            let (seen, said) = stage.seen(&rest)?;
+            ensure!(seen == expected, "without {missing} it sees {seen:?}, not {expected:?}, and says {said:?}");
+            let named = |name: &&str| said.contains(*name);
+            let right = if expected == EVERYTHING { !said.contains("CAP_") } else { said.contains(missing) };
+            ensure!(right && !rest.iter().any(named), "without {missing} it says {said:?}");
+            if !words.is_empty() {
+                doctor::says(workers::by_nobody(&rest, &command(&["doctor", "--json"])?)?, &[(missing, false, words)])?;
+            }
+        }
+        let optional = LOST.iter().filter(|(_, _, words)| !words.is_empty());
+        let held: Vec<_> = optional.map(|(name, _, words)| (*name, true, *words)).collect();
+        doctor::says(workers::by_nobody(&all, &command(&["doctor", "--json"])?)?, &held)?;
+        Ok(LOST.len())
+    });
+    let _ = fs::remove_dir(folder());
+    let seen = seen?;
+
+    // what it cannot do without, where nothing stands for it
+    let counts = has_symbol("bpf_map_charge_init");
+    // enough for the maps, where they count against it; not for the rings
+    let pages = ["trace", "--json", "--perf-pages", "4096", "--duration", "0.1"];
+    let (kib, trace, report) = (if counts { 24 << 10 } else { 64 }, ["trace", "--json"], ["doctor", "--json"]);
+    for (missing, stand_in) in [("CAP_BPF", "CAP_SYS_ADMIN"), ("CAP_PERFMON", "CAP_SYS_ADMIN")] {
+        let rest = without(&all, &[missing, stand_in]);
+        let said = refused(missing, &rest, Process::start("xctl", workers::by_nobody(&rest, &command(&trace)?)?)?)?;
+        doctor::agrees_with_refusal(workers::by_nobody(&rest, &command(&report)?)?, "capabilities", &said)?;
+    }
+    let rest = without(&all, &["CAP_IPC_LOCK", "CAP_SYS_RESOURCE"]);
+    refused("CAP_IPC_LOCK", &rest, Process::start("xctl", memlock(kib, &rest, &pages)?)?)?;
+    let mut with = Process::start("xctl", memlock(kib, &without(&all, &["CAP_SYS_RESOURCE"]), &pages)?)?;
+    with.rest()?;
+    with.succeed()?;
+    if counts {
+        let rest = without(&all, &["CAP_SYS_RESOURCE"]);
+        let said = refused("CAP_SYS_RESOURCE", &rest, Process::start("xctl", memlock(64, &rest, &trace)?)?)?;
+        doctor::agrees_with_refusal(memlock(64, &rest, &report)?, "trace", &said)?;
+    }
+    let both = [&all[..], &["CAP_SETUID", "CAP_SETGID"]].concat();
+    let user = ["trace", "--json", "--duration", "0.1", "--user", OTHER];
+    for missing in ["CAP_SETUID", "CAP_SETGID"] {
+        let rest = without(&both, &[missing]);
+        let mut xctl = Process::start("xctl", workers::by_nobody(&rest, &command(&user)?)?)?;
+        xctl.rest()?;
+        let (status, said) = (xctl.wait()?, xctl.errors());
+        let right = said.contains(&format!("cannot become user {OTHER}: it needs")) && said.contains(missing);
+        ensure!(status.code() == Some(CANNOT_RUN_HERE) && right, "without {missing}: {status}, {said:?}");
+        doctor::says(workers::by_nobody(&rest, &command(&report)?)?, &[(missing, false, &["--user"])])?;
+    }
+    let mut with = Process::start("xctl", workers::by_nobody(&both, &command(&user)?)?)?;
+    with.rest()?;
+    with.succeed()?;
+    Ok(Verdict::Passed(format!("{seen} that are only missed, and those that are needed")))
+}
+
+/// It refuses, names that capability, and none of those that it has.
+fn refused(missing: &str, held: &[&str], process: Process) -> Result<String> {
+    let said = refusal(process, CANNOT_RUN_HERE)?;
+    ensure!(said.contains(missing), "it does not name {missing}: {said:?}");
+    ensure!(!held.iter().any(|name| said.contains(name)), "it names what is there: {said:?}");
+    Ok(said)
+}
+
+/// The same for what `--record` takes: to have the file renamed by another user, and to know addresses.
+pub fn of_record(_set: Set, _family: Family) -> Outcome {
+    let _paranoid = Paranoid::at_most_2()?;
+    let folder = folder();
+    fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let outcome = record(&folder);
+    fs::remove_dir_all(&folder)?;
+    outcome
+}
+
+fn record(folder: &std::path::Path) -> Outcome {
+    const TAKEN: [&str; 5] = ["CAP_SETUID", "CAP_SETGID", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SYSLOG"];
+    let all = [&all()?[..], &TAKEN].concat();
+    let file = folder.join("record.json");
+    let path = file.to_str().context("not UTF-8")?;
+    let args = ["trace", "--json", "--duration", "0.1", "--record", path, "--user", OTHER];
+    let run = |capabilities: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut xctl = Process::start("xctl", workers::by_nobody(capabilities, &command(&args)?)?)?;
+        xctl.rest()?;
+        Ok((xctl.wait()?.code(), xctl.errors()))
+    };
+    for (missing, owner, mode) in [("CAP_DAC_OVERRIDE", NOBODY, 0o700), ("CAP_FOWNER", 0, 0o1777)] {
+        chown(folder, Some(owner), Some(owner))?;
+        fs::set_permissions(folder, Permissions::from_mode(mode))?;
+        let (code, said) = run(&all)?;
+        ensure!(code == Some(0) && file.exists(), "with {all:?} it ended with {code:?} and said {said:?}");
+        fs::remove_file(&file)?;
+        let rest = without(&all, &[missing]);
+        let (code, said) = run(&rest)?;
+        ensure!(code == Some(1) && !file.exists(), "without {missing} it ended with {code:?} and said {said:?}");
+        let words = format!("cannot write the record {path}: ");
+        ensure!(said.contains(&words) && said.contains(missing), "it does not name {missing}: {said:?}");
+        let report = workers::by_nobody(&rest, &command(&["doctor", "--json"])?)?;
+        doctor::says(report, &[(missing, false, &["to give the record its final name"])])?;
+        fs::remove_file(folder.join("record.json.partial")).context("what it could not rename")?;
+    }
+    let level = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
+    if level("kptr_restrict").trim() != "2" && level("perf_event_paranoid").trim().parse::<i32>()? > 1 {
+        for (capabilities, known) in [(all.clone(), true), (without(&all, &["CAP_SYSLOG"]), false)] {
+            let (code, said) = run(&capabilities)?;
+            ensure!(code == Some(0), "with {capabilities:?} it ended with {code:?} and said {said:?}");
+            let record: Value = serde_json::from_slice(&fs::read(&file)?)?;
+            let hooks = record["hooks"].as_array().context("no hooks")?;
+            let shown = hooks.iter().any(|hook| !hook["address"].is_null());
+            ensure!(record["proven"] == true && shown == known, "with {capabilities:?}: {hooks:?}");
+            let report = workers::by_nobody(&capabilities, &command(&["doctor", "--json"])?)?;
+            doctor::says(report, &[("CAP_SYSLOG", known, &["addresses of hooks (--record)"])])?;
+        }
+    }
+    Ok(Verdict::Passed("names what renaming takes; addresses by CAP_SYSLOG".into()))
+}
