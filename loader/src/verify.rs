@@ -173,11 +173,25 @@ pub struct Report {
 }
 
 impl Report {
-    /// False: something differs. None: there was nothing that could be compared.
+    /// False: something differs. None: there was nothing that could be compared, or what could not be might differ.
     #[must_use]
     pub fn verified(&self) -> Option<bool> {
         let some = |verdict| self.records.iter().any(|record| record.verdict == verdict);
-        if some(Verdict::Differs) { Some(false) } else { some(Verdict::Equal).then_some(true) }
+        if some(Verdict::Differs) {
+            return Some(false);
+        }
+        (some(Verdict::Equal) && self.uncompared() == 0).then_some(true)
+    }
+
+    /// How many network namespaces could not be read, or are gone with what was counted there.
+    #[must_use]
+    pub fn uncompared(&self) -> usize {
+        let uncompared = |record: &Record| match record.verdict {
+            Verdict::Unreadable => true,
+            Verdict::Gone => record.xctl > 0,
+            Verdict::Equal | Verdict::Differs => false,
+        };
+        self.records.chunk_by(|one, next| one.netns == next.netns).filter(|of| of.iter().any(uncompared)).count()
     }
 
     /// One line about what differs; none if nothing does.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use serde::{Serialize, Serializer};
 
-use crate::events::{KINDS, Kind, Owner, ProcessKey, Retransmit, Totals, comm};
+use crate::events::{How, KINDS, Kind, Owner, ProcessKey, Retransmit, Totals, comm};
 use crate::verify::Report;
 
 /// What did not reach the user, by reason.
@@ -46,7 +46,9 @@ impl Lost {
 pub struct Process {
     /// None: unknown, or the kernel.
     pub pid: Option<u32>,
-    /// Its name when it first retransmitted.
+    /// It is none: these are sockets of the kernel's own.
+    pub kernel: bool,
+    /// Its name, the last that it had in an event.
     pub comm: Option<String>,
     /// Retransmitted segments.
     pub segs: u64,
@@ -118,6 +120,7 @@ impl Summary {
             }
             summary.processes.push(Process {
                 pid: is_process.then_some(key.tgid),
+                kernel: key.nobody == How::Kernel as u32 + 1,
                 comm: is_process.then(|| comm(&totals.comm)),
                 segs,
                 bytes: totals.bytes,
@@ -133,7 +136,6 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::events::How;
 
     fn event(tgid: u32, segs: u32, err: i32) -> Retransmit {
         let how = if tgid == 0 { How::Unknown } else { How::Send };
@@ -154,6 +156,9 @@ mod tests {
         assert_eq!(summary.kinds[Kind::Fast as usize], 9);
         let pids: Vec<_> = summary.processes.iter().map(|process| (process.pid, process.segs)).collect();
         assert_eq!(pids, [(Some(2), 5), (Some(1), 3), (None, 1)]);
-        assert_eq!(summary.processes[2].comm, None);
+        assert_eq!((&summary.processes[2].comm, summary.processes[2].kernel), (&None, false));
+        let own = Retransmit { owner: Owner { how: How::Kernel as u8, ..Owner::default() }, ..event(0, 1, 0) };
+        let by_process = ByProcess::from([(key_of(&own.owner), Totals { retransmits: 1, ..Totals::default() })]);
+        assert!(Summary::new(&by_process, Lost::default()).processes[0].kernel);
     }
 }

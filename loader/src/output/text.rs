@@ -87,7 +87,10 @@ fn verified(out: &mut impl Write, report: &Report) -> io::Result<()> {
     match report.verified() {
         Some(true) => writeln!(out, "verified against the kernel's counters"),
         Some(false) => writeln!(out, "NOT verified: it differs from the kernel's counters"),
-        None => writeln!(out, "not verified: nothing could be compared"),
+        None if report.uncompared() == 0 => writeln!(out, "not verified: nothing could be compared"),
+        None => {
+            writeln!(out, "not verified: what {} network namespaces had could not be compared", report.uncompared())
+        }
     }
 }
 
@@ -163,8 +166,10 @@ impl<W: Write> Output for Text<W> {
             writeln!(out, "\n{:>8} {:>12} {:>11} {:>7}  COMM", "SEGS", "BYTES", "RETRANSMITS", "PID")?;
         }
         for process in processes.iter().take(WORST) {
-            let pid = process.pid.map_or_else(|| "?".into(), |pid| pid.to_string());
-            let comm = process.comm.as_deref().map_or_else(|| "unknown".into(), printable);
+            let nobody = if process.kernel { "-" } else { "?" };
+            let pid = process.pid.map_or_else(|| nobody.into(), |pid| pid.to_string());
+            let nobody = if process.kernel { How::Kernel } else { How::Unknown };
+            let comm = process.comm.as_deref().map_or_else(|| nobody.name().into(), printable);
             writeln!(out, "{:>8} {:>12} {:>11} {:>7}  {comm}", process.segs, process.bytes, process.retransmits, pid)?;
         }
         if processes.len() > WORST {

@@ -197,6 +197,14 @@ fn a_namespace_that_is_gone_fails_nothing() {
     let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut none);
     assert_eq!((of(&report, Check::Fast).verdict, of(&report, Check::Fast).xctl), (Verdict::Gone, 6));
     assert_eq!((report.verified(), report.difference()), (None, None));
+    // Where nothing was counted, nothing is missing; what else is equal does not make up for the rest.
+    let equal = run(&mut script(&[theirs(3)], &[ours(3)]), &mut script(&[theirs(20)], &[ours(20)])).records;
+    let with = |xctl| {
+        let gone = Record { netns: 1, xctl, verdict: Verdict::Gone, ..equal[0].clone() };
+        Report { records: [vec![gone], equal.clone()].concat() }
+    };
+    assert_eq!((with(0).verified(), with(0).uncompared()), (Some(true), 0));
+    assert_eq!((with(6).verified(), with(6).uncompared()), (None, 1));
     // Its number now names another one.
     let young = Counters { fast: 501, retrans_segs: 1001, retrans_fail: 10, life: [7, 7, 7, 6], ..Counters::default() };
     let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut script(&[young], &[ours(1)]));
