@@ -137,7 +137,11 @@ fn trace_options() -> Vec<Arg> {
         option("pid", "PID", "Only this process").value_parser(value_parser!(u32).range(1..)),
         option("comm", "NAME", "Only processes of this name").value_parser(comm),
         option("port", "PORT", "Only this port, local or remote").value_parser(value_parser!(u16).range(1..)),
-        option("netns", "INUM|PATH", "Only this network namespace: its inode number, or a file that stands for it"),
+        option(
+            "netns",
+            "INUM|PATH",
+            "Only this network namespace: its inode number, a file that stands for it, or its name for ip netns",
+        ),
         option("cgroup", "PATH", "Only sockets of processes in this cgroup (v2) or below")
             .value_parser(value_parser!(PathBuf)),
         Arg::new("4").short('4').action(ArgAction::SetTrue).help("Only IPv4").conflicts_with("6"),

@@ -75,6 +75,10 @@ fn whole(args: &Args) -> Result<(PathBuf, Btf)> {
 /// Nothing is written unless every question has the answer that it has with the whole.
 fn write_min(args: &Args, to: &Path, out: &mut dyn Write) -> Result<()> {
     let (path, btf) = whole(args)?;
+    if to.canonicalize().ok().is_some_and(|to| path.canonicalize().is_ok_and(|path| path == to)) {
+        let why = format!("{} would be replaced by a part of itself: --min names the file to write", to.display());
+        return Err(anyhow!(why).context(Exit::Usage));
+    }
     let (object, shown) = super::object(args.object.as_deref())?;
     let cut = cut(&object, &btf, &tracer::ASKED).map_err(|error| {
         let what = format!("{shown}, with the types of {}", path.display());

@@ -138,17 +138,22 @@ pub fn tcp_sockets() -> Result<u32> {
         .ok_or_else(|| anyhow!("{SOCKSTAT} does not tell how many TCP sockets are allocated"))
 }
 
-/// The inode number that names a network namespace, from itself or from a file that stands for it
-/// (`/proc/PID/ns/net`, `/run/netns/NAME`).
+/// The inode number that names a network namespace, from itself, from a file that stands for it (`/proc/PID/ns/net`), or from
+/// the name that `ip netns` knows it by.
 ///
 /// # Errors
-/// If it is neither.
+/// If it is none of these.
 pub fn netns_inode(text: &str) -> Result<u32> {
-    if let Ok(inode) = text.parse() {
-        return Ok(inode);
+    const NAMED: &str = "/run/netns";
+    match text.parse() {
+        Ok(0) => bail!("no network namespace has the inode number 0"),
+        Ok(inode) => return Ok(inode),
+        Err(_) => {}
     }
-    let opened = super::netns::open(Path::new(text));
-    let (_, inode) = opened.with_context(|| format!("cannot find network namespace {text}"))?;
+    let folder = Path::new(if text.contains('/') { "" } else { NAMED });
+    let (_, inode) = super::netns::open(&folder.join(text)).with_context(|| {
+        format!("cannot find network namespace {text}: give its inode number, its name in {NAMED}, or a path such as /proc/PID/ns/net")
+    })?;
     Ok(inode)
 }
 
@@ -281,7 +286,7 @@ mod tests {
         let inode = fs::metadata("/proc/self/ns/net").unwrap().ino();
         assert_eq!(u64::from(netns_inode("/proc/self/ns/net").unwrap()), inode);
         assert_eq!(netns_inode("4026531840").unwrap(), 4_026_531_840);
-        for wrong in ["/nonexistent", "/proc/self/ns/mnt", "/dev/null"] {
+        for wrong in ["/nonexistent", "/proc/self/ns/mnt", "/dev/null", "0", "", "no-such-name"] {
             assert!(netns_inode(wrong).is_err(), "{wrong}");
         }
     }
