@@ -1,4 +1,4 @@
-//! Waiting: for records, for SIGINT and SIGTERM, for the reader of our output to go away, and for a time to pass. Safe
+//! Waiting: for records, for SIGINT, SIGTERM and SIGHUP, for the reader of our output to go away, and for a time to pass. Safe
 //! code over nix.
 
 use std::fs::{File, OpenOptions};
@@ -23,7 +23,7 @@ pub enum Woken {
     Records,
     /// The time has passed.
     Timeout,
-    /// SIGINT or SIGTERM asked to end.
+    /// SIGINT, SIGTERM or SIGHUP asked to end.
     Signal,
     /// Nobody reads our standard output any more.
     OutputClosed,
@@ -36,7 +36,7 @@ const SIGNAL: u64 = 1;
 const OUTPUT: u64 = 2;
 const CPUS: u64 = 3;
 
-/// Everything that can end a wait. SIGINT and SIGTERM are blocked as long as it lives, and read from here instead.
+/// Everything that can end a wait. SIGINT, SIGTERM and SIGHUP are blocked as long as it lives, and read from here instead.
 pub struct Waiter {
     all: Epoll,
     /// The same without the rings, for a pause that records do not cut short.
@@ -60,10 +60,11 @@ fn again(fd: impl IsTerminal + AsRawFd) -> Option<File> {
     OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).ok()
 }
 
-fn both_signals() -> SigSet {
+fn ending_signals() -> SigSet {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGHUP);
     signals
 }
 
@@ -74,19 +75,19 @@ impl Drop for Waiter {
         while let Ok(Some(_)) = self.signals.read_signal() {
             taken = true;
         }
-        let _ = both_signals().thread_unblock();
+        let _ = ending_signals().thread_unblock();
         SIGNALS_HELD.store(taken, Ordering::Relaxed);
     }
 }
 
 impl Waiter {
-    /// Block the two signals and begin to watch.
+    /// Block the signals that end a run and begin to watch.
     ///
     /// # Errors
     /// If the kernel has no descriptor left for us.
     pub fn new() -> Result<Self> {
-        let signals = both_signals();
-        signals.thread_block().context("cannot block SIGINT and SIGTERM")?;
+        let signals = ending_signals();
+        signals.thread_block().context("cannot block SIGINT, SIGTERM and SIGHUP")?;
         SIGNALS_HELD.store(true, Ordering::Relaxed);
         let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot open a signalfd")?;

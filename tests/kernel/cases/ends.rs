@@ -16,7 +16,7 @@ use crate::{Family, Outcome, Verdict};
 
 pub fn signals(set: Set, _family: Family) -> Outcome {
     let mut objects = 0;
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGKILL] {
         let before = bpf_objects()?;
         let mut xctl = Xctl::start(set, &[])?;
         let during: Vec<_> = bpf_objects()?.difference(&before).cloned().collect();
