@@ -499,7 +499,7 @@ pub fn altered(_set: Set, _family: Family) -> Outcome {
     let mut victim = None;
     let meddle = |call: &Call, memory: &File| -> Result<()> {
         if call.arguments[0] == BPF_PROG_LOAD && !call.returned && call.text(48).starts_with("tp_retransmit") {
-            victim = Some((call.text(48), alter(call, memory, RETURN_0, 4, 1)?));
+            victim = Some((call.text(48), alter(call, memory, returns_0(&call.insns)?, 4, 1)?));
         }
         Ok(())
     };
@@ -551,7 +551,7 @@ pub fn altered_translation(_set: Set, _family: Family) -> Outcome {
         let address = u64::from(number(32)) | u64::from(number(36)) << 32;
         if info.len() > 200 && address != 0 {
             let insns = tracee::read(memory, address, number(20) as usize)?;
-            let at = insns.chunks_exact(8).rposition(|insn| insn == RETURN_0).context("it has no such instruction")?;
+            let at = returns_0(&insns)?;
             memory.write_all_at(&[1], address + at as u64 * 8 + 4).context("altering its memory")?;
             altered += 1;
         }
@@ -571,9 +571,14 @@ pub fn altered_translation(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{}", unproven[0]["why"])))
 }
 
-/// Alters a byte of the last such instruction in the memory of who asks the kernel to load it. Which that is.
-fn alter(call: &Call, memory: &File, insn: [u8; 8], byte: u64, value: u8) -> Result<usize> {
-    let at = call.insns.chunks_exact(8).rposition(|other| other == insn).context("it has no such instruction")?;
+/// Where a program sets what it returns, before the functions that it calls, to which that would mean something.
+fn returns_0(insns: &[u8]) -> Result<usize> {
+    let ends = [RETURN_0, EXIT].concat();
+    (0..insns.len() / 8).find(|at| insns[at * 8..].starts_with(&ends)).context("it does not end so")
+}
+
+/// Alters a byte of that instruction in the memory of who asks the kernel to load it. Which that is.
+fn alter(call: &Call, memory: &File, at: usize, byte: u64, value: u8) -> Result<usize> {
     memory.write_all_at(&[value], call.long(8) + at as u64 * 8 + byte).context("altering its memory")?;
     Ok(at)
 }
@@ -590,7 +595,7 @@ pub fn failed(_set: Set, _family: Family) -> Outcome {
             && call.text(48).starts_with("tp_retransmit")
             && call.insns.ends_with(&EXIT)
         {
-            true => alter(call, memory, EXIT, 0, 0xff).map(drop),
+            true => alter(call, memory, returns_0(&call.insns)? + 1, 0, 0xff).map(drop),
             false => Ok(()),
         }
     };
