@@ -21,7 +21,7 @@ pub struct Call {
     /// As the kernel returned it, if it has: a negative errno is a failure.
     pub result: i64,
     pub returned: bool,
-    /// bpf(2): its attributes before the call.
+    /// bpf(2), perf_event_open(2): its attributes before the call.
     pub attributes: Vec<u8>,
     /// BPF_PROG_LOAD: the program.
     pub insns: Vec<u8>,
@@ -103,8 +103,8 @@ pub fn read(memory: &File, at: u64, length: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Runs a command to its end. At each bpf(2) call, before the kernel sees it and when it has returned, `meddle` may alter its
-/// memory.
+/// Runs a command to its end. At each bpf(2) call, before the kernel sees it and when it has returned, and at each
+/// perf_event_open(2) before, `meddle` may alter its memory.
 pub fn watch(
     what: &str,
     command: &Command,
@@ -179,6 +179,15 @@ fn enter(pid: Pid, meddle: &mut impl FnMut(&Call, &File) -> Result<()>) -> Resul
         if arguments[0] == BPF_PROG_LOAD {
             call.insns = read(&memory, call.long(8), call.word(4) as usize * 8)?;
         }
+        meddle(&call, &memory)?;
+    }
+    if name == "perf_event_open" {
+        const SIZE: u64 = 4;
+        let memory = memory_of(pid)?;
+        let size = read(&memory, arguments[0] + SIZE, 4)?;
+        let size = u32::from_ne_bytes(size.try_into().unwrap_or_default());
+        ensure!(size <= 4096, "{size} bytes of attributes");
+        call.attributes = read(&memory, arguments[0], size as usize)?;
         meddle(&call, &memory)?;
     }
     Ok(Some(call))

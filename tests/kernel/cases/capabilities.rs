@@ -188,6 +188,8 @@ pub fn each(_set: Set, _family: Family) -> Outcome {
             let named = |name: &&str| said.contains(*name);
             let right = if expected == EVERYTHING { !said.contains("CAP_") } else { said.contains(missing) };
             ensure!(right && !rest.iter().any(named), "without {missing} it says {said:?}");
+            let unseen = |line: &str| line.contains("the open files of ") && line.contains(missing);
+            ensure!(seen.seeded || said.lines().any(unseen), "without {missing} it says nothing of files: {said:?}");
             if !words.is_empty() {
                 doctor::says(workers::by_nobody(&rest, &command(&["doctor", "--json"])?)?, &[(missing, false, words)])?;
             }

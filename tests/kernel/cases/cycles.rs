@@ -6,14 +6,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
-use super::ends::{bpf_objects, held};
+use super::ends::{bpf_objects, held, kprobes};
 use crate::host::{Set, is_full, is_guest};
 use crate::link::Link;
 use crate::process::{Process, now, poll};
-use crate::tracefs::with_private_mounts;
 use crate::workers::{Plan, Receiver, Sender};
 use crate::xctl::{Xctl, command};
 use crate::{Family, Outcome, Verdict};
@@ -43,7 +41,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
 
     let folder = Folder::new()?;
     let before = bpf_objects()?;
-    let probes = probes()?;
+    let probes = kprobes("list")?;
     // what these numbers do by themselves, under this load
     let mut quiet = Range::of(kernel_memory()?);
     let began = Instant::now();
@@ -67,7 +65,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     ensure!(poll(Duration::from_secs(10), || Ok(left()?.is_empty()))?, "left in the kernel: {:?}", left()?);
     let files: Vec<_> = std::fs::read_dir(&folder.0)?.flatten().map(|file| file.file_name()).collect();
     ensure!(files.is_empty(), "files left over: {files:?}");
-    let more = || -> Result<BTreeSet<_>> { Ok(self::probes()?.difference(&probes).cloned().collect()) };
+    let more = || -> Result<BTreeSet<_>> { Ok(kprobes("list")?.difference(&probes).cloned().collect()) };
     // on other hosts others have probes, too
     ensure!(!is_guest() || more()?.is_empty(), "probes left over: {:?}", more()?);
     let allowed = quiet.width() + 1024;
@@ -157,15 +155,4 @@ impl Range {
     fn width(&self) -> u64 {
         self.high - self.low
     }
-}
-
-/// The functions that have a kprobe, as the kernel lists them; none where it has no kprobes.
-fn probes() -> Result<BTreeSet<String>> {
-    const DEBUG: &str = "/sys/kernel/debug";
-    with_private_mounts(|| {
-        mount(Some("none"), DEBUG, Some("debugfs"), MsFlags::empty(), None::<&str>).context("mounting debugfs")?;
-        // address, kind, function+offset
-        let list = std::fs::read_to_string(format!("{DEBUG}/kprobes/list")).unwrap_or_default();
-        Ok(list.lines().filter_map(|line| line.split_whitespace().nth(2).map(str::to_owned)).collect())
-    })
 }

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
-use crate::host::{Set, tool};
+use crate::host::{Set, is_guest, tool};
 use crate::link::Link;
-use crate::process::poll;
+use crate::process::{PATIENCE, poll};
+use crate::tracefs::with_private_mounts;
 use crate::workers::{Plan, Receiver, Sender, send_all};
 use crate::xctl::Xctl;
 use crate::{Family, Outcome, Verdict};
@@ -43,15 +45,15 @@ pub fn signals(set: Set, _family: Family) -> Outcome {
 
 /// Programs, maps and links in the kernel, as `prog_id 17`.
 pub fn bpf_objects() -> Result<BTreeSet<String>> {
-    let mut objects = BTreeSet::new();
-    for kind in ["prog", "map", "link"] {
-        let output = tool("bpftool").args(["-j", kind, "show"]).output().context("starting bpftool")?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        let list: Vec<serde_json::Value> =
-            serde_json::from_str(&said).with_context(|| format!("bpftool said {said}"))?;
-        objects.extend(list.iter().map(|object| format!("{kind}_id {}", object["id"])));
-    }
-    Ok(objects)
+    Ok([numbered("prog")?, numbered("map")?, numbered("link")?].concat().into_iter().collect())
+}
+
+/// Those of one kind.
+fn numbered(kind: &str) -> Result<Vec<String>> {
+    let output = tool("bpftool").args(["-j", kind, "show"]).output().context("starting bpftool")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let list: Vec<serde_json::Value> = serde_json::from_str(&said).with_context(|| format!("bpftool said {said}"))?;
+    Ok(list.iter().map(|object| format!("{kind}_id {}", object["id"])).collect())
 }
 
 /// Those that living processes hold by a file descriptor.
@@ -67,6 +69,44 @@ pub fn held() -> Result<BTreeSet<String>> {
         }
     }
     Ok(held)
+}
+
+/// The functions that one of debugfs's lists of kprobes names: `list`, those that have one; `blacklist`, those that may not.
+/// None where the kernel has no kprobes.
+pub fn kprobes(list: &str) -> Result<BTreeSet<String>> {
+    const DEBUG: &str = "/sys/kernel/debug";
+    // address, kind, function+offset; range, function
+    let field = if list == "list" { 2 } else { 1 };
+    with_private_mounts(|| {
+        mount(Some("none"), DEBUG, Some("debugfs"), MsFlags::empty(), None::<&str>).context("mounting debugfs")?;
+        let text = std::fs::read_to_string(format!("{DEBUG}/kprobes/{list}")).unwrap_or_default();
+        Ok(text.lines().filter_map(|line| line.split_whitespace().nth(field).map(str::to_owned)).collect())
+    })
+}
+
+/// What there is of what xctl makes: in the kernel, and where temporary files are.
+fn everything() -> Result<BTreeSet<String>> {
+    let mut all = bpf_objects()?;
+    // others make these too, where there are others
+    if is_guest() {
+        all.extend(kprobes("list")?);
+        all.extend(numbered("btf")?);
+        let files = std::fs::read_dir(std::env::temp_dir()).context("listing temporary files")?;
+        all.extend(files.flatten().map(|file| file.path().display().to_string()));
+    }
+    Ok(all)
+}
+
+/// Of what this is about nothing is left: no program, map or link, no probe, no types, no file.
+pub fn leaves_nothing(case: impl FnOnce() -> Outcome) -> Outcome {
+    let before = everything()?;
+    let verdict = case()?;
+    let left = || -> Result<BTreeSet<_>> {
+        let others = held()?;
+        Ok(everything()?.into_iter().filter(|one| !before.contains(one) && !others.contains(one)).collect())
+    };
+    ensure!(poll(PATIENCE, || Ok(left()?.is_empty()))?, "left behind: {:?}", left()?);
+    Ok(verdict)
 }
 
 pub fn closed_pipe(set: Set, family: Family) -> Outcome {

@@ -49,11 +49,21 @@ const AUTO: &[Set] = &[Set::Auto];
 const EVERY_KIND: &[Set] = &[Set::Auto, Set::Fentry];
 
 macro_rules! case {
-    ($name:literal, $sets:expr, $families:expr, $run:path) => {
+    ($name:literal, $sets:expr, $families:expr, $run:expr) => {
         case!($name, $sets, $families, $run, Kernel)
     };
-    ($name:literal, $sets:expr, $families:expr, $run:path, $about:ident) => {
+    ($name:literal, $sets:expr, $families:expr, $run:expr, $about:ident) => {
         Case { name: $name, sets: $sets, families: $families, run: $run, about: About::$about }
+    };
+}
+
+/// A case of what must be refused, and leaves nothing.
+macro_rules! refused {
+    ($name:literal, $sets:expr, $families:expr, $run:path $(, $about:ident)?) => {
+        case!($name, $sets, $families, refused!($run) $(, $about)?)
+    };
+    ($run:path) => {
+        |set, family| ends::leaves_nothing(|| $run(set, family))
     };
 }
 
@@ -151,21 +161,21 @@ pub const ALL: &[Case] = &[
     case!("closed_descriptors",   AUTO,     V4,   hosts::closed_descriptors, Host),
     case!("clock_set",            AUTO,     V4,   hosts::clock_set, Host),
     case!("cycles",               AUTO,     V4,   cycles::run, Host),
-    case!("no_privilege",         AUTO,     V4,   refusals::no_privilege, Host),
-    case!("no_capability",        AUTO,     V4,   refusals::one_capability, Host),
-    case!("no_memlock",           AUTO,     V4,   refusals::no_memlock),
-    case!("no_btf",               AUTO,     V4,   refusals::no_btf),
-    case!("cut_btf",              EVERY_KIND,   V4,   without_btf::cut_down),
+    refused!("no_privilege",      AUTO,     V4,   refusals::no_privilege, Host),
+    refused!("no_capability",     AUTO,     V4,   refusals::one_capability, Host),
+    refused!("no_memlock",        AUTO,     V4,   refusals::no_memlock),
+    refused!("no_btf",            AUTO,     V4,   refusals::no_btf),
+    refused!("cut_btf",           EVERY_KIND,   V4,   without_btf::cut_down),
     case!("kernel_image",         EVERY_KIND,   V4,   without_btf::image, Host),
-    case!("no_kprobes",           AUTO,     V4,   refusals::no_kprobes),
-    case!("no_hooks",             AUTO,     V4,   refusals::no_hooks),
-    case!("not_attached",         AUTO,     V4,   refusals::not_attached),
-    case!("no_files",             AUTO,     V4,   refusals::no_files, Host),
-    case!("no_mounts",            AUTO,     V4,   refusals::no_mounts, Host),
-    case!("no_symbol",            AUTO,     V4,   refusals::no_symbol, Host),
-    case!("no_ring_memory",       AUTO,     V4,   refusals::no_ring_memory, Host),
-    case!("no_user_namespace",    AUTO,     V4,   refusals::user_namespace, Host),
-    case!("paranoid",             AUTO,     V4,   refusals::paranoid, Host),
+    refused!("no_kprobes",        AUTO,     V4,   refusals::no_kprobes),
+    refused!("no_hooks",          AUTO,     V4,   refusals::no_hooks),
+    refused!("not_attached",      AUTO,     V4,   refusals::not_attached),
+    refused!("no_files",          AUTO,     V4,   refusals::no_files, Host),
+    refused!("no_mounts",         AUTO,     V4,   refusals::no_mounts, Host),
+    refused!("no_symbol",         AUTO,     V4,   refusals::no_symbol, Host),
+    refused!("no_ring_memory",    AUTO,     V4,   refusals::no_ring_memory, Host),
+    refused!("no_user_namespace", AUTO,     V4,   refusals::user_namespace, Host),
+    refused!("paranoid",          AUTO,     V4,   refusals::paranoid, Host),
     // the last: nothing undoes it
-    case!("lockdown",             AUTO,     V4,   refusals::lockdown, Host),
+    refused!("lockdown",          AUTO,     V4,   refusals::lockdown, Host),
 ];
