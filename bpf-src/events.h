@@ -140,7 +140,7 @@ enum lost {
 	LOST_MAP_FULL,		/* SOCKET_TO_PID had no room for a socket */
 	LOST_IN_FLIGHT,		/* kprobe set: a return without its entry or an entry without its return, or no room for one */
 	LOST_READ,		/* a read of kernel memory failed: nothing was emitted */
-	LOST_UNKNOWN,		/* an event without an owner: emitted, but incomplete */
+	LOST_UNKNOWN,		/* an event without an owner: incomplete, or not emitted where one owner's are asked for */
 	LOST_TOTALS,		/* a process or namespace that no totals had room for */
 	STOOD_IN,		/* no loss: the kernel skipped a program, and its second did the work */
 	STATE_STOOD_IN,		/* the same, for the programs on inet_sock_set_state */

@@ -50,14 +50,17 @@ static __always_inline void fill_header(struct event_header *header, enum event_
 	header->cpu = bpf_get_smp_processor_id();
 }
 
-static __always_inline bool wanted(const struct flow *flow, const struct owner *owner)
+static __always_inline bool wanted_flow(const struct flow *flow)
 {
 	if (settings.netns && flow->netns != settings.netns)
 		return false;
 	if (settings.port && flow->sport != settings.port && flow->dport != settings.port)
 		return false;
-	if (settings.family && flow_is_ipv4(flow) != (settings.family == 4))
-		return false;
+	return !settings.family || flow_is_ipv4(flow) == (settings.family == 4);
+}
+
+static __always_inline bool wanted_owner(const struct owner *owner)
+{
 	if (settings.tgid && owner->tgid != settings.tgid)
 		return false;
 	if (settings.cgroup && !owner->in_cgroup)
@@ -65,6 +68,16 @@ static __always_inline bool wanted(const struct flow *flow, const struct owner *
 	if (settings.comm[0] && !same_name(settings.comm, owner->comm))
 		return false;
 	return true;
+}
+
+/* An event whose owner is not known may be anyone's: it is counted also where only one owner's are asked for. */
+static __always_inline bool wanted(const struct flow *flow, const struct owner *owner)
+{
+	if (!wanted_flow(flow))
+		return false;
+	if (owner->how == HOW_UNKNOWN)
+		count_lost(LOST_UNKNOWN);
+	return wanted_owner(owner);
 }
 
 static __always_inline bool wanted_kind(__u8 kind)
@@ -118,8 +131,6 @@ static __always_inline void emit_retransmit(void *ctx, struct retransmit_event *
 	if (!settings.retransmits || !wanted_kind(event->kind) || !wanted(&event->flow, &event->owner))
 		return;
 	count_for_process(event);
-	if (event->owner.how == HOW_UNKNOWN)
-		count_lost(LOST_UNKNOWN);
 	fill_header(&event->header, EVENT_RETRANSMIT);
 	event->current_tgid = bpf_get_current_pid_tgid() >> 32;
 	bpf_get_current_comm(event->current_comm, sizeof(event->current_comm));
@@ -190,8 +201,6 @@ static __always_inline void sent(void *ctx, const struct sock *sk, __u64 bytes)
 		describe(&event.owner, (void *)bpf_get_current_task(), sk, HOW_SEND);
 	if (!wanted(&event.flow, &event.owner))
 		return;
-	if (event.owner.how == HOW_UNKNOWN)
-		count_lost(LOST_UNKNOWN);
 	event.bytes = bytes;
 	fill_header(&event.header, EVENT_SEND);
 	emit(ctx, &event, sizeof(event));

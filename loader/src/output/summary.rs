@@ -18,7 +18,7 @@ pub struct Lost {
     pub output: u64,
     /// Sockets that SOCKET_TO_PID had no room for.
     pub map_full: u64,
-    /// Events without an owner.
+    /// Events without an owner, printed or, where one owner's are asked for, not.
     pub unknown: u64,
     /// Processes and network namespaces that the totals had no room for: with it, the summary is a lower bound.
     pub totals: u64,

@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
+use crate::counters::{Counters, unacknowledged, wait_until_grown};
 use crate::host::Set;
 use crate::link::Link;
-use crate::workers::{NOBODY, Plan, Receiver, Sender, send_all};
-use crate::xctl::{Kind, Retransmit, Trace, Xctl};
+use crate::process::{PATIENCE, poll};
+use crate::workers::{NOBODY, Plan, Puppet, Receiver, Sender, send_all};
+use crate::xctl::{Kind, Owner, Retransmit, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 pub fn run(set: Set, _family: Family) -> Outcome {
@@ -91,6 +93,47 @@ pub fn cgroup(set: Set, family: Family) -> Outcome {
     let threads = truths.iter().map(|truth| truth.sent[0].tid.cast_unsigned() == truth.who.pid);
     ensure!(threads.eq([false, true]), "not a second thread and a main one: {truths:?}");
     same_as(&link, &watched, filtered)
+}
+
+/// An event of unknown owner may be of the one who is asked for: it is counted, though not printed.
+pub fn unknown(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    // there is room for one, and it is taken
+    let early = Puppet::new(&link.a, "early", receiver.at)?;
+    let start = |more: &[&str]| {
+        let netns = link.a.path().display().to_string();
+        Xctl::start(set, &[&["--max-sockets", "1", "--netns", &netns], more].concat())
+    };
+    let (pid, port) = (early.truth.who.pid.to_string(), receiver.at.port());
+    let (here, elsewhere) = (port.to_string(), (port - 1).to_string());
+    let all = start(&[])?;
+    let counted = [start(&["--pid", &pid])?, start(&["--comm", "early", "--port", &here])?];
+    let uncounted = [start(&["--pid", &pid, "--port", &elsewhere])?, start(&["--pid", &pid, "--kind", "fast"])?];
+    let mut late = Puppet::new(&link.a, "late", receiver.at)?;
+    let before = Counters::of(&link.a)?;
+    link.lose(100)?;
+    late.send()?;
+    wait_until_grown(&link.a, &before, "RetransSegs", 3)?;
+    link.lose(0)?;
+    ensure!(poll(PATIENCE, || Ok(unacknowledged(&link.a)?.is_empty()))?, "not acknowledged");
+    let all = all.stop(Signal::SIGINT)?;
+    let flow = late.truth.flow()?;
+    let unknown = all.retransmits.iter().filter(|record| record.at.owner == Owner::Unknown);
+    ensure!(unknown.clone().all(|record| record.at.flow() == flow), "not of {flow:?}: {:?}", all.retransmits);
+    let unknown = unknown.count() as u64;
+    ensure!(unknown >= 3, "only {unknown} of unknown owner: {:?}", all.retransmits);
+    let fast = all.retransmits.iter().filter(|record| record.kind == Kind::Fast).count();
+    ensure!(fast == 0, "where no ACK came: {:?}", all.retransmits);
+    for (xctls, expected) in [(counted, unknown), (uncounted, 0)] {
+        for xctl in xctls {
+            let trace = xctl.stop(Signal::SIGINT)?;
+            ensure!(trace.retransmits.is_empty(), "that is not of {pid}: {:?}", trace.retransmits);
+            let told = trace.summary.lost.unknown;
+            ensure!(told == expected, "{told} of unknown owner, without the filter {expected}");
+        }
+    }
+    Ok(Verdict::Passed(format!("{unknown} of unknown owner")))
 }
 
 /// A folder of cgroup v2 that the test has made, if it is not the host's; gone when dropped, after what is below it.
