@@ -20,6 +20,7 @@ use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;
 use crate::kernel::{self, bpf, perf, privilege};
 use crate::maps::{self, CACHE, EVENTS, LOST, NETNS_TOTALS, PROCESS_TOTALS, SHARED_RING, SOCKETS};
+use crate::object::agree;
 use crate::object::cut::Asked;
 use crate::object::facts::{Facts, MOST_FUNCTIONS};
 use crate::object::relo::type_name;
@@ -101,22 +102,30 @@ impl Kernel {
     /// # Errors
     /// [`Exit::Host`] if there is no BTF.
     pub fn ask(btf: &Path) -> Result<Self> {
-        let mapped = if btf == Path::new(KERNEL_BTF) { kernel::btf::mapped() } else { None };
-        let blocked = |found: String| {
-            let remedy =
-                "the kernel needs CONFIG_DEBUG_INFO_BTF=y, or give the BTF of exactly this kernel with --btf FILE";
-            Blocked::new(found, remedy).by_host()
-        };
-        let parsed = match mapped {
-            Some(bytes) => Btf::from_static(bytes),
-            None => Btf::from_vec(object::read_btf(btf).map_err(|error| blocked(error.to_string()))?),
-        };
-        let btf = parsed.map_err(|error| blocked(format!("the BTF in {}: {error}", btf.display())))?;
+        let btf = read_types(btf)?;
         let pmu = host::kprobe_pmu().map_err(|error| {
             Blocked::new(format!("{error:#}"), "mount the kernel's own /sys (mount -t sysfs sysfs /sys)").by_host()
         })?;
         let links_tell_missed = btf.field(LINKS_TELL_MISSED.0, LINKS_TELL_MISSED.1).is_some();
         Ok(Self { probes: Probes { pmu, links_tell_missed }, btf, has_own_btf: host::own_btf().is_some() })
+    }
+
+    /// Whether the types in `btf`, which were given instead of the kernel's own, come to the same for this object where the
+    /// kernel shows its own. Programs that read memory by another kernel's offsets say what is not true.
+    ///
+    /// # Errors
+    /// [`Exit::Host`], with the first difference.
+    pub fn check(&self, btf: &Path, object: &Checked<'_>) -> Result<()> {
+        let own = Path::new(KERNEL_BTF);
+        if btf == own || !own.exists() {
+            return Ok(());
+        }
+        let difference = agree::difference(object.bytes, &self.btf, &read_types(own)?);
+        let difference = difference.map_err(|error| anyhow!(error).context(Exit::Object))?;
+        difference.map_or(Ok(()), |difference| {
+            let found = format!("the BTF in {} is not of this kernel: {difference}", btf.display());
+            Err(Blocked::new(found, "leave out --btf: the kernel shows its own").by_host())
+        })
     }
 
     /// Its types.
@@ -142,6 +151,20 @@ impl Kernel {
     pub fn shows(&self, what: Shown) -> bool {
         self.btf.find(object::Kind::Struct, what.by()).is_some()
     }
+}
+
+/// The types in a file.
+fn read_types(btf: &Path) -> Result<Btf> {
+    let blocked = |found: String| {
+        let remedy = "the kernel needs CONFIG_DEBUG_INFO_BTF=y, or give the BTF of exactly this kernel with --btf FILE";
+        Blocked::new(found, remedy).by_host()
+    };
+    let mapped = if btf == Path::new(KERNEL_BTF) { kernel::btf::mapped() } else { None };
+    let parsed = match mapped {
+        Some(bytes) => Btf::from_static(bytes),
+        None => Btf::from_vec(object::read_btf(btf).map_err(|error| blocked(error.to_string()))?),
+    };
+    parsed.map_err(|error| blocked(format!("the BTF in {}: {error}", btf.display())))
 }
 
 impl Offer for Kernel {

@@ -138,7 +138,8 @@ fn examine(args: &Args) -> Result<Report> {
         return Ok(report);
     }
     report.note("kernel", host::release()?);
-    let kernel = match Kernel::ask(btf) {
+    let kernel = Kernel::ask(btf).and_then(|kernel| kernel.check(btf, &object).map(|()| kernel));
+    let kernel = match kernel {
         Ok(kernel) => {
             report.yes("btf", btf.display().to_string());
             Some(kernel)

@@ -44,6 +44,7 @@ fn print(args: &Args) -> Result<()> {
     check_privilege()?;
     let btf = btf_path(args.btf.as_deref());
     let kernel = Kernel::ask(&btf)?;
+    kernel.check(&btf, &object)?;
     if !kernel.has_iterators(&[Shown::FileIterator, Shown::SocketIterator]) {
         return Err(anyhow!(
             "this kernel has no iterators over open files and TCP sockets, or its own BTF is not here to tell: Linux 5.9 \

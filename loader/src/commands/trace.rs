@@ -64,6 +64,7 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
     check_privilege()?;
     let btf = &btf_path(options.btf.as_deref());
     let kernel = Kernel::ask(btf)?;
+    kernel.check(btf, &object)?;
     if let Some(record) = &mut record {
         record.btf(btf, kernel.btf());
     }

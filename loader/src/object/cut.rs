@@ -5,13 +5,11 @@
 //! for granted: [`cut`] asks them all again.
 
 use std::collections::{BTreeSet, HashSet};
-use std::mem::{Discriminant, discriminant};
 
+use super::agree::{Answer, Parts, place};
 use super::btf::{Btf, Kind, Subset, TypeId};
 use super::hook::hook;
-use super::insn::Insn;
-use super::relo::{Outcome, Relocated, RelocationKind, Relocations, Resolution, Spec, type_name};
-use super::{BtfExt, ObjectFile};
+use super::relo::{Outcome, Relocated, RelocationKind, Resolution, Spec, type_name};
 
 /// What a loader asks of a kernel's BTF, besides what the object does.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +42,12 @@ impl std::fmt::Display for CutError {
 
 impl std::error::Error for CutError {}
 
+impl From<String> for CutError {
+    fn from(what: String) -> Self {
+        CutError::Object(what)
+    }
+}
+
 /// How many types, and what is left of them.
 #[derive(Clone, Debug)]
 pub struct Cut {
@@ -60,29 +64,23 @@ pub struct Cut {
 /// # Errors
 /// The object cannot be relocated against `target` at all, or comes out otherwise with what is left of it.
 pub fn cut(bytes: &[u8], target: &Btf, asked: &Asked<'_>) -> Result<Cut, CutError> {
-    let refused = |error: &dyn std::fmt::Display| CutError::Object(error.to_string());
-    let object = ObjectFile::parse(bytes).map_err(|error| refused(&error))?;
-    let local = object.btf.ok_or_else(|| CutError::Object("it has no .BTF section".to_owned()))?;
-    let local = Btf::parse(local).map_err(|error| refused(&error))?;
-    if let Some(id) = local.cycle() {
-        return Err(CutError::Object(format!("its types: {} {id} contains itself", type_name(&local, id))));
-    }
-    let ext = object.btf_ext.map(|data| BtfExt::parse(data, &local)).transpose();
-    let ext = ext.map_err(|error| refused(&error))?.unwrap_or_default();
-    let parts = Parts { bytes, object: &object, local: &local, ext: &ext, asked };
+    Parts::read(bytes, |parts| cut_for(parts, target, asked))
+}
 
+fn cut_for(parts: &Parts<'_>, target: &Btf, asked: &Asked<'_>) -> Result<Cut, CutError> {
     let mut keep = Keep { btf: target, kept: Subset::new(), seen: HashSet::new() };
     keep.pointer_size();
-    parts.hooks(|question| keep.question(question));
+    questions(parts, asked, |question| keep.question(question));
     let mut answers = Vec::new();
     parts.relocate(target, |relocated| {
+        is_fit(parts, relocated)?;
         relocated.resolution.iter().for_each(|resolution| keep.resolution(resolution));
         answers.push(Answer::of(relocated));
-        Ok(())
+        Ok::<_, CutError>(())
     })?;
     let cut = target.subset(&keep.kept);
     let small = Btf::parse(&cut).map_err(|error| CutError::Differs(error.to_string()))?;
-    parts.same(target, &small, &answers)?;
+    same(parts, asked, target, &small, &answers)?;
     Ok(Cut { types: small.len(), bytes: cut, relocations: answers.len() })
 }
 
@@ -107,96 +105,52 @@ impl Question<'_> {
     }
 }
 
-/// What became of a relocation, without the words: which types are similar to one that is missing differs.
-#[derive(Clone, Copy, PartialEq)]
-struct Answer {
-    value: Option<u64>,
-    after: (Insn, Option<Insn>),
-    outcome: Discriminant<Outcome>,
-}
-
-impl Answer {
-    fn of(relocated: &Relocated<'_, '_>) -> Self {
-        Answer {
-            value: relocated.resolution.as_ref().and_then(|resolution| resolution.value),
-            after: (relocated.after.insn, relocated.after.second),
-            outcome: discriminant(&relocated.outcome),
+/// All that is asked by name: where programs are attached, and what the loader wants to know.
+fn questions(parts: &Parts<'_>, asked: &Asked<'_>, mut each: impl FnMut(Question<'_>)) {
+    let mut sections = BTreeSet::new();
+    for program in parts.object.programs.iter().filter(|program| sections.insert(program.section)) {
+        let hook = hook(program.section);
+        match hook.kind {
+            "raw_tracepoint" | "raw_tracepoint.w" | "tp_btf" => each(Question::Tracepoint(hook.target)),
+            "kprobe" | "kretprobe" | "fentry" | "fexit" | "fmod_ret" => each(Question::Function(hook.target)),
+            "iter" => each(Question::Struct(&format!("bpf_iter__{}", hook.target))),
+            _ => {}
         }
     }
+    asked.structs.iter().for_each(|name| each(Question::Struct(name)));
+    asked.fields.iter().for_each(|(name, path)| each(Question::Field(name, path)));
 }
 
-struct Parts<'p> {
-    bytes: &'p [u8],
-    object: &'p ObjectFile<'p>,
-    local: &'p Btf,
-    ext: &'p BtfExt<'p>,
-    asked: &'p Asked<'p>,
+/// Whether the relocation comes out at all, and does not depend on the whole BTF.
+fn is_fit(parts: &Parts<'_>, relocated: &Relocated<'_, '_>) -> Result<(), CutError> {
+    let misfit = |why: &str| Err(CutError::Misfit(format!("{}: {why}", place(relocated))));
+    if let Outcome::Refused(why) = &relocated.outcome {
+        return misfit(why);
+    }
+    if let Some(resolution) = &relocated.resolution
+        && resolution.kind == RelocationKind::TypeIdTarget
+        && resolution.target.is_some()
+    {
+        let name = type_name(parts.local, resolution.local.root);
+        return misfit(&format!("it asks for the number of {name} in the kernel's whole BTF"));
+    }
+    Ok(())
 }
 
-impl Parts<'_> {
-    /// All that is asked by name: where programs are attached, and what the loader wants to know.
-    fn hooks(&self, mut each: impl FnMut(Question<'_>)) {
-        let mut sections = BTreeSet::new();
-        for program in self.object.programs.iter().filter(|program| sections.insert(program.section)) {
-            let hook = hook(program.section);
-            match hook.kind {
-                "raw_tracepoint" | "raw_tracepoint.w" | "tp_btf" => each(Question::Tracepoint(hook.target)),
-                "kprobe" | "kretprobe" | "fentry" | "fexit" | "fmod_ret" => each(Question::Function(hook.target)),
-                "iter" => each(Question::Struct(&format!("bpf_iter__{}", hook.target))),
-                _ => {}
-            }
+/// Asks everything again.
+fn same(parts: &Parts<'_>, asked: &Asked<'_>, whole: &Btf, small: &Btf, answers: &[Answer]) -> Result<(), CutError> {
+    let mut before = answers.iter();
+    parts.relocate(small, |relocated| match before.next() {
+        Some(answer) if *answer == Answer::of(relocated) => Ok(()),
+        _ => Err(CutError::Differs(format!("{}: it comes out otherwise", place(relocated)))),
+    })?;
+    let mut differs = None;
+    questions(parts, asked, |question| {
+        if question.ask(whole) != question.ask(small) {
+            differs.get_or_insert(format!("{question:?}"));
         }
-        self.asked.structs.iter().for_each(|name| each(Question::Struct(name)));
-        self.asked.fields.iter().for_each(|(name, path)| each(Question::Field(name, path)));
-    }
-
-    /// What all relocations come to with these types.
-    fn relocate(
-        &self,
-        target: &Btf,
-        mut each: impl FnMut(&Relocated<'_, '_>) -> Result<(), CutError>,
-    ) -> Result<(), CutError> {
-        let code = Relocations::new(self.bytes, self.object, self.local, self.ext, Some(target));
-        let mut code = code.map_err(|error| CutError::Object(error.to_string()))?;
-        code.run(
-            |_| true,
-            |relocated| {
-                let misfit = |why: &str| Err(CutError::Misfit(format!("{}: {why}", place(relocated))));
-                if let Outcome::Refused(why) = &relocated.outcome {
-                    return misfit(why);
-                }
-                if let Some(resolution) = &relocated.resolution
-                    && resolution.kind == RelocationKind::TypeIdTarget
-                    && resolution.target.is_some()
-                {
-                    let name = type_name(self.local, resolution.local.root);
-                    return misfit(&format!("it asks for the number of {name} in the kernel's whole BTF"));
-                }
-                each(relocated)
-            },
-        )
-    }
-
-    /// Asks everything again.
-    fn same(&self, whole: &Btf, small: &Btf, answers: &[Answer]) -> Result<(), CutError> {
-        let mut before = answers.iter();
-        self.relocate(small, |relocated| match before.next() {
-            Some(answer) if *answer == Answer::of(relocated) => Ok(()),
-            _ => Err(CutError::Differs(format!("{}: it comes out otherwise", place(relocated)))),
-        })?;
-        let mut differs = None;
-        self.hooks(|question| {
-            if question.ask(whole) != question.ask(small) {
-                differs.get_or_insert(format!("{question:?}"));
-            }
-        });
-        differs.map_or(Ok(()), |what| Err(CutError::Differs(what)))
-    }
-}
-
-fn place(relocated: &Relocated<'_, '_>) -> String {
-    let name = relocated.program.map_or(relocated.section, |program| program.name);
-    format!("program {name}, instruction {}", relocated.index)
+    });
+    differs.map_or(Ok(()), |what| Err(CutError::Differs(what)))
 }
 
 /// How much of a type is kept.

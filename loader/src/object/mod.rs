@@ -9,10 +9,11 @@
 //! - [`btf_ext`]: which instruction came from which line, and the CO-RE relocations; [`relo`]: what they come to on a given
 //!   kernel; [`insn`]: instructions before and after; [`image`]: a whole program as it must reach the kernel.
 //! - [`loads`]: whether it would be loaded.
-//! - [`cut`]: of a kernel's BTF, what an object needs.
+//! - [`cut`]: of a kernel's BTF, what an object needs; [`agree`]: whether two BTFs come to the same for it.
 //! - [`cdef`]: C definitions of kernel types, made from BTF.
 //! - [`source`]: reads BTF from a file, raw or inside an ELF file.
 
+pub mod agree;
 pub mod btf;
 pub mod btf_ext;
 pub mod cdef;

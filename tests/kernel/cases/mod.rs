@@ -166,6 +166,7 @@ pub const ALL: &[Case] = &[
     refused!("no_capability",     AUTO,     V4,   refusals::one_capability, Host),
     refused!("no_memlock",        AUTO,     V4,   refusals::no_memlock),
     refused!("no_btf",            AUTO,     V4,   refusals::no_btf),
+    refused!("foreign_btf",       AUTO,     V4,   refusals::foreign_btf),
     refused!("cut_btf",           EVERY_KIND,   V4,   without_btf::cut_down),
     case!("kernel_image",         EVERY_KIND,   V4,   without_btf::image, Host),
     refused!("no_kprobes",        AUTO,     V4,   refusals::no_kprobes),

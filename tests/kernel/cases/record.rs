@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use super::ends::bpf_objects;
 use super::refusals::Btf;
+use super::without_btf::hidden;
 use crate::host::{Set, has_symbol, tool};
 use crate::process::{Process, poll};
 use crate::tracee::{self, BPF_OBJ_GET_INFO_BY_FD, BPF_PROG_LOAD, Call, watch};
@@ -469,7 +470,7 @@ pub fn no_ring_buffers(set: Set, _family: Family) -> Outcome {
     let btf = Btf::without("bpf_ringbuf")?;
     let attach = set.to_string();
     let xctl = command(&arguments(&attach, &["--duration", "0.1", "--record", &file, "--btf", &btf.path()]))?;
-    let mut process = Process::start("xctl --record", xctl)?;
+    let mut process = hidden(|| Process::start("xctl --record", xctl))?;
     process.rest()?;
     process.succeed()?;
     let record = read(&path)?;

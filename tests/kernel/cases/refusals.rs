@@ -112,6 +112,22 @@ pub fn no_btf(_set: Set, _family: Family) -> Outcome {
     })
 }
 
+/// Types of another kernel: one that is in all of them lies elsewhere.
+pub fn foreign_btf(_set: Set, _family: Family) -> Outcome {
+    let mut bytes = types()?;
+    let [one, other] = ["skc_daddr", "skc_dport"];
+    for (from, to) in [(one, "X________"), (other, one), ("X________", other)] {
+        rename(&mut bytes, from, to);
+    }
+    let btf = Btf::of(other, &bytes)?;
+    let said = refuses(&["--btf", &btf.path()], "btf")?;
+    let words = ["not of this kernel", "byte_off of sock->__sk_common.skc_dport is 0 by it, 12", "leave out --btf"];
+    ensure!(words.iter().all(|words| said.contains(words)), "it does not say {words:?}: {said:?}");
+    let sockets = refusal(start(&["sockets", "--btf", &btf.path()])?, CANNOT_RUN_HERE)?;
+    ensure!(sockets == said, "of sockets it says {sockets:?}, of retransmits {said:?}");
+    Ok(Verdict::Passed("names a field".into()))
+}
+
 /// /proc or /sys is not there at all.
 pub fn no_mounts(_set: Set, _family: Family) -> Outcome {
     for (root, remedy) in [("/proc", "mount -t proc"), ("/sys", "mount -t sysfs")] {

@@ -19,7 +19,7 @@ use crate::{Family, Outcome, Verdict};
 const BTF: &str = "/sys/kernel/btf";
 
 /// Does `work` where there is no /sys/kernel/btf: only this thread, and what it starts, sees that.
-fn hidden<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) fn hidden<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let inside = || {
         private_mounts()?;
         tmpfs(Path::new(BTF))?;

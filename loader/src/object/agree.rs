@@ -1,0 +1,107 @@
+//! Whether an object comes out the same with the types of two kernels, or with a kernel's and what was cut out of them.
+
+use std::mem::{Discriminant, discriminant};
+
+use super::btf::Btf;
+use super::insn::Insn;
+use super::relo::{Outcome, Relocated, Relocations, type_name};
+use super::{BtfExt, ObjectFile};
+
+/// An object, read as far as it takes to relocate it.
+pub(super) struct Parts<'p> {
+    bytes: &'p [u8],
+    /// The file.
+    pub object: &'p ObjectFile<'p>,
+    /// Its types.
+    pub local: &'p Btf,
+    ext: &'p BtfExt<'p>,
+}
+
+impl Parts<'_> {
+    /// Reads the object in `bytes` for `work`.
+    ///
+    /// # Errors
+    /// Why it cannot be relocated; those of `work`.
+    pub fn read<T, E: From<String>>(bytes: &[u8], work: impl FnOnce(&Parts<'_>) -> Result<T, E>) -> Result<T, E> {
+        let object = ObjectFile::parse(bytes).map_err(|error| error.to_string())?;
+        let local = object.btf.ok_or_else(|| "it has no .BTF section".to_owned())?;
+        let local = Btf::parse(local).map_err(|error| error.to_string())?;
+        if let Some(id) = local.cycle() {
+            return Err(format!("its types: {} {id} contains itself", type_name(&local, id)).into());
+        }
+        let ext = object.btf_ext.map(|data| BtfExt::parse(data, &local)).transpose();
+        let ext = ext.map_err(|error| error.to_string())?.unwrap_or_default();
+        work(&Parts { bytes, object: &object, local: &local, ext: &ext })
+    }
+
+    /// What all relocations come to with these types.
+    ///
+    /// # Errors
+    /// A relocation is of no instruction; those of `each`.
+    pub fn relocate<E: From<String>>(
+        &self,
+        target: &Btf,
+        each: impl FnMut(&Relocated<'_, '_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let code = Relocations::new(self.bytes, self.object, self.local, self.ext, Some(target));
+        code.map_err(|error| error.to_string())?.run(|_| true, each)
+    }
+}
+
+/// What became of a relocation, without the words: which types are similar to one that is missing differs.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct Answer {
+    value: Option<u64>,
+    after: (Insn, Option<Insn>),
+    outcome: Discriminant<Outcome>,
+}
+
+impl Answer {
+    pub fn of(relocated: &Relocated<'_, '_>) -> Self {
+        Answer {
+            value: relocated.resolution.as_ref().and_then(|resolution| resolution.value),
+            after: (relocated.after.insn, relocated.after.second),
+            outcome: discriminant(&relocated.outcome),
+        }
+    }
+}
+
+/// Where a relocation is.
+pub(super) fn place(relocated: &Relocated<'_, '_>) -> String {
+    let name = relocated.program.map_or(relocated.section, |program| program.name);
+    format!("program {name}, instruction {}", relocated.index)
+}
+
+/// The first relocation of the object in `bytes` that comes out otherwise with `given` than with `own`, and how; none if all
+/// come out the same.
+///
+/// # Errors
+/// Why the object cannot be relocated at all.
+pub fn difference(bytes: &[u8], given: &Btf, own: &Btf) -> Result<Option<String>, String> {
+    Parts::read(bytes, |parts| {
+        let mut answers = Vec::new();
+        parts.relocate(own, |relocated| {
+            answers.push(Answer::of(relocated));
+            Ok::<_, String>(())
+        })?;
+        let mut answers = answers.iter();
+        let mut difference = None;
+        parts.relocate(given, |relocated| {
+            if let Some(answer) = answers.next().filter(|answer| **answer != Answer::of(relocated)) {
+                difference.get_or_insert_with(|| told(parts, relocated, answer));
+            }
+            Ok::<_, String>(())
+        })?;
+        Ok(difference)
+    })
+}
+
+/// `program kp_sendmsg, instruction 7: byte_off of sock->__sk_common.skc_net.net is 48, not 56`
+fn told(parts: &Parts<'_>, relocated: &Relocated<'_, '_>, own: &Answer) -> String {
+    let value = |answer: &Answer| answer.value.map_or_else(|| "not known".to_owned(), |value| value.to_string());
+    let what = relocated.resolution.as_ref().map_or_else(String::new, |resolution| {
+        format!("{} of {}", resolution.kind.label(), resolution.local.text(parts.local, resolution.kind))
+    });
+    let place = place(relocated);
+    format!("{place}: {what} is {} by it, {} by the kernel's own", value(&Answer::of(relocated)), value(own))
+}
