@@ -21,6 +21,7 @@ use xctl::commands::inspect::{self, Args};
 use xctl::embedded;
 use xctl::fault::Exit;
 use xctl::hooks::{self, Attach};
+use xctl::object::agree::difference;
 use xctl::object::cut::{Asked, cut};
 use xctl::object::hook::hook;
 use xctl::object::image::{Image, MapThere};
@@ -497,6 +498,23 @@ fn our_object_comes_out_as_by_libbpf_on_every_kernel() {
         let (all, _) = relocate(object, btf, |_, _| true);
         assert!(all.len() > 100);
         assert!(!all.iter().any(|ours| matches!(ours.outcome, Outcome::Refused(_))));
+    }
+}
+
+#[test]
+fn a_kernel_is_told_from_every_other_by_what_our_object_asks() {
+    let object = embedded::object().unwrap();
+    for (name, _, own) in kernels() {
+        let (all, _) = relocate(&object, own, |_, _| true);
+        for (other, _, given) in kernels().iter().filter(|(_, _, other)| other.bytes() != own.bytes()) {
+            let (others, _) = relocate(&object, given, |_, _| true);
+            let differs = |(one, other): &(&Ours, &Ours)| one.value != other.value;
+            let (ours, theirs) = all.iter().zip(&others).find(differs).unwrap();
+            let told = difference(&object, given, own).unwrap().unwrap();
+            let values = [ours.value, theirs.value].map(|value| value.unwrap().to_string());
+            let said = format!(" is {} by it, {} by the kernel's own", values[1], values[0]);
+            assert!(told.ends_with(&said), "{name}, given that of {other}: {told}, and it is {ours:?}, {theirs:?}");
+        }
     }
 }
 
@@ -1148,6 +1166,7 @@ fn a_cut_btf_answers_as_the_whole_and_as_bpftools() {
         let small = Btf::parse(&cut.bytes).unwrap();
         let file = scratch.file("cut.btf", &cut.bytes);
         assert!(same(name, &bytes, btf, &small) > 100);
+        assert_eq!(difference(&bytes, &small, btf), Ok(None), "{name}");
         compare(&format!("our object, {name} cut"), &bytes, &small, &file);
         assert_eq!(plans(path), plans(&file), "{name}");
         let theirs = scratch.0.join("bpftool.btf");
