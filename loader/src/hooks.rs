@@ -129,7 +129,8 @@ const SENDPAGES_BY_KPROBE: Hook = Hook::owner(Kprobe, c"do_tcp_sendpages", "kp_s
 const SENDMSG_LOCKED_BY_KPROBE: Hook = Hook::owner(Kprobe, c"tcp_sendmsg_locked", "kp_sendmsg_locked");
 /// MPTCP, whose process sends on the parent socket.
 const MPTCP_BY_KPROBE: Hook = Hook::owner(Kprobe, c"mptcp_sendmsg", "kp_mptcp_sendmsg");
-/// A socket's end, and who closes it; MPTCP's too, for which tcp_set_state is not called.
+/// A socket's end, and who closes it; MPTCP's too, for which tcp_set_state is not called. A function of its own since 4.16,
+/// called across files (net/ipv4/af_inet.c): only a kernel optimized as a whole may lack it.
 const STATE_BY_KPROBE: Hook = Hook::owner(Kprobe, c"inet_sk_state_store", "kp_state");
 /// What goes out again.
 const RETRANSMITS_BY_KPROBE: [Hook; 8] = [
@@ -212,11 +213,16 @@ pub trait Offer {
     fn tracepoint_args(&self, name: &str) -> Option<usize>;
     /// How many arguments a kernel function has; none: its BTF does not know it.
     fn function_args(&self, name: &str) -> Option<usize>;
+    /// Whether it has one of [`IN_SOME_KERNELS`], also where its BTF knows no functions.
+    fn has_function(&self, name: &str) -> bool;
     /// Whether its own types are to be found on this host.
     fn has_own_btf(&self) -> bool;
     /// Whether it has the trampolines of fentry programs (5.5 and newer).
     fn has_trampolines(&self) -> bool;
 }
+
+/// Functions that a choice depends on.
+pub const IN_SOME_KERNELS: [&str; 3] = ["security_sock_graft", "do_tcp_sendpages", "mptcp_sendmsg"];
 
 /// The remedy, or a part of it, where one set of hooks cannot be used.
 pub const TRY_AUTO: &str = "try --attach auto, which takes what there is";
@@ -268,7 +274,8 @@ impl Plan {
     /// round on the newest kernels.
     #[must_use]
     pub fn is_backed(&self, hook: &Hook) -> bool {
-        [STATE, STATE_BY_KPROBE].contains(hook) && self.has(STATE.program) && self.has(STATE_BY_KPROBE.program)
+        let both = [STATE.program, STATE_BY_KPROBE.program];
+        both.contains(&hook.program) && both.iter().all(|program| self.has(program))
     }
 }
 
@@ -336,7 +343,11 @@ pub fn no_kprobes() -> Blocked {
 }
 
 fn exists(hook: &Hook, kernel: &impl Offer) -> bool {
-    kernel.function_args(hook.target_name()).is_some()
+    match hook.kind {
+        Kprobe | Kretprobe => kernel.has_function(hook.target_name()),
+        Fentry | Fexit => kernel.function_args(hook.target_name()).is_some(),
+        RawTracepoint => kernel.tracepoint_args(hook.target_name()).is_some(),
+    }
 }
 
 fn by_kprobe(kernel: &impl Offer) -> Result<Plan, Blocked> {
@@ -357,7 +368,8 @@ fn mixed(sends: bool, kernel: &impl Offer) -> Result<Plan, Blocked> {
         hooks.retain(|hook| sends || hook.program != SENDS_BY_KPROBE);
         hooks.push(SENDMSG_LOCKED_BY_KPROBE);
     }
-    hooks.push(STATE_BY_KPROBE);
+    // the tracepoint sees the same, but for whoever preempts it
+    hooks.push(STATE_BY_KPROBE.optional());
     hooks.extend(common_tracepoints(kernel)?);
     Ok(Plan { hooks, name: "kprobe+tracepoint", births_by_state: false })
 }
@@ -388,16 +400,12 @@ fn by_fentry(sends: bool, kernel: &impl Offer) -> Result<Plan, Blocked> {
     Ok(Plan { hooks, name: "fentry+tracepoint", births_by_state: false })
 }
 
-fn has_tracepoint(hook: &Hook, kernel: &impl Offer) -> bool {
-    kernel.tracepoint_args(hook.target_name()).is_some()
-}
-
 fn by_tracepoint(sends: bool, kernel: &impl Offer) -> Result<Plan, Blocked> {
     let mut hooks: Vec<Hook> = Vec::new();
-    if has_tracepoint(&SENDER, kernel) {
+    if exists(&SENDER, kernel) {
         hooks.push(SENDER);
     }
-    if (hooks.is_empty() || sends) && has_tracepoint(&SEND_LENGTH, kernel) {
+    if (hooks.is_empty() || sends) && exists(&SEND_LENGTH, kernel) {
         hooks.push(SEND_LENGTH);
     }
     if hooks.is_empty() {
@@ -412,7 +420,7 @@ fn by_tracepoint(sends: bool, kernel: &impl Offer) -> Result<Plan, Blocked> {
             "leave out --events",
         ));
     }
-    let mptcp = exists(&MPTCP_BY_KPROBE, kernel) && has_tracepoint(&MPTCP_SEND_LENGTH, kernel);
+    let mptcp = exists(&MPTCP_BY_KPROBE, kernel) && exists(&MPTCP_SEND_LENGTH, kernel);
     if mptcp && !hooks.contains(&SEND_LENGTH) {
         hooks.push(MPTCP_SEND_LENGTH);
     }
@@ -461,6 +469,10 @@ mod tests {
         }
         fn function_args(&self, name: &str) -> Option<usize> {
             find(&self.functions, name)
+        }
+        fn has_function(&self, name: &str) -> bool {
+            assert!(IN_SOME_KERNELS.contains(&name));
+            self.function_args(name).is_some()
         }
         fn has_own_btf(&self) -> bool {
             self.own_btf
@@ -584,6 +596,19 @@ mod tests {
         assert!(with(&kernel, Attach::Kprobe, "kp_mptcp_sendmsg"));
         let sends = first(Attach::Tracepoint, true, &kernel);
         assert!(sends.has("tp_send_length") && !sends.has("tp_mptcp_send_length"));
+    }
+
+    #[test]
+    fn the_end_of_a_socket_is_backed_by_a_kprobe_where_it_can_be() {
+        let kernel = kernel(true, &[("tcp_retransmit_skb", 3)]);
+        let mut plan = first(Attach::Auto, false, &kernel);
+        let of = |plan: &Plan, program| *plan.hooks.iter().find(|hook| hook.program == program).unwrap();
+        assert!(plan.is_backed(&of(&plan, "tp_state")) && plan.is_backed(&of(&plan, "kp_state")));
+        assert!(!plan.is_backed(&of(&plan, "kp_connect")) && of(&plan, "kp_state").optional);
+        plan.hooks.retain(|hook| hook.program != "kp_state");
+        assert!(!plan.is_backed(&of(&plan, "tp_state")));
+        let alone = first(Attach::Kprobe, false, &kernel);
+        assert!(!of(&alone, "kp_state").optional && !alone.is_backed(&of(&alone, "kp_state")));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! From an object's bytes to events: check, load, attach, read. Dropping a [`Tracer`] leaves nothing in the kernel.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::io;
@@ -10,7 +11,7 @@ use anyhow::{Context, Error, Result, anyhow};
 use crate::attach::{self, Attached, Probes};
 use crate::events::{self, Event, Plain, Settings, Totals};
 use crate::fault::{Blocked, Exit};
-use crate::hooks::{Hook, Offer, Plan, Purpose, StandIn};
+use crate::hooks::{self, Hook, Offer, Plan, Purpose, StandIn};
 use crate::kernel::host;
 use crate::kernel::hotplug::{Change, Changes};
 use crate::kernel::libbpf::{self, Loaded, Open};
@@ -18,7 +19,7 @@ use crate::kernel::map::Map;
 use crate::kernel::mmap::{Mapped, page_size};
 use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;
-use crate::kernel::{self, bpf, perf, privilege};
+use crate::kernel::{self, bpf, perf, privilege, symbols};
 use crate::maps::{self, CACHE, EVENTS, LOST, NETNS_TOTALS, PROCESS_TOTALS, SHARED_RING, SOCKETS};
 use crate::object::agree;
 use crate::object::cut::Asked;
@@ -94,6 +95,8 @@ pub struct Kernel {
     btf: Btf,
     /// Its types are to be found on this host, whichever we take.
     has_own_btf: bool,
+    /// How many functions of certain names it has, once that is asked.
+    symbols: OnceCell<HashMap<&'static str, usize>>,
 }
 
 impl Kernel {
@@ -107,7 +110,8 @@ impl Kernel {
             Blocked::new(format!("{error:#}"), "mount the kernel's own /sys (mount -t sysfs sysfs /sys)").by_host()
         })?;
         let links_tell_missed = btf.field(LINKS_TELL_MISSED.0, LINKS_TELL_MISSED.1).is_some();
-        Ok(Self { probes: Probes { pmu, links_tell_missed }, btf, has_own_btf: host::own_btf().is_some() })
+        let has_own_btf = host::own_btf().is_some();
+        Ok(Self { probes: Probes { pmu, links_tell_missed }, btf, has_own_btf, symbols: OnceCell::new() })
     }
 
     /// Whether the types in `btf`, which were given instead of the kernel's own, come to the same for this object where the
@@ -178,6 +182,16 @@ impl Offer for Kernel {
 
     fn function_args(&self, name: &str) -> Option<usize> {
         self.btf.function_args(name)
+    }
+
+    fn has_function(&self, name: &str) -> bool {
+        // every kernel has this one; BTF that was made by pahole before 1.16 knows none
+        const EVERYWHERE: &str = "tcp_sendmsg";
+        if self.btf.function_args(EVERYWHERE).is_some() {
+            return self.btf.function_args(name).is_some();
+        }
+        let counts = self.symbols.get_or_init(|| symbols::count(hooks::IN_SOME_KERNELS).unwrap_or_default());
+        counts.get(name).is_some_and(|count| *count > 0)
     }
 
     fn has_own_btf(&self) -> bool {

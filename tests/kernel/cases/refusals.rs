@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
+use ::xctl::hooks::IN_SOME_KERNELS;
 use ::xctl::object::{self, Kind};
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -178,17 +179,26 @@ pub fn no_symbol(_set: Set, _family: Family) -> Outcome {
         refuses(&["--btf", &btf], "trace")?;
     }
 
-    let has = |xctl: &Xctl| xctl.ready.hooks.iter().any(|hook| hook.target == "mptcp_sendmsg");
-    let xctl = Xctl::start(Set::Auto, &[])?;
-    let there = has(&xctl);
-    xctl.stop(Signal::SIGINT)?;
-    if !there {
+    let hooks = |args: &[&str]| -> Result<Vec<(String, String)>> {
+        let mut xctl = Xctl::start(Set::Auto, args)?;
+        let hooks = std::mem::take(&mut xctl.ready.hooks);
+        xctl.stop(Signal::SIGINT)?;
+        Ok(hooks.into_iter().map(|hook| (hook.hook, hook.target)).collect())
+    };
+    let has = |hooks: &[(String, String)]| hooks.iter().any(|(_, target)| target == "mptcp_sendmsg");
+    let all = hooks(&[])?;
+    if Set::Mixed.absent().is_none() {
+        // old pahole does not tell of functions: then the kernel is asked
+        let silent = Btf::without_all(&[&["tcp_sendmsg"][..], &IN_SOME_KERNELS].concat())?;
+        let found = hooks(&["--btf", &silent.path()])?;
+        ensure!(found == all, "where the BTF has no functions it hooks {found:?}, else {all:?}");
+    }
+    if !has(&all) {
         return Ok(Verdict::Passed("names the tracepoint; there is no MPTCP here anyway".into()));
     }
     let optional = Btf::without("mptcp_sendmsg")?;
-    let xctl = Xctl::start(Set::Auto, &["--btf", &optional.path()])?;
-    ensure!(!has(&xctl), "hooked what is not there: {:?}", xctl.ready.hooks);
-    xctl.stop(Signal::SIGINT)?;
+    let found = hooks(&["--btf", &optional.path()])?;
+    ensure!(!has(&found), "hooked what is not there: {found:?}");
     Ok(Verdict::Passed("names the tracepoint; does without MPTCP".into()))
 }
 
@@ -249,10 +259,11 @@ pub fn not_attached(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{seen} refusals")))
 }
 
-/// Functions that may not be probed, and names that several functions have: none of ours is such a one, so the name of one is
-/// another on its way to the kernel. How many refusals that were.
+/// Functions that may not be probed, names that several functions have, and one that is not there. How many refusals that
+/// were.
 fn refused_probes() -> Result<u32> {
-    const OURS: &str = "inet_csk_listen_start";
+    const LISTEN: &str = "inet_csk_listen_start";
+    const STATE: &str = "inet_sk_state_store";
     let kallsyms = std::fs::read_to_string("/proc/kallsyms").context("reading which functions there are")?;
     let mut counts = BTreeMap::<&str, u32>::new();
     for line in kallsyms.lines() {
@@ -260,32 +271,19 @@ fn refused_probes() -> Result<u32> {
             *counts.entry(name).or_default() += 1;
         }
     }
-    let fits = |name: &str| name.len() <= OURS.len() && !name.contains('.');
+    let fits = |name: &str| name.len() <= LISTEN.len() && !name.contains('.');
     let forbidden = kprobes("blacklist")?;
     let forbidden = forbidden.iter().find(|name| fits(name) && counts.get(name.as_str()) == Some(&1));
-    let several = counts.iter().find(|(name, count)| fits(name) && **count > 1).map(|(name, _)| (*name).to_owned());
+    let forbidden = forbidden.context("no function may not be probed")?;
+    let several = counts.iter().find(|(name, count)| fits(name) && **count > 1);
+    let several = *several.context("no two functions have one name")?.0;
     let mut seen = 0;
-    for (name, errno, words) in [
-        (forbidden.cloned(), Errno::EINVAL, "it may not be probed (/sys/kernel/debug/kprobes/blacklist)"),
-        (several, Errno::EADDRNOTAVAIL, "there are several functions of that name"),
+    for (set, ours, name, errno, words) in [
+        (Set::Mixed, LISTEN, &**forbidden, Errno::EINVAL, "it may not be probed (/sys/kernel/debug/kprobes/blacklist)"),
+        (Set::Mixed, LISTEN, several, Errno::EADDRNOTAVAIL, "there are several functions of that name"),
+        (Set::Kprobe, STATE, "inet_sk_state_gone", Errno::ENOENT, "this kernel has no such function"),
     ] {
-        let name = name.with_context(|| format!("no function for {words:?}"))?;
-        let args = ["trace", "--json", "--attach", "kprobe+tracepoint", "--duration", "0.1"];
-        let mut altered = false;
-        let (mut process, calls) = tracee::watch("xctl", &command(&args)?, |call, memory| {
-            const FUNCTION: usize = 56;
-            if call.name == "perf_event_open" && !altered && call.long(FUNCTION) != 0 {
-                let at = call.long(FUNCTION);
-                if tracee::read(memory, at, OURS.len() + 1)? == format!("{OURS}\0").as_bytes() {
-                    memory.write_all_at(format!("{name}\0").as_bytes(), at).context("altering its memory")?;
-                    altered = true;
-                }
-            }
-            Ok(())
-        })?;
-        let (_, status, said) = (process.rest()?, process.wait()?, process.errors());
-        ensure!(altered, "it asked for no probe of {OURS}: {said:?}");
-        let answered = calls.iter().any(|call| call.name == "perf_event_open" && call.result == -(errno as i64));
+        let (answered, status, said) = probe_instead(set, ours, name, errno)?;
         // older kernels take the first of several
         if !answered && errno == Errno::EADDRNOTAVAIL {
             continue;
@@ -296,7 +294,32 @@ fn refused_probes() -> Result<u32> {
         ensure!(answered && right, "{name}: {status}, and it does not say {words:?}: {said:?}");
         seen += 1;
     }
+    // where a tracepoint shows the same, it does without
+    let (answered, status, said) = probe_instead(Set::Mixed, STATE, "inet_sk_state_gone", Errno::ENOENT)?;
+    ensure!(answered && status.success(), "without {STATE}: {status}, {said:?}");
     Ok(seen)
+}
+
+/// On its way to the kernel the name of the function to be probed becomes another's: none of ours is such a one. Whether the
+/// kernel answered so, and how xctl ended.
+fn probe_instead(set: Set, ours: &str, name: &str, errno: Errno) -> Result<(bool, ExitStatus, String)> {
+    const FUNCTION: usize = 56;
+    let args = ["trace", "--json", "--attach", &set.to_string(), "--duration", "0.1"];
+    let mut altered = false;
+    let (mut process, calls) = tracee::watch("xctl", &command(&args)?, |call, memory| {
+        if call.name == "perf_event_open" && !altered && call.long(FUNCTION) != 0 {
+            let at = call.long(FUNCTION);
+            if tracee::read(memory, at, ours.len() + 1)? == format!("{ours}\0").as_bytes() {
+                memory.write_all_at(format!("{name}\0").as_bytes(), at).context("altering its memory")?;
+                altered = true;
+            }
+        }
+        Ok(())
+    })?;
+    let (_, status, said) = (process.rest()?, process.wait()?, process.errors());
+    ensure!(altered, "it asked for no probe of {ours}: {said:?}");
+    let refused = |call: &tracee::Call| call.name == "perf_event_open" && call.result == -(errno as i64);
+    Ok((calls.iter().any(refused), status, said))
 }
 
 /// With this BTF the set cannot be attached, and doctor finds the same fault with the same hook.
