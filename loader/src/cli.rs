@@ -9,7 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
 
 use crate::commands;
-use crate::events::{COMM_LEN, Kind};
+use crate::events::{COMM_LEN, Kind, Settings};
 use crate::fault::Exit;
 use crate::hooks::Attach;
 use crate::kernel::host;
@@ -68,6 +68,30 @@ pub struct Filters {
     pub kinds: Vec<Kind>,
 }
 
+impl Filters {
+    /// As the programs take them.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        let Filters { pid, comm, port, netns, cgroup, family, kinds } = self;
+        let mut padded = [0; COMM_LEN];
+        if let Some(comm) = comm {
+            padded[..comm.len()].copy_from_slice(comm.as_bytes());
+        }
+        let (cgroup, cgroup_level) = cgroup.unwrap_or_default();
+        Settings {
+            cgroup,
+            cgroup_level,
+            netns: netns.unwrap_or_default(),
+            tgid: pid.unwrap_or_default(),
+            port: port.unwrap_or_default(),
+            family: family.unwrap_or_default(),
+            kinds: kinds.iter().fold(0, |mask, &kind| mask | 1 << kind as u8),
+            comm: padded,
+            ..Settings::default()
+        }
+    }
+}
+
 /// Options of `xctl trace`.
 #[derive(Debug)]
 pub struct TraceOptions {
@@ -119,21 +143,9 @@ fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
-fn trace_options() -> Vec<Arg> {
-    let kinds = PossibleValuesParser::new(Kind::ALL.map(Kind::name))
-        .map(|name| Kind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(Kind::Other));
+/// Filters of sockets.
+fn filter_options() -> Vec<Arg> {
     vec![
-        flag("json", "Print one JSON object a line"),
-        flag("verify", "At the end, compare with the kernel's own counters in each network namespace"),
-        flag("current", "Text: show whom softirq interrupted, the process that other tools blame"),
-        option("attach", "SET", "Hooks to use: auto takes the best that this kernel has")
-            .value_parser(["auto", "kprobe", "tracepoint", "fentry", "kprobe+tracepoint"])
-            .default_value("auto"),
-        option("events", "WHICH", "Events to print")
-            .value_parser(["retransmit", "send", "all"])
-            .default_value("retransmit"),
-        option("duration", "SECONDS", "End after this time").value_parser(seconds),
-        option("count", "N", "End after so many events").value_parser(value_parser!(u64).range(1..)),
         option("pid", "PID", "Only this process").value_parser(value_parser!(u32).range(1..)),
         option("comm", "NAME", "Only processes of this name").value_parser(comm),
         option("port", "PORT", "Only this port, local or remote").value_parser(value_parser!(u16).range(1..)),
@@ -146,6 +158,26 @@ fn trace_options() -> Vec<Arg> {
             .value_parser(value_parser!(PathBuf)),
         Arg::new("4").short('4').action(ArgAction::SetTrue).help("Only IPv4").conflicts_with("6"),
         Arg::new("6").short('6').action(ArgAction::SetTrue).help("Only IPv6"),
+    ]
+}
+
+fn trace_options() -> Vec<Arg> {
+    let kinds = PossibleValuesParser::new(Kind::ALL.map(Kind::name))
+        .map(|name| Kind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(Kind::Other));
+    let first = [
+        flag("json", "Print one JSON object a line"),
+        flag("verify", "At the end, compare with the kernel's own counters in each network namespace"),
+        flag("current", "Text: show whom softirq interrupted, the process that other tools blame"),
+        option("attach", "SET", "Hooks to use: auto takes the best that this kernel has")
+            .value_parser(["auto", "kprobe", "tracepoint", "fentry", "kprobe+tracepoint"])
+            .default_value("auto"),
+        option("events", "WHICH", "Events to print")
+            .value_parser(["retransmit", "send", "all"])
+            .default_value("retransmit"),
+        option("duration", "SECONDS", "End after this time").value_parser(seconds),
+        option("count", "N", "End after so many events").value_parser(value_parser!(u64).range(1..)),
+    ];
+    let last = [
         option("kind", "KIND,...", "Only these kinds of retransmission").value_delimiter(',').value_parser(kinds),
         option(
             "max-sockets",
@@ -177,7 +209,8 @@ fn trace_options() -> Vec<Arg> {
         option("user", "NAME|UID", "Become this user once everything is attached").value_parser(user),
         flag("no-sandbox", "Keep privileges and every system call, where else both are given up once all is attached"),
         verbose(),
-    ]
+    ];
+    first.into_iter().chain(filter_options()).chain(last).collect()
 }
 
 fn user(text: &str) -> Result<User, String> {
@@ -218,12 +251,15 @@ pub fn clap() -> Clap {
     let trace = Clap::new("trace")
         .about("Print retransmits as they happen, with the process behind each (the default command)")
         .args(trace_options());
-    let sockets = Clap::new("sockets").about("List every TCP socket of this host and the process that owns it").args([
-        flag("json", "Print one JSON object a line"),
-        option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
-            .value_parser(value_parser!(PathBuf)),
-        verbose(),
-    ]);
+    let sockets = Clap::new("sockets")
+        .about("List every TCP socket of this host and the process that owns it")
+        .arg(flag("json", "Print one JSON object a line"))
+        .args(filter_options())
+        .args([
+            option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
+                .value_parser(value_parser!(PathBuf)),
+            verbose(),
+        ]);
     let btf = Clap::new("btf")
         .about("Print C definitions of kernel types, from BTF; or cut that down to what xctl needs")
         .args([
@@ -290,6 +326,7 @@ fn command(mut matches: ArgMatches) -> Result<Command> {
         None => trace(matches).map(Command::Trace),
         Some((name, mut matches)) if name == "sockets" => Ok(Command::Sockets(commands::sockets::Args {
             json: matches.get_flag("json"),
+            filters: filters(&mut matches)?,
             btf: matches.remove_one("btf"),
             verbose: matches.get_flag("verbose"),
         })),
@@ -313,26 +350,29 @@ fn command(mut matches: ArgMatches) -> Result<Command> {
     }
 }
 
-fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
+fn filters(matches: &mut ArgMatches) -> Result<Filters> {
     let usage = |error: anyhow::Error| error.context(Exit::Usage);
-    let text = |matches: &mut ArgMatches, name| matches.remove_one::<String>(name).unwrap_or_default();
-    let filters = Filters {
+    let netns = matches.remove_one::<String>("netns").map(|name| host::netns_inode(&name));
+    let cgroup = matches.remove_one::<PathBuf>("cgroup").map(|path| host::cgroup_id(&path));
+    Ok(Filters {
         pid: matches.remove_one("pid"),
         comm: matches.remove_one("comm"),
         port: matches.remove_one("port"),
-        netns: matches.remove_one::<String>("netns").map(|name| host::netns_inode(&name)).transpose().map_err(usage)?,
-        cgroup: matches
-            .remove_one::<PathBuf>("cgroup")
-            .map(|path| host::cgroup_id(&path))
-            .transpose()
-            .map_err(usage)?,
+        netns: netns.transpose().map_err(usage)?,
+        cgroup: cgroup.transpose().map_err(usage)?,
         family: match (matches.get_flag("4"), matches.get_flag("6")) {
             (true, _) => Some(4),
             (_, true) => Some(6),
             _ => None,
         },
-        kinds: matches.remove_many("kind").into_iter().flatten().collect(),
-    };
+        kinds: Vec::new(),
+    })
+}
+
+fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
+    let text = |matches: &mut ArgMatches, name| matches.remove_one::<String>(name).unwrap_or_default();
+    let filters =
+        Filters { kinds: matches.remove_many("kind").into_iter().flatten().collect(), ..filters(&mut matches)? };
     Ok(TraceOptions {
         json: matches.get_flag("json"),
         current: matches.get_flag("current"),

@@ -152,10 +152,12 @@ fn examine(args: &Args) -> Result<Report> {
     may_we(&mut report, kernel.as_ref())?;
     where_are_we(&mut report);
     rings(&mut report, PERF_PAGES);
-    let Some(kernel) = kernel else { return Ok(report) };
+    let Some(kernel) = kernel else {
+        report.note("hooks", "not tried: which there are, the BTF tells");
+        return Ok(report);
+    };
     if let Err(error) = check_privilege() {
-        let why = format!("not tried: {}", words(&error).0);
-        report.note("hooks", why);
+        report.note("hooks", format!("not tried: {}", words(&error).0));
         return Ok(report);
     }
     sets(&mut report, &object, &kernel, btf);

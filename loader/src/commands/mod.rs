@@ -14,8 +14,9 @@ use anyhow::{Context, Result, anyhow};
 use crate::cli::{LEAST_SOCKETS, MOST_SOCKETS};
 use crate::embedded;
 use crate::fault::{Blocked, Exit};
-use crate::kernel::{host, privilege};
+use crate::kernel::{host, netns, privilege};
 use crate::object::{KERNEL_BTF, source};
+use crate::say::say;
 
 /// Whether an error only says that nobody reads our output any more (`xctl | head`): no reason to complain.
 #[must_use]
@@ -81,6 +82,17 @@ fn object(path: Option<&Path>) -> Result<(Vec<u8>, String)> {
     };
     let bytes = source::read_file(path).map_err(|error| anyhow!(error).context(Exit::Object))?;
     Ok((bytes, path.display().to_string()))
+}
+
+/// Says that nothing leads to the network namespace that is asked for. It may be one that is yet to come.
+fn say_absent(netns: Option<u32>) -> Result<()> {
+    let Some(wanted) = netns else { return Ok(()) };
+    if !netns::all()?.iter().any(|netns| netns.inode == wanted) {
+        say(format_args!(
+            "--netns {wanted}: no process that may be seen is in such a network namespace, and no mount leads there"
+        ));
+    }
+    Ok(())
 }
 
 /// Four times the sockets that exist now, so that the map has room for those to come.

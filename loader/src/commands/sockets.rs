@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{btf_path, check_privilege, default_max_sockets};
-use crate::events::Settings;
+use super::{btf_path, check_privilege, default_max_sockets, say_absent};
+use crate::cli::Filters;
+use crate::events::{self, SocketRecord, address};
 use crate::fault::Exit;
 use crate::kernel::{libbpf, privilege};
 use crate::output::sockets;
@@ -19,6 +20,8 @@ use crate::tracer::{self, Kernel, Shown};
 pub struct Args {
     /// JSON lines instead of text.
     pub json: bool,
+    /// What to keep to.
+    pub filters: Filters,
     /// Another BTF than the kernel's own.
     pub btf: Option<PathBuf>,
     /// Show libbpf's messages and the verifier's log whole.
@@ -55,7 +58,10 @@ fn print(args: &Args) -> Result<()> {
     drop(kernel);
     let max_sockets = default_max_sockets()?;
     let wanted = |program: &str| program == owners::SEED || program == owners::LIST;
-    let listing = owners::list(|| tracer::load(&object, wanted, &btf, &Settings::default(), max_sockets, false))?;
+    say_absent(args.filters.netns)?;
+    let settings = args.filters.settings();
+    let mut listing = owners::list(|| tracer::load(&object, wanted, &btf, &settings, max_sockets, false))?;
+    listing.sockets.retain(|socket| is_wanted(&args.filters, socket));
     if listing.unreachable > 0 {
         let who = match privilege::to_see_others()? {
             None => "no process is in and no mount leads to".to_owned(),
@@ -71,4 +77,17 @@ fn print(args: &Args) -> Result<()> {
     }
     out.flush()?;
     Ok(())
+}
+
+/// As the programs judge of events: wanted() in retransmit.bpf.h.
+fn is_wanted(filters: &Filters, socket: &SocketRecord) -> bool {
+    let Filters { pid, comm, port, netns, cgroup, family, kinds: _ } = filters;
+    let SocketRecord { flow, owner, .. } = socket;
+    let family_is = |family| address(flow.saddr).is_ipv4() == (family == 4);
+    pid.is_none_or(|pid| owner.tgid == pid)
+        && comm.as_ref().is_none_or(|comm| events::comm(&owner.comm) == *comm)
+        && port.is_none_or(|port| [flow.sport, flow.dport].contains(&port))
+        && netns.is_none_or(|netns| flow.netns == netns)
+        && (cgroup.is_none() || owner.in_cgroup != 0)
+        && family.is_none_or(family_is)
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{Named, btf_path, check_privilege, default_max_sockets};
-use crate::cli::{Events, Filters, TraceOptions};
-use crate::events::{COMM_LEN, Event, Owner, Settings, Totals};
+use super::{Named, btf_path, check_privilege, default_max_sockets, say_absent};
+use crate::cli::{Events, TraceOptions};
+use crate::events::{Event, Owner, Settings, Totals};
 use crate::fault::Exit;
 use crate::hooks;
 use crate::kernel::clock::{monotonic_ns, realtime_ns};
@@ -70,6 +70,7 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
     }
     let plans = hooks::choose(options.attach, options.events != Events::Retransmit, &kernel)?;
     let settings = settings(options);
+    say_absent(options.filters.netns)?;
     // Before the programs run, so that no signal can end the process without a summary.
     let waiter = Waiter::new()?;
     let max_sockets = match options.max_sockets {
@@ -347,25 +348,10 @@ impl Printer<'_> {
 }
 
 fn settings(options: &TraceOptions) -> Settings {
-    let Filters { pid, comm, port, netns, cgroup, family, kinds } = &options.filters;
-    let mut padded = [0; COMM_LEN];
-    if let Some(comm) = comm {
-        padded[..comm.len()].copy_from_slice(comm.as_bytes());
-    }
-    let (cgroup, cgroup_level) = cgroup.unwrap_or_default();
     Settings {
-        cgroup,
-        cgroup_level,
-        netns: netns.unwrap_or_default(),
-        tgid: pid.unwrap_or_default(),
-        port: port.unwrap_or_default(),
-        family: family.unwrap_or_default(),
-        kinds: kinds.iter().fold(0, |mask, &kind| mask | 1 << kind as u8),
-        comm: padded,
         retransmits: u8::from(options.events != Events::Send),
         sends: u8::from(options.events != Events::Retransmit),
-        births_by_state: 0, // the plan's business
         by_netns: u8::from(options.verify),
-        zero: [0; 4],
+        ..options.filters.settings()
     }
 }

@@ -167,13 +167,27 @@ pub fn cgroup_id(path: &Path) -> Result<(u64, u32)> {
     let mut root = full.as_path();
     // Only directories of a cgroup2 file system hold cgroup.controllers; its root is the topmost.
     if !root.join("cgroup.controllers").exists() {
-        bail!("{} is not a cgroup v2 directory", full.display());
+        let mounts = read("/proc/self/mountinfo")?;
+        let place = cgroup2(&mounts).map_or_else(
+            || "none is mounted here (mount -t cgroup2 none DIRECTORY)".to_owned(),
+            |place| format!("these are below {place}"),
+        );
+        bail!("{} is not a cgroup v2 directory: {place}", full.display());
     }
     while let Some(parent) = root.parent().filter(|parent| parent.join("cgroup.controllers").exists()) {
         root = parent;
         depth += 1;
     }
     Ok((fs::metadata(&full)?.ino(), depth))
+}
+
+/// Where cgroup v2 is mounted, by the lines of mountinfo: `30 23 0:26 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw`.
+fn cgroup2(mountinfo: &str) -> Option<&str> {
+    let (mount, _) = mountinfo
+        .lines()
+        .filter_map(|line| line.split_once(" - "))
+        .find(|(_, kind)| kind.split(' ').next() == Some("cgroup2"))?;
+    mount.split(' ').nth(4)
 }
 
 /// Whether the process that started at `born` (ns of CLOCK_BOOTTIME) still exists under this PID. A PID that was reused
@@ -279,6 +293,15 @@ mod tests {
         let may = |started, born| stat(started).may_have_started(born * TICK);
         assert!(may(5 * TICK, 5) && !may(5 * TICK, 4) && !may(5 * TICK, 6));
         assert!(may(5 * TICK + 1, 5) && may(5 * TICK + 1, 6) && !may(5 * TICK + 1, 7) && !may(5 * TICK + 1, 4));
+    }
+
+    #[test]
+    fn where_cgroup_v2_is_mounted() {
+        let hybrid = "25 1 0:23 / /sys rw - sysfs sysfs rw\n30 25 0:26 / /sys/fs/cgroup ro,nosuid shared:4 - tmpfs tmpfs ro\n\
+                      31 30 0:27 / /sys/fs/cgroup/unified rw shared:5 - cgroup2 cgroup2 rw,nsdelegate\n\
+                      32 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
+        assert_eq!(cgroup2(hybrid), Some("/sys/fs/cgroup/unified"));
+        assert_eq!(cgroup2(hybrid.replace("cgroup2", "cgroup").as_str()), None);
     }
 
     #[test]

@@ -162,9 +162,9 @@ fn finds_fault(report: &Report, culprit: &str, said: &str) -> Result<()> {
     Ok(())
 }
 
-/// The check says that, and it decides nothing.
-pub fn notes(doctor: Process, check: &str, found: &str) -> Result<()> {
-    let report = Report::by(doctor, 0)?;
+/// The check says that, and it decides nothing; doctor ends with that exit code.
+pub fn notes(doctor: Process, exit_code: i32, check: &str, found: &str) -> Result<()> {
+    let report = Report::by(doctor, exit_code)?;
     let check = report.get(check)?;
     ensure!(check.ok.is_none() && check.found.contains(found), "it does not say {found:?}: {check:?}");
     Ok(())

@@ -9,10 +9,12 @@ use nix::sys::signal::Signal;
 use crate::counters::{Counters, unacknowledged, wait_until_grown};
 use crate::host::Set;
 use crate::link::Link;
-use crate::process::{PATIENCE, poll};
+use crate::process::{PATIENCE, Process, poll};
 use crate::workers::{NOBODY, Plan, Puppet, Receiver, Sender, send_all};
-use crate::xctl::{Kind, Owner, Retransmit, Trace, Xctl};
+use crate::xctl::{Kind, Owner, Retransmit, Trace, Xctl, command, refusal};
 use crate::{Family, Outcome, Verdict};
+
+const WRONG_USAGE: i32 = 2;
 
 pub fn run(set: Set, _family: Family) -> Outcome {
     let link = Link::lossy()?;
@@ -92,6 +94,11 @@ pub fn cgroup(set: Set, family: Family) -> Outcome {
     }
     let threads = truths.iter().map(|truth| truth.sent[0].tid.cast_unsigned() == truth.who.pid);
     ensure!(threads.eq([false, true]), "not a second thread and a main one: {truths:?}");
+
+    let no_cgroup = command(&["trace", "--cgroup", "/proc"])?;
+    let said = refusal(Process::start("xctl --cgroup /proc", no_cgroup)?, WRONG_USAGE)?;
+    let where_they_are = format!("/proc is not a cgroup v2 directory: these are below {}", root.display());
+    ensure!(said.contains(&where_they_are), "it does not say {where_they_are:?}: {said:?}");
     same_as(&link, &watched, filtered)
 }
 
@@ -136,14 +143,25 @@ pub fn unknown(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{unknown} of unknown owner")))
 }
 
+/// A network namespace that is not there, and one that is.
+pub fn absent(set: Set, _family: Family) -> Outcome {
+    const ABSENT: &str = "no process that may be seen is in such a network namespace";
+    let link = Link::up()?;
+    for (netns, absent) in [(1, true), (link.a.inode, false)] {
+        let said = Xctl::start(set, &["--netns", &netns.to_string()])?.stop(Signal::SIGINT)?.said;
+        ensure!(said.contains(ABSENT) == absent, "of {netns} it says {said:?}");
+    }
+    Ok(Verdict::Passed("says that nothing leads there".into()))
+}
+
 /// A folder of cgroup v2 that the test has made, if it is not the host's; gone when dropped, after what is below it.
-struct Cgroup {
-    path: PathBuf,
+pub(super) struct Cgroup {
+    pub(super) path: PathBuf,
 }
 
 impl Cgroup {
     /// Where cgroup v2 is mounted.
-    fn root() -> Result<Option<PathBuf>> {
+    pub(super) fn root() -> Result<Option<PathBuf>> {
         let mounts = std::fs::read_to_string("/proc/mounts").context("reading /proc/mounts")?;
         let place = |line: &str| {
             let mut words = line.split(' ').skip(1);
@@ -152,7 +170,7 @@ impl Cgroup {
         Ok(mounts.lines().find_map(place))
     }
 
-    fn new(path: PathBuf) -> Result<Cgroup> {
+    pub(super) fn new(path: PathBuf) -> Result<Cgroup> {
         std::fs::create_dir(&path).with_context(|| format!("creating {}", path.display()))?;
         Ok(Cgroup { path })
     }
@@ -162,7 +180,7 @@ impl Cgroup {
         Ok(self.path.metadata().with_context(|| format!("looking at {}", self.path.display()))?.ino())
     }
 
-    fn take(&self, pid: u32) -> Result<()> {
+    pub(super) fn take(&self, pid: u32) -> Result<()> {
         std::fs::write(self.path.join("cgroup.procs"), pid.to_string()).context("moving a process to a cgroup")
     }
 }

@@ -63,7 +63,7 @@ pub fn container(set: Set, family: Family) -> Outcome {
     let records = trace.all_of(link.a.inode, &truth.who, truth.flow()?)?;
     ensure!(trace.of(link.a.inode).all(|record| !record.exited), "who exited cannot be told from in there");
     ensure!(trace.said.contains("not the initial PID namespace"), "it does not say where it is: {:?}", trace.said);
-    doctor::notes(contained(&["doctor", "--json"])?, "pid_namespace", "not the initial one")?;
+    doctor::notes(contained(&["doctor", "--json"])?, 0, "pid_namespace", "not the initial one")?;
     Ok(Verdict::Passed(format!("{records} retransmits of a process outside")))
 }
 
@@ -126,7 +126,7 @@ pub fn no_jit(set: Set, family: Family) -> Outcome {
     if let Err(error) = fs::write(JIT, "0") {
         return Ok(Verdict::Skipped(format!("{JIT}: {error}")));
     }
-    let outcome = doctor::notes(Process::start("xctl", command(&["doctor", "--json"])?)?, "jit", "interpreted")
+    let outcome = doctor::notes(Process::start("xctl", command(&["doctor", "--json"])?)?, 0, "jit", "interpreted")
         .and_then(|()| exited_owner::run_with(family, || Xctl::start(set, &[])));
     fs::write(JIT, "1").context("switching the JIT on again")?;
     outcome

@@ -98,6 +98,7 @@ pub const ALL: &[Case] = &[
     case!("mptcp_subflows",       Set::ALL, EITHER, mptcp::subflows),
     case!("filters",              AUTO,     V4,   filters::run),
     case!("cgroup",               AUTO,     V4,   filters::cgroup),
+    case!("absent_netns",         AUTO,     V4,   filters::absent),
     case!("filtered_unknown",     AUTO,     V4,   filters::unknown),
     case!("room",                 AUTO,     V4,   room::run),
     case!("signals",              EVERY_KIND, V4, ends::signals),

@@ -109,6 +109,7 @@ pub fn no_btf(_set: Set, _family: Family) -> Outcome {
         hide("/sys/kernel/btf")?;
         let said = refuses(&[], "btf")?;
         ensure!(said.contains("--btf"), "it does not mention --btf: {said:?}");
+        doctor::notes(start(&["doctor", "--json"])?, CANNOT_RUN_HERE, "hooks", "not tried")?;
         Ok(Verdict::Passed("names --btf".into()))
     })
 }

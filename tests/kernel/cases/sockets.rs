@@ -26,6 +26,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde::Deserialize;
 
+use super::filters::Cgroup;
 use crate::actors::{self, Protocols};
 use crate::host::{Set, tool};
 use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
@@ -126,7 +127,7 @@ pub fn run(_set: Set, family: Family) -> Outcome {
     ensure!(poll(PATIENCE, settled)?, "the connections did not become what they should: {:#?}", ss(&link.a)?);
 
     let before = [ss(&link.a)?, ss(&link.b)?];
-    let all = sockets()?;
+    let all = sockets(&[])?;
     let after = [ss(&link.a)?, ss(&link.b)?];
     ensure!(before == after, "the sockets changed meanwhile: {before:#?} {after:#?}");
 
@@ -168,6 +169,7 @@ pub fn run(_set: Set, family: Family) -> Outcome {
         ensure!(pids(link.b.inode, 5202) == BTreeSet::from([holder]), "MPTCP: not {holder:?}");
     }
     ensure!(pids(secret, 5203) == BTreeSet::from([Some(std::process::id())]), "the namespace of a thread is not there");
+    filtered(&link, &all, &holders[0])?;
     drop((theirs, other_half, patient));
 
     let mut nobody = command(&["sockets"])?;
@@ -175,6 +177,37 @@ pub fn run(_set: Set, family: Family) -> Outcome {
     let said = refusal(Process::start("xctl sockets without privilege", nobody)?, 3)?;
     ensure!(said.contains("CAP_"), "it does not name a capability: {said:?}");
     Ok(Verdict::Passed(format!("{count} sockets{}", if with_mptcp { "" } else { "; no MPTCP here" })))
+}
+
+/// With a filter it lists what passes it of all that there is, and nothing else.
+fn filtered(link: &Link, all: &[Socket], holder: &Holder) -> Result<()> {
+    let (pid, netns) = (holder.pid(), link.b.inode);
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm"))?.trim_end().to_owned();
+    let (of_pid, of_netns, of_comm) = (pid.to_string(), netns.to_string(), comm.clone());
+    let own = Cgroup::root()?.map(|root| Cgroup::new(root.join(format!("xctl-sockets-{pid}")))).transpose()?;
+    let cgroup = own.as_ref().map(|own| own.path.display().to_string()).unwrap_or_default();
+    type Passes = Box<dyn Fn(&Socket) -> bool>;
+    let mut filters: Vec<(Vec<&str>, Passes)> = vec![
+        (vec!["--pid", &of_pid], Box::new(move |socket| socket.pid == Some(pid))),
+        (vec!["--comm", &of_comm], Box::new(move |socket| socket.comm.as_deref() == Some(&comm))),
+        (vec!["--port", "5201", "-6"], Box::new(|socket| socket.sport == 5201 && socket.saddr.is_ipv6())),
+        (vec!["--port", "5201", "-4"], Box::new(|socket| socket.sport == 5201 && socket.saddr.is_ipv4())),
+        (vec!["--netns", &of_netns], Box::new(move |socket| socket.netns == netns)),
+    ];
+    if let Some(own) = &own {
+        own.take(pid)?;
+        filters.push((vec!["--cgroup", &cgroup], Box::new(move |socket| socket.pid == Some(pid))));
+    }
+    for (args, passes) in filters {
+        let here = |socket: &&Socket| [link.a.inode, link.b.inode].contains(&socket.netns);
+        let keys = |list: &[&Socket]| list.iter().map(|socket| format!("{socket:?}")).collect::<Vec<_>>();
+        let expected = keys(&all.iter().filter(here).filter(|socket| passes(socket)).collect::<Vec<_>>());
+        let found = sockets(&args)?;
+        ensure!(found.iter().all(&passes), "{args:?} lets through {found:?}");
+        let found = keys(&found.iter().filter(here).collect::<Vec<_>>());
+        ensure!(found == expected, "{args:?}: {found:#?}, without it {expected:#?}");
+    }
+    Ok(())
 }
 
 /// Whoever has a mount namespace can mount a network namespace in it, and something else over that: a FIFO, which nobody
@@ -253,11 +286,11 @@ struct Counts {
 }
 
 /// What `xctl sockets --json` prints, each line as strict as the contract.
-fn sockets() -> Result<Vec<Socket>> {
-    let output = command(&["sockets", "--json"])?.output().context("starting xctl")?;
+fn sockets(args: &[&str]) -> Result<Vec<Socket>> {
+    let output = command(&[&["sockets", "--json"], args].concat())?.output().context("starting xctl")?;
     let (printed, said) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "xctl ended with {} and said {said:?}", output.status);
-    let (list, last) = printed.trim_end().rsplit_once('\n').with_context(|| format!("only {printed:?}"))?;
+    let (list, last) = printed.trim_end().rsplit_once('\n').unwrap_or(("", printed.trim_end()));
     let counts: Counts = serde_json::from_str(last).with_context(|| format!("the counts: {last}"))?;
     let sockets: Vec<Socket> = list
         .lines()
