@@ -20,7 +20,7 @@
 struct flow {
 	__u8 saddr[16];	/* local, network order */
 	__u8 daddr[16];	/* remote, network order */
-	__u64 sk;	/* the socket's address while it has no four-tuple (see owner.bpf.h); else 0 */
+	__u64 sk;	/* where no four-tuple tells: the socket's address, or its file's inode number (see owner.bpf.h); else 0 */
 	__u32 netns;	/* inode number of the network namespace */
 	__u16 sport;	/* local, host order */
 	__u16 dport;	/* remote, host order */
@@ -39,9 +39,13 @@ enum how {
 
 /* The process behind a socket: the value of SOCKET_TO_PID. */
 struct owner {
-	__u64 sk;	/* the socket that made this entry, and alone may use or remove it; 0: not known (seeded) */
+	__u64 sk;	/* the socket that made this entry, and alone may use or remove it; 0: not known yet (seeded from /proc) */
 	__u64 born;	/* when the process started, ns of CLOCK_BOOTTIME in steps of 10 ms: tells a reused PID from the first */
-	__u64 pid;	/* address of the process's struct pid, by which its main thread is found; 0: not known (seeded from /proc) */
+	/*
+	 * Address of the process's struct pid, by which its main thread is found; 0: not known (seeded from /proc). While sk is
+	 * not known: the inode number of the socket's file.
+	 */
+	__u64 pid;
 	__u64 cgroup;	/* cgroup v2 id of the thread */
 	__u32 tgid;	/* the process, in the initial PID namespace */
 	__u32 tid;	/* the thread that last acted on the socket */
@@ -162,7 +166,8 @@ struct settings {
 	__u8 sends;		/* 1: emit send events */
 	__u8 births_by_state;	/* 1: inet_sock_set_state is what shows connect() and listen() */
 	__u8 by_netns;		/* 1: count in NETNS_TOTALS too */
-	__u8 zero[4];
+	__u8 by_inode;		/* 1: there are entries under inode numbers */
+	__u8 zero[3];
 };
 
 #endif

@@ -17,7 +17,8 @@
 /*
  * Four-tuple -> owner. A socket without a four-tuple of its own is kept under its address instead, the rest of the key
  * zero: a listener, since SO_REUSEPORT lets several share local address and port; and, where only
- * inet_sock_set_state shows connect(), a socket whose local port is not chosen yet.
+ * inet_sock_set_state shows connect(), a socket whose local port is not chosen yet. What is seeded from /proc and has no
+ * four-tuple of its own is kept under the inode number of its file, which is no kernel address.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -205,12 +206,26 @@ static __noinline void refresh_name(struct owner *owner)
 		__builtin_memcpy(owner->comm, comm, sizeof(comm));
 }
 
-/* The socket's own entry, or one that is not tied to a socket; never another socket's under the same tuple. */
+/* The inode number of the socket's file, by which /proc names it; 0: it has none, or none any more. */
+static __noinline __u64 inode_of(const struct sock *sk)
+{
+	return BPF_CORE_READ(sk, sk_socket, file, f_inode, i_ino);
+}
+
+/*
+ * The socket's own entry; never another socket's under the same tuple. An entry that was seeded from /proc becomes the
+ * socket's when that first asks for it, since it loses its file long before its end. Another may replace the entry
+ * meanwhile, and its place be given to another socket's: that one is nobody's then.
+ */
 static __always_inline struct owner *own_entry(const struct sock *sk, const struct flow *key)
 {
 	struct owner *owner = bpf_map_lookup_elem(&SOCKET_TO_PID, key);
 
-	return owner && (owner->sk == (__u64)sk || !owner->sk) ? owner : NULL;
+	if (owner && !owner->sk && owner->pid == inode_of(sk)) {
+		owner->sk = (__u64)sk;
+		owner->pid = 0;
+	}
+	return owner && owner->sk == (__u64)sk ? owner : NULL;
 }
 
 /*
@@ -250,6 +265,14 @@ static __always_inline void drop_cached(const struct sock *sk)
 	}
 }
 
+/* Whether the entry is the socket's, or may be: it was seeded from /proc, and the socket has no file to know it by. */
+static __always_inline bool may_be_own(const struct sock *sk, const struct flow *key)
+{
+	const struct owner *owner = own_entry(sk, key) ?: bpf_map_lookup_elem(&SOCKET_TO_PID, key);
+
+	return owner && (owner->sk == (__u64)sk || (!owner->sk && !inode_of(sk)));
+}
+
 /*
  * The socket's end, which is not close(): FIN and data are retransmitted long after that. Only the socket's own entry
  * goes: a connect() whose four-tuple is in use puts its own socket into TCP_CLOSE with the tuple of the live one.
@@ -260,8 +283,13 @@ static __noinline void forget(const struct sock *sk)
 
 	drop_cached(sk);
 	drop_entry(&key);
-	if (flow_of_closing(sk, &flow) && own_entry(sk, &flow))
+	if (flow_of_closing(sk, &flow) && may_be_own(sk, &flow))
 		drop_entry(&flow);
+	if (settings.by_inode) {
+		key.sk = inode_of(sk);
+		if (key.sk)
+			drop_entry(&key);
+	}
 }
 
 /*
@@ -294,8 +322,10 @@ static __always_inline bool has_twin(const struct sock *sk, const struct flow *k
 	const struct owner *owner = bpf_map_lookup_elem(&SOCKET_TO_PID, key);
 	const struct sock *other;
 
-	if (!owner || !owner->sk || owner->sk == (__u64)sk)
+	if (!owner || owner->sk == (__u64)sk)
 		return false;
+	if (!owner->sk)	/* seeded from /proc */
+		return owner->pid != inode_of(sk);
 	other = (const void *)owner->sk;
 	return BPF_CORE_READ(other, __sk_common.skc_state) != TCP_CLOSE &&
 	       BPF_CORE_READ(other, __sk_common.skc_num) == key->sport &&
@@ -541,6 +571,17 @@ static __always_inline bool copy_of(const struct sock *sk, const struct flow *ke
 	return false;
 }
 
+/* What /proc told of a socket that its four-tuple does not tell from others: a listener, or one of two twins. */
+static __always_inline bool copy_by_inode(const struct sock *sk, struct owner *to)
+{
+	struct flow key = {};
+
+	if (!settings.by_inode)
+		return false;
+	key.sk = inode_of(sk);
+	return key.sk && copy_of(sk, &key, to);
+}
+
 /* Who owns the socket of this flow; if nobody is known, say whether it is the kernel's own. Never a guess. */
 static __always_inline void owner_of(const struct sock *sk, const struct flow *flow, struct owner *to)
 {
@@ -552,7 +593,7 @@ static __always_inline void owner_of(const struct sock *sk, const struct flow *f
 		address = (__u64)parent;
 	} else {
 		by_address.sk = (__u64)sk;
-		if (!copy_of(sk, flow, to) && !copy_of(sk, &by_address, to)) {
+		if (!copy_of(sk, flow, to) && !copy_of(sk, &by_address, to) && !copy_by_inode(sk, to)) {
 			if (is_kernels_own(sk))
 				to->how = HOW_KERNEL;
 			return;

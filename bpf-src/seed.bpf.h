@@ -54,6 +54,10 @@ static __always_inline bool seed(struct task_struct *task, struct file *file)
 		return false;
 	describe(&owner, task, sk, HOW_SEED);
 	err = bpf_map_update_elem(&SOCKET_TO_PID, &key, &owner, BPF_NOEXIST);
+	if (err == -EEXIST && !key.sk && has_twin(sk, &key)) {
+		key = flow_by_address(sk);
+		err = bpf_map_update_elem(&SOCKET_TO_PID, &key, &owner, BPF_NOEXIST);
+	}
 	if (err && err != -EEXIST)	/* a socket may be behind many files */
 		no_room(sk, err);
 	if (!err && is_closed(sk, &key)) {	/* nobody has locked it: its end may have come before its entry */

@@ -260,6 +260,7 @@ typedef short unsigned int umode_t;
 
 struct inode {
 	umode_t i_mode;
+	long unsigned int i_ino;
 };
 
 struct bpf_iter__tcp {

@@ -115,11 +115,12 @@ mirror! {
 mirror! {
     /// The process behind a socket.
     "owner" Owner {
-        /// The socket that the entry belongs to; 0: not known.
+        /// The socket that the entry belongs to; 0: not known yet.
         sk: u64,
         /// When the process started, ns of CLOCK_BOOTTIME in steps of 10 ms.
         born: u64,
-        /// Address of the process's `struct pid`; 0 if seeded from /proc. For the programs alone.
+        /// Address of the process's `struct pid`, or 0; while `sk` is 0, the inode number of the socket's file. For the
+        /// programs alone.
         pid: u64,
         /// cgroup v2 id.
         cgroup: u64,
@@ -277,8 +278,10 @@ mirror! {
         births_by_state: u8,
         /// 1: count by network namespace too.
         by_netns: u8,
+        /// 1: there are entries under inode numbers.
+        by_inode: u8,
         /// Padding.
-        zero: [u8; 4],
+        zero: [u8; 3],
     }
 }
 

@@ -334,6 +334,7 @@ impl Tracer {
             let found = "this kernel has no iterator over open files, or its own BTF is not here to tell";
             return Err(Blocked::new(found, "use --seed proc").by_host());
         }
+        let settings = &Settings { by_inode: u8::from(source == owners::Source::Proc), ..*settings };
         let wanted = |program: &str| plan.has(program) || (iterator && program == owners::SEED);
         let has_ring = kernel.shows(Shown::RingBuffers);
         let load = |statistics| load_with(object, wanted, btf, settings, sizes.max_sockets, has_ring, statistics);

@@ -179,7 +179,7 @@ fn examine(args: &Args) -> Result<Report> {
 
 /// What `xctl trace` without options sets: programs that are told to report nothing are not the same programs.
 fn settings() -> Settings {
-    Settings { retransmits: 1, births_by_state: 1, ..Settings::default() }
+    Settings { retransmits: 1, births_by_state: 1, by_inode: 1, ..Settings::default() }
 }
 
 /// Privilege, and what the host makes depend on it.

@@ -1,7 +1,8 @@
 //! Seeding in user space, for kernels whose open files have no iterator (before 5.8): `/proc/PID/fd` says who holds which
 //! socket, by inode number, and `/proc/net/tcp` of each network namespace which connection that is.
 //!
-//! Listeners, which SOCKET_TO_PID keeps by kernel address, are not to be had this way: they stay unknown until they act.
+//! The programs keep listeners, and one of two sockets of the same four-tuple, by kernel address, which /proc does not tell.
+//! Here the inode number stands for that.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -34,10 +35,19 @@ pub fn seed(map: &Map<'_>, cgroup: u64) -> Result<Seeded> {
             seeded.closed_namespaces += 1;
             continue;
         };
-        for connection in connections {
-            let Some(&tgid) = holders.get(&connection.inode) else { continue };
+        for mut connection in connections {
+            let inode = connection.inode;
+            let Some(&tgid) = holders.get(&inode) else { continue };
             let Some(owner) = owners.entry(tgid).or_insert_with(|| describe(tgid, cgroup)) else { continue };
-            match map.insert(&bytes(&connection.flow), &bytes(owner)) {
+            let owner = bytes(&Owner { pid: inode, ..*owner });
+            let mut result = map.insert(&bytes(&connection.flow), &owner);
+            if let Ok(false) = result
+                && seeded_inode(map, &connection.flow).is_some_and(|other| other != inode)
+            {
+                connection.flow = by_inode(inode);
+                result = map.insert(&bytes(&connection.flow), &owner);
+            }
+            match result {
                 Ok(true) => inserted.push((netns.clone(), connection)),
                 Ok(false) => {}
                 Err(error) if error.raw_os_error() == Some(libc::E2BIG) => seeded.no_room += 1,
@@ -49,6 +59,19 @@ pub fn seed(map: &Map<'_>, cgroup: u64) -> Result<Seeded> {
     Ok(seeded)
 }
 
+/// The key of a socket that its addresses do not tell from others.
+fn by_inode(inode: u64) -> Flow {
+    Flow { sk: inode, ..Flow::default() }
+}
+
+/// Whose entry this is, by the inode number of its file; none if there is none, or the programs know the socket.
+fn seeded_inode(map: &Map<'_>, key: &Flow) -> Option<u64> {
+    let mut value = vec![0; size_of::<Owner>()];
+    map.lookup(&bytes(key), &mut value).ok()?;
+    let owner = Owner::get(&value);
+    (owner.sk == 0).then_some(owner.pid)
+}
+
 /// A connection that ended between our look at it and its entry was never forgotten: the programs saw its end before
 /// there was an entry. How many entries were taken back.
 fn forget_ended(map: &Map<'_>, inserted: &[(Netns, Connection)]) -> Result<usize> {
@@ -56,16 +79,17 @@ fn forget_ended(map: &Map<'_>, inserted: &[(Netns, Connection)]) -> Result<usize
     let mut looked_at = HashSet::new();
     for (netns, _) in inserted {
         if looked_at.insert(netns.inode) {
-            open.extend(connections(netns)?.unwrap_or_default());
+            let connections = connections(netns)?.unwrap_or_default();
+            open.extend(connections.iter().map(|connection| (netns.inode, connection.inode)));
         }
     }
     let mut forgotten = 0;
-    for (_, connection) in inserted.iter().filter(|(_, connection)| !open.contains(connection)) {
-        let key = bytes(&connection.flow);
-        let mut value = vec![0; size_of::<Owner>()];
+    for (_, Connection { flow, inode }) in
+        inserted.iter().filter(|(netns, connection)| !open.contains(&(netns.inode, connection.inode)))
+    {
         // An entry with a socket is the programs' own by now.
-        if map.lookup(&key, &mut value).is_ok() && Owner::get(&value).sk == 0 {
-            map.remove(&key).context("cannot remove from the map SOCKET_TO_PID")?;
+        if seeded_inode(map, flow) == Some(*inode) {
+            map.remove(&bytes(flow)).context("cannot remove from the map SOCKET_TO_PID")?;
             forgotten += 1;
         }
     }
@@ -107,11 +131,12 @@ fn holders() -> Result<(HashMap<u64, u32>, usize)> {
     Ok((holders, closed))
 }
 
-/// A line of /proc/net/tcp: a socket with both its addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A line of /proc/net/tcp: a socket with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Connection {
+    /// The key that it is kept by.
     flow: Flow,
-    /// Of its file; 0 for one without.
+    /// Of its file.
     inode: u64,
 }
 
@@ -131,14 +156,17 @@ fn connections(netns: &Netns) -> Result<Option<Vec<Connection>>> {
 }
 
 /// Parse a line (net/ipv4/tcp_ipv4.c, get_tcp4_sock): number, local and remote address, state, and the inode as the tenth
-/// field. Neither the headings nor a listener nor what has no file are connections.
+/// field. Neither the headings nor what has no file are connections.
 fn connection(line: &str, netns: u32) -> Option<Connection> {
     const LISTEN: u8 = 10;
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (local, remote, state) = (fields.next()?, fields.next()?, fields.next()?);
     let inode = fields.nth(5)?.parse().ok()?;
-    if u8::from_str_radix(state, 16).ok()? == LISTEN || inode == 0 {
+    if inode == 0 {
         return None;
+    }
+    if u8::from_str_radix(state, 16).ok()? == LISTEN {
+        return Some(Connection { flow: by_inode(inode), inode });
     }
     let ((saddr, sport), (daddr, dport)) = (endpoint(local)?, endpoint(remote)?);
     Some(Connection { flow: Flow { saddr, daddr, sk: 0, netns, sport, dport }, inode })
@@ -204,7 +232,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[test]
-    fn a_line_is_a_connection_and_a_listener_is_none() {
+    fn a_line_is_a_connection_and_a_listener_is_known_by_its_file() {
         let word = |bytes: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(bytes));
         let line = |local: &str, remote: &str, state: &str, inode: u32| {
             format!(
@@ -216,7 +244,7 @@ mod tests {
         assert_eq!((found.inode, found.flow.netns, found.flow.sk), (77, 5, 0));
         assert_eq!((found.flow.sport, found.flow.dport), (8080, 443));
         assert_eq!(crate::events::address(found.flow.daddr).to_string(), "10.9.8.7");
-        assert_eq!(connection(&line(&home, &away, "0A", 77), 5), None);
+        assert_eq!(connection(&line(&home, &away, "0A", 77), 5), Some(Connection { flow: by_inode(77), inode: 77 }));
         assert_eq!(connection(&line(&home, &away, "06", 0), 5), None);
         let v6 = [word([0xfd, 0x99, 0, 0]), word([0; 4]), word([0; 4]), word([0, 0, 0, 2])].concat();
         let found = connection(&line(&v6, &v6, "08", 1), 5).unwrap();

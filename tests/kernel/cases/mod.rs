@@ -74,6 +74,8 @@ pub const ALL: &[Case] = &[
     case!("lost_syn",             Set::ALL, EITHER, lost_syn::run),
     case!("same_tuple_two_netns", Set::ALL, V4,   tuples::same_tuple_two_netns),
     case!("same_tuple_two_wires", Set::ALL, V4,   tuples::same_tuple_two_devices),
+    case!("twins_already_open",   AUTO,     V4,   tuples::twins_already_open),
+    case!("seeded_tuple_in_use",  AUTO,     V4,   tuples::seeded_in_use),
     case!("tuple_in_use",         Set::ALL, V4,   tuples::in_use),
     case!("v4_mapped",            Set::ALL, V4,   tuples::v4_mapped),
     case!("already_open",         AUTO,     BOTH, already_open::run),

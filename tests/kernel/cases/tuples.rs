@@ -13,8 +13,8 @@ use crate::host::Set;
 use crate::link::{Link, SECOND_MTU};
 use crate::map;
 use crate::process::PATIENCE;
-use crate::workers::{Plan, Puppet, Receiver, Sender, Truth, open, send_all};
-use crate::xctl::{Kind, Owner, Trace, Xctl};
+use crate::workers::{Flow, Plan, Puppet, Receiver, Sender, Truth, open, send_all};
+use crate::xctl::{Kind, Owner, Retransmit, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 /// Two connections with the very same addresses and ports, in two network namespaces, at the same time.
@@ -87,6 +87,48 @@ pub fn same_tuple_two_devices(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{} and {} retransmits", counts[0], counts[1])))
 }
 
+/// Two such that were open before xctl came, whoever tells it.
+pub fn twins_already_open(set: Set, _family: Family) -> Outcome {
+    let seen: Vec<_> = ["iterator", "proc"].iter().map(|source| seeded_twins(set, source)).collect::<Result<_>>()?;
+    Ok(Verdict::Passed(format!("{seen:?} retransmits")))
+}
+
+fn seeded_twins(set: Set, source: &str) -> Result<[usize; 2]> {
+    const LOCAL: u16 = 40000;
+    let link = Link::up()?;
+    let wires = link.second_wire()?;
+    let receiver = Receiver::new(&link.b, "receiver", Ipv6Addr::UNSPECIFIED.into(), 0)?;
+    let mut twins = vec![];
+    for (wire, comm) in wires.iter().zip(["twin-0", "twin-1"]) {
+        let at = |host, port| SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), port, 0, *wire).into();
+        twins.push(Puppet::from(&link.a, comm, Some(at(1, LOCAL)), at(2, receiver.at.port()))?);
+    }
+    // but for the wire
+    let ends = |flow: Flow| [flow.local, flow.remote].map(|end| (end.ip(), end.port()));
+    let flows = [ends(twins[0].truth.flow()?), ends(twins[1].truth.flow()?)];
+    ensure!(flows[0] == flows[1], "the test did not make twins: {flows:?}");
+    link.lose_from(&link.a, 100)?;
+    link.lose_from_second(&link.a, 100)?;
+    twins.iter_mut().try_for_each(Puppet::send)?;
+    let mut xctl = Xctl::start(set, &["--seed", source])?;
+    let is_second = |record: &Retransmit| record.mss.is_some_and(|mss| mss < SECOND_MTU - 40);
+    let netns = link.a.inode;
+    for second in [false, true] {
+        let seen = xctl.wait_for(|record| record.at.netns == netns && is_second(record) == second)?;
+        ensure!(seen.is_some(), "{source}: nothing was sent again, on the second wire: {second}");
+    }
+    let trace = xctl.stop(Signal::SIGINT)?;
+    let mut counts = [0; 2];
+    for record in trace.of(netns) {
+        let second = usize::from(is_second(record));
+        let who = &twins[second].truth.who;
+        let right = record.at.pid == Some(who.pid) && record.at.owner == Owner::Seed;
+        ensure!(right, "{source}: this is of {who:?}: {record:?}");
+        counts[second] += 1;
+    }
+    Ok(counts)
+}
+
 /// `AF_INET6` sockets on both sides that speak IPv4.
 pub fn v4_mapped(set: Set, _family: Family) -> Outcome {
     let link = Link::lossy()?;
@@ -110,25 +152,45 @@ pub fn v4_mapped(set: Set, _family: Family) -> Outcome {
 /// A connect() fails because another connection has its four-tuple: the kernel ends a socket of that tuple, and the other
 /// connection is still its process's.
 pub fn in_use(set: Set, family: Family) -> Outcome {
+    of_tuple_in_use(set, family, false)
+}
+
+/// The same of one that was open before xctl came, and that /proc told of.
+pub fn seeded_in_use(set: Set, family: Family) -> Outcome {
+    of_tuple_in_use(set, family, true)
+}
+
+fn of_tuple_in_use(set: Set, family: Family, seeded: bool) -> Outcome {
     const LOCAL: u16 = 40000;
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
-    let mut xctl = Xctl::start(set, &[])?;
-    let before = Counters::of(&link.a)?;
     let from = Some(SocketAddr::new(link.address(&link.a, family), LOCAL));
-    let mut holder = Puppet::from(&link.a, "holder", from, receiver.at)?;
-    // what is known of a sender is not looked up again
-    holder.send()?;
-    wait_until_grown(&link.a, &before, "TCPOrigDataSent", 1)?;
+    let connect = || Puppet::from(&link.a, "holder", from, receiver.at);
+    let (mut xctl, mut holder) = if seeded {
+        let mut holder = connect()?;
+        link.lose(100)?;
+        holder.send()?;
+        (Xctl::start(set, &["--seed", "proc"])?, holder)
+    } else {
+        let xctl = Xctl::start(set, &[])?;
+        let before = Counters::of(&link.a)?;
+        let mut holder = connect()?;
+        // what is known of a sender is not looked up again
+        holder.send()?;
+        wait_until_grown(&link.a, &before, "TCPOrigDataSent", 1)?;
+        (xctl, holder)
+    };
     let refused = link.a.enter(|| Ok(open(from, receiver.at, SockFlag::empty()).err()))?;
     let why = refused.as_ref().and_then(|error| error.downcast_ref());
     ensure!(why == Some(&Errno::EADDRNOTAVAIL), "connect() from a port in use: {refused:?}");
 
     link.lose(100)?;
     let mut claims = Claims::default();
-    let whose = Whose::Of(holder.truth.who.clone(), Owner::Send);
+    let whose = Whose::Of(holder.truth.who.clone(), if seeded { Owner::Seed } else { Owner::Send });
     claims.add("the connection that lives", &link.a, holder.truth.flow()?, Kind::Rto, whose)?;
-    holder.send()?;
+    if !seeded {
+        holder.send()?;
+    }
     claims.wait(&mut xctl)?;
 
     // and when it has ended, nobody's
