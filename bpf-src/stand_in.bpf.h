@@ -20,7 +20,8 @@ struct handled {
 
 /*
  * With a list of free elements for each CPU: of one that they share a CPU may take 128 at a time, and where there are more
- * than eight, others then evict what is in use (bpf_common_lru_pop_free(), kernel/bpf/bpf_lru_list.c).
+ * than eight, others then evict what is in use (bpf_common_lru_pop_free(), kernel/bpf/bpf_lru_list.c). The loader makes it
+ * larger where there are many CPUs.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -9,6 +9,7 @@ use crate::object::maps::Definitions;
 
 pub(crate) const SOCKETS: &str = "SOCKET_TO_PID";
 pub(crate) const CACHE: &str = "SK_CACHE";
+pub(crate) const HANDLED: &str = "HANDLED";
 pub(crate) const EVENTS: &str = "EVENTS";
 pub(crate) const SHARED_RING: &str = "SHARED_RING";
 pub(crate) const LOST: &str = "LOST";
@@ -16,8 +17,10 @@ pub(crate) const PROCESS_TOTALS: &str = "PROCESS_TOTALS";
 pub(crate) const NETNS_TOTALS: &str = "NETNS_TOTALS";
 
 /// Of each: its type, bytes of a key, bytes of a value.
-const EXPECTED: [(&str, &str, usize, usize); 6] = [
+const EXPECTED: [(&str, &str, usize, usize); 8] = [
     (SOCKETS, "hash", size_of::<Flow>(), size_of::<Owner>()),
+    (CACHE, "lru_hash", size_of::<u64>(), size_of::<u64>()),
+    (HANDLED, "lru_hash", 2 * size_of::<u64>(), size_of::<u8>()),
     (EVENTS, "perf_event_array", size_of::<u32>(), size_of::<u32>()),
     (SHARED_RING, "ringbuf", 0, 0),
     (LOST, "percpu_array", size_of::<u32>(), size_of::<u64>()),

@@ -15,12 +15,12 @@ use crate::hooks::{self, Hook, Offer, Plan, Purpose, StandIn};
 use crate::kernel::host;
 use crate::kernel::hotplug::{Change, Changes};
 use crate::kernel::libbpf::{self, Loaded, Open};
-use crate::kernel::map::Map;
+use crate::kernel::map::{Map, possible_cpus};
 use crate::kernel::mmap::{Mapped, page_size};
 use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;
 use crate::kernel::{self, bpf, perf, privilege, symbols};
-use crate::maps::{self, CACHE, EVENTS, LOST, NETNS_TOTALS, PROCESS_TOTALS, SHARED_RING, SOCKETS};
+use crate::maps::{self, CACHE, EVENTS, HANDLED, LOST, NETNS_TOTALS, PROCESS_TOTALS, SHARED_RING, SOCKETS};
 use crate::object::agree;
 use crate::object::cut::Asked;
 use crate::object::facts::{Facts, MOST_FUNCTIONS};
@@ -613,6 +613,7 @@ fn load_with(
     open.select_programs(wanted)?;
     open.set_max_entries(SOCKETS, max_sockets)?;
     open.set_max_entries(CACHE, max_sockets)?;
+    open.set_max_entries(HANDLED, marks()?)?;
     if !has_ring {
         open.leave_out(SHARED_RING)?;
     }
@@ -630,6 +631,13 @@ fn load_with(
         let (class, blocked) = refused(error.raw_os_error());
         explain(Error::new(error), &messages).context(blocked).context(class)
     })
+}
+
+/// Room for what the first of two programs has done and the second has not seen yet. Each CPU has its share of it, and a few
+/// on the way at a time: in process context, in a softirq that interrupted that, in tasks that were preempted.
+fn marks() -> Result<u32> {
+    const EACH_CPU: u32 = 16;
+    Ok(u32::try_from(possible_cpus()?)?.saturating_mul(EACH_CPU).max(1024))
 }
 
 /// Whether the verifier said that it has no helper that reads kernel memory. libbpf takes the older one where the kernel

@@ -21,7 +21,7 @@ pub struct Map<'fd> {
 }
 
 /// CPUs that the kernel can ever have: the number of values in an element of a per-CPU map.
-fn possible_cpus() -> Result<usize> {
+pub(crate) fn possible_cpus() -> Result<usize> {
     // SAFETY: no arguments; reads a file in sysfs.
     let count = unsafe { sys::libbpf_num_possible_cpus() };
     usize::try_from(count).map_err(|_| io::Error::from_raw_os_error(-count)).context("cannot count possible CPUs")
