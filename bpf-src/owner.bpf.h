@@ -32,6 +32,9 @@ struct {
  * lookup, and a change of thread with one store. An entry says "SOCKET_TO_PID names this process as the sender on this
  * socket", and is dropped together with what it vouches for; when it is evicted, the next send does the work again.
  * NO_ROOM vouches for nothing: there was no room in SOCKET_TO_PID, and that has been counted.
+ *
+ * A process is told by its PID alone here, since more would cost every send: where one has exited, another has got its PID,
+ * and that sends on the same socket, which a third kept open for it, the first's name stays, as one that has exited.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -551,7 +554,7 @@ static __always_inline void state_changed(const struct sock *sk, int state)
 
 /*
  * Copy the socket's own entry. While it is copied another may replace it, and its place be given to another socket's: what
- * was copied is whole if it is still the entry of this key afterwards.
+ * was copied is whole if it is still the entry of this key afterwards, unless that place has come back to the key meanwhile.
  */
 static __always_inline bool copy_of(const struct sock *sk, const struct flow *key, struct owner *to)
 {

@@ -103,9 +103,36 @@ fn an_object_of_another_program_is_refused() {
 
 #[test]
 fn a_missing_object_is_named() {
-    let output = xctl(&["trace", "--object", "/nonexistent/object.o"]);
-    assert_eq!(output.status.code(), Some(OBJECT));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent/object.o"));
+    for arguments in [&["trace", "--object"][..], &["inspect"], &["btf", "--min", "/dev/null", "--object"]] {
+        let output = xctl(&[arguments, &["/nonexistent/object.o"]].concat());
+        assert_eq!(output.status.code(), Some(FAILED), "{arguments:?}");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(message.contains("cannot read /nonexistent/object.o: No such file"), "{arguments:?}: {message}");
+    }
+}
+
+/// To read types is what `inspect` and `btf` do; to the others they are what the host must have.
+#[test]
+fn types_that_are_none_are_named_with_the_exit_code_of_what_they_are_for() {
+    let corrupt = Temporary::new("corrupt", b"\x9f\xeb\x01\x00 twenty bytes of what is no BTF");
+    let corrupt = corrupt.0.to_str().unwrap();
+    for (file, what) in [("/nonexistent", "No such file"), ("/dev/null", "holds no BTF"), (corrupt, "not valid BTF")] {
+        for (arguments, code) in [
+            (&["inspect"][..], FAILED),
+            (&["btf", "struct sock"], FAILED),
+            (&["trace", "--dry-run"], HOST),
+            (&["sockets"], HOST),
+            (&["doctor"], HOST),
+        ] {
+            let output = xctl(&[arguments, &["--btf", file]].concat());
+            assert_eq!(output.status.code(), Some(code), "{arguments:?}, {file}");
+            let said = [output.stderr, output.stdout].concat();
+            let said = String::from_utf8_lossy(&said);
+            let privileged = !said.contains("missing CAP_");
+            assert!(!privileged || said.contains(what) && said.contains(file), "{arguments:?}, {file}: {said}");
+            assert!(!said.contains("CONFIG_DEBUG_INFO_BTF"), "{arguments:?}, {file}: {said}");
+        }
+    }
 }
 
 #[test]
@@ -119,6 +146,13 @@ fn wrong_usage_is_exit_code_2() {
         // as /run/netns/NAME is when its mount is gone
         &["trace", "--netns", "/dev/null"],
         &["trace", "--netns", "/proc/self/ns/mnt"],
+        &["trace", "--events", "send", "--kind", "rto"],
+        &["trace", "--record", "-"],
+        &["sockets", "--kind", "rto"],
+        &["btf"],
+        &["btf", "struct sock: +"],
+        &["btf", "--object", "/dev/null"],
+        &["btf", "--object", "/dev/null", "struct sock"],
     ] {
         let output = xctl(arguments);
         assert_eq!(output.status.code(), Some(USAGE), "{arguments:?}");

@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
@@ -274,7 +274,8 @@ pub fn clap() -> Clap {
                 .conflicts_with_all(["types", "list"]),
             option("object", "FILE", "Of what this BPF object needs, instead of the one inside the binary")
                 .value_parser(value_parser!(PathBuf))
-                .requires("min"),
+                .requires("min")
+                .conflicts_with_all(["types", "list"]),
         ]);
     let doctor =
         Clap::new("doctor").about("Say what this host offers, found out by trying, and what is missing").args([
@@ -373,6 +374,19 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
     let text = |matches: &mut ArgMatches, name| matches.remove_one::<String>(name).unwrap_or_default();
     let filters =
         Filters { kinds: matches.remove_many("kind").into_iter().flatten().collect(), ..filters(&mut matches)? };
+    let events = match text(&mut matches, "events").as_str() {
+        "send" => Events::Send,
+        "all" => Events::All,
+        _ => Events::Retransmit,
+    };
+    if events == Events::Send && !filters.kinds.is_empty() {
+        return Err(anyhow!("--kind is of retransmits, and --events send asks for none").context(Exit::Usage));
+    }
+    let record: Option<PathBuf> = matches.remove_one("record");
+    if record.as_deref() == Some(Path::new("-")) {
+        let why = "--record writes to a file, and standard output has the events: ./- is a file of that name";
+        return Err(anyhow!(why).context(Exit::Usage));
+    }
     Ok(TraceOptions {
         json: matches.get_flag("json"),
         current: matches.get_flag("current"),
@@ -383,11 +397,7 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
             "kprobe+tracepoint" => Attach::Mixed,
             _ => Attach::Auto,
         },
-        events: match text(&mut matches, "events").as_str() {
-            "send" => Events::Send,
-            "all" => Events::All,
-            _ => Events::Retransmit,
-        },
+        events,
         duration: matches.remove_one("duration"),
         count: matches.remove_one("count"),
         filters,
@@ -403,7 +413,7 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
         },
         verify: matches.get_flag("verify"),
         dry_run: matches.get_flag("dry-run"),
-        record: matches.remove_one("record"),
+        record,
         strict: matches.get_flag("strict"),
         user: matches.remove_one("user"),
         no_sandbox: matches.get_flag("no-sandbox"),

@@ -160,7 +160,10 @@ impl Kernel {
 /// The types in a file.
 fn read_types(btf: &Path) -> Result<Btf> {
     let blocked = |found: String| {
-        let remedy = "the kernel needs CONFIG_DEBUG_INFO_BTF=y, or give the BTF of exactly this kernel with --btf FILE";
+        let remedy = match btf == Path::new(KERNEL_BTF) || host::own_btf().as_deref() == Some(btf) {
+            true => "the kernel needs CONFIG_DEBUG_INFO_BTF=y, or give the BTF of exactly this kernel with --btf FILE",
+            false => "--btf takes the BTF of exactly this kernel: raw, or an ELF file with a .BTF section",
+        };
         Blocked::new(found, remedy).by_host()
     };
     let mapped = if btf == Path::new(KERNEL_BTF) { kernel::btf::mapped() } else { None };

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 
 use super::btf_path;
 use crate::fault::Exit;
@@ -35,12 +35,11 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         return write_min(args, min, out);
     }
     if args.types.is_empty() && args.list.is_none() {
-        bail!(
-            "which types? For example:\n  \
-             xctl btf 'struct sock' 'struct sock_common'\n  \
-             xctl btf 'struct sock: sk_protocol sk_type'\n  \
-             xctl btf --list vmlinux/types.list"
-        );
+        let why = "which types? For example:\n  \
+                   xctl btf 'struct sock' 'struct sock_common'\n  \
+                   xctl btf 'struct sock: sk_protocol sk_type'\n  \
+                   xctl btf --list vmlinux/types.list";
+        return Err(anyhow!(why).context(Exit::Usage));
     }
     let mut entries = Vec::new();
     if let Some(path) = &args.list {
@@ -49,7 +48,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         entries = cdef::parse_list(&text).with_context(|| path.display().to_string())?;
     }
     for text in &args.types {
-        entries.push(cdef::parse_entry(text)?);
+        entries.push(cdef::parse_entry(text).map_err(|error| anyhow!(error).context(Exit::Usage))?);
     }
     let (path, btf) = whole(args)?;
     let header = cdef::header(&btf, &entries, &made_by(args)).with_context(|| match &args.list {

@@ -9,7 +9,7 @@ pub mod trace;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 
 use crate::cli::{LEAST_SOCKETS, MOST_SOCKETS};
 use crate::embedded;
@@ -80,7 +80,7 @@ fn object(path: Option<&Path>) -> Result<(Vec<u8>, String)> {
         let shown = "the object inside this binary".to_owned();
         return Ok((embedded::object().context(shown.clone())?, shown));
     };
-    let bytes = source::read_file(path).map_err(|error| anyhow!(error).context(Exit::Object))?;
+    let bytes = source::read_file(path)?;
     Ok((bytes, path.display().to_string()))
 }
 

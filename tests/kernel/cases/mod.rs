@@ -129,7 +129,7 @@ pub const ALL: &[Case] = &[
     case!("accepted_early",       Set::ALL, V4,   kinds::accepted_early),
     case!("same_as_ss",           Set::ALL, EITHER, ss::run),
     case!("timeouts_in_ss",       Set::ALL, V4,   ss::timeouts_in_a_row),
-    case!("record_calls",         AUTO,     V4,   record::calls),
+    case!("record_calls",         Set::ALL, V4,   record::calls),
     case!("record_strace",        AUTO,     V4,   record::strace),
     case!("record_schema",        AUTO,     V4,   record::schema, Host),
     case!("record_facts",         EVERY_KIND,    V4,   record::facts),
