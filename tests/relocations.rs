@@ -26,6 +26,7 @@ use xctl::object::cut::{Asked, cut};
 use xctl::object::hook::hook;
 use xctl::object::image::{Image, MapThere};
 use xctl::object::insn::Insn;
+use xctl::object::maps::map_type_name;
 use xctl::object::relo::{Outcome, RelocationKind, Relocations, Resolver};
 use xctl::object::uses::Places;
 use xctl::object::{Btf, BtfExt, KERNEL_BTF, Kind, ObjectFile, TypeId, btf_ext::CoreRelocation, source};
@@ -589,13 +590,7 @@ fn what_would_run_is_what_loads() {
         return;
     }
     let scratch = Scratch::new("loads");
-    let compile = |option: &str| {
-        let out = scratch.0.join(format!("{option}.o"));
-        let mut compiler = Command::new(clang());
-        compiler.args(["--target=bpf", "-g", "-O2", "-c", "-w"]).arg(format!("-D{option}")).arg("-o").arg(&out);
-        assert!(compiler.arg(objects().join("outside/loads.c")).status().unwrap().success(), "{option}");
-        out
-    };
+    let compile = |option: &str| compile_with(option, "loads.c", &scratch);
     let target = compile("TARGET");
     let mut compared = 0;
     for (option, problem) in [
@@ -629,6 +624,126 @@ fn what_would_run_is_what_loads() {
         }
     }
     println!("{compared} as by libbpf and the kernel");
+}
+
+/// Compiles a file for what is around relocations, with one macro defined.
+fn compile_with(option: &str, source: &str, scratch: &Scratch) -> PathBuf {
+    let out = scratch.0.join(format!("{option}.o"));
+    let mut compiler = Command::new(clang());
+    compiler.args(["--target=bpf", "-g", "-O2", "-c", "-w"]).arg(format!("-D{option}")).arg("-o").arg(&out);
+    assert!(compiler.arg(objects().join("outside").join(source)).status().unwrap().success(), "{option}");
+    out
+}
+
+/// What libbpf makes of each map before it asks the kernel: type, bytes of keys and values, entries, flags, whether it is
+/// made.
+fn maps_by_libbpf(bytes: &[u8], btf: &Path) -> BTreeMap<String, [u64; 6]> {
+    unsafe extern "C" fn nothing_more(_: *mut sys::bpf_object) -> i32 {
+        0
+    }
+    let opened = open_and(nothing_more, bytes, btf, |_| true).unwrap();
+    let (mut maps, mut map) = (BTreeMap::new(), std::ptr::null_mut());
+    loop {
+        // SAFETY: the object is open; libbpf takes null as "before the first" and gives null after the last.
+        map = unsafe { sys::bpf_object__next_map(opened.0, map) };
+        if map.is_null() {
+            return maps;
+        }
+        // SAFETY: the map belongs to the object, and its name lives as long as that.
+        let (name, facts) = unsafe {
+            let (entries, flags) = (sys::bpf_map__max_entries(map), sys::bpf_map__map_flags(map));
+            let (kind, autocreate) = (sys::bpf_map__type(map), u32::from(sys::bpf_map__autocreate(map)));
+            let (key, value) = (sys::bpf_map__key_size(map), sys::bpf_map__value_size(map));
+            (CStr::from_ptr(sys::bpf_map__name(map)), [kind, key, value, entries, flags, autocreate])
+        };
+        let name = name.to_str().unwrap();
+        let name = name.strip_prefix("test").filter(|rest| rest.starts_with('.')).unwrap_or(name);
+        maps.insert(name.to_owned(), facts.map(u64::from));
+    }
+}
+
+/// The maps of an object, those included that it only implies, are as libbpf sees them. How many there are.
+fn same_maps(what: &str, object: &Path, btf: &Path) -> usize {
+    let (json, _) = inspect(object, btf, true);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let theirs = maps_by_libbpf(&fs::read(object).unwrap(), btf);
+    let number = |map: &serde_json::Value, of: &str| map[of].as_u64().unwrap_or(0);
+    let ours: BTreeMap<_, _> = json["maps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|map| {
+            let kind = (0..100).find(|kind| map_type_name(*kind) == map["type"].as_str().unwrap()).unwrap();
+            let [key, value, entries, flags] =
+                ["key_size", "value_size", "max_entries", "flags"].map(|of| number(map, of));
+            let facts = [kind.into(), key, value, entries, flags, u64::from(map["autocreate"].as_bool().unwrap())];
+            (map["name"].as_str().unwrap().to_owned(), facts)
+        })
+        .collect();
+    assert_eq!(ours, theirs, "{what}");
+    ours.len()
+}
+
+#[test]
+fn maps_are_as_libbpf_sees_them() {
+    if !have_clang() || !Path::new(KERNEL_BTF).exists() {
+        return tell("maps are not compared with libbpf: that needs clang and the kernel's types");
+    }
+    let scratch = Scratch::new("maps");
+    let own = scratch.file("own.o", &embedded::object().unwrap());
+    assert!(same_maps("our object", &own, Path::new(KERNEL_BTF)) >= 8);
+    let globals = compile_with("globals", "globals.c", &scratch);
+    assert_eq!(same_maps("globals.c", &globals, Path::new(KERNEL_BTF)), 6);
+    let (json, _) = inspect(&globals, Path::new(KERNEL_BTF), true);
+    assert!(json.contains("\"unknown#99\""), "{json}");
+    for option in ["plain", "linked", "by_choice"] {
+        assert!(same_maps(option, &compile_with(option, "struct_ops.c", &scratch), Path::new(KERNEL_BTF)) >= 1);
+    }
+}
+
+/// A map of callbacks is made where the kernel has the struct, and all that is set of it. Here that is the running one.
+#[test]
+fn callbacks_that_fit_are_what_libbpf_takes() {
+    let btf = Path::new(KERNEL_BTF);
+    let has_such = |btf: &Btf| btf.find(Kind::Struct, "bpf_struct_ops_tcp_congestion_ops").is_some();
+    if !have_clang() || !kernels().iter().any(|(name, _, btf)| name == "running" && has_such(btf)) {
+        return tell("struct_ops is not compared with libbpf: that needs clang and a kernel that has it");
+    }
+    let scratch = Scratch::new("struct_ops");
+    for (option, problem) in [
+        ("plain", None),
+        ("linked", None),
+        ("by_choice", None),
+        ("absent_and_empty", None),
+        ("absent_callback", Some("member xctl_no_such_callback of struct tcp_congestion_ops: it is set, and")),
+        ("absent_value", Some("member xctl_no_such_value of struct tcp_congestion_ops: it is set, and")),
+        ("absent_type", Some("map ops: the BTF has no struct bpf_struct_ops_xctl_no_such_ops")),
+        ("twice", Some("program half is member ssthresh of struct tcp_congestion_ops, and undo_cwnd of")),
+        ("other_size", Some("member name of struct tcp_congestion_ops: it has 8 bytes here, 16 there")),
+        ("other_kind", Some("member init of struct tcp_congestion_ops: it is")),
+    ] {
+        let object = compile_with(option, "struct_ops.c", &scratch);
+        let (json, error) = inspect(&object, btf, true);
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(error.as_ref().map(Exit::code_of), problem.map(|_| 4), "{option}: {}", json["problems"]);
+        if let Some(problem) = problem {
+            assert!(json["problems"][0].as_str().unwrap().contains(problem), "{option}: {}", json["problems"]);
+        }
+        let maps = json["maps"].as_array().unwrap();
+        let map = maps.iter().find(|map| map["name"] == "ops").unwrap();
+        assert_eq!(map["callbacks"][0], serde_json::json!({"member": "ssthresh", "program": "half"}), "{option}");
+        if may_prepare() {
+            let theirs = libbpf(&fs::read(&object).unwrap(), btf, |_| true);
+            assert_eq!(theirs.is_ok(), problem.is_none(), "{option}: libbpf says {:?}", theirs.err());
+        }
+    }
+    // The other byte order: only its own types can tell.
+    let (text, object) = (objects().join("outside/struct_ops.c"), scratch.0.join("big.o"));
+    compile(&text, true, false, &object);
+    let (_, error) = inspect(&object, &object, true);
+    assert!(
+        format!("{:#}", error.unwrap()).contains("map other: the BTF has no struct bpf_struct_ops_tcp_congestion_ops")
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::btf_path;
 use crate::fault::Exit;
 use crate::object::btf_ext::{CoreRelocation, LineInfo};
-use crate::object::facts::{ExternFacts, Facts, FunctionFacts, MapFacts, hex};
+use crate::object::facts::{Callback, ExternFacts, Facts, FunctionFacts, MapFacts, hex};
 use crate::object::hook::hook;
 use crate::object::insn::Insn;
 use crate::object::relo::extent::Extents;
@@ -24,6 +24,7 @@ use crate::object::relo::patch::Place;
 use crate::object::relo::{
     Outcome, Relocated, RelocationKind, Relocations, Resolution, Resolver, Spec, essential_name, type_name,
 };
+use crate::object::struct_ops::{self, StructOps};
 use crate::object::{Btf, BtfExt, KERNEL_BTF, Kind, ObjectFile, loads, read_btf, second_opinion};
 
 /// Version of the JSON document.
@@ -325,8 +326,17 @@ pub fn report(
     if target.as_ref().is_some_and(|target| target.is_big_endian() == object.is_little_endian) {
         verdict.problem("the object and the BTF are of different byte order".to_owned());
     }
-    if target.is_some() {
+    if let Some(target) = &target {
         loads::refused(&object, &head.facts).into_iter().for_each(|what| verdict.problem(what));
+        let maps = struct_ops::all(bytes, &object, local).map_err(|what| refused(anyhow!(what)))?;
+        let in_modules = |map: &StructOps<'_>| {
+            let name = map.value_type(local);
+            target.find(Kind::Struct, &name).is_none()
+                && modules
+                    .is_some_and(|folder| !named_in_modules(folder, BTreeSet::from([name.into_bytes()])).is_empty())
+        };
+        let misfits = maps.iter().filter_map(|map| map.misfit(local, target).filter(|_| !in_modules(map)));
+        misfits.chain(struct_ops::shared(&maps, local)).for_each(|what| verdict.problem(what));
     }
     let view = View::new(local, target.as_ref(), &ext, !object.is_little_endian);
     let mut poisoned = Poisoned::new();
@@ -353,26 +363,29 @@ pub fn report(
     Ok(())
 }
 
-/// What the running kernel does not have a module may: libbpf looks there too. Their types build on the kernel's, and are
-/// not read here; that one has the name decides.
+/// What the running kernel does not have a module may: libbpf looks there too.
 fn look_in_modules(facts: &mut Facts<'_>, folder: &Path) {
-    let mut absent: Vec<_> = facts.externs.iter_mut().filter(|one| one.in_btf == Some(false)).collect();
+    let absent = || facts.externs.iter().filter(|one| one.in_btf == Some(false));
     let name = |one: &ExternFacts<'_>| essential_name(one.name).as_bytes().to_owned();
-    absent.sort_by_cached_key(|one| name(one));
-    let names: Vec<Vec<u8>> = absent.iter().map(|one| name(one)).collect();
+    let found = named_in_modules(folder, absent().map(name).collect());
+    let absent = facts.externs.iter_mut().filter(|one| one.in_btf == Some(false));
+    absent.filter(|one| found.contains(&name(one))).for_each(|one| one.in_btf = Some(true));
+}
+
+/// Those of `names` that the types of the running kernel's modules have. They build on the kernel's, and are not read here:
+/// that one has the name decides.
+fn named_in_modules(folder: &Path, names: BTreeSet<Vec<u8>>) -> BTreeSet<Vec<u8>> {
+    let mut known = BTreeSet::new();
     let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|file| file.path());
     for file in files.filter(|path| path.file_name() != Path::new(KERNEL_BTF).file_name()) {
         if names.is_empty() {
-            return;
+            break;
         }
         // Every name ends with NUL, and follows one.
         let Ok(bytes) = fs::read(file) else { continue };
-        for found in bytes.split(|byte| *byte == 0) {
-            let first = names.partition_point(|name| name.as_slice() < found);
-            let same = names.iter().skip(first).take_while(|name| *name == found).count();
-            absent.iter_mut().skip(first).take(same).for_each(|one| one.in_btf = Some(true));
-        }
+        known.extend(bytes.split(|byte| *byte == 0).filter_map(|found| names.get(found).cloned()));
     }
+    known
 }
 
 /// The types to resolve against. Without an explicit choice, it is no failure that this host has none.
@@ -697,13 +710,17 @@ impl Text<'_> {
         };
         let pinned = if map.pinned { ", pinned by name" } else { "" };
         let implicit = if map.implicit { ", made by libbpf for the variables" } else { "" };
+        let choice = if map.autocreate { "" } else { ", made only if its loader says so" };
         self.line(format_args!(
-            "  {}: {}, key {}, value {}, entries {entries}{flags}{pinned}{implicit}",
+            "  {}: {}, key {}, value {}, entries {entries}{flags}{pinned}{implicit}{choice}",
             plain(name),
             map.map_type,
             sized(map.key_size, &map.key),
             sized(map.value_size, &map.value)
         ))?;
+        for Callback { member, program } in &map.callbacks {
+            self.line(format_args!("    {}: program {}", plain(member), plain(program)))?;
+        }
         if let Some(inner) = &map.inner {
             self.map(inner, &format!("  inside {name}"))?;
         }

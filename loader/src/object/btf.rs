@@ -582,6 +582,12 @@ impl Btf {
         self.head_of(id, |k| k == Kind::Fwd).is_some_and(Head::flag)
     }
 
+    /// True for a variable that only its own object sees (`BTF_VAR_STATIC`).
+    pub fn var_is_static(&self, id: TypeId) -> bool {
+        let linkage = self.head_of(id, |k| k == Kind::Var).and_then(|h| word(&self.data, h.tail, self.big_endian));
+        linkage == Some(0)
+    }
+
     /// The variables of a section; nothing for other kinds.
     pub fn section_vars(&self, id: TypeId) -> impl Iterator<Item = SectionVar> + '_ {
         self.entries(self.head_of(id, |k| k == Kind::Datasec), 12).map(|entry| SectionVar {

@@ -1,5 +1,7 @@
 //! What an object holds, collected for a reader: programs, maps, variables. Names as the object has them.
 
+use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -11,6 +13,7 @@ use super::helpers;
 use super::hook::hook;
 use super::maps::{Definitions, MapDefinition};
 use super::relo::{Relocations, essential_name, type_name};
+use super::struct_ops;
 use super::uses::{Places, Uses, is_data};
 
 /// Bytes of a variable's initial value that are shown.
@@ -90,7 +93,7 @@ pub struct MapFacts {
     pub name: String,
     /// Its type's name: `hash`, `array`, ...
     #[serde(rename = "type")]
-    pub map_type: &'static str,
+    pub map_type: Cow<'static, str>,
     /// Bytes of a key.
     pub key_size: Option<u32>,
     /// The key's C type.
@@ -113,6 +116,19 @@ pub struct MapFacts {
     pub inner: Option<Box<MapFacts>>,
     /// Made by libbpf for a section of variables.
     pub implicit: bool,
+    /// False if it is only made where its loader says so.
+    pub autocreate: bool,
+    /// Of a struct_ops map: the members that have a program.
+    pub callbacks: Vec<Callback>,
+}
+
+/// A member of a struct_ops map, and its program.
+#[derive(Clone, Debug, Serialize)]
+pub struct Callback {
+    /// The member's name.
+    pub member: String,
+    /// The program's.
+    pub program: String,
 }
 
 /// A global variable.
@@ -226,7 +242,7 @@ impl<'a> Facts<'a> {
             types: btf.map_or(0, Btf::len),
             programs: object.programs.iter().map(|program| functions.facts(program)).collect::<Result<_, _>>()?,
             functions: object.subprograms.iter().map(|function| functions.facts(function)).collect::<Result<_, _>>()?,
-            maps: all_maps(object, btf)?,
+            maps: all_maps(bytes, object, btf)?,
             variables: variables(bytes, btf, &places),
             externs: externs(object, btf),
         })
@@ -375,11 +391,13 @@ fn map_facts(name: String, map: MapDefinition) -> MapFacts {
         extra: map.extra,
         inner: map.inner.map(|inner| Box::new(map_facts(String::new(), *inner))),
         implicit: false,
+        autocreate: true,
+        callbacks: Vec::new(),
     }
 }
 
 /// The maps that the object defines, and those that libbpf makes for its variables.
-fn all_maps(object: &ObjectFile<'_>, btf: Option<&Btf>) -> Result<Vec<MapFacts>, String> {
+fn all_maps(bytes: &[u8], object: &ObjectFile<'_>, btf: Option<&Btf>) -> Result<Vec<MapFacts>, String> {
     let mut all = Vec::new();
     let definitions = btf.map(Definitions::new);
     for name in &object.maps {
@@ -387,19 +405,71 @@ fn all_maps(object: &ObjectFile<'_>, btf: Option<&Btf>) -> Result<Vec<MapFacts>,
         all.push(map_facts(name.clone(), definition.unwrap_or_default()));
     }
     for section in object.sections.iter().filter(|section| is_data(section) && section.size > 0) {
-        let read_only = section.name.starts_with(".rodata");
-        let definition = MapDefinition {
-            map_type: Some(2),
-            key_size: Some(4),
-            value_size: u32::try_from(section.size).ok(),
-            max_entries: Some(1),
-            // BPF_F_RDONLY_PROG. Where the kernel can, libbpf adds BPF_F_MMAPABLE.
-            flags: read_only.then_some(1 << 7),
-            ..MapDefinition::default()
-        };
+        let definition = of_variables(section.name, section.size, btf);
         all.push(MapFacts { implicit: true, ..map_facts(section.name.to_owned(), definition) });
     }
+    if let Some(size) = btf.and_then(configuration_size) {
+        let definition = of_variables(CONFIGURATION, size, btf);
+        all.push(MapFacts { implicit: true, ..map_facts(CONFIGURATION.to_owned(), definition) });
+    }
+    let Some(btf) = btf else { return Ok(all) };
+    for map in struct_ops::all(bytes, object, btf)? {
+        let definition = MapDefinition {
+            map_type: Some(26),
+            key_size: Some(4),
+            // on loading, as many as the kernel's type has
+            value_size: btf.size_of(map.ty).and_then(|size| u32::try_from(size).ok()),
+            value: Some(type_name(btf, map.ty).into()),
+            max_entries: Some(1),
+            // BPF_F_LINK
+            flags: map.is_linked.then_some(1 << 13),
+            ..MapDefinition::default()
+        };
+        let owned =
+            |(member, program): (&str, &str)| Callback { member: member.to_owned(), program: program.to_owned() };
+        let callbacks = map.callbacks(btf).map(owned).collect();
+        all.push(MapFacts { autocreate: map.autocreate, callbacks, ..map_facts(map.name.to_owned(), definition) });
+    }
     Ok(all)
+}
+
+/// The section of variables that libbpf fills with the kernel's configuration.
+const CONFIGURATION: &str = ".kconfig";
+
+/// The map that libbpf makes for a section of variables.
+fn of_variables(section: &str, size: u64, btf: Option<&Btf>) -> MapDefinition {
+    const RDONLY_PROG: u32 = 1 << 7;
+    const MMAPABLE: u32 = 1 << 10;
+    let read_only = section.starts_with(".rodata") || section == CONFIGURATION;
+    // Only what others may look for by its name is mapped, and only where the kernel can.
+    let is_seen = |btf: &Btf, var: TypeId| btf.kind(var) == Kind::Var && !btf.var_is_static(var);
+    let mappable = btf.is_some_and(|btf| {
+        let vars = btf.find(Kind::Datasec, section).into_iter().flat_map(|id| btf.section_vars(id));
+        vars.into_iter().any(|var| is_seen(btf, var.var))
+    });
+    MapDefinition {
+        map_type: Some(2),
+        key_size: Some(4),
+        value_size: u32::try_from(size).ok(),
+        max_entries: Some(1),
+        flags: Some(if read_only { RDONLY_PROG } else { 0 } | if mappable { MMAPABLE } else { 0 }),
+        ..MapDefinition::default()
+    }
+}
+
+/// Bytes of what an object asks of the kernel's configuration; none if it asks nothing. libbpf lays it out (cmp_externs() in
+/// src/libbpf.c): what is aligned most comes first, of equals what is smaller.
+fn configuration_size(btf: &Btf) -> Option<u64> {
+    let section = btf.find(Kind::Datasec, CONFIGURATION)?;
+    let one = |var: TypeId| {
+        let ty = btf.resolve(btf.target(var));
+        let element = btf.array(ty).map_or(ty, |array| array.elem);
+        Some((btf.size_of(element)?.max(1), btf.size_of(ty)?))
+    };
+    let mut all = btf.section_vars(section).map(|var| one(var.var)).collect::<Option<Vec<_>>>()?;
+    all.sort_by_key(|(align, size)| (Reverse(*align), *size));
+    let end = |end: u64, (align, size): &(u64, u64)| end.checked_next_multiple_of(*align)?.checked_add(*size);
+    all.iter().try_fold(0, end)
 }
 
 fn variables<'a>(bytes: &'a [u8], btf: Option<&Btf>, places: &Places<'_, 'a>) -> Vec<VariableFacts<'a>> {

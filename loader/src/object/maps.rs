@@ -1,6 +1,7 @@
 //! Maps as an object asks for them, from the types of the variables in its `.maps` section (`__uint(type, ...)`,
 //! `__type(key, ...)`): libbpf's conventions, the values are those of the kernel's include/uapi/linux/bpf.h.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -37,8 +38,8 @@ pub struct MapDefinition {
 
 impl MapDefinition {
     /// The type's name.
-    pub fn type_name(&self) -> &'static str {
-        self.map_type.map_or("unknown", map_type_name)
+    pub fn type_name(&self) -> Cow<'static, str> {
+        self.map_type.map_or("unknown".into(), map_type_name)
     }
 
     /// The flags' names, for those that have one.
@@ -48,9 +49,9 @@ impl MapDefinition {
     }
 }
 
-/// The name of a map type.
-pub fn map_type_name(number: u32) -> &'static str {
-    TYPES.get(number as usize).copied().unwrap_or("unknown")
+/// The name of a map type; `unknown#99` for one that is newer than this list.
+pub fn map_type_name(number: u32) -> Cow<'static, str> {
+    TYPES.get(number as usize).map_or_else(|| format!("unknown#{number}").into(), |name| (*name).into())
 }
 
 /// Names of `enum bpf_map_type`, as libbpf and bpftool print them.

@@ -8,7 +8,7 @@
 //! - [`btf`]: types, members, sizes.
 //! - [`btf_ext`]: which instruction came from which line, and the CO-RE relocations; [`relo`]: what they come to on a given
 //!   kernel; [`insn`]: instructions before and after; [`image`]: a whole program as it must reach the kernel.
-//! - [`loads`]: whether it would be loaded.
+//! - [`loads`]: whether it would be loaded; [`struct_ops`]: the maps of callbacks, and whether they would be made.
 //! - [`cut`]: of a kernel's BTF, what an object needs; [`agree`]: whether two BTFs come to the same for it.
 //! - [`cdef`]: C definitions of kernel types, made from BTF.
 //! - [`source`]: reads BTF from a file, raw or inside an ELF file.
@@ -30,6 +30,7 @@ pub mod nearest;
 pub mod relo;
 pub mod second_opinion;
 pub mod source;
+pub mod struct_ops;
 pub mod uses;
 
 pub use btf::{Btf, BtfError, Field, Kind, Member, TypeId};

@@ -243,7 +243,7 @@ fn value(bytes: &[u8], pointed: &[Pointed], at: usize, how: As) -> Option<Value>
             let name = bytes.get(at..at + sys::BPF_OBJ_NAME_LEN as usize)?;
             text(name.split(|&byte| byte == 0).next().unwrap_or_default())
         }
-        As::MapType => Value::Text(maps::map_type_name(word(bytes, at)?).into()),
+        As::MapType => Value::Text(maps::map_type_name(word(bytes, at)?)),
         As::ProgramType => Value::Text(program_type(word(bytes, at)?)),
         As::Pointer | As::Text | As::Bytes | As::Blob | As::Insns => match (how, there, long(bytes, at)?) {
             (As::Text, Some(string), _) => text(string),

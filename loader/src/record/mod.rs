@@ -17,6 +17,7 @@ mod statistics;
 pub mod tag;
 mod translated;
 
+use std::borrow::Cow;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
@@ -103,7 +104,7 @@ struct ProgramRecord {
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 struct MapShape {
     #[serde(rename = "type")]
-    map_type: &'static str,
+    map_type: Cow<'static, str>,
     key_size: Option<u32>,
     value_size: Option<u32>,
     max_entries: Option<u32>,
@@ -113,7 +114,7 @@ struct MapShape {
 impl MapShape {
     fn defined(map: &MapFacts) -> Self {
         Self {
-            map_type: map.map_type,
+            map_type: map.map_type.clone(),
             key_size: map.key_size,
             value_size: map.value_size,
             max_entries: map.max_entries,

@@ -1,0 +1,72 @@
+/*
+ * Congestion controls by struct_ops, for a running kernel: one for each macro that tests/relocations.rs defines. What it
+ * makes of `struct tcp_congestion_ops` is not all that the kernel has.
+ */
+#include "../core.h"
+
+struct sock;
+
+struct tcp_congestion_ops___ours {
+	unsigned int (*ssthresh)(struct sock *sk);
+	void (*cong_avoid)(struct sock *sk, unsigned int ack, unsigned int acked);
+	unsigned int (*undo_cwnd)(struct sock *sk);
+#ifdef other_kind
+	unsigned long init;
+#endif
+#ifdef other_size
+	char name[8];
+#else
+	char name[16];
+#endif
+#if defined(absent_callback) || defined(absent_and_empty)
+	void (*xctl_no_such_callback)(struct sock *sk);
+#endif
+#ifdef absent_value
+	int xctl_no_such_value;
+#endif
+};
+
+struct xctl_no_such_ops {
+	unsigned int (*ssthresh)(struct sock *sk);
+};
+
+SEC("struct_ops") unsigned int half(unsigned long long *context)
+{
+	return 2;
+}
+
+SEC("struct_ops") unsigned int undo(unsigned long long *context)
+{
+	return 3;
+}
+
+SEC("struct_ops") void keep(unsigned long long *context)
+{
+}
+
+#define OURS                                                                                        \
+	{                                                                                           \
+		.ssthresh = (void *)half, .cong_avoid = (void *)keep, .undo_cwnd = (void *)UNDO, .name = "xctl", MORE \
+	}
+#ifdef twice
+#define UNDO half
+#else
+#define UNDO undo
+#endif
+#if defined(absent_callback)
+#define MORE .xctl_no_such_callback = (void *)keep
+#elif defined(absent_value)
+#define MORE .xctl_no_such_value = 1
+#else
+#define MORE
+#endif
+
+#if defined(absent_type)
+SEC(".struct_ops") struct xctl_no_such_ops ops = { .ssthresh = (void *)half };
+#elif defined(by_choice)
+SEC("?.struct_ops") struct xctl_no_such_ops ops = { .ssthresh = (void *)half };
+#elif defined(linked)
+SEC(".struct_ops.link") struct tcp_congestion_ops___ours ops = OURS;
+#else
+SEC(".struct_ops") struct tcp_congestion_ops___ours other = { .name = "other" }, ops = OURS;
+#endif
