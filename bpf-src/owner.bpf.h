@@ -216,18 +216,24 @@ static __noinline __u64 inode_of(const struct sock *sk)
 }
 
 /*
- * The socket's own entry; never another socket's under the same tuple. An entry that was seeded from /proc becomes the
- * socket's when that first asks for it, since it loses its file long before its end. Another may replace the entry
- * meanwhile, and its place be given to another socket's: that one is nobody's then.
+ * An entry that was seeded from /proc becomes the socket's when that first asks for it, since it loses its file long before
+ * its end. Another may replace the entry meanwhile, and its place be given to another socket's: that one is nobody's then.
  */
+static __noinline void adopt(struct owner *owner, const struct sock *sk)
+{
+	if (owner->pid == inode_of(sk)) {
+		owner->sk = (__u64)sk;
+		owner->pid = 0;
+	}
+}
+
+/* The socket's own entry; never another socket's under the same tuple. */
 static __always_inline struct owner *own_entry(const struct sock *sk, const struct flow *key)
 {
 	struct owner *owner = bpf_map_lookup_elem(&SOCKET_TO_PID, key);
 
-	if (owner && !owner->sk && owner->pid == inode_of(sk)) {
-		owner->sk = (__u64)sk;
-		owner->pid = 0;
-	}
+	if (owner && !owner->sk)
+		adopt(owner, sk);
 	return owner && owner->sk == (__u64)sk ? owner : NULL;
 }
 
@@ -556,7 +562,7 @@ static __always_inline void state_changed(const struct sock *sk, int state)
  * Copy the socket's own entry. While it is copied another may replace it, and its place be given to another socket's: what
  * was copied is whole if it is still the entry of this key afterwards, unless that place has come back to the key meanwhile.
  */
-static __always_inline bool copy_of(const struct sock *sk, const struct flow *key, struct owner *to)
+static __noinline bool copy_of(const struct sock *sk, const struct flow *key, struct owner *to)
 {
 	const struct owner *owner;
 	int i;

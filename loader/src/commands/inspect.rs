@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -332,8 +332,7 @@ pub fn report(
         let in_modules = |map: &StructOps<'_>| {
             let name = map.value_type(local);
             target.find(Kind::Struct, &name).is_none()
-                && modules
-                    .is_some_and(|folder| !named_in_modules(folder, BTreeSet::from([name.into_bytes()])).is_empty())
+                && modules.is_some_and(|folder| named_in_modules(folder, &[name.into_bytes()]) == [true])
         };
         let misfits = maps.iter().filter_map(|map| map.misfit(local, target).filter(|_| !in_modules(map)));
         misfits.chain(struct_ops::shared(&maps, local)).for_each(|what| verdict.problem(what));
@@ -365,17 +364,22 @@ pub fn report(
 
 /// What the running kernel does not have a module may: libbpf looks there too.
 fn look_in_modules(facts: &mut Facts<'_>, folder: &Path) {
-    let absent = || facts.externs.iter().filter(|one| one.in_btf == Some(false));
     let name = |one: &ExternFacts<'_>| essential_name(one.name).as_bytes().to_owned();
-    let found = named_in_modules(folder, absent().map(name).collect());
-    let absent = facts.externs.iter_mut().filter(|one| one.in_btf == Some(false));
-    absent.filter(|one| found.contains(&name(one))).for_each(|one| one.in_btf = Some(true));
+    let absent = |one: &&mut ExternFacts<'_>| one.in_btf == Some(false);
+    let mut names: Vec<_> = facts.externs.iter_mut().filter(absent).map(|one| name(one)).collect();
+    names.sort_unstable();
+    names.dedup();
+    let found = named_in_modules(folder, &names);
+    for one in facts.externs.iter_mut().filter(absent) {
+        let there = names.binary_search(&name(one)).is_ok_and(|at| found.get(at) == Some(&true));
+        one.in_btf = Some(there);
+    }
 }
 
-/// Those of `names` that the types of the running kernel's modules have. They build on the kernel's, and are not read here:
-/// that one has the name decides.
-fn named_in_modules(folder: &Path, names: BTreeSet<Vec<u8>>) -> BTreeSet<Vec<u8>> {
-    let mut known = BTreeSet::new();
+/// Which of `names`, in their order, the types of the running kernel's modules have. They build on the kernel's, and are not
+/// read here: that one has the name decides.
+fn named_in_modules(folder: &Path, names: &[Vec<u8>]) -> Vec<bool> {
+    let mut there = vec![false; names.len()];
     let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|file| file.path());
     for file in files.filter(|path| path.file_name() != Path::new(KERNEL_BTF).file_name()) {
         if names.is_empty() {
@@ -383,9 +387,14 @@ fn named_in_modules(folder: &Path, names: BTreeSet<Vec<u8>>) -> BTreeSet<Vec<u8>
         }
         // Every name ends with NUL, and follows one.
         let Ok(bytes) = fs::read(file) else { continue };
-        known.extend(bytes.split(|byte| *byte == 0).filter_map(|found| names.get(found).cloned()));
+        for found in bytes.split(|byte| *byte == 0) {
+            let at = names.partition_point(|name| name.as_slice() < found);
+            if names.get(at).is_some_and(|name| name == found) {
+                there[at] = true;
+            }
+        }
     }
-    known
+    there
 }
 
 /// The types to resolve against. Without an explicit choice, it is no failure that this host has none.

@@ -3,6 +3,7 @@
 use std::mem::{Discriminant, discriminant};
 
 use super::btf::Btf;
+use super::cut::CutError;
 use super::insn::Insn;
 use super::relo::{Outcome, Relocated, Relocations, type_name};
 use super::{BtfExt, ObjectFile};
@@ -17,20 +18,25 @@ pub(super) struct Parts<'p> {
     ext: &'p BtfExt<'p>,
 }
 
+/// What is done with each relocation.
+type Each<'e> = &'e mut dyn FnMut(&Relocated<'_, '_>) -> Result<(), CutError>;
+
+// Not generic: what is made for each use of it is large.
 impl Parts<'_> {
     /// Reads the object in `bytes` for `work`.
     ///
     /// # Errors
     /// Why it cannot be relocated; those of `work`.
-    pub fn read<T, E: From<String>>(bytes: &[u8], work: impl FnOnce(&Parts<'_>) -> Result<T, E>) -> Result<T, E> {
-        let object = ObjectFile::parse(bytes).map_err(|error| error.to_string())?;
-        let local = object.btf.ok_or_else(|| "it has no .BTF section".to_owned())?;
-        let local = Btf::parse(local).map_err(|error| error.to_string())?;
+    pub fn read(bytes: &[u8], work: &mut dyn FnMut(&Parts<'_>) -> Result<(), CutError>) -> Result<(), CutError> {
+        let refused = |error: &dyn std::fmt::Display| CutError::Object(error.to_string());
+        let object = ObjectFile::parse(bytes).map_err(|error| refused(&error))?;
+        let local = object.btf.ok_or_else(|| refused(&"it has no .BTF section"))?;
+        let local = Btf::parse(local).map_err(|error| refused(&error))?;
         if let Some(id) = local.cycle() {
-            return Err(format!("its types: {} {id} contains itself", type_name(&local, id)).into());
+            return Err(refused(&format!("its types: {} {id} contains itself", type_name(&local, id))));
         }
         let ext = object.btf_ext.map(|data| BtfExt::parse(data, &local)).transpose();
-        let ext = ext.map_err(|error| error.to_string())?.unwrap_or_default();
+        let ext = ext.map_err(|error| refused(&error))?.unwrap_or_default();
         work(&Parts { bytes, object: &object, local: &local, ext: &ext })
     }
 
@@ -38,13 +44,9 @@ impl Parts<'_> {
     ///
     /// # Errors
     /// A relocation is of no instruction; those of `each`.
-    pub fn relocate<E: From<String>>(
-        &self,
-        target: &Btf,
-        each: impl FnMut(&Relocated<'_, '_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub fn relocate(&self, target: &Btf, each: Each<'_>) -> Result<(), CutError> {
         let code = Relocations::new(self.bytes, self.object, self.local, self.ext, Some(target));
-        code.map_err(|error| error.to_string())?.run(|_| true, each)
+        code.map_err(|error| CutError::Object(error.to_string()))?.run(|_| true, each)
     }
 }
 
@@ -77,23 +79,23 @@ pub(super) fn place(relocated: &Relocated<'_, '_>) -> String {
 ///
 /// # Errors
 /// Why the object cannot be relocated at all.
-pub fn difference(bytes: &[u8], given: &Btf, own: &Btf) -> Result<Option<String>, String> {
-    Parts::read(bytes, |parts| {
+pub fn difference(bytes: &[u8], given: &Btf, own: &Btf) -> Result<Option<String>, CutError> {
+    let mut difference = None;
+    Parts::read(bytes, &mut |parts| {
         let mut answers = Vec::new();
-        parts.relocate(own, |relocated| {
+        parts.relocate(own, &mut |relocated| {
             answers.push(Answer::of(relocated));
-            Ok::<_, String>(())
+            Ok(())
         })?;
         let mut answers = answers.iter();
-        let mut difference = None;
-        parts.relocate(given, |relocated| {
+        parts.relocate(given, &mut |relocated| {
             if let Some(answer) = answers.next().filter(|answer| **answer != Answer::of(relocated)) {
                 difference.get_or_insert_with(|| told(parts, relocated, answer));
             }
-            Ok::<_, String>(())
-        })?;
-        Ok(difference)
-    })
+            Ok(())
+        })
+    })?;
+    Ok(difference)
 }
 
 /// `program kp_sendmsg, instruction 7: byte_off of sock->__sk_common.skc_net.net is 48, not 56`

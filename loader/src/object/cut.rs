@@ -42,12 +42,6 @@ impl std::fmt::Display for CutError {
 
 impl std::error::Error for CutError {}
 
-impl From<String> for CutError {
-    fn from(what: String) -> Self {
-        CutError::Object(what)
-    }
-}
-
 /// How many types, and what is left of them.
 #[derive(Clone, Debug)]
 pub struct Cut {
@@ -64,7 +58,12 @@ pub struct Cut {
 /// # Errors
 /// The object cannot be relocated against `target` at all, or comes out otherwise with what is left of it.
 pub fn cut(bytes: &[u8], target: &Btf, asked: &Asked<'_>) -> Result<Cut, CutError> {
-    Parts::read(bytes, |parts| cut_for(parts, target, asked))
+    let mut result = None;
+    Parts::read(bytes, &mut |parts| {
+        result = Some(cut_for(parts, target, asked)?);
+        Ok(())
+    })?;
+    result.ok_or_else(|| CutError::Object("it was not read".to_owned()))
 }
 
 fn cut_for(parts: &Parts<'_>, target: &Btf, asked: &Asked<'_>) -> Result<Cut, CutError> {
@@ -72,11 +71,11 @@ fn cut_for(parts: &Parts<'_>, target: &Btf, asked: &Asked<'_>) -> Result<Cut, Cu
     keep.pointer_size();
     questions(parts, asked, |question| keep.question(question));
     let mut answers = Vec::new();
-    parts.relocate(target, |relocated| {
+    parts.relocate(target, &mut |relocated| {
         is_fit(parts, relocated)?;
         relocated.resolution.iter().for_each(|resolution| keep.resolution(resolution));
         answers.push(Answer::of(relocated));
-        Ok::<_, CutError>(())
+        Ok(())
     })?;
     let cut = target.subset(&keep.kept);
     let small = Btf::parse(&cut).map_err(|error| CutError::Differs(error.to_string()))?;
@@ -140,7 +139,7 @@ fn is_fit(parts: &Parts<'_>, relocated: &Relocated<'_, '_>) -> Result<(), CutErr
 /// Asks everything again.
 fn same(parts: &Parts<'_>, asked: &Asked<'_>, whole: &Btf, small: &Btf, answers: &[Answer]) -> Result<(), CutError> {
     let mut before = answers.iter();
-    parts.relocate(small, |relocated| match before.next() {
+    parts.relocate(small, &mut |relocated| match before.next() {
         Some(answer) if *answer == Answer::of(relocated) => Ok(()),
         _ => Err(CutError::Differs(format!("{}: it comes out otherwise", place(relocated)))),
     })?;

@@ -1,7 +1,6 @@
 //! What an object holds, collected for a reader: programs, maps, variables. Names as the object has them.
 
 use std::borrow::Cow;
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -457,19 +456,11 @@ fn of_variables(section: &str, size: u64, btf: Option<&Btf>) -> MapDefinition {
     }
 }
 
-/// Bytes of what an object asks of the kernel's configuration; none if it asks nothing. libbpf lays it out (cmp_externs() in
-/// src/libbpf.c): what is aligned most comes first, of equals what is smaller.
+/// Bytes of what an object asks of the kernel's configuration; none if it asks nothing. What is aligned most comes first
+/// (cmp_externs() in libbpf's src/libbpf.c), so nothing lies between: numbers, truth values, and arrays of characters.
 fn configuration_size(btf: &Btf) -> Option<u64> {
     let section = btf.find(Kind::Datasec, CONFIGURATION)?;
-    let one = |var: TypeId| {
-        let ty = btf.resolve(btf.target(var));
-        let element = btf.array(ty).map_or(ty, |array| array.elem);
-        Some((btf.size_of(element)?.max(1), btf.size_of(ty)?))
-    };
-    let mut all = btf.section_vars(section).map(|var| one(var.var)).collect::<Option<Vec<_>>>()?;
-    all.sort_by_key(|(align, size)| (Reverse(*align), *size));
-    let end = |end: u64, (align, size): &(u64, u64)| end.checked_next_multiple_of(*align)?.checked_add(*size);
-    all.iter().try_fold(0, end)
+    btf.section_vars(section).try_fold(0, |size: u64, var| size.checked_add(btf.size_of(btf.target(var.var))?))
 }
 
 fn variables<'a>(bytes: &'a [u8], btf: Option<&Btf>, places: &Places<'_, 'a>) -> Vec<VariableFacts<'a>> {

@@ -3,8 +3,6 @@
 //! The rules are libbpf's (src/libbpf.c: `init_struct_ops_maps()`, `bpf_object__collect_st_ops_relos()`,
 //! `bpf_map__init_kern_struct_ops()`).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-
 use super::btf::{Btf, Kind, Member, TypeId};
 use super::elf::ObjectFile;
 use super::relo::{essential_name, type_name};
@@ -29,8 +27,8 @@ pub struct StructOps<'a> {
     pub ty: TypeId,
     /// What the variable holds.
     data: &'a [u8],
-    /// The program of each member that has one, by where the member begins, in bytes.
-    programs: BTreeMap<u64, &'a str>,
+    /// The program of each member that has one, with where the member begins, in bytes.
+    programs: Vec<(u64, &'a str)>,
 }
 
 /// Whether a section has such maps.
@@ -39,33 +37,26 @@ pub fn is_section(name: &str) -> bool {
     SECTIONS.contains(&name.strip_prefix('?').unwrap_or(name))
 }
 
-/// Members, of all maps together, beyond which an object is none that anybody wrote.
-const MOST_MEMBERS: usize = 1 << 16;
+/// Maps, and members of all of them together, beyond which an object is none that anybody wrote: everything below is looked
+/// for one by one.
+const MOST_MAPS: usize = 256;
+const MOST_MEMBERS: usize = 2048;
 
 /// Those of an object.
 ///
 /// # Errors
 /// Why libbpf would not take one.
 pub fn all<'a>(bytes: &'a [u8], object: &ObjectFile<'a>, local: &Btf) -> Result<Vec<StructOps<'a>>, String> {
-    let sections = || object.sections.iter().enumerate().filter(|(_, section)| is_section(section.name));
-    if sections().next().is_none() {
-        return Ok(Vec::new());
-    }
-    let symbols = object.symbols.iter().map(|symbol| ((usize::from(symbol.section), symbol.name), symbol));
-    let symbols: HashMap<_, _> = symbols.collect();
-    let programs = object.programs.iter().map(|program| ((program.section_index, program.offset), program.name));
-    let programs: HashMap<_, _> = programs.collect();
-    let places = object.relocations.iter().map(|place| ((place.section, place.offset), place.symbol));
-    let places: BTreeMap<_, _> = places.collect();
-    let (mut all, mut seen, mut members) = (Vec::new(), HashSet::new(), 0);
-    for (index, section) in sections() {
-        if !seen.insert(section.name) {
+    let (mut all, mut seen, mut members) = (Vec::new(), Vec::new(), 0);
+    for (index, section) in object.sections.iter().enumerate().filter(|(_, section)| is_section(section.name)) {
+        if seen.contains(&section.name) {
             return Err(format!("two sections {}", section.name));
         }
-        let datasec = local.find(Kind::Datasec, section.name);
-        for var in datasec.into_iter().flat_map(|id| local.section_vars(id)) {
+        seen.push(section.name);
+        let Some(datasec) = local.find(Kind::Datasec, section.name) else { continue };
+        for var in local.section_vars(datasec) {
             let name = local.name(var.var);
-            let symbol = symbols.get(&(index, name));
+            let symbol = object.symbols.iter().find(|one| usize::from(one.section) == index && one.name == name);
             let symbol = symbol.ok_or_else(|| format!("section {}: no symbol {name}", section.name))?;
             let of = |what: String| format!("map {}: {what}", symbol.name);
             let ty = local.resolve(local.target(var.var));
@@ -73,30 +64,32 @@ pub fn all<'a>(bytes: &'a [u8], object: &ObjectFile<'a>, local: &Btf) -> Result<
                 return Err(of(format!("it is {}, not a struct with a name", type_name(local, ty))));
             }
             members += local.entry_count(ty) as usize;
-            if members > MOST_MEMBERS {
-                return Err(of(format!("with it there are {members} members, {MOST_MEMBERS} are the most")));
+            if members > MOST_MEMBERS || all.len() >= MOST_MAPS {
+                return Err(of(format!("more than {MOST_MAPS} such maps, or {MOST_MEMBERS} members in them")));
             }
             let size = local.size_of(ty).and_then(|size| usize::try_from(size).ok());
             let start = usize::try_from(symbol.value).ok();
             let range = start.zip(size).and_then(|(start, size)| Some(start..start.checked_add(size)?));
             let data = range.and_then(|range| section.bytes(bytes).get(range));
             let data = data.ok_or_else(|| of(format!("it goes beyond the end of section {}", section.name)))?;
-            let callbacks = local.members(ty).filter(|member| is_callback(local, member));
-            let callbacks: HashSet<u64> = callbacks.map(|member| member.bit_offset.into()).collect();
-            let end = symbol.value + data.len() as u64;
-            let mut of_members = BTreeMap::new();
-            for ((_, offset), target) in places.range((index, symbol.value)..(index, end)) {
-                let offset = offset - symbol.value;
-                if !callbacks.contains(&(offset * 8)) {
+            let range = symbol.value..symbol.value + data.len() as u64;
+            let mut programs = Vec::new();
+            for place in object.relocations.iter().filter(|one| one.section == index && range.contains(&one.offset)) {
+                let offset = place.offset - symbol.value;
+                let mut here = local.members(ty).filter(|member| u64::from(member.bit_offset) == offset * 8);
+                if programs.len() > MOST_MEMBERS || !here.any(|member| is_callback(local, &member)) {
                     return Err(of(format!("byte {offset} is not where a callback is")));
                 }
-                let target = object.symbols.get(*target as usize);
-                let program = target.and_then(|target| programs.get(&(usize::from(target.section), target.value)));
+                let program = object.symbols.get(place.symbol as usize).and_then(|target| {
+                    let begin = (usize::from(target.section), target.value);
+                    let at = object.programs.partition_point(|one| (one.section_index, one.offset) < begin);
+                    object.programs.get(at).filter(|one| (one.section_index, one.offset) == begin)
+                });
                 let program = program.ok_or_else(|| of(format!("the callback at byte {offset} is no program")))?;
-                of_members.insert(offset, *program);
+                programs.push((offset, program.name));
             }
             let (is_linked, autocreate) = (section.name.ends_with(LINKED), !section.name.starts_with('?'));
-            all.push(StructOps { name: symbol.name, is_linked, autocreate, ty, data, programs: of_members });
+            all.push(StructOps { name: symbol.name, is_linked, autocreate, ty, data, programs });
         }
     }
     Ok(all)
@@ -105,14 +98,15 @@ pub fn all<'a>(bytes: &'a [u8], object: &ObjectFile<'a>, local: &Btf) -> Result<
 /// Why libbpf does not make them together: a program may be one member of one struct only, in however many maps.
 #[must_use]
 pub fn shared(maps: &[StructOps<'_>], local: &Btf) -> Vec<String> {
-    let mut users = HashMap::new();
-    let mut all = Vec::new();
+    let (mut users, mut all) = (Vec::<(&str, &str, &str)>::new(), Vec::new());
     for map in maps.iter().filter(|map| map.autocreate) {
         let name = essential_name(local.name(map.ty));
         for (member, program) in map.callbacks(local) {
-            let (other, of) = *users.entry(program).or_insert((member, name));
-            if (other, of) != (member, name) {
-                all.push(format!("program {program} is member {other} of struct {of}, and {member} of struct {name}"));
+            match users.iter().find(|(user, ..)| *user == program) {
+                None => users.push((program, member, name)),
+                Some((_, other, of)) if (*other, *of) != (member, name) => all
+                    .push(format!("program {program} is member {other} of struct {of}, and {member} of struct {name}")),
+                Some(_) => {}
             }
         }
     }
@@ -125,10 +119,14 @@ fn is_callback(btf: &Btf, member: &Member<'_>) -> bool {
 }
 
 impl<'a> StructOps<'a> {
+    fn program_of(&self, member: &Member<'_>) -> Option<&'a str> {
+        let begin = u64::from(member.bit_offset / 8);
+        self.programs.iter().find(|(offset, _)| *offset == begin).map(|(_, program)| *program)
+    }
+
     /// The members that have a program, and which.
     pub fn callbacks<'s>(&'s self, local: &'s Btf) -> impl Iterator<Item = (&'s str, &'a str)> + 's {
-        let program = |member: &Member<'_>| self.programs.get(&u64::from(member.bit_offset / 8)).copied();
-        local.members(self.ty).filter_map(move |member| Some((member.name, program(&member)?)))
+        local.members(self.ty).filter_map(|member| Some((member.name, self.program_of(&member)?)))
     }
 
     /// The type that the kernel makes of the struct.
@@ -154,12 +152,12 @@ impl<'a> StructOps<'a> {
             if !kernel.members(value_type).any(|member| member.ty == ty) {
                 break 'why Some(format!("struct {value} has no struct {name} in it"));
             }
-            let mut theirs = HashMap::new();
-            kernel.members(ty).for_each(|member| {
-                theirs.entry(member.name).or_insert(member);
-            });
+            if kernel.entry_count(ty) as usize > MOST_MEMBERS {
+                break 'why Some(format!("struct {name} of the BTF has more than {MOST_MEMBERS} members"));
+            }
             local.members(self.ty).find_map(|member| {
-                let why = self.misfit_of(&member, theirs.get(member.name), local, kernel)?;
+                let there = kernel.members(ty).find(|there| there.name == member.name);
+                let why = self.misfit_of(&member, there.as_ref(), local, kernel)?;
                 Some(format!("member {} of struct {name}: {why}", member.name))
             })
         };
@@ -169,7 +167,7 @@ impl<'a> StructOps<'a> {
     fn misfit_of(&self, here: &Member<'_>, there: Option<&Member<'_>>, local: &Btf, kernel: &Btf) -> Option<String> {
         let Some(size) = local.size_of(here.ty) else { return Some("it has no size".to_owned()) };
         let offset = u64::from(here.bit_offset / 8);
-        let program = self.programs.get(&offset);
+        let program = self.program_of(here);
         let bytes = self.data.iter().skip(offset as usize).take(usize::try_from(size).unwrap_or(usize::MAX));
         let is_set = program.is_some() || bytes.into_iter().any(|byte| *byte != 0);
         let Some(there) = there else {
