@@ -24,8 +24,7 @@ use crate::object::relo::patch::Place;
 use crate::object::relo::{
     Outcome, Relocated, RelocationKind, Relocations, Resolution, Resolver, Spec, essential_name, type_name,
 };
-use crate::object::struct_ops::{self, StructOps};
-use crate::object::{Btf, BtfExt, KERNEL_BTF, Kind, ObjectFile, loads, read_btf, second_opinion};
+use crate::object::{Btf, BtfExt, KERNEL_BTF, Kind, ObjectFile, loads, read_btf, second_opinion, struct_ops};
 
 /// Version of the JSON document.
 const SCHEMA: u32 = 1;
@@ -329,13 +328,10 @@ pub fn report(
     if let Some(target) = &target {
         loads::refused(&object, &head.facts).into_iter().for_each(|what| verdict.problem(what));
         let maps = struct_ops::all(bytes, &object, local).map_err(|what| refused(anyhow!(what)))?;
-        let in_modules = |map: &StructOps<'_>| {
-            let name = map.value_type(local);
-            target.find(Kind::Struct, &name).is_none()
-                && modules.is_some_and(|folder| named_in_modules(folder, &[name.into_bytes()]) == [true])
-        };
-        let misfits = maps.iter().filter_map(|map| map.misfit(local, target).filter(|_| !in_modules(map)));
-        misfits.chain(struct_ops::shared(&maps, local)).for_each(|what| verdict.problem(what));
+        let in_modules =
+            |name: String| modules.is_some_and(|folder| named_in_modules(folder, &[name.into_bytes()]) == [true]);
+        let misfits = struct_ops::misfits(&maps, local, target, in_modules);
+        misfits.into_iter().for_each(|what| verdict.problem(what));
     }
     let view = View::new(local, target.as_ref(), &ext, !object.is_little_endian);
     let mut poisoned = Poisoned::new();

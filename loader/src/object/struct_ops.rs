@@ -37,17 +37,20 @@ pub fn is_section(name: &str) -> bool {
     SECTIONS.contains(&name.strip_prefix('?').unwrap_or(name))
 }
 
-/// Maps, and members of all of them together, beyond which an object is none that anybody wrote: everything below is looked
-/// for one by one.
+/// Beyond these an object is none that anybody wrote: everything below is looked for one by one. Maps, structs that they are
+/// of, members of all maps together, and bytes of those.
 const MOST_MAPS: usize = 256;
+const MOST_STRUCTS: usize = 16;
 const MOST_MEMBERS: usize = 2048;
+const MOST_BYTES: u64 = 1 << 20;
 
 /// Those of an object.
 ///
 /// # Errors
 /// Why libbpf would not take one.
 pub fn all<'a>(bytes: &'a [u8], object: &ObjectFile<'a>, local: &Btf) -> Result<Vec<StructOps<'a>>, String> {
-    let (mut all, mut seen, mut members) = (Vec::new(), Vec::new(), 0);
+    let (mut all, mut seen, mut structs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut members, mut member_bytes) = (0, 0);
     for (index, section) in object.sections.iter().enumerate().filter(|(_, section)| is_section(section.name)) {
         if seen.contains(&section.name) {
             return Err(format!("two sections {}", section.name));
@@ -63,9 +66,20 @@ pub fn all<'a>(bytes: &'a [u8], object: &ObjectFile<'a>, local: &Btf) -> Result<
             if local.kind(ty) != Kind::Struct || local.name(ty).is_empty() {
                 return Err(of(format!("it is {}, not a struct with a name", type_name(local, ty))));
             }
+            if !structs.contains(&ty) {
+                structs.push(ty);
+            }
             members += local.entry_count(ty) as usize;
-            if members > MOST_MEMBERS || all.len() >= MOST_MAPS {
-                return Err(of(format!("more than {MOST_MAPS} such maps, or {MOST_MEMBERS} members in them")));
+            if members > MOST_MEMBERS || all.len() >= MOST_MAPS || structs.len() > MOST_STRUCTS {
+                return Err(of(format!(
+                    "more than {MOST_MAPS} such maps, {MOST_STRUCTS} structs or {MOST_MEMBERS} members in them"
+                )));
+            }
+            for member in local.members(ty) {
+                member_bytes = local.size_of(member.ty).unwrap_or(0).saturating_add(member_bytes);
+            }
+            if member_bytes > MOST_BYTES {
+                return Err(of(format!("its members, and those before it, have more than {MOST_BYTES} bytes")));
             }
             let size = local.size_of(ty).and_then(|size| usize::try_from(size).ok());
             let start = usize::try_from(symbol.value).ok();
@@ -95,9 +109,43 @@ pub fn all<'a>(bytes: &'a [u8], object: &ObjectFile<'a>, local: &Btf) -> Result<
     Ok(all)
 }
 
-/// Why libbpf does not make them together: a program may be one member of one struct only, in however many maps.
+/// Why libbpf does not make them on the kernel that has these types. `elsewhere` tells of a type that the BTF lacks whether
+/// a module has it; then nothing more is said.
 #[must_use]
-pub fn shared(maps: &[StructOps<'_>], local: &Btf) -> Vec<String> {
+pub fn misfits(maps: &[StructOps<'_>], local: &Btf, kernel: &Btf, elsewhere: impl Fn(String) -> bool) -> Vec<String> {
+    let mut known: Vec<(TypeId, Result<Option<TypeId>, String>)> = Vec::new();
+    let mut all = Vec::new();
+    for map in maps.iter().filter(|map| map.autocreate) {
+        if !known.iter().any(|(ty, _)| *ty == map.ty) {
+            known.push((map.ty, kernels(essential_name(local.name(map.ty)), kernel, &elsewhere)));
+        }
+        let why = match known.iter().find(|(ty, _)| *ty == map.ty) {
+            Some((_, Ok(Some(there)))) => map.misfit(*there, local, kernel),
+            Some((_, Err(why))) => Some(why.clone()),
+            Some((_, Ok(None))) | None => None,
+        };
+        all.extend(why.map(|why| format!("map {}: {why}", map.name)));
+    }
+    all.extend(shared(maps, local));
+    all
+}
+
+/// The kernel's struct of that name, which it takes from programs; none if only a module has it.
+fn kernels(name: &str, kernel: &Btf, elsewhere: &impl Fn(String) -> bool) -> Result<Option<TypeId>, String> {
+    let value = format!("{VALUE}{name}");
+    let Some(value_type) = kernel.find(Kind::Struct, &value) else {
+        let why = format!("the BTF has no struct {value}: the kernel takes no {name} from programs");
+        return if elsewhere(value) { Ok(None) } else { Err(why) };
+    };
+    let ty = kernel.find(Kind::Struct, name).ok_or_else(|| format!("the BTF has no struct {name}"))?;
+    if !kernel.members(value_type).any(|member| member.ty == ty) {
+        return Err(format!("struct {value} has no struct {name} in it"));
+    }
+    Ok(Some(ty))
+}
+
+/// Why libbpf does not make them together: a program may be one member of one struct only, in however many maps.
+fn shared(maps: &[StructOps<'_>], local: &Btf) -> Vec<String> {
     let (mut users, mut all) = (Vec::<(&str, &str, &str)>::new(), Vec::new());
     for map in maps.iter().filter(|map| map.autocreate) {
         let name = essential_name(local.name(map.ty));
@@ -129,39 +177,17 @@ impl<'a> StructOps<'a> {
         local.members(self.ty).filter_map(|member| Some((member.name, self.program_of(&member)?)))
     }
 
-    /// The type that the kernel makes of the struct.
-    #[must_use]
-    pub fn value_type(&self, local: &Btf) -> String {
-        format!("{VALUE}{}", essential_name(local.name(self.ty)))
-    }
-
-    /// Why libbpf does not make it on the kernel that has these types; none if it does, or is not to.
-    #[must_use]
-    pub fn misfit(&self, local: &Btf, kernel: &Btf) -> Option<String> {
-        if !self.autocreate {
-            return None;
+    /// The first member that the kernel's struct has otherwise.
+    fn misfit(&self, there: TypeId, local: &Btf, kernel: &Btf) -> Option<String> {
+        let name = kernel.name(there);
+        if kernel.entry_count(there) as usize > MOST_MEMBERS {
+            return Some(format!("struct {name} of the BTF has more than {MOST_MEMBERS} members"));
         }
-        let (name, value) = (essential_name(local.name(self.ty)), self.value_type(local));
-        let why = 'why: {
-            let Some(value_type) = kernel.find(Kind::Struct, &value) else {
-                break 'why Some(format!("the BTF has no struct {value}: the kernel takes no {name} from programs"));
-            };
-            let Some(ty) = kernel.find(Kind::Struct, name) else {
-                break 'why Some(format!("the BTF has no struct {name}"));
-            };
-            if !kernel.members(value_type).any(|member| member.ty == ty) {
-                break 'why Some(format!("struct {value} has no struct {name} in it"));
-            }
-            if kernel.entry_count(ty) as usize > MOST_MEMBERS {
-                break 'why Some(format!("struct {name} of the BTF has more than {MOST_MEMBERS} members"));
-            }
-            local.members(self.ty).find_map(|member| {
-                let there = kernel.members(ty).find(|there| there.name == member.name);
-                let why = self.misfit_of(&member, there.as_ref(), local, kernel)?;
-                Some(format!("member {} of struct {name}: {why}", member.name))
-            })
-        };
-        why.map(|why| format!("map {}: {why}", self.name))
+        local.members(self.ty).find_map(|member| {
+            let other = kernel.members(there).find(|other| other.name == member.name);
+            let why = self.misfit_of(&member, other.as_ref(), local, kernel)?;
+            Some(format!("member {} of struct {name}: {why}", member.name))
+        })
     }
 
     fn misfit_of(&self, here: &Member<'_>, there: Option<&Member<'_>>, local: &Btf, kernel: &Btf) -> Option<String> {
