@@ -346,12 +346,18 @@ static __noinline void remember(const struct sock *sk, const struct flow *flow, 
 {
 	__u64 address = (__u64)sk, vouched = bpf_get_current_pid_tgid();
 	struct flow by_address = flow_by_address(sk);
-	const struct flow *key = !flow->sk && has_twin(sk, flow) ? &by_address : flow;
+	const struct flow *key = flow;
 	struct owner owner, *entry;
 	int err;
 
 	describe(&owner, (void *)bpf_get_current_task(), sk, how);
-	err = bpf_map_update_elem(&SOCKET_TO_PID, key, &owner, BPF_ANY);
+	/* Whose the tuple is, is asked after it was found taken: of two that connect at the same time one must not be lost. */
+	err = bpf_map_update_elem(&SOCKET_TO_PID, key, &owner, BPF_NOEXIST);
+	if (err == -EEXIST) {
+		if (!flow->sk && has_twin(sk, flow))
+			key = &by_address;
+		err = bpf_map_update_elem(&SOCKET_TO_PID, key, &owner, BPF_ANY);
+	}
 	if (err) {
 		entry = own_entry(sk, key);
 		if (entry)	/* the owner before this one */
