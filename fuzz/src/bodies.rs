@@ -16,7 +16,11 @@ use crate::object::{Btf, BtfExt, ObjectFile, Relocations, TypeId, cdef};
 const MOST: usize = 1024;
 
 /// What a loader would ask, besides what the object does: in the seeds there are such types.
-const ASKED: Asked<'_> = Asked { structs: &["fields", "sock"], fields: &[("fields", "a"), ("sock", "c.st")] };
+const ASKED: Asked<'_> = Asked {
+    structs: &["fields", "sock"],
+    fields: &[("fields", "a"), ("sock", "c.st")],
+    functions: &["f", "tcp_sendmsg"],
+};
 
 /// Reads an object file twice, all that it says about itself, and what its programs must be.
 pub fn elf(bytes: &[u8]) {

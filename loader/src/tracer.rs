@@ -77,6 +77,10 @@ impl Shown {
 /// Links that tell how many runs of a kprobe were skipped (6.7 and newer).
 const LINKS_TELL_MISSED: (&str, &str) = ("bpf_link_info", "perf_event.kprobe.missed");
 
+/// Functions that every kernel has. BTF that an old pahole made has none at all, or none of those that are static, as the
+/// second is: then what it does not know may be there.
+const EVERYWHERE: [&str; 2] = ["tcp_sendmsg", "tcp_v4_init_sock"];
+
 /// All that a [`Kernel`] asks of the BTF, besides what hooks it has: a BTF that was cut down must know it.
 pub const ASKED: Asked<'static> = Asked {
     structs: &[
@@ -87,6 +91,7 @@ pub const ASKED: Asked<'static> = Asked {
         Shown::Trampolines.by(),
     ],
     fields: &[LINKS_TELL_MISSED],
+    functions: &EVERYWHERE,
 };
 
 /// What this kernel offers to hooks.
@@ -188,10 +193,9 @@ impl Offer for Kernel {
     }
 
     fn has_function(&self, name: &str) -> bool {
-        // every kernel has this one; BTF that was made by pahole before 1.16 knows none
-        const EVERYWHERE: &str = "tcp_sendmsg";
-        if self.btf.function_args(EVERYWHERE).is_some() {
-            return self.btf.function_args(name).is_some();
+        let knows = |name: &str| self.btf.function_args(name).is_some();
+        if knows(name) || EVERYWHERE.into_iter().all(knows) {
+            return knows(name);
         }
         let counts = self.symbols.get_or_init(|| symbols::count(hooks::IN_SOME_KERNELS).unwrap_or_default());
         counts.get(name).is_some_and(|count| *count > 0)

@@ -18,6 +18,8 @@ pub struct Asked<'a> {
     pub structs: &'a [&'a str],
     /// Structs and paths in them: whether there are such, and where.
     pub fields: &'a [(&'a str, &'a str)],
+    /// Functions: whether there are such, and how many arguments they have.
+    pub functions: &'a [&'a str],
 }
 
 /// Why there is no cut BTF.
@@ -118,6 +120,7 @@ fn questions(parts: &Parts<'_>, asked: &Asked<'_>, mut each: impl FnMut(Question
     }
     asked.structs.iter().for_each(|name| each(Question::Struct(name)));
     asked.fields.iter().for_each(|(name, path)| each(Question::Field(name, path)));
+    asked.functions.iter().for_each(|name| each(Question::Function(name)));
 }
 
 /// Whether the relocation comes out at all, and does not depend on the whole BTF.

@@ -189,10 +189,12 @@ pub fn no_symbol(_set: Set, _family: Family) -> Outcome {
     let has = |hooks: &[(String, String)]| hooks.iter().any(|(_, target)| target == "mptcp_sendmsg");
     let all = hooks(&[])?;
     if Set::Mixed.absent().is_none() {
-        // old pahole does not tell of functions: then the kernel is asked
-        let silent = Btf::without_all(&[&["tcp_sendmsg"][..], &IN_SOME_KERNELS].concat())?;
-        let found = hooks(&["--btf", &silent.path()])?;
-        ensure!(found == all, "where the BTF has no functions it hooks {found:?}, else {all:?}");
+        // old pahole does not tell of functions, or not of those that are static: then the kernel is asked
+        for everywhere in ["tcp_sendmsg", "tcp_v4_init_sock"] {
+            let silent = Btf::without_all(&[&[everywhere][..], &IN_SOME_KERNELS].concat())?;
+            let found = hooks(&["--btf", &silent.path()])?;
+            ensure!(found == all, "where the BTF has no {everywhere} it hooks {found:?}, else {all:?}");
+        }
     }
     if !has(&all) {
         return Ok(Verdict::Passed("names the tracepoint; there is no MPTCP here anyway".into()));
