@@ -327,10 +327,9 @@ pub fn report(
     }
     if let Some(target) = &target {
         loads::refused(&object, &head.facts).into_iter().for_each(|what| verdict.problem(what));
-        let maps = struct_ops::all(bytes, &object, local).map_err(|what| refused(anyhow!(what)))?;
         let in_modules =
             |name: String| modules.is_some_and(|folder| named_in_modules(folder, &[name.into_bytes()]) == [true]);
-        let misfits = struct_ops::misfits(&maps, local, target, in_modules);
+        let misfits = struct_ops::misfits(&head.facts.struct_ops, local, target, in_modules);
         misfits.into_iter().for_each(|what| verdict.problem(what));
     }
     let view = View::new(local, target.as_ref(), &ext, !object.is_little_endian);
@@ -405,11 +404,6 @@ fn target(args: &Args) -> Result<Option<(Btf, String)>> {
     Ok(Some((btf, path.display().to_string())))
 }
 
-fn place_of(relocated: &Relocated<'_, '_>) -> String {
-    let name = relocated.program.map_or(relocated.section, |program| program.name);
-    format!("program {name}, instruction {}", relocated.index)
-}
-
 /// Poisoned instructions by section and byte offset, and why they are.
 type Poisoned = BTreeMap<(usize, u64), String>;
 
@@ -433,7 +427,7 @@ fn count(verdict: &mut Verdict, poisoned: &mut Poisoned, relocated: &Relocated<'
             if relocated.program.is_some_and(|program| !hook(program.section).autoload) {
                 return;
             }
-            verdict.problem(format!("{}, {} of {access}: {why}", place_of(relocated), record.about.kind));
+            verdict.problem(format!("{}, {} of {access}: {why}", relocated.place(), record.about.kind));
         }
     }
 }

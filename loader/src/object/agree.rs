@@ -68,12 +68,6 @@ impl Answer {
     }
 }
 
-/// Where a relocation is.
-pub(super) fn place(relocated: &Relocated<'_, '_>) -> String {
-    let name = relocated.program.map_or(relocated.section, |program| program.name);
-    format!("program {name}, instruction {}", relocated.index)
-}
-
 /// The first relocation of the object in `bytes` that comes out otherwise with `given` than with `own`, and how; none if all
 /// come out the same.
 ///
@@ -98,12 +92,12 @@ pub fn difference(bytes: &[u8], given: &Btf, own: &Btf) -> Result<Option<String>
     Ok(difference)
 }
 
-/// `program kp_sendmsg, instruction 7: byte_off of sock->__sk_common.skc_net.net is 48, not 56`
+/// `program kp_sendmsg, instruction 7: byte_off of sock->sk_protocol is 540 by it, 532 by the kernel's own`
 fn told(parts: &Parts<'_>, relocated: &Relocated<'_, '_>, own: &Answer) -> String {
     let value = |answer: &Answer| answer.value.map_or_else(|| "not known".to_owned(), |value| value.to_string());
     let what = relocated.resolution.as_ref().map_or_else(String::new, |resolution| {
         format!("{} of {}", resolution.kind.label(), resolution.local.text(parts.local, resolution.kind))
     });
-    let place = place(relocated);
+    let place = relocated.place();
     format!("{place}: {what} is {} by it, {} by the kernel's own", value(&Answer::of(relocated)), value(own))
 }

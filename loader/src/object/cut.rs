@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::agree::{Answer, Parts, place};
+use super::agree::{Answer, Parts};
 use super::btf::{Btf, Kind, Subset, TypeId};
 use super::hook::hook;
 use super::relo::{Outcome, Relocated, RelocationKind, Resolution, Spec, type_name};
@@ -125,7 +125,7 @@ fn questions(parts: &Parts<'_>, asked: &Asked<'_>, mut each: impl FnMut(Question
 
 /// Whether the relocation comes out at all, and does not depend on the whole BTF.
 fn is_fit(parts: &Parts<'_>, relocated: &Relocated<'_, '_>) -> Result<(), CutError> {
-    let misfit = |why: &str| Err(CutError::Misfit(format!("{}: {why}", place(relocated))));
+    let misfit = |why: &str| Err(CutError::Misfit(format!("{}: {why}", relocated.place())));
     if let Outcome::Refused(why) = &relocated.outcome {
         return misfit(why);
     }
@@ -144,7 +144,7 @@ fn same(parts: &Parts<'_>, asked: &Asked<'_>, whole: &Btf, small: &Btf, answers:
     let mut before = answers.iter();
     parts.relocate(small, &mut |relocated| match before.next() {
         Some(answer) if *answer == Answer::of(relocated) => Ok(()),
-        _ => Err(CutError::Differs(format!("{}: it comes out otherwise", place(relocated)))),
+        _ => Err(CutError::Differs(format!("{}: it comes out otherwise", relocated.place()))),
     })?;
     let mut differs = None;
     questions(parts, asked, |question| {

@@ -12,7 +12,7 @@ use super::helpers;
 use super::hook::hook;
 use super::maps::{Definitions, MapDefinition};
 use super::relo::{Relocations, essential_name, type_name};
-use super::struct_ops;
+use super::struct_ops::{self, StructOps};
 use super::uses::{Places, Uses, is_data};
 
 /// Bytes of a variable's initial value that are shown.
@@ -197,6 +197,9 @@ pub struct Facts<'a> {
     pub functions: Vec<FunctionFacts<'a>>,
     /// Maps.
     pub maps: Vec<MapFacts>,
+    /// Those of callbacks, as far as it takes to judge them.
+    #[serde(skip)]
+    pub struct_ops: Vec<StructOps<'a>>,
     /// Global variables.
     pub variables: Vec<VariableFacts<'a>>,
     /// What it expects from outside.
@@ -232,6 +235,7 @@ impl<'a> Facts<'a> {
     ) -> Result<Self, String> {
         let places = Places::new(object);
         let mut functions = Functions::of(bytes, object, &places, code)?;
+        let struct_ops = btf.map(|btf| struct_ops::all(bytes, object, btf)).transpose()?.unwrap_or_default();
         Ok(Facts {
             endian: if object.is_little_endian { "little" } else { "big" },
             license: object.license.clone(),
@@ -241,7 +245,8 @@ impl<'a> Facts<'a> {
             types: btf.map_or(0, Btf::len),
             programs: object.programs.iter().map(|program| functions.facts(program)).collect::<Result<_, _>>()?,
             functions: object.subprograms.iter().map(|function| functions.facts(function)).collect::<Result<_, _>>()?,
-            maps: all_maps(bytes, object, btf)?,
+            maps: all_maps(object, btf, &struct_ops)?,
+            struct_ops,
             variables: variables(bytes, btf, &places),
             externs: externs(object, btf),
         })
@@ -396,7 +401,7 @@ fn map_facts(name: String, map: MapDefinition) -> MapFacts {
 }
 
 /// The maps that the object defines, and those that libbpf makes for its variables.
-fn all_maps(bytes: &[u8], object: &ObjectFile<'_>, btf: Option<&Btf>) -> Result<Vec<MapFacts>, String> {
+fn all_maps(object: &ObjectFile<'_>, btf: Option<&Btf>, struct_ops: &[StructOps<'_>]) -> Result<Vec<MapFacts>, String> {
     let mut all = Vec::new();
     let definitions = btf.map(Definitions::new);
     for name in &object.maps {
@@ -412,7 +417,7 @@ fn all_maps(bytes: &[u8], object: &ObjectFile<'_>, btf: Option<&Btf>) -> Result<
         all.push(MapFacts { implicit: true, ..map_facts(CONFIGURATION.to_owned(), definition) });
     }
     let Some(btf) = btf else { return Ok(all) };
-    for map in struct_ops::all(bytes, object, btf)? {
+    for map in struct_ops {
         let definition = MapDefinition {
             map_type: Some(26),
             key_size: Some(4),

@@ -32,8 +32,7 @@ pub struct StructOps<'a> {
 }
 
 /// Whether a section has such maps.
-#[must_use]
-pub fn is_section(name: &str) -> bool {
+fn is_section(name: &str) -> bool {
     SECTIONS.contains(&name.strip_prefix('?').unwrap_or(name))
 }
 
@@ -116,13 +115,14 @@ pub fn misfits(maps: &[StructOps<'_>], local: &Btf, kernel: &Btf, elsewhere: imp
     let mut known: Vec<(TypeId, Result<Option<TypeId>, String>)> = Vec::new();
     let mut all = Vec::new();
     for map in maps.iter().filter(|map| map.autocreate) {
-        if !known.iter().any(|(ty, _)| *ty == map.ty) {
+        let at = known.iter().position(|(ty, _)| *ty == map.ty).unwrap_or_else(|| {
             known.push((map.ty, kernels(essential_name(local.name(map.ty)), kernel, &elsewhere)));
-        }
-        let why = match known.iter().find(|(ty, _)| *ty == map.ty) {
-            Some((_, Ok(Some(there)))) => map.misfit(*there, local, kernel),
-            Some((_, Err(why))) => Some(why.clone()),
-            Some((_, Ok(None))) | None => None,
+            known.len() - 1
+        });
+        let why = match &known[at].1 {
+            Ok(Some(there)) => map.misfit(*there, local, kernel),
+            Ok(None) => None,
+            Err(why) => Some(why.clone()),
         };
         all.extend(why.map(|why| format!("map {}: {why}", map.name)));
     }

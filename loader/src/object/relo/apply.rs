@@ -47,6 +47,14 @@ pub struct Relocated<'r, 'a> {
     pub outcome: Outcome,
 }
 
+impl Relocated<'_, '_> {
+    /// Where it is: `program kp_sendmsg, instruction 7`.
+    pub fn place(&self) -> String {
+        let name = self.program.map_or(self.section, |program| program.name);
+        format!("program {name}, instruction {}", self.index)
+    }
+}
+
 /// An object's code and relocations, to be resolved against a target.
 #[derive(Debug)]
 pub struct Relocations<'r, 'a> {
