@@ -48,12 +48,12 @@ merged_usr() {
 	done
 }
 
-# unpack SUITE RULE PACKAGE...: those packages and what they depend on, as far as the names match RULE, into $tmp/root.
+# unpack SUITE RULE PACKAGE...: those packages and what they depend on, as far as the names match RULE, into $tmp/tree.
 unpack() {
 	local suite=$1 rule=$2 names
 	rm -rf "${tmp:?}"/*
 	mkdir -p "$tmp"/{lists/partial,cache/archives/partial,debs}
-	merged_usr "$tmp/root" # 7.2's packages say usr/lib where older ones say lib: let both be one
+	merged_usr "$tmp/tree" # 7.2's packages say usr/lib where older ones say lib: let both be one
 	touch "$tmp/status"
 	source_of "$suite" >"$tmp/sources"
 	debian apt-get update || die "cannot read $suite for $arch; XCTL_DEBIAN_MIRROR can name a mirror that has it"
@@ -64,7 +64,7 @@ unpack() {
 	(cd "$tmp/debs" && debian apt-get download "${names[@]}")
 	for deb in "$tmp"/debs/*.deb; do
 		# tar, not dpkg-deb -x, which would replace those symlinks with folders
-		dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$tmp/root" --keep-directory-symlink --no-same-owner
+		dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$tmp/tree" --keep-directory-symlink --no-same-owner
 		# shellcheck disable=SC2016 # for dpkg-deb, not the shell
 		dpkg-deb --show --showformat='${Package} ${Version}\n' "$deb"
 	done >"$tmp/packages"
