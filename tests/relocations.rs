@@ -635,12 +635,13 @@ fn compile_with(option: &str, source: &str, scratch: &Scratch) -> PathBuf {
     out
 }
 
+unsafe extern "C" fn nothing_more(_: *mut sys::bpf_object) -> i32 {
+    0
+}
+
 /// What libbpf makes of each map before it asks the kernel: type, bytes of keys and values, entries, flags, whether it is
 /// made.
 fn maps_by_libbpf(bytes: &[u8], btf: &Path) -> BTreeMap<String, [u64; 6]> {
-    unsafe extern "C" fn nothing_more(_: *mut sys::bpf_object) -> i32 {
-        0
-    }
     let opened = open_and(nothing_more, bytes, btf, |_| true).unwrap();
     let (mut maps, mut map) = (BTreeMap::new(), std::ptr::null_mut());
     loop {
@@ -696,8 +697,40 @@ fn maps_are_as_libbpf_sees_them() {
     assert_eq!(same_maps("globals.c", &globals, Path::new(KERNEL_BTF)), 6);
     let (json, _) = inspect(&globals, Path::new(KERNEL_BTF), true);
     assert!(json.contains("\"unknown#99\""), "{json}");
-    for option in ["plain", "linked", "by_choice"] {
+    for option in ["plain", "linked", "by_choice", "two_by_choice", "loaded_for_one_of_two"] {
         assert!(same_maps(option, &compile_with(option, "struct_ops.c", &scratch), Path::new(KERNEL_BTF)) >= 1);
+    }
+}
+
+/// libbpf does not open it, and neither does `inspect` go further.
+fn not_opened(object: &Path, btf: &Path, words: &str) {
+    let (text, error) = inspect(object, btf, true);
+    let error = error.unwrap();
+    assert!(text.is_empty() && Exit::code_of(&error) == 4 && format!("{error:#}").contains(words), "{error:#}");
+    assert!(open_and(nothing_more, &fs::read(object).unwrap(), btf, |_| true).is_err(), "libbpf opens it: {error:#}");
+}
+
+/// Variables in an arena have a map to be in.
+#[test]
+fn arenas_have_room_for_their_variables() {
+    if !have_clang() || !Path::new(KERNEL_BTF).exists() {
+        return tell("arenas are not compared with libbpf: that needs clang and the kernel's types");
+    }
+    let (scratch, btf) = (Scratch::new("arena"), Path::new(KERNEL_BTF));
+    for (option, variables) in [("plain", 2), ("without_maps", 2), ("empty", 0)] {
+        let object = compile_with(option, "arena.c", &scratch);
+        let (json, error) = inspect(&object, btf, true);
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert!(error.is_none(), "{option}: {error:?}");
+        assert_eq!(json["variables"].as_array().unwrap().len(), variables, "{option}: {}", json["variables"]);
+        same_maps(option, &object, btf);
+    }
+    for (option, words) in [
+        ("too_small", "section .addr_space.1 has 5004 bytes, and map arena room for 4096"),
+        ("without", "section .addr_space.1: its variables need a map of type arena"),
+        ("two", "maps arena and other are both arenas"),
+    ] {
+        not_opened(&compile_with(option, "arena.c", &scratch), btf, words);
     }
 }
 
@@ -710,6 +743,7 @@ fn callbacks_that_fit_are_what_libbpf_takes() {
         return tell("struct_ops is not compared with libbpf: that needs clang and a kernel that has it");
     }
     let scratch = Scratch::new("struct_ops");
+    let reaches = "program half reaches instruction 1: sock___ours->xctl_no_such_member";
     for (option, problem) in [
         ("plain", None),
         ("linked", None),
@@ -721,6 +755,14 @@ fn callbacks_that_fit_are_what_libbpf_takes() {
         ("twice", Some("program half is member ssthresh of struct tcp_congestion_ops, and undo_cwnd of")),
         ("other_size", Some("member name of struct tcp_congestion_ops: it has 8 bytes here, 16 there")),
         ("other_kind", Some("member init of struct tcp_congestion_ops: it is")),
+        // Only the first of a section is left to the loader's choice.
+        ("two_by_choice", Some("map ops: the BTF has no struct bpf_struct_ops_xctl_no_such_ops")),
+        // A program is loaded if a map that is made names it, whatever its own section says.
+        ("left_out_with_its_map", None),
+        ("loaded_for_a_map", Some(reaches)),
+        ("loaded_for_one_of_two", Some(reaches)),
+        ("unnamed", Some("program idle: no struct_ops map names it")),
+        ("unnamed_by_choice", None),
     ] {
         let object = compile_with(option, "struct_ops.c", &scratch);
         let (json, error) = inspect(&object, btf, true);
@@ -732,10 +774,33 @@ fn callbacks_that_fit_are_what_libbpf_takes() {
         let maps = json["maps"].as_array().unwrap();
         let map = maps.iter().find(|map| map["name"] == "ops").unwrap();
         assert_eq!(map["callbacks"][0], serde_json::json!({"member": "ssthresh", "program": "half"}), "{option}");
+        let programs = json["programs"].as_array().unwrap().iter();
+        let ours = programs.map(|one| (one["name"].as_str().unwrap().to_owned(), one["autoload"] == true));
+        let ours: BTreeMap<_, _> = ours.collect();
+        let file = fs::read(&object).unwrap();
+        // What the sections say, until libbpf has seen the maps.
+        let by_section = |name: &str| {
+            let object = ObjectFile::parse(&file).unwrap();
+            object.programs.iter().any(|one| one.name == name && hook(one.section).autoload)
+        };
         if may_prepare() {
-            let theirs = libbpf(&fs::read(&object).unwrap(), btf, |_| true);
-            assert_eq!(theirs.is_ok(), problem.is_none(), "{option}: libbpf says {:?}", theirs.err());
+            let theirs = open_and(sys::bpf_object__load, &file, btf, by_section);
+            assert_eq!(theirs.as_ref().err().is_none(), problem.is_none(), "{option}: libbpf says {:?}", theirs.err());
         }
+        if let Ok(theirs) = open_and(sys::bpf_object__prepare, &file, btf, by_section) {
+            // SAFETY: the object is open.
+            let loads = |program| unsafe { sys::bpf_program__autoload(program) };
+            let theirs = theirs.programs().map(|program| (name_of(program), loads(program))).collect();
+            assert_eq!(ours, theirs, "{option}");
+        } else {
+            assert!(!may_prepare() || problem.is_some(), "{option}");
+        }
+    }
+    for (option, words) in [
+        ("of_another_type", "map ops: program half, of section socket, is not one of struct_ops"),
+        ("untold", "section .struct_ops: the object's types do not tell what is in it"),
+    ] {
+        not_opened(&compile_with(option, "struct_ops.c", &scratch), btf, words);
     }
     // The other byte order: only its own types can tell.
     let (text, object) = (objects().join("outside/struct_ops.c"), scratch.0.join("big.o"));

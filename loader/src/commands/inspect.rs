@@ -17,7 +17,6 @@ use super::btf_path;
 use crate::fault::Exit;
 use crate::object::btf_ext::{CoreRelocation, LineInfo};
 use crate::object::facts::{Callback, ExternFacts, Facts, FunctionFacts, MapFacts, hex};
-use crate::object::hook::hook;
 use crate::object::insn::Insn;
 use crate::object::relo::extent::Extents;
 use crate::object::relo::patch::Place;
@@ -338,12 +337,14 @@ pub fn report(
         |_| true,
         |relocated| {
             let record = view.record(relocated);
-            count(&mut verdict, &mut poisoned, relocated, &record);
+            // libbpf passes over programs that are not loaded.
+            let loads = relocated.program.is_none_or(|program| head.facts.loads(&object, program));
+            count(&mut verdict, &mut poisoned, relocated, &record, loads);
             writer.relocation(&record)
         },
     )?;
     if target.is_some() {
-        poisoned_programs(&object, &code, &poisoned, &mut verdict);
+        poisoned_programs(&object, &head.facts, &code, &poisoned, &mut verdict);
         verdict.runs = Some(verdict.problems.is_empty());
     }
     writer.verdict(&verdict)?;
@@ -407,7 +408,13 @@ fn target(args: &Args) -> Result<Option<(Btf, String)>> {
 /// Poisoned instructions by section and byte offset, and why they are.
 type Poisoned = BTreeMap<(usize, u64), String>;
 
-fn count(verdict: &mut Verdict, poisoned: &mut Poisoned, relocated: &Relocated<'_, '_>, record: &Record<'_>) {
+fn count(
+    verdict: &mut Verdict,
+    poisoned: &mut Poisoned,
+    relocated: &Relocated<'_, '_>,
+    record: &Record<'_>,
+    loads: bool,
+) {
     verdict.relocations_total += 1;
     let access = record.about.local.as_ref().map_or("", |local| &local.access);
     match &relocated.outcome {
@@ -423,21 +430,25 @@ fn count(verdict: &mut Verdict, poisoned: &mut Poisoned, relocated: &Relocated<'
         Outcome::Unresolved => {}
         Outcome::Refused(why) => {
             verdict.refused += 1;
-            // libbpf passes over programs that are not loaded.
-            if relocated.program.is_some_and(|program| !hook(program.section).autoload) {
-                return;
+            if loads {
+                verdict.problem(format!("{}, {} of {access}: {why}", relocated.place(), record.about.kind));
             }
-            verdict.problem(format!("{}, {} of {access}: {why}", relocated.place(), record.about.kind));
         }
     }
 }
 
 /// A problem for every program that reaches an instruction that did not resolve.
-fn poisoned_programs(object: &ObjectFile<'_>, code: &Relocations<'_, '_>, poisoned: &Poisoned, verdict: &mut Verdict) {
+fn poisoned_programs(
+    object: &ObjectFile<'_>,
+    facts: &Facts<'_>,
+    code: &Relocations<'_, '_>,
+    poisoned: &Poisoned,
+    verdict: &mut Verdict,
+) {
     if verdict.poisoned == 0 {
         return;
     }
-    for (function, index) in loads::reaching_poison(object, code) {
+    for (function, index) in loads::reaching_poison(object, facts, code) {
         let why = poisoned.get(&loads::place_of(function, index)).map_or("something is not there", String::as_str);
         verdict.problem(format!("program {} reaches instruction {index}: {why}", function.name));
     }

@@ -133,4 +133,10 @@ impl<'a> ObjectFile<'a> {
             relocations,
         })
     }
+
+    /// The index of the program that begins at byte `offset` of a section.
+    #[must_use]
+    pub fn program_at(&self, section_index: usize, offset: u64) -> Option<usize> {
+        self.programs.binary_search_by_key(&(section_index, offset), |one| (one.section_index, one.offset)).ok()
+    }
 }

@@ -13,7 +13,7 @@ use super::hook::hook;
 use super::maps::{Definitions, MapDefinition};
 use super::relo::{Relocations, essential_name, type_name};
 use super::struct_ops::{self, StructOps};
-use super::uses::{Places, Uses, is_data};
+use super::uses::{ARENA, Places, Uses, is_data};
 
 /// Bytes of a variable's initial value that are shown.
 const MOST_VALUE: usize = 64;
@@ -24,6 +24,9 @@ const MOST_OVERLAP: u64 = 4;
 
 /// Functions that a program may have, itself included (`BPF_MAX_SUBPROGS` in the kernel's include/linux/bpf_verifier.h).
 pub const MOST_FUNCTIONS: usize = 256;
+
+/// The smallest page of the kernels that have arenas, whose entries are pages.
+const PAGE: u64 = 4096;
 
 /// What functions call and touch is listed for each, and for a program along its calls: bytes of names, and 16 for each,
 /// beyond which it is too much to list. The largest programs that there are take a tenth.
@@ -62,8 +65,11 @@ pub struct FunctionFacts<'a> {
     pub program_type: Option<&'static str>,
     /// May sleep.
     pub sleepable: bool,
-    /// Loaded unless somebody says otherwise.
+    /// Loaded unless somebody says otherwise. One that struct_ops maps name is if one of them is made.
     pub autoload: bool,
+    /// A struct_ops map names it.
+    #[serde(skip)]
+    pub named_by_map: bool,
     /// Instructions of its own.
     pub insns: usize,
     /// Of a program, instructions with all functions that it calls, which libbpf appends: what the verifier sees. Of a
@@ -223,6 +229,13 @@ impl<'a> Facts<'a> {
         }
     }
 
+    /// Whether a program is loaded unless its loader says otherwise. Functions in `.text` go with what calls them.
+    #[must_use]
+    pub fn loads(&self, object: &ObjectFile<'_>, program: &Program<'_>) -> bool {
+        let index = object.program_at(program.section_index, program.offset);
+        index.and_then(|index| self.programs.get(index)).is_none_or(|program| program.autoload)
+    }
+
     /// Collects them. `code` is the object's, before its relocations ran.
     ///
     /// # Errors
@@ -236,6 +249,13 @@ impl<'a> Facts<'a> {
         let places = Places::new(object);
         let mut functions = Functions::of(bytes, object, &places, code)?;
         let struct_ops = btf.map(|btf| struct_ops::all(bytes, object, btf)).transpose()?.unwrap_or_default();
+        let mut programs: Vec<_> = object.programs.iter().map(|one| functions.facts(one)).collect::<Result<_, _>>()?;
+        for (program, needed) in programs.iter_mut().zip(struct_ops::needed(&struct_ops, object.programs.len())) {
+            program.autoload = needed.unwrap_or(program.autoload);
+            program.named_by_map = needed.is_some();
+        }
+        let maps = all_maps(object, btf, &struct_ops)?;
+        arena(object, &maps)?;
         Ok(Facts {
             endian: if object.is_little_endian { "little" } else { "big" },
             license: object.license.clone(),
@@ -243,9 +263,9 @@ impl<'a> Facts<'a> {
             symbols: object.symbols.len(),
             elf_relocations: object.relocations.len(),
             types: btf.map_or(0, Btf::len),
-            programs: object.programs.iter().map(|program| functions.facts(program)).collect::<Result<_, _>>()?,
+            programs,
             functions: object.subprograms.iter().map(|function| functions.facts(function)).collect::<Result<_, _>>()?,
-            maps: all_maps(object, btf, &struct_ops)?,
+            maps,
             struct_ops,
             variables: variables(bytes, btf, &places),
             externs: externs(object, btf),
@@ -313,6 +333,7 @@ impl<'o, 'a> Functions<'o, 'a> {
             program_type: hook.and_then(|hook| hook.program_type),
             sleepable: hook.is_some_and(|hook| hook.sleepable),
             autoload: hook.is_none_or(|hook| hook.autoload),
+            named_by_map: false,
             insns: function.insns,
             insns_total: 0,
             helpers: Vec::new(),
@@ -435,6 +456,31 @@ fn all_maps(object: &ObjectFile<'_>, btf: Option<&Btf>, struct_ops: &[StructOps<
         all.push(MapFacts { autocreate: map.autocreate, callbacks, ..map_facts(map.name.to_owned(), definition) });
     }
     Ok(all)
+}
+
+/// A map of type arena has the variables of one section in it, at its end.
+///
+/// # Errors
+/// Why libbpf would not put them there.
+fn arena(object: &ObjectFile<'_>, maps: &[MapFacts]) -> Result<(), String> {
+    let mut arenas = maps.iter().filter(|map| map.map_type == "arena");
+    let map = arenas.next();
+    if let (Some(map), Some(other)) = (map, arenas.next()) {
+        return Err(format!("maps {} and {} are both arenas, and an object may have one", map.name, other.name));
+    }
+    // Without a section of maps libbpf does not ask.
+    let asks = object.sections.iter().any(|section| section.name == ".maps");
+    let Some(section) = object.sections.iter().rfind(|section| asks && section.name == ARENA && section.holds_data())
+    else {
+        return Ok(());
+    };
+    let map =
+        map.ok_or_else(|| format!("section {ARENA}: its variables need a map of type arena, which is not there"))?;
+    let room = u64::from(map.max_entries.unwrap_or(0)) * PAGE;
+    if section.size > room {
+        return Err(format!("section {ARENA} has {} bytes, and map {} room for {room}", section.size, map.name));
+    }
+    Ok(())
 }
 
 /// The section of variables that libbpf fills with the kernel's configuration.

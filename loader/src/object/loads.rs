@@ -4,8 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::elf::{INSN_SIZE, ObjectFile, Program};
-use super::facts::Facts;
-use super::hook::hook;
+use super::facts::{Facts, FunctionFacts};
 use super::relo::Relocations;
 use super::relo::reach::reachable;
 use super::uses::{Places, Uses};
@@ -21,13 +20,15 @@ pub fn refused(object: &ObjectFile<'_>, facts: &Facts<'_>) -> Vec<String> {
     if object.sections.iter().any(|section| section.name == "maps") {
         all.push("maps are defined in section maps, which libbpf no longer reads: they belong into .maps".to_owned());
     }
-    let unknown = |program: &&Program<'_>| {
-        let hook = hook(program.section);
-        hook.autoload && hook.program_type.is_none()
-    };
-    let programs = object.programs.iter().filter(unknown);
-    all.extend(programs.map(|program| {
-        format!("program {}: libbpf knows no type of program for section {}", program.name, program.section)
+    all.extend(facts.programs.iter().filter(|program| program.autoload).filter_map(|program| {
+        let FunctionFacts { name, section, .. } = program;
+        match program.program_type {
+            None => Some(format!("program {name}: libbpf knows no type of program for section {section}")),
+            Some("struct_ops") if !program.named_by_map => {
+                Some(format!("program {name}: no struct_ops map names it, so libbpf does not know what it is for"))
+            }
+            Some(_) => None,
+        }
     }));
     let absent = facts.externs.iter().filter(|one| !one.weak && one.in_btf == Some(false));
     all.extend(absent.map(|one| {
@@ -48,6 +49,7 @@ type Place = (usize, u64);
 #[must_use]
 pub fn reaching_poison<'o, 'a>(
     object: &'o ObjectFile<'a>,
+    facts: &Facts<'_>,
     code: &Relocations<'_, 'a>,
 ) -> Vec<(&'o Program<'a>, usize)> {
     let places = Places::new(object);
@@ -58,8 +60,8 @@ pub fn reaching_poison<'o, 'a>(
     let globals = object.symbols.iter();
     let globals = globals.filter(|one| one.symbol_type == STT_FUNC && SEEN_OUTSIDE.contains(&one.bind));
     let globals: BTreeSet<Place> = globals.map(|one| (usize::from(one.section), one.value)).collect();
-    let loaded = object.programs.iter().filter(|program| hook(program.section).autoload);
-    let loaded: Vec<Place> = loaded.map(|program| (program.section_index, program.offset)).collect();
+    let loaded = object.programs.iter().zip(&facts.programs).filter(|(_, facts)| facts.autoload);
+    let loaded: Vec<Place> = loaded.map(|(program, _)| (program.section_index, program.offset)).collect();
     // What libbpf appends to them.
     let mut appended = BTreeSet::new();
     let mut todo = loaded.clone();

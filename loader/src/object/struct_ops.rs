@@ -1,10 +1,11 @@
 //! Maps of type struct_ops: variables in sections of that name, structs of the kernel's that programs fill with callbacks.
 //!
 //! The rules are libbpf's (src/libbpf.c: `init_struct_ops_maps()`, `bpf_object__collect_st_ops_relos()`,
-//! `bpf_map__init_kern_struct_ops()`).
+//! `bpf_map__init_kern_struct_ops()`, `bpf_object_adjust_struct_ops_autoload()`).
 
 use super::btf::{Btf, Kind, Member, TypeId};
-use super::elf::ObjectFile;
+use super::elf::{ObjectFile, Program, Section};
+use super::hook::hook;
 use super::relo::{essential_name, type_name};
 
 /// Sections whose maps are made; with `?` in front, only if their loader says so.
@@ -27,13 +28,25 @@ pub struct StructOps<'a> {
     pub ty: TypeId,
     /// What the variable holds.
     data: &'a [u8],
-    /// The program of each member that has one, with where the member begins, in bytes.
-    programs: Vec<(u64, &'a str)>,
+    /// Of each member that has a program.
+    programs: Vec<Callback<'a>>,
+}
+
+/// A member's program.
+#[derive(Clone, Copy, Debug)]
+struct Callback<'a> {
+    /// Where the member begins, in bytes.
+    offset: u64,
+    /// The program, by its index in the object.
+    index: usize,
+    /// Its name.
+    program: &'a str,
 }
 
 /// Whether a section has such maps.
-fn is_section(name: &str) -> bool {
-    SECTIONS.contains(&name.strip_prefix('?').unwrap_or(name))
+fn is_section(section: &Section<'_>) -> bool {
+    let name = section.name.strip_prefix('?').unwrap_or(section.name);
+    SECTIONS.contains(&name) && section.holds_data()
 }
 
 /// Beyond these an object is none that anybody wrote: everything below is looked for one by one. Maps, structs that they are
@@ -50,13 +63,15 @@ const MOST_BYTES: u64 = 1 << 20;
 pub fn all<'a>(bytes: &'a [u8], object: &ObjectFile<'a>, local: &Btf) -> Result<Vec<StructOps<'a>>, String> {
     let (mut all, mut seen, mut structs) = (Vec::new(), Vec::new(), Vec::new());
     let (mut members, mut member_bytes) = (0, 0);
-    for (index, section) in object.sections.iter().enumerate().filter(|(_, section)| is_section(section.name)) {
+    for (index, section) in object.sections.iter().enumerate().filter(|(_, section)| is_section(section)) {
         if seen.contains(&section.name) {
             return Err(format!("two sections {}", section.name));
         }
         seen.push(section.name);
-        let Some(datasec) = local.find(Kind::Datasec, section.name) else { continue };
-        for var in local.section_vars(datasec) {
+        let datasec = local.find(Kind::Datasec, section.name);
+        let datasec =
+            datasec.ok_or_else(|| format!("section {}: the object's types do not tell what is in it", section.name))?;
+        for (rank, var) in local.section_vars(datasec).enumerate() {
             let name = local.name(var.var);
             let symbol = object.symbols.iter().find(|one| usize::from(one.section) == index && one.name == name);
             let symbol = symbol.ok_or_else(|| format!("section {}: no symbol {name}", section.name))?;
@@ -93,19 +108,36 @@ pub fn all<'a>(bytes: &'a [u8], object: &ObjectFile<'a>, local: &Btf) -> Result<
                 if programs.len() > MOST_MEMBERS || !here.any(|member| is_callback(local, &member)) {
                     return Err(of(format!("byte {offset} is not where a callback is")));
                 }
-                let program = object.symbols.get(place.symbol as usize).and_then(|target| {
-                    let begin = (usize::from(target.section), target.value);
-                    let at = object.programs.partition_point(|one| (one.section_index, one.offset) < begin);
-                    object.programs.get(at).filter(|one| (one.section_index, one.offset) == begin)
-                });
-                let program = program.ok_or_else(|| of(format!("the callback at byte {offset} is no program")))?;
-                programs.push((offset, program.name));
+                let target = object.symbols.get(place.symbol as usize);
+                let index = target.and_then(|target| object.program_at(target.section.into(), target.value));
+                let index = index.ok_or_else(|| of(format!("the callback at byte {offset} is no program")))?;
+                let Program { name: program, section, .. } = object.programs[index];
+                if hook(section).program_type != Some("struct_ops") {
+                    return Err(of(format!("program {program}, of section {section}, is not one of struct_ops")));
+                }
+                programs.push(Callback { offset, index, program });
             }
-            let (is_linked, autocreate) = (section.name.ends_with(LINKED), !section.name.starts_with('?'));
+            let is_linked = section.name.ends_with(LINKED);
+            // libbpf takes the question mark off when it has read the first of them, and makes the others.
+            let autocreate = rank > 0 || !section.name.starts_with('?');
             all.push(StructOps { name: symbol.name, is_linked, autocreate, ty, data, programs });
         }
     }
     Ok(all)
+}
+
+/// For each program of an object whether a map that is made names it, and so libbpf loads it; none if no map names it.
+#[must_use]
+pub fn needed(maps: &[StructOps<'_>], programs: usize) -> Vec<Option<bool>> {
+    let mut needed = vec![None; programs];
+    for map in maps {
+        for callback in &map.programs {
+            if let Some(one) = needed.get_mut(callback.index) {
+                *one = Some(map.autocreate || *one == Some(true));
+            }
+        }
+    }
+    needed
 }
 
 /// Why libbpf does not make them on the kernel that has these types. `elsewhere` tells of a type that the BTF lacks whether
@@ -169,7 +201,7 @@ fn is_callback(btf: &Btf, member: &Member<'_>) -> bool {
 impl<'a> StructOps<'a> {
     fn program_of(&self, member: &Member<'_>) -> Option<&'a str> {
         let begin = u64::from(member.bit_offset / 8);
-        self.programs.iter().find(|(offset, _)| *offset == begin).map(|(_, program)| *program)
+        self.programs.iter().find(|callback| callback.offset == begin).map(|callback| callback.program)
     }
 
     /// The members that have a program, and which.

@@ -9,6 +9,9 @@ use super::relo::Relocations;
 
 const STT_OBJECT: u8 = 1;
 
+/// The section of variables that are in an arena.
+pub(super) const ARENA: &str = ".addr_space.1";
+
 /// What a function calls and touches. Functions it calls are named, not followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uses<'a> {
@@ -147,7 +150,7 @@ impl<'o, 'a> Places<'o, 'a> {
     pub fn variables(&self) -> impl Iterator<Item = (&'o Section<'a>, &'o Symbol<'a>)> {
         self.named.iter().filter_map(|symbol| {
             let section = self.object.sections.get(usize::from(symbol.section))?;
-            is_data(section).then_some((section, *symbol))
+            (is_data(section) || section.name == ARENA).then_some((section, *symbol))
         })
     }
 }

@@ -30,28 +30,76 @@ struct xctl_no_such_ops {
 	unsigned int (*ssthresh)(struct sock *sk);
 };
 
+/* Reaches what no kernel has, so it must not be loaded. */
+struct sock___ours {
+	int xctl_no_such_member;
+} RELOCATED;
+#define IMPOSSIBLE(context) ((struct sock___ours *)*(context))->xctl_no_such_member
+
+#if defined(loaded_for_a_map) || defined(loaded_for_one_of_two)
+SEC("?struct_ops") unsigned int half(unsigned long long *context)
+{
+	return IMPOSSIBLE(context);
+}
+#elif defined(left_out_with_its_map)
+SEC("struct_ops") unsigned int half(unsigned long long *context)
+{
+	return IMPOSSIBLE(context);
+}
+#elif defined(of_another_type)
+SEC("socket") unsigned int half(void *context)
+{
+	return 2;
+}
+#else
 SEC("struct_ops") unsigned int half(unsigned long long *context)
 {
 	return 2;
 }
+#endif
 
-SEC("struct_ops") unsigned int undo(unsigned long long *context)
+#if defined(unnamed)
+SEC("struct_ops") unsigned int idle(unsigned long long *context)
 {
-	return 3;
+	return 4;
 }
+#elif defined(unnamed_by_choice)
+SEC("?struct_ops") unsigned int idle(unsigned long long *context)
+{
+	return 4;
+}
+#endif
+
+#ifdef untold
+/* In a section of which the types say nothing. */
+__asm__(".section .struct_ops, \"aw\", @progbits\n.quad 0\n.text");
+#elif defined(absent_type)
+SEC(".struct_ops") struct xctl_no_such_ops ops = { .ssthresh = (void *)half };
+#elif defined(by_choice)
+SEC("?.struct_ops") struct xctl_no_such_ops ops = { .ssthresh = (void *)half };
+#elif defined(two_by_choice)
+SEC("?.struct_ops") struct xctl_no_such_ops first = {}, ops = { .ssthresh = (void *)half };
+#elif defined(left_out_with_its_map)
+SEC("?.struct_ops") struct tcp_congestion_ops___ours ops = { .ssthresh = (void *)half };
+#elif defined(loaded_for_one_of_two)
+SEC("?.struct_ops.link") struct tcp_congestion_ops___ours other = { .ssthresh = (void *)half };
+SEC(".struct_ops") struct tcp_congestion_ops___ours ops = { .ssthresh = (void *)half };
+#elif defined(loaded_for_a_map) || defined(of_another_type) || defined(unnamed) || defined(unnamed_by_choice)
+SEC(".struct_ops") struct tcp_congestion_ops___ours ops = { .ssthresh = (void *)half };
+#else
 
 SEC("struct_ops") void keep(unsigned long long *context)
 {
 }
 
-#define OURS                                                                                        \
-	{                                                                                           \
-		.ssthresh = (void *)half, .cong_avoid = (void *)keep, .undo_cwnd = (void *)UNDO, .name = "xctl", MORE \
-	}
 #ifdef twice
 #define UNDO half
 #else
 #define UNDO undo
+SEC("struct_ops") unsigned int undo(unsigned long long *context)
+{
+	return 3;
+}
 #endif
 #if defined(absent_callback)
 #define MORE .xctl_no_such_callback = (void *)keep
@@ -60,13 +108,14 @@ SEC("struct_ops") void keep(unsigned long long *context)
 #else
 #define MORE
 #endif
+#define OURS                                                                                        \
+	{                                                                                           \
+		.ssthresh = (void *)half, .cong_avoid = (void *)keep, .undo_cwnd = (void *)UNDO, .name = "xctl", MORE \
+	}
 
-#if defined(absent_type)
-SEC(".struct_ops") struct xctl_no_such_ops ops = { .ssthresh = (void *)half };
-#elif defined(by_choice)
-SEC("?.struct_ops") struct xctl_no_such_ops ops = { .ssthresh = (void *)half };
-#elif defined(linked)
+#if defined(linked)
 SEC(".struct_ops.link") struct tcp_congestion_ops___ours ops = OURS;
 #else
 SEC(".struct_ops") struct tcp_congestion_ops___ours other = { .name = "other" }, ops = OURS;
+#endif
 #endif

@@ -47,6 +47,11 @@ impl Section<'_> {
         self.section_type == elf::SHT_PROGBITS.0 && self.flags & elf::SHF_EXECINSTR.0 != 0
     }
 
+    /// What libbpf may take for data of one kind or the other, by its name.
+    pub fn holds_data(&self) -> bool {
+        self.section_type == elf::SHT_PROGBITS.0 && self.size > 0 && !self.is_executable()
+    }
+
     /// The section's bytes in the file that it was read from; none for [`Section::is_nobits`].
     pub fn bytes<'b>(&self, file: &'b [u8]) -> &'b [u8] {
         if self.is_nobits() {
