@@ -606,6 +606,11 @@ fn what_would_run_is_what_loads() {
         ("absent_function", Some("function xctl_no_such_function of the kernel is not in this BTF")),
         ("absent_variable", Some("variable xctl_no_such_variable of the kernel is not in this BTF")),
         ("absent_and_weak", None),
+        ("own_section", Some("section socket refers to number in section numbers: libbpf makes no map")),
+        ("in_no_section", Some("section socket refers to number, which is in no section")),
+        ("own_arena", Some("section socket refers to number in section .addr_space.1: there is no map of type arena")),
+        ("other_program", Some("section xdp refers to called in section socket: functions that programs call")),
+        ("without_types", Some("it has no types (section .BTF)")),
     ] {
         let object = compile(option);
         let (json, error) = inspect(&object, &target, true);
@@ -631,6 +636,9 @@ fn compile_with(option: &str, source: &str, scratch: &Scratch) -> PathBuf {
     let out = scratch.0.join(format!("{option}.o"));
     let mut compiler = Command::new(clang());
     compiler.args(["--target=bpf", "-g", "-O2", "-c", "-w"]).arg(format!("-D{option}")).arg("-o").arg(&out);
+    if option == "without_types" {
+        compiler.arg("-g0");
+    }
     assert!(compiler.arg(objects().join("outside").join(source)).status().unwrap().success(), "{option}");
     out
 }

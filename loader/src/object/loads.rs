@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::elf::{INSN_SIZE, ObjectFile, Program};
+use super::elf::{INSN_SIZE, ObjectFile, Program, Relocation, Section};
 use super::facts::{Facts, FunctionFacts};
 use super::relo::Relocations;
 use super::relo::reach::reachable;
-use super::uses::{Places, Uses};
+use super::struct_ops;
+use super::uses::{ARENA, Places, Uses, is_data};
 
 /// `STB_GLOBAL` and `STB_WEAK`
 const SEEN_OUTSIDE: [u8; 2] = [1, 2];
@@ -20,6 +21,15 @@ pub fn refused(object: &ObjectFile<'_>, facts: &Facts<'_>) -> Vec<String> {
     if object.sections.iter().any(|section| section.name == "maps") {
         all.push("maps are defined in section maps, which libbpf no longer reads: they belong into .maps".to_owned());
     }
+    let needs_types = !facts.maps.iter().all(|map| map.implicit) || !facts.externs.is_empty();
+    if object.btf.is_none() && (needs_types || object.sections.iter().any(struct_ops::is_section)) {
+        all.push("it has no types (section .BTF), which tell of maps and of what is expected from outside".to_owned());
+    }
+    let mut seen = BTreeSet::new();
+    let places = object.relocations.iter().filter(|place| {
+        object.sections.get(place.section).is_some_and(Section::is_executable) && seen.insert(place.symbol)
+    });
+    all.extend(places.filter_map(|place| out_of_reach(object, facts, place)));
     all.extend(facts.programs.iter().filter(|program| program.autoload).filter_map(|program| {
         let FunctionFacts { name, section, .. } = program;
         match program.program_type {
@@ -36,6 +46,25 @@ pub fn refused(object: &ObjectFile<'_>, facts: &Facts<'_>) -> Vec<String> {
         format!("{kind} {} of the kernel is not in this BTF, and not declared weak", one.name)
     }));
     all
+}
+
+/// Why libbpf does not give an instruction the address that it is to have.
+fn out_of_reach(object: &ObjectFile<'_>, facts: &Facts<'_>, place: &Relocation) -> Option<String> {
+    let symbol = object.symbols.get(place.symbol as usize).filter(|symbol| symbol.section != 0)?;
+    let from = object.sections.get(place.section)?.name;
+    let Some(section) = object.sections.get(usize::from(symbol.section)) else {
+        return Some(format!("section {from} refers to {}, which is in no section of the file", symbol.name));
+    };
+    let why = match section.name {
+        ".text" | ".maps" | ".jumptables" => return None,
+        ARENA if facts.maps.iter().any(|map| map.map_type == "arena") => return None,
+        ARENA => "there is no map of type arena",
+        _ if is_data(section) => return None,
+        _ if section.is_executable() => "functions that programs call belong into .text",
+        _ => "libbpf makes no map of it",
+    };
+    let name = if symbol.name.is_empty() { "something" } else { symbol.name };
+    Some(format!("section {from} refers to {name} in section {}: {why}", section.name))
 }
 
 /// Where a function begins: its section and byte offset.

@@ -44,7 +44,7 @@ struct Callback<'a> {
 }
 
 /// Whether a section has such maps.
-fn is_section(section: &Section<'_>) -> bool {
+pub(super) fn is_section(section: &Section<'_>) -> bool {
     let name = section.name.strip_prefix('?').unwrap_or(section.name);
     SECTIONS.contains(&name) && section.holds_data()
 }

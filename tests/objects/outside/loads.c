@@ -157,4 +157,56 @@ SEC("socket") long program(void *context)
 }
 #endif
 
+#ifdef own_section
+SEC("numbers") int number = 5;
+
+SEC("socket") long program(void *context)
+{
+	return *(volatile int *)&number;
+}
+#endif
+
+#ifdef in_no_section
+int number __attribute__((common));
+
+SEC("socket") long program(void *context)
+{
+	return *(volatile int *)&number;
+}
+#endif
+
+#ifdef own_arena
+SEC(".addr_space.1") int number = 5;
+
+SEC("socket") long program(void *context)
+{
+	return *(volatile int *)&number;
+}
+#endif
+
+#ifdef other_program
+SEC("socket") __attribute__((noinline)) long called(void *context)
+{
+	return *(volatile long *)context;
+}
+
+SEC("xdp") long program(void *context)
+{
+	return called(context);
+}
+#endif
+
+#ifdef without_types
+struct {
+	int (*type)[2];
+	int (*max_entries)[1];
+	int *key, *value;
+} array SEC(".maps");
+
+SEC("socket") long program(void *context)
+{
+	return 0;
+}
+#endif
+
 #endif
