@@ -37,10 +37,13 @@ impl Kind {
     }
 }
 
-/// What a hook is for. Attached in this order: who asks for owners comes when they are known.
+/// What a hook is for. Attached in this order, and taken away in the reverse one: no owner is remembered whose socket's end
+/// goes unseen, and who asks for owners finds all that are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// To learn who owns a socket, and when that ends.
+    /// To learn of a socket's end, which its owner is forgotten at.
+    End,
+    /// To learn who owns a socket.
     Owner,
     /// To see what goes out again.
     Retransmit,
@@ -83,6 +86,10 @@ impl Hook {
 
     const fn owner(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
         Self { kind, target, program, purpose: Purpose::Owner, second: None, stands_in: None, optional: false }
+    }
+
+    const fn end(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
+        Self { kind, target, program, purpose: Purpose::End, second: None, stands_in: None, optional: false }
     }
 
     const fn retransmit(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
@@ -131,18 +138,19 @@ const SENDMSG_LOCKED_BY_KPROBE: Hook = Hook::owner(Kprobe, c"tcp_sendmsg_locked"
 const MPTCP_BY_KPROBE: Hook = Hook::owner(Kprobe, c"mptcp_sendmsg", "kp_mptcp_sendmsg");
 /// A socket's end, and who closes it; MPTCP's too, for which tcp_set_state is not called. A function of its own since 4.16,
 /// called across files (net/ipv4/af_inet.c): only a kernel optimized as a whole may lack it.
-const STATE_BY_KPROBE: Hook = Hook::owner(Kprobe, c"inet_sk_state_store", "kp_state");
-/// What goes out again.
+const STATE_BY_KPROBE: Hook = Hook::end(Kprobe, c"inet_sk_state_store", "kp_state");
+/// What goes out again. Entries are attached after returns and taken away before them: a return without its entry is told,
+/// and an entry that waits for no return would be taken for a part of what its task does next.
 const RETRANSMITS_BY_KPROBE: [Hook; 8] = [
-    Hook::retransmit(Kprobe, c"tcp_retransmit_skb", "kp_retransmit"),
     Hook::retransmit(Kretprobe, c"tcp_retransmit_skb", "kp_retransmit_return"),
-    Hook::retransmit(Kprobe, c"__tcp_retransmit_skb", "kp_inner"),
     Hook::retransmit(Kretprobe, c"__tcp_retransmit_skb", "kp_inner_return"),
     // What a compiler split off it: in Debian's 6.12 for arm64, where a loss probe calls this and not the whole function.
-    Hook::retransmit(Kprobe, c"__tcp_retransmit_skb.part.0", "kp_inner").optional(),
     Hook::retransmit(Kretprobe, c"__tcp_retransmit_skb.part.0", "kp_inner_return").optional(),
-    Hook::retransmit(Kprobe, c"tcp_rtx_synack", "kp_synack"),
     Hook::retransmit(Kretprobe, c"tcp_rtx_synack", "kp_synack_return"),
+    Hook::retransmit(Kprobe, c"tcp_retransmit_skb", "kp_retransmit"),
+    Hook::retransmit(Kprobe, c"__tcp_retransmit_skb", "kp_inner"),
+    Hook::retransmit(Kprobe, c"__tcp_retransmit_skb.part.0", "kp_inner").optional(),
+    Hook::retransmit(Kprobe, c"tcp_rtx_synack", "kp_synack"),
 ];
 
 /// Every sender but MPTCP's: tcp_sendmsg and kTLS from 6.5 on pass here.
@@ -161,7 +169,7 @@ const ACCEPT_2_BY_FEXIT: Hook = Hook::owner(Fexit, c"inet_csk_accept", "fe_accep
 
 /// A socket's end, who closes it, and, where nothing better shows them, connect() and listen().
 const STATE: Hook =
-    Hook::owner(RawTracepoint, c"inet_sock_set_state", "tp_state").with_stand_in("tp2_state", StandIn::State);
+    Hook::end(RawTracepoint, c"inet_sock_set_state", "tp_state").with_stand_in("tp2_state", StandIn::State);
 /// A sender, before its bytes leave (6.16 and newer).
 const SENDER: Hook = Hook::owner(RawTracepoint, c"tcp_sendmsg_locked", "tp_sendmsg").with_second("tp2_sendmsg");
 /// A sender, when its call returns (6.3 and newer).

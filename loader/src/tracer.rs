@@ -279,6 +279,9 @@ pub struct Tracer {
     pub plan: Plan,
     /// As of the end; none until then, and where the kernel does not tell.
     missed: Option<u64>,
+    /// What LOST_IN_FLIGHT was when everything was attached, and at the end. While a probe is there and its other half is
+    /// not, that says nothing.
+    in_flight: (u64, Option<u64>),
     /// What was known before the first event.
     pub seeded: owners::Seeded,
 }
@@ -356,7 +359,8 @@ impl Tracer {
         if audit.dry_run {
             let (links, rings, late, seeded) = Default::default();
             let (shared, changes, missed) = Default::default();
-            return Ok(Self { links, rings, shared, late, changes, object: loaded, plan, missed, seeded });
+            let in_flight = (0, None);
+            return Ok(Self { links, rings, shared, late, changes, object: loaded, plan, missed, in_flight, seeded });
         }
         // Before CPUs are asked for: a change after that is told.
         let changes = Some(Changes::listen());
@@ -379,7 +383,8 @@ impl Tracer {
                 .filter_map(|(hook, program)| attach::attach(hook, program, &loaded, &kernel.probes, &cpus).transpose())
                 .collect::<Result<Vec<_>>>()
         };
-        let mut links = attach_all(Purpose::Owner)?;
+        let mut links = attach_all(Purpose::End)?;
+        links.extend(attach_all(Purpose::Owner)?);
         // After the hooks, so that no socket falls in between; before the first event, so that it has its owner.
         let seeded = owners::seed(&loaded, source, settings.cgroup)?;
         links.extend(attach_all(Purpose::Retransmit)?);
@@ -387,7 +392,10 @@ impl Tracer {
         if let Some(record) = &mut audit.record {
             record.attached(&plan);
         }
-        Ok(Self { links, rings, shared, late: BTreeMap::new(), changes, object: loaded, plan, missed: None, seeded })
+        let (late, missed, in_flight) = (BTreeMap::new(), None, (0, None));
+        let mut tracer = Self { links, rings, shared, late, changes, object: loaded, plan, missed, in_flight, seeded };
+        tracer.in_flight.0 = tracer.counts()?[LOST_IN_FLIGHT];
+        Ok(tracer)
     }
 
     /// Let records end a wait, and CPUs that come or go.
@@ -486,13 +494,14 @@ impl Tracer {
         new.collect()
     }
 
-    /// Detach every program. What they wrote can still be read.
+    /// Detach every program, the last one first. What they wrote can still be read.
     ///
     /// # Errors
-    /// If the kernel does not tell how many runs it skipped, though it does so.
+    /// If the kernel does not tell how many runs it skipped, though it does so, or the map LOST cannot be read.
     pub fn detach(&mut self) -> Result<()> {
         self.missed = self.missed()?;
-        self.links.clear();
+        self.in_flight.1 = Some(self.counts()?[LOST_IN_FLIGHT]);
+        while self.links.pop().is_some() {}
         Ok(())
     }
 
@@ -525,9 +534,11 @@ impl Tracer {
     /// If the map cannot be read.
     pub fn lost(&self) -> Result<Lost> {
         let count = self.counts()?;
+        let (before, after) = self.in_flight;
+        let in_flight = after.unwrap_or(count[LOST_IN_FLIGHT]).saturating_sub(before);
         Ok(Lost {
             perf: count[LOST_PERF],
-            output: count[LOST_OUTPUT] + count[LOST_IN_FLIGHT] + count[LOST_READ] + count[LOST_REFUSED],
+            output: count[LOST_OUTPUT] + in_flight + count[LOST_READ] + count[LOST_REFUSED],
             map_full: count[LOST_MAP_FULL] + self.seeded.no_room,
             unknown: count[LOST_UNKNOWN],
             totals: count[LOST_TOTALS],

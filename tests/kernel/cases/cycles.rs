@@ -80,6 +80,40 @@ pub fn run(set: Set, family: Family) -> Outcome {
     )))
 }
 
+/// Started and ended while segments go out again all the time: where only some of the hooks are there, nothing is told that
+/// all of them would not tell.
+pub fn under_load(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    link.lose(10)?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let plan = Plan {
+        time: Duration::from_secs(24 * 3600),
+        sizes: vec![2000],
+        pause: Duration::from_micros(500),
+        sends_a_connection: 20,
+        ..Plan::new("load", receiver.at)
+    };
+    let mut senders = (0..4).map(|_| Sender::new(&link.a, plan.clone())).collect::<Result<Vec<_>>>()?;
+    senders.iter_mut().try_for_each(Sender::go)?;
+    let mut count = 0;
+    for _ in 0..4 {
+        let xctl = Xctl::start(set, &[])?;
+        thread::sleep(Duration::from_millis(500));
+        let trace = xctl.stop(Signal::SIGINT)?;
+        trace.nothing_lost()?;
+        for record in trace.of(link.a.inode) {
+            let pid = record.at.pid;
+            let named = pid.is_some_and(|pid| senders.iter().any(|sender| sender.who.pid == pid));
+            // Once it is closed nobody has it: what was closed before xctl came is nobody's.
+            let may_be_unknown = record.state != "ESTABLISHED" && record.state != "SYN_SENT";
+            ensure!(named || (pid.is_none() && may_be_unknown), "not a sender's: {record:?}");
+            count += usize::from(named);
+        }
+    }
+    ensure!(count > 0, "no retransmits: the link was not lossy enough to tell anything");
+    Ok(Verdict::Passed(format!("{count} retransmits")))
+}
+
 fn cycle(set: Set, folder: &Folder, end: End) -> Result<()> {
     let attach = set.to_string();
     let mut command = command(&["trace", "--json", "--attach", &attach, "--max-sockets", "32768"])?;

@@ -165,6 +165,7 @@ pub const ALL: &[Case] = &[
     case!("closed_descriptors",   AUTO,     V4,   hosts::closed_descriptors, Host),
     case!("clock_set",            AUTO,     V4,   hosts::clock_set, Host),
     case!("cycles",               AUTO,     V4,   cycles::run, Host),
+    case!("ends_under_load",      Set::ALL, V4,   cycles::under_load),
     refused!("no_privilege",      AUTO,     V4,   refusals::no_privilege, Host),
     refused!("no_capability",     AUTO,     V4,   refusals::one_capability, Host),
     refused!("no_memlock",        AUTO,     V4,   refusals::no_memlock),
