@@ -277,9 +277,25 @@ static __always_inline void drop_cached(const struct sock *sk)
 /* Whether the entry is the socket's, or may be: it was seeded from /proc, and the socket has no file to know it by. */
 static __always_inline bool may_be_own(const struct sock *sk, const struct flow *key)
 {
-	const struct owner *owner = own_entry(sk, key) ?: bpf_map_lookup_elem(&SOCKET_TO_PID, key);
+	struct owner *owner = bpf_map_lookup_elem(&SOCKET_TO_PID, key);
 
-	return owner && (owner->sk == (__u64)sk || (!owner->sk && !inode_of(sk)));
+	if (!owner)
+		return false;
+	if (!owner->sk)
+		adopt(owner, sk);
+	return owner->sk == (__u64)sk || (!owner->sk && !inode_of(sk));
+}
+
+/* What /proc told under the inode number of this socket's file. The file goes at close(), and the number with it. */
+static __always_inline void drop_by_inode(const struct sock *sk)
+{
+	struct flow key = {};
+
+	if (!settings.by_inode)
+		return;
+	key.sk = inode_of(sk);
+	if (key.sk)
+		drop_entry(&key);
 }
 
 /*
@@ -294,11 +310,7 @@ static __noinline void forget(const struct sock *sk)
 	drop_entry(&key);
 	if (flow_of_closing(sk, &flow) && may_be_own(sk, &flow))
 		drop_entry(&flow);
-	if (settings.by_inode) {
-		key.sk = inode_of(sk);
-		if (key.sk)
-			drop_entry(&key);
-	}
+	drop_by_inode(sk);
 }
 
 /*
@@ -365,6 +377,7 @@ static __noinline void remember(const struct sock *sk, const struct flow *flow, 
 		no_room(sk, err);
 		return;
 	}
+	drop_by_inode(sk);
 	if (how != HOW_SEND) {
 		drop_cached(sk);
 		return;
@@ -495,13 +508,61 @@ static __always_inline void copy_entry(const struct owner *owner, const struct s
 }
 
 /*
+ * Copy the socket's own entry. While it is copied another may replace it, and its place be given to another socket's: what
+ * was copied is whole if it is still the entry of this key afterwards, unless that place has come back to the key meanwhile.
+ */
+static __noinline bool copy_of(const struct sock *sk, const struct flow *key, struct owner *to)
+{
+	const struct owner *owner;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 2; i++) {
+		owner = own_entry(sk, key);
+		if (!owner)
+			return false;
+		*to = *owner;
+		if (own_entry(sk, key) == owner)
+			return true;
+		__builtin_memset(to, 0, sizeof(*to));
+	}
+	return false;
+}
+
+/*
+ * What /proc told of a socket that its four-tuple does not tell from others: a listener, or one of two twins. From then on
+ * it is kept under the socket's address, which it has to its end.
+ */
+static __noinline bool copy_by_inode(const struct sock *sk, struct owner *to)
+{
+	struct flow key = {};
+	__u64 inode;
+	int err;
+
+	if (!settings.by_inode)
+		return false;
+	inode = inode_of(sk);
+	key.sk = inode;
+	if (!inode || !copy_of(sk, &key, to))
+		return false;
+	key.sk = (__u64)sk;
+	err = bpf_map_update_elem(&SOCKET_TO_PID, &key, to, BPF_NOEXIST);
+	key.sk = inode;
+	if (!err || err == -EEXIST)	/* else there is no room for both, and it stays where it is */
+		drop_entry(&key);
+	return true;
+}
+
+/*
  * FIN goes out from close() or shutdown(), in the process's context. For a socket that was accepted unseen and never
- * sent on, this is the last moment to learn its owner, and FIN is all that it can retransmit.
+ * sent on, this is the last moment to learn its owner, and FIN is all that it can retransmit: who closes it is taken for
+ * who accepted it.
  */
 static __always_inline void remember_closer(const struct sock *sk)
 {
 	const struct sock *parent = mptcp_parent(sk);
 	struct owner *owner = parent ? entry_by_address(parent) : NULL;
+	struct owner known;
 	struct flow flow;
 
 	if (owner) {	/* subflows outlive their parent's entry */
@@ -512,10 +573,10 @@ static __always_inline void remember_closer(const struct sock *sk)
 	/* A close() that came before the handshake's end is completed in softirq: then nobody has locked the socket. */
 	if (!BPF_CORE_READ(sk, sk_lock.owned) || !current_acts_for_itself(sk) || !flow_of(&sk->__sk_common, &flow))
 		return;
-	owner = own_entry(sk, &flow);
+	owner = own_entry(sk, &flow) ?: entry_by_address(sk);
 	if (owner)	/* its name may be needed when it has exited; with the socket locked nobody reads it meanwhile */
 		refresh_name(owner);
-	else
+	else if (!copy_by_inode(sk, &known))
 		remember(sk, &flow, HOW_ACCEPT);
 }
 
@@ -562,39 +623,6 @@ static __always_inline void state_changed(const struct sock *sk, int state)
 		forget(sk);
 		break;
 	}
-}
-
-/*
- * Copy the socket's own entry. While it is copied another may replace it, and its place be given to another socket's: what
- * was copied is whole if it is still the entry of this key afterwards, unless that place has come back to the key meanwhile.
- */
-static __noinline bool copy_of(const struct sock *sk, const struct flow *key, struct owner *to)
-{
-	const struct owner *owner;
-	int i;
-
-#pragma unroll
-	for (i = 0; i < 2; i++) {
-		owner = own_entry(sk, key);
-		if (!owner)
-			return false;
-		*to = *owner;
-		if (own_entry(sk, key) == owner)
-			return true;
-		__builtin_memset(to, 0, sizeof(*to));
-	}
-	return false;
-}
-
-/* What /proc told of a socket that its four-tuple does not tell from others: a listener, or one of two twins. */
-static __always_inline bool copy_by_inode(const struct sock *sk, struct owner *to)
-{
-	struct flow key = {};
-
-	if (!settings.by_inode)
-		return false;
-	key.sk = inode_of(sk);
-	return key.sk && copy_of(sk, &key, to);
 }
 
 /* Who owns the socket of this flow; if nobody is known, say whether it is the kernel's own. Never a guess. */

@@ -24,7 +24,9 @@ struct Map {
 
 #[derive(Deserialize)]
 struct Element {
-    formatted: Formatted,
+    /// Bytes; of an entry that was removed while it was read, an object that says so.
+    value: serde_json::Value,
+    formatted: Option<Formatted>,
 }
 
 #[derive(Deserialize)]
@@ -55,19 +57,21 @@ pub fn entries(pid: u32) -> Result<Vec<Entry>> {
 
 /// Those of them that are of no socket any more, and could not be removed.
 pub fn dead(pid: u32) -> Result<Vec<Entry>> {
-    Ok(elements(pid)?.iter().filter(|element| element.formatted.value.sk == u64::MAX).map(entry).collect())
+    Ok(elements(pid)?.iter().filter(|element| element.value.sk == u64::MAX).map(entry).collect())
 }
 
-fn entry(Element { formatted: Formatted { key, value } }: &Element) -> Entry {
+fn entry(Formatted { key, value }: &Formatted) -> Entry {
     Entry { netns: key.netns, sport: key.sport, dport: key.dport, pid: value.tgid }
 }
 
-fn elements(pid: u32) -> Result<Vec<Element>> {
+fn elements(pid: u32) -> Result<Vec<Formatted>> {
     let held = held(pid, "map_id:")?;
     let maps: Vec<Map> = bpftool(&["map", "show"])?;
     let mut found = maps.iter().filter(|map| map.name == "SOCKET_TO_PID" && held.contains(&map.id));
     let id = found.next().with_context(|| format!("process {pid} holds no SOCKET_TO_PID"))?.id.to_string();
-    bpftool(&["map", "dump", "id", &id])
+    let elements: Vec<Element> = bpftool(&["map", "dump", "id", &id])?;
+    let there = elements.into_iter().filter(|element| !element.value.is_object());
+    there.map(|element| element.formatted.context("bpftool does not tell what an entry means")).collect()
 }
 
 /// The ids of the BPF objects that a process has descriptors of, of the kind that fdinfo calls by this word.

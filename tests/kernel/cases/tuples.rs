@@ -12,7 +12,7 @@ use crate::counters::{Counters, wait_until_grown};
 use crate::host::Set;
 use crate::link::{Link, SECOND_MTU};
 use crate::map;
-use crate::process::PATIENCE;
+use crate::process::{PATIENCE, poll};
 use crate::workers::{Flow, Plan, Puppet, Receiver, Sender, Truth, open, send_all};
 use crate::xctl::{Kind, Owner, Retransmit, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
@@ -117,11 +117,27 @@ fn seeded_twins(set: Set, source: &str) -> Result<[usize; 2]> {
         let seen = xctl.wait_for(|record| record.at.netns == netns && is_second(record) == second)?;
         ensure!(seen.is_some(), "{source}: nothing was sent again, on the second wire: {second}");
     }
+    // From close() on nothing leads from a socket to its file, and it has its owner nevertheless, until its end.
+    let owners: Vec<_> = twins.iter().map(|twin| twin.truth.who.clone()).collect();
+    twins.into_iter().try_for_each(Puppet::exit)?;
+    for second in [false, true] {
+        let seen = xctl.wait_for(|record| {
+            record.at.netns == netns && is_second(record) == second && record.state == "FIN_WAIT1"
+        })?;
+        ensure!(seen.is_some(), "{source}: nothing was sent again after close(), on the second wire: {second}");
+    }
+    link.lose_from(&link.a, 0)?;
+    link.lose_from_second(&link.a, 0)?;
+    let left = || {
+        let of_twins = |entry: &map::Entry| owners.iter().any(|who| who.pid == entry.pid);
+        Ok::<_, anyhow::Error>(map::entries(xctl.process.pid())?.into_iter().filter(of_twins).collect::<Vec<_>>())
+    };
+    ensure!(poll(PATIENCE, || Ok(left()?.is_empty()))?, "{source}: entries of sockets that are gone: {:?}", left()?);
     let trace = xctl.stop(Signal::SIGINT)?;
     let mut counts = [0; 2];
     for record in trace.of(netns) {
         let second = usize::from(is_second(record));
-        let who = &twins[second].truth.who;
+        let who = &owners[second];
         let right = record.at.pid == Some(who.pid) && record.at.owner == Owner::Seed;
         ensure!(right, "{source}: this is of {who:?}: {record:?}");
         counts[second] += 1;
