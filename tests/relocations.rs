@@ -611,6 +611,10 @@ fn what_would_run_is_what_loads() {
         ("own_arena", Some("section socket refers to number in section .addr_space.1: there is no map of type arena")),
         ("other_program", Some("section xdp refers to called in section socket: functions that programs call")),
         ("without_types", Some("it has no types (section .BTF)")),
+        ("undefined_function", Some("other_file is neither here nor declared in .ksyms or .kconfig")),
+        ("undefined_and_weak", Some("number is neither here nor declared in .ksyms or .kconfig")),
+        ("empty_variables", Some("the variables of section .bss have no bytes")),
+        ("long_version", Some("section version has 6 bytes, and libbpf takes 4")),
     ] {
         let object = compile(option);
         let (json, error) = inspect(&object, &target, true);
@@ -739,6 +743,36 @@ fn arenas_have_room_for_their_variables() {
         ("two", "maps arena and other are both arenas"),
     ] {
         not_opened(&compile_with(option, "arena.c", &scratch), btf, words);
+    }
+}
+
+/// What a map's definition and its initial values may be.
+#[test]
+fn definitions_of_maps_are_what_libbpf_takes() {
+    if !have_clang() || !Path::new(KERNEL_BTF).exists() {
+        return tell("definitions of maps are not compared with libbpf: that needs clang and the kernel's types");
+    }
+    let (scratch, btf) = (Scratch::new("definitions"), Path::new(KERNEL_BTF));
+    for option in ["plain", "is_weak", "programs", "maps_in_array", "maps_by_long_later"] {
+        let object = compile_with(option, "maps.c", &scratch);
+        let (_, error) = inspect(&object, btf, true);
+        assert!(error.is_none(), "{option}: {error:?}");
+        same_maps(option, &object, btf);
+    }
+    for (option, words) in [
+        ("is_static", "map two is static"),
+        ("is_hidden", "map two is hidden"),
+        ("not_a_program", "map two, byte 32: function is no program"),
+        ("structs_for_programs", "map two: values are struct inner"),
+        ("maps_by_long", "map two, byte 24: a hash of maps takes values only with keys of 4 bytes"),
+        ("functions_for_maps", "map two: values are"),
+        ("pinned_inside", "map two: what is in it cannot be pinned"),
+        ("pinned_somehow", "map two: its pinning is 2"),
+        ("values_in_hash", "map two: a map of type hash takes no values"),
+        ("values_first", "map two: values is not its last member"),
+        ("key_is_set", "map two, byte 16: only values may be set"),
+    ] {
+        not_opened(&compile_with(option, "maps.c", &scratch), btf, words);
     }
 }
 

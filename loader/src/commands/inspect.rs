@@ -325,7 +325,7 @@ pub fn report(
         verdict.problem("the object and the BTF are of different byte order".to_owned());
     }
     if let Some(target) = &target {
-        loads::refused(&object, &head.facts).into_iter().for_each(|what| verdict.problem(what));
+        loads::refused(&object, btf.as_ref(), &head.facts).into_iter().for_each(|what| verdict.problem(what));
         let in_modules =
             |name: String| modules.is_some_and(|folder| named_in_modules(folder, &[name.into_bytes()]) == [true]);
         let misfits = struct_ops::misfits(&head.facts.struct_ops, local, target, in_modules);

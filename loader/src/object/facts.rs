@@ -10,7 +10,7 @@ use super::btf::{Btf, Kind, TypeId};
 use super::elf::{ObjectFile, Program};
 use super::helpers;
 use super::hook::hook;
-use super::maps::{Definitions, MapDefinition};
+use super::maps::{self, Definitions, MapDefinition};
 use super::relo::{Relocations, essential_name, type_name};
 use super::struct_ops::{self, StructOps};
 use super::uses::{ARENA, Places, Uses, is_data};
@@ -254,7 +254,7 @@ impl<'a> Facts<'a> {
             program.autoload = needed.unwrap_or(program.autoload);
             program.named_by_map = needed.is_some();
         }
-        let maps = all_maps(object, btf, &struct_ops)?;
+        let maps = all_maps(object, btf, &places, &struct_ops)?;
         arena(object, &maps)?;
         Ok(Facts {
             endian: if object.is_little_endian { "little" } else { "big" },
@@ -422,19 +422,31 @@ fn map_facts(name: String, map: MapDefinition) -> MapFacts {
 }
 
 /// The maps that the object defines, and those that libbpf makes for its variables.
-fn all_maps(object: &ObjectFile<'_>, btf: Option<&Btf>, struct_ops: &[StructOps<'_>]) -> Result<Vec<MapFacts>, String> {
+fn all_maps(
+    object: &ObjectFile<'_>,
+    btf: Option<&Btf>,
+    places: &Places<'_, '_>,
+    struct_ops: &[StructOps<'_>],
+) -> Result<Vec<MapFacts>, String> {
     let mut all = Vec::new();
+    let hidden: BTreeSet<&str> = object.symbols.iter().filter(|one| one.hidden).map(|one| one.name).collect();
     let definitions = btf.map(Definitions::new);
     for name in &object.maps {
+        if hidden.contains(name.as_str()) {
+            return Err(format!("map {name} is hidden; libbpf takes only those that others may see"));
+        }
         let definition = definitions.as_ref().map(|definitions| definitions.of(name)).transpose()?.flatten();
         all.push(map_facts(name.clone(), definition.unwrap_or_default()));
     }
+    if let Some(definitions) = &definitions {
+        maps::check_values(object, places, definitions)?;
+    }
     for section in object.sections.iter().filter(|section| is_data(section) && section.size > 0) {
-        let definition = of_variables(section.name, section.size, btf);
+        let definition = of_variables(section.name, section.size, btf, &hidden);
         all.push(MapFacts { implicit: true, ..map_facts(section.name.to_owned(), definition) });
     }
     if let Some(size) = btf.and_then(configuration_size) {
-        let definition = of_variables(CONFIGURATION, size, btf);
+        let definition = of_variables(CONFIGURATION, size, btf, &hidden);
         all.push(MapFacts { implicit: true, ..map_facts(CONFIGURATION.to_owned(), definition) });
     }
     let Some(btf) = btf else { return Ok(all) };
@@ -487,12 +499,14 @@ fn arena(object: &ObjectFile<'_>, maps: &[MapFacts]) -> Result<(), String> {
 const CONFIGURATION: &str = ".kconfig";
 
 /// The map that libbpf makes for a section of variables.
-fn of_variables(section: &str, size: u64, btf: Option<&Btf>) -> MapDefinition {
+fn of_variables(section: &str, size: u64, btf: Option<&Btf>, hidden: &BTreeSet<&str>) -> MapDefinition {
     const RDONLY_PROG: u32 = 1 << 7;
     const MMAPABLE: u32 = 1 << 10;
     let read_only = section.starts_with(".rodata") || section == CONFIGURATION;
     // Only what others may look for by its name is mapped, and only where the kernel can.
-    let is_seen = |btf: &Btf, var: TypeId| btf.kind(var) == Kind::Var && !btf.var_is_static(var);
+    let is_seen = |btf: &Btf, var: TypeId| {
+        btf.kind(var) == Kind::Var && !btf.var_is_static(var) && !hidden.contains(btf.name(var))
+    };
     let mappable = btf.is_some_and(|btf| {
         let vars = btf.find(Kind::Datasec, section).into_iter().flat_map(|id| btf.section_vars(id));
         vars.into_iter().any(|var| is_seen(btf, var.var))

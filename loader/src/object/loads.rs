@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::btf::{Btf, Kind};
 use super::elf::{INSN_SIZE, ObjectFile, Program, Relocation, Section};
 use super::facts::{Facts, FunctionFacts};
 use super::relo::Relocations;
@@ -16,11 +17,20 @@ const STT_FUNC: u8 = 2;
 
 /// What libbpf (1.0 and newer) refuses in it. The types that it is to run with were asked for what it expects from outside.
 #[must_use]
-pub fn refused(object: &ObjectFile<'_>, facts: &Facts<'_>) -> Vec<String> {
+pub fn refused(object: &ObjectFile<'_>, object_types: Option<&Btf>, facts: &Facts<'_>) -> Vec<String> {
     let mut all = Vec::new();
     if object.sections.iter().any(|section| section.name == "maps") {
         all.push("maps are defined in section maps, which libbpf no longer reads: they belong into .maps".to_owned());
     }
+    for section in &object.sections {
+        if section.name == "version" && section.size != 4 {
+            all.push(format!("section version has {} bytes, and libbpf takes 4", section.size));
+        }
+        if section.name == "license" && section.size == 0 {
+            all.push("section license is empty".to_owned());
+        }
+    }
+    all.extend(object_types.into_iter().flat_map(|types| without_bytes(object, types)));
     let needs_types = !facts.maps.iter().all(|map| map.implicit) || !facts.externs.is_empty();
     if object.btf.is_none() && (needs_types || object.sections.iter().any(struct_ops::is_section)) {
         all.push("it has no types (section .BTF), which tell of maps and of what is expected from outside".to_owned());
@@ -40,12 +50,25 @@ pub fn refused(object: &ObjectFile<'_>, facts: &Facts<'_>) -> Vec<String> {
             Some(_) => None,
         }
     }));
+    if object.btf.is_some() {
+        let strange = facts.externs.iter().filter(|one| one.kind.is_none());
+        all.extend(strange.map(|one| format!("{} is neither here nor declared in .ksyms or .kconfig", one.name)));
+    }
     let absent = facts.externs.iter().filter(|one| !one.weak && one.in_btf == Some(false));
     all.extend(absent.map(|one| {
         let kind = one.kind.unwrap_or("symbol");
         format!("{kind} {} of the kernel is not in this BTF, and not declared weak", one.name)
     }));
     all
+}
+
+/// Sections whose variables have no byte together: libbpf does not find out how large they are. Those of what is outside it
+/// fills itself, and those that a linker has made tell their size.
+fn without_bytes<'b>(object: &'b ObjectFile<'_>, types: &'b Btf) -> impl Iterator<Item = String> + 'b {
+    let datasecs = types.ids().filter(|id| types.kind(*id) == Kind::Datasec && types.size_of(*id) == Some(0));
+    let names = datasecs.map(|id| types.name(id)).filter(|name| ![".ksyms", ".kconfig"].contains(name));
+    let empty = |name: &&str| !object.sections.iter().any(|section| section.name == *name && section.size > 0);
+    names.filter(empty).map(|name| format!("the variables of section {name} have no bytes"))
 }
 
 /// Why libbpf does not give an instruction the address that it is to have.

@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::btf::{Btf, Kind, TypeId};
+use super::elf::{ObjectFile, Section};
 use super::relo::type_name;
+use super::uses::Places;
 
 /// What a map's definition says. What it leaves out is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,6 +89,11 @@ const FLAGS: &[(u32, &str)] = &[
     (18, "BPF_F_NO_USER_CONV"),
 ];
 
+/// `BPF_MAP_TYPE_PROG_ARRAY`, `BPF_MAP_TYPE_ARRAY_OF_MAPS`, `BPF_MAP_TYPE_HASH_OF_MAPS`: those that take initial values.
+const PROG_ARRAY: u32 = 3;
+const HASH_OF_MAPS: u32 = 13;
+const MAPS_IN_IT: [u32; 2] = [12, HASH_OF_MAPS];
+
 /// Names that a definition's members have. Each says something once.
 const MOST_MEMBERS: u32 = 11;
 
@@ -94,8 +101,8 @@ const MOST_MEMBERS: u32 = 11;
 #[derive(Debug)]
 pub struct Definitions<'b> {
     btf: &'b Btf,
-    /// The types of the variables in the section `.maps`, by name; of equal ones the first.
-    types: HashMap<&'b str, TypeId>,
+    /// The variables in the section `.maps`, by name; of equal ones the first.
+    vars: HashMap<&'b str, TypeId>,
     /// What is known of types that keys and values have: size and name.
     known: RefCell<HashMap<TypeId, (u32, Rc<str>)>>,
 }
@@ -104,11 +111,11 @@ impl<'b> Definitions<'b> {
     /// Looks for them.
     pub fn new(btf: &'b Btf) -> Self {
         let vars = btf.find(Kind::Datasec, ".maps").into_iter().flat_map(|section| btf.section_vars(section));
-        let mut types = HashMap::new();
+        let mut by_name = HashMap::new();
         for var in vars {
-            types.entry(btf.name(var.var)).or_insert(btf.target(var.var));
+            by_name.entry(btf.name(var.var)).or_insert(var.var);
         }
-        Definitions { btf, types, known: RefCell::default() }
+        Definitions { btf, vars: by_name, known: RefCell::default() }
     }
 
     /// The definition of the map called `name`; `None` if the object's BTF has no such variable in its `.maps` section.
@@ -116,25 +123,44 @@ impl<'b> Definitions<'b> {
     /// # Errors
     /// Why libbpf would not take it.
     pub fn of(&self, name: &str) -> Result<Option<MapDefinition>, String> {
-        let Some(ty) = self.types.get(name).map(|ty| self.btf.resolve(*ty)) else { return Ok(None) };
+        let Some(var) = self.vars.get(name) else { return Ok(None) };
+        if self.btf.var_is_static(*var) {
+            return Err(format!("map {name} is static; libbpf takes only global ones"));
+        }
+        let ty = self.struct_of(*var);
         if self.btf.kind(ty) != Kind::Struct {
             return Err(format!("map {name} is {}, not a struct", type_name(self.btf, ty)));
         }
         self.parse(ty, true).map(Some).map_err(|what| format!("map {name}: {what}"))
     }
+
+    fn struct_of(&self, var: TypeId) -> TypeId {
+        self.btf.resolve(self.btf.target(var))
+    }
+
+    /// Where the initial values of the map called `name` begin, in bytes from its own beginning; `None` if it takes none.
+    pub fn values_at(&self, name: &str) -> Option<u64> {
+        let last = self.btf.members(self.struct_of(*self.vars.get(name)?)).last()?;
+        (last.name == "values").then_some(u64::from(last.bit_offset / 8))
+    }
+
     fn parse(&self, ty: TypeId, may_nest: bool) -> Result<MapDefinition, String> {
         let btf = self.btf;
         let mut map = MapDefinition::default();
         if btf.entry_count(ty) > MOST_MEMBERS {
             return Err(format!("its definition has {} members, {MOST_MEMBERS} are known", btf.entry_count(ty)));
         }
-        for member in btf.members(ty) {
+        for (rank, member) in btf.members(ty).enumerate() {
             match member.name {
                 "type" => map.map_type = Some(number(btf, member.ty, member.name)?),
                 "max_entries" => map.max_entries = Some(number(btf, member.ty, member.name)?),
                 "map_flags" => map.flags = Some(number(btf, member.ty, member.name)?),
                 "numa_node" => map.numa_node = Some(number(btf, member.ty, member.name)?),
-                "pinning" => map.pinning = Some(number(btf, member.ty, member.name)?),
+                "pinning" => match number(btf, member.ty, member.name)? {
+                    _ if !may_nest => return Err("what is in it cannot be pinned".to_owned()),
+                    how @ 0..=1 => map.pinning = Some(how),
+                    how => return Err(format!("its pinning is {how}, which is no way to pin it")),
+                },
                 "map_extra" => map.extra = Some(long(btf, member.ty)?),
                 "key_size" => map.key_size = Some(same(map.key_size, number(btf, member.ty, member.name)?, "key")?),
                 "value_size" => {
@@ -148,15 +174,22 @@ impl<'b> Definitions<'b> {
                     let (size, text) = self.pointed_to(member.ty, "value")?;
                     (map.value_size, map.value) = (Some(same(map.value_size, size, "value")?), Some(text));
                 }
+                "values" if !may_nest => return Err("maps in maps in maps".to_owned()),
+                "values" if rank + 1 < btf.entry_count(ty) as usize => {
+                    return Err("values is not its last member".to_owned());
+                }
                 "values" => {
+                    let kind = map.map_type.unwrap_or(0);
+                    if !(MAPS_IN_IT.contains(&kind) || kind == PROG_ARRAY) {
+                        return Err(format!("a map of type {} takes no values", map_type_name(kind)));
+                    }
                     map.value_size = Some(same(map.value_size, 4, "value")?);
                     let array = btf.array(btf.resolve(member.ty)).filter(|array| array.nelems == 0);
                     let pointer = btf.resolve(array.ok_or("values is not an array without length")?.elem);
                     let inner = btf.resolve(btf.target(pointer));
                     match btf.kind(inner) {
-                        Kind::Struct if may_nest => map.inner = Some(Box::new(self.parse(inner, false)?)),
-                        Kind::Struct => return Err("maps in maps in maps".to_owned()),
-                        Kind::FuncProto => {}
+                        Kind::Struct if kind != PROG_ARRAY => map.inner = Some(Box::new(self.parse(inner, false)?)),
+                        Kind::FuncProto if kind == PROG_ARRAY => {}
                         _ => return Err(format!("values are {}", type_name(btf, inner))),
                     }
                 }
@@ -185,6 +218,49 @@ impl<'b> Definitions<'b> {
         self.known.borrow_mut().insert(to, (size, name.clone()));
         Ok((size, name))
     }
+}
+
+/// The initial values of maps: programs and maps, by the relocations of the section `.maps`.
+///
+/// # Errors
+/// Why libbpf would not take one.
+pub(super) fn check_values(
+    object: &ObjectFile<'_>,
+    places: &Places<'_, '_>,
+    maps: &Definitions<'_>,
+) -> Result<(), String> {
+    let is_maps = |section: &Section<'_>| section.name == ".maps";
+    for place in object.relocations.iter().filter(|one| object.sections.get(one.section).is_some_and(is_maps)) {
+        let offset = place.offset;
+        let section = u16::try_from(place.section).unwrap_or(0);
+        let map =
+            places.named_at(section, offset).ok_or_else(|| format!("byte {offset} of section .maps is in no map"))?;
+        let Some(definition) = maps.of(map.name)? else { continue };
+        let at = offset - map.value;
+        let of = |what: &str| Err(format!("map {}, byte {at}: {what}", map.name));
+        if !maps.values_at(map.name).is_some_and(|values| at >= values && (at - values) % 8 == 0) {
+            return of("only values may be set, which some types of maps have");
+        }
+        let target = object.symbols.get(place.symbol as usize);
+        let target = target.ok_or_else(|| format!("map {}, byte {at}: there is no such symbol", map.name))?;
+        if definition.map_type == Some(PROG_ARRAY) {
+            let program = object.program_at(target.section.into(), target.value);
+            if program.is_none_or(|index| object.programs[index].name != target.name) {
+                return of(&format!("{} is no program, or none by that name", named(target.name)));
+            }
+        } else if !object.sections.get(usize::from(target.section)).is_some_and(is_maps)
+            || !object.maps.iter().any(|name| *name == target.name)
+        {
+            return of(&format!("{} is no map, or none by that name", named(target.name)));
+        } else if definition.map_type == Some(HASH_OF_MAPS) && definition.key_size != Some(4) {
+            return of("a hash of maps takes values only with keys of 4 bytes");
+        }
+    }
+    Ok(())
+}
+
+fn named(name: &str) -> &str {
+    if name.is_empty() { "what is there" } else { name }
 }
 
 /// `__uint(name, NUMBER)`: a pointer to an array of that many.

@@ -66,7 +66,7 @@ impl<'o, 'a> Places<'o, 'a> {
     }
 
     /// The map or variable at byte `offset` of a section.
-    fn named_at(&self, section: u16, offset: u64) -> Option<&'o Symbol<'a>> {
+    pub(super) fn named_at(&self, section: u16, offset: u64) -> Option<&'o Symbol<'a>> {
         let after = self.named.partition_point(|symbol| (symbol.section, symbol.value) <= (section, offset));
         let symbol = self.named.get(after.checked_sub(1)?)?;
         let inside = symbol.section == section && (offset - symbol.value < symbol.size || offset == symbol.value);

@@ -209,4 +209,42 @@ SEC("socket") long program(void *context)
 }
 #endif
 
+/* Neither here nor declared to be the kernel's. */
+#ifdef undefined_function
+extern int other_file(void *context);
+
+SEC("socket") long program(void *context)
+{
+	return other_file(context);
+}
+#endif
+
+#ifdef undefined_and_weak
+extern int number __attribute__((weak));
+
+SEC("socket") long program(void *context)
+{
+	return &number ? number : 0;
+}
+#endif
+
+#ifdef empty_variables
+struct nothing {
+} nothing;
+
+SEC("socket") long program(void *context)
+{
+	return 0;
+}
+#endif
+
+#ifdef long_version
+char kernel_version[] SEC("version") = "1.0.2";
+
+SEC("socket") long program(void *context)
+{
+	return 0;
+}
+#endif
+
 #endif

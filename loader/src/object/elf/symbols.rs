@@ -22,6 +22,8 @@ pub struct Symbol<'a> {
     pub bind: u8,
     /// `STT_NOTYPE` is 0, `STT_OBJECT` 1, `STT_FUNC` 2, `STT_SECTION` 3.
     pub symbol_type: u8,
+    /// Not for other objects to see (`STV_HIDDEN`, `STV_INTERNAL`); libbpf takes such a variable for a static one.
+    pub hidden: bool,
 }
 
 /// A relocation: a place in a section that depends on a symbol.
@@ -91,6 +93,7 @@ pub(super) fn symbols<'a>(
             section: home,
             bind: raw.st_bind().0,
             symbol_type: raw.st_type().0,
+            hidden: matches!(raw.st_other().0 & 3, 1 | 2),
         });
     }
     Ok((index, symbols))
