@@ -286,16 +286,17 @@ static __always_inline bool may_be_own(const struct sock *sk, const struct flow 
 	return owner->sk == (__u64)sk || (!owner->sk && !inode_of(sk));
 }
 
-/* What /proc told under the inode number of this socket's file. The file goes at close(), and the number with it. */
-static __always_inline void drop_by_inode(const struct sock *sk)
+/*
+ * What /proc told under the inode number of this socket's file. The file goes at close(), and the number with it. Of the key,
+ * all but the address is zero; that is altered.
+ */
+static __always_inline void drop_by_inode(const struct sock *sk, struct flow *key)
 {
-	struct flow key = {};
-
 	if (!settings.by_inode)
 		return;
-	key.sk = inode_of(sk);
-	if (key.sk)
-		drop_entry(&key);
+	key->sk = inode_of(sk);
+	if (key->sk)
+		drop_entry(key);
 }
 
 /*
@@ -310,7 +311,7 @@ static __noinline void forget(const struct sock *sk)
 	drop_entry(&key);
 	if (flow_of_closing(sk, &flow) && may_be_own(sk, &flow))
 		drop_entry(&flow);
-	drop_by_inode(sk);
+	drop_by_inode(sk, &key);
 }
 
 /*
@@ -353,6 +354,15 @@ static __always_inline bool has_twin(const struct sock *sk, const struct flow *k
 	       bpf_ntohs(BPF_CORE_READ(other, __sk_common.skc_dport)) == key->dport;
 }
 
+/* The owner of before is that no longer, and there is no room for the new one. */
+static __always_inline void disown(const struct sock *sk, const struct flow *key)
+{
+	struct owner *owner = own_entry(sk, key);
+
+	if (owner)
+		owner->sk = NO_SOCKET;
+}
+
 /* Make the current process the owner of the socket behind this key. */
 static __noinline void remember(const struct sock *sk, const struct flow *flow, enum how how)
 {
@@ -370,14 +380,14 @@ static __noinline void remember(const struct sock *sk, const struct flow *flow, 
 			key = &by_address;
 		err = bpf_map_update_elem(&SOCKET_TO_PID, key, &owner, BPF_ANY);
 	}
+	drop_by_inode(sk, &by_address);
+	by_address.sk = address;
 	if (err) {
-		entry = own_entry(sk, key);
-		if (entry)	/* the owner before this one */
-			entry->sk = NO_SOCKET;
+		disown(sk, flow);
+		disown(sk, &by_address);
 		no_room(sk, err);
 		return;
 	}
-	drop_by_inode(sk);
 	if (how != HOW_SEND) {
 		drop_cached(sk);
 		return;
@@ -495,7 +505,7 @@ static __always_inline struct owner *entry_by_address(const struct sock *sk)
 }
 
 /* Keep what is known under another key. */
-static __always_inline void copy_entry(const struct owner *owner, const struct sock *sk, const struct flow *key)
+static __noinline bool copy_entry(const struct owner *owner, const struct sock *sk, const struct flow *key)
 {
 	struct owner copy = *owner;
 	int err;
@@ -505,6 +515,7 @@ static __always_inline void copy_entry(const struct owner *owner, const struct s
 	err = bpf_map_update_elem(&SOCKET_TO_PID, key, &copy, BPF_ANY);
 	if (err)
 		no_room(sk, err);
+	return !err;
 }
 
 /*
@@ -530,27 +541,60 @@ static __noinline bool copy_of(const struct sock *sk, const struct flow *key, st
 }
 
 /*
- * What /proc told of a socket that its four-tuple does not tell from others: a listener, or one of two twins. From then on
- * it is kept under the socket's address, which it has to its end.
+ * What /proc told under an inode number goes under the socket's address, which the socket has to its end: its file it loses
+ * at close(). At each moment one of the two is there, but where there is no room for both. A listener is not locked, and may
+ * end meanwhile.
  */
-static __noinline bool copy_by_inode(const struct sock *sk, struct owner *to)
+static __noinline void move_to_address(const struct sock *sk, const struct owner *owner, __u64 inode)
 {
-	struct flow key = {};
-	__u64 inode;
-	int err;
+	struct flow key = flow_by_address(sk);
+	int err = bpf_map_update_elem(&SOCKET_TO_PID, &key, owner, BPF_NOEXIST);
 
+	key.sk = inode;
+	drop_entry(&key);
+	key.sk = (__u64)sk;
+	if (err == -E2BIG)
+		err = bpf_map_update_elem(&SOCKET_TO_PID, &key, owner, BPF_NOEXIST);
+	if (err && err != -EEXIST)
+		no_room(sk, err);
+	if (is_closed(sk, &key))
+		drop_entry(&key);
+}
+
+/*
+ * What /proc told of a socket that its four-tuple does not tell from others: a listener, or one of two twins. Of the key, all
+ * but the address is zero; that is altered.
+ */
+static __always_inline bool copy_by_inode(const struct sock *sk, struct flow *key, struct owner *to)
+{
 	if (!settings.by_inode)
 		return false;
-	inode = inode_of(sk);
-	key.sk = inode;
-	if (!inode || !copy_of(sk, &key, to))
+	key->sk = inode_of(sk);
+	if (!key->sk || !copy_of(sk, key, to))
 		return false;
-	key.sk = (__u64)sk;
-	err = bpf_map_update_elem(&SOCKET_TO_PID, &key, to, BPF_NOEXIST);
-	key.sk = inode;
-	if (!err || err == -EEXIST)	/* else there is no room for both, and it stays where it is */
-		drop_entry(&key);
+	move_to_address(sk, to, key->sk);
 	return true;
+}
+
+/* The same a moment later, when a softirq on another CPU has moved it. */
+static __always_inline bool copy_moved(const struct sock *sk, struct flow *key, struct owner *to)
+{
+	key->sk = (__u64)sk;
+	return settings.by_inode && copy_of(sk, key, to);
+}
+
+/* Makes what /proc told the socket's own, while it has its file. */
+static __noinline struct owner *known_entry(const struct sock *sk, const struct flow *flow)
+{
+	struct owner *owner = own_entry(sk, flow) ?: entry_by_address(sk);
+	struct flow key = {};
+	struct owner told;
+
+	if (owner)
+		drop_by_inode(sk, &key);
+	else if (copy_by_inode(sk, &key, &told))
+		owner = entry_by_address(sk);
+	return owner;
 }
 
 /*
@@ -562,7 +606,6 @@ static __always_inline void remember_closer(const struct sock *sk)
 {
 	const struct sock *parent = mptcp_parent(sk);
 	struct owner *owner = parent ? entry_by_address(parent) : NULL;
-	struct owner known;
 	struct flow flow;
 
 	if (owner) {	/* subflows outlive their parent's entry */
@@ -573,10 +616,10 @@ static __always_inline void remember_closer(const struct sock *sk)
 	/* A close() that came before the handshake's end is completed in softirq: then nobody has locked the socket. */
 	if (!BPF_CORE_READ(sk, sk_lock.owned) || !current_acts_for_itself(sk) || !flow_of(&sk->__sk_common, &flow))
 		return;
-	owner = own_entry(sk, &flow) ?: entry_by_address(sk);
+	owner = known_entry(sk, &flow);
 	if (owner)	/* its name may be needed when it has exited; with the socket locked nobody reads it meanwhile */
 		refresh_name(owner);
-	else if (!copy_by_inode(sk, &known))
+	else
 		remember(sk, &flow, HOW_ACCEPT);
 }
 
@@ -584,21 +627,18 @@ static __always_inline void remember_closer(const struct sock *sk)
 static __always_inline void promote(const struct sock *sk)
 {
 	struct flow key = flow_by_address(sk), flow;
-	struct owner *owner = bpf_map_lookup_elem(&SOCKET_TO_PID, &key);
-	struct owner copy;
+	struct owner *owner = own_entry(sk, &key);
 
-	if (!owner || !flow_of(&sk->__sk_common, &flow))
-		return;
-	copy = *owner;
-	if (!own_entry(sk, &flow) && !has_twin(sk, &flow)) {	/* with TCP Fast Open it has sent already, which is newer */
-		copy_entry(&copy, sk, &flow);
+	/* with TCP Fast Open it has sent already, which is newer */
+	if (owner && flow_of(&sk->__sk_common, &flow) && !own_entry(sk, &flow) && !has_twin(sk, &flow) &&
+	    copy_entry(owner, sk, &flow))
 		drop_entry(&key);
-	}
 }
 
 static __always_inline void state_changed(const struct sock *sk, int state)
 {
 	__u16 protocol = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol);
+	struct flow flow;
 
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)	/* SCTP and DCCP have the same states */
 		return;
@@ -619,6 +659,12 @@ static __always_inline void state_changed(const struct sock *sk, int state)
 	case TCP_LAST_ACK:
 		remember_closer(sk);
 		break;
+	case TCP_FIN_WAIT2:
+	case TCP_CLOSING:
+		/* from close() too, where shutdown() came before; after that nothing leads to the file */
+		if (settings.by_inode && flow_of(&sk->__sk_common, &flow))
+			known_entry(sk, &flow);
+		break;
 	case TCP_CLOSE:
 		forget(sk);
 		break;
@@ -636,7 +682,8 @@ static __always_inline void owner_of(const struct sock *sk, const struct flow *f
 		address = (__u64)parent;
 	} else {
 		by_address.sk = (__u64)sk;
-		if (!copy_of(sk, flow, to) && !copy_of(sk, &by_address, to) && !copy_by_inode(sk, to)) {
+		if (!copy_of(sk, flow, to) && !copy_of(sk, &by_address, to) && !copy_by_inode(sk, &by_address, to) &&
+		    !copy_moved(sk, &by_address, to)) {
 			if (is_kernels_own(sk))
 				to->how = HOW_KERNEL;
 			return;

@@ -35,14 +35,21 @@ pub fn seed(map: &Map<'_>, cgroup: u64) -> Result<Seeded> {
             seeded.closed_namespaces += 1;
             continue;
         };
+        let mut flows = HashSet::new();
+        let twins: HashSet<Flow> = connections.iter().map(|one| one.flow).filter(|flow| !flows.insert(*flow)).collect();
         for mut connection in connections {
             let inode = connection.inode;
             let Some(&tgid) = holders.get(&inode) else { continue };
             let Some(owner) = owners.entry(tgid).or_insert_with(|| describe(tgid, cgroup)) else { continue };
             let owner = bytes(&Owner { pid: inode, ..*owner });
             let mut result = map.insert(&bytes(&connection.flow), &owner);
+            // Where the programs know the socket of the entry, of two twins it may be either.
+            let is_other = |flow: &Flow| match seeded_inode(map, flow) {
+                Some(other) => other != inode,
+                None => twins.contains(flow),
+            };
             if let Ok(false) = result
-                && seeded_inode(map, &connection.flow).is_some_and(|other| other != inode)
+                && is_other(&connection.flow)
             {
                 connection.flow = by_inode(inode);
                 result = map.insert(&bytes(&connection.flow), &owner);

@@ -1,8 +1,11 @@
 //! Four-tuples that mislead: the same one twice, and IPv4 in IPv6's clothes.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::socket::SockFlag;
@@ -89,11 +92,13 @@ pub fn same_tuple_two_devices(set: Set, _family: Family) -> Outcome {
 
 /// Two such that were open before xctl came, whoever tells it.
 pub fn twins_already_open(set: Set, _family: Family) -> Outcome {
-    let seen: Vec<_> = ["iterator", "proc"].iter().map(|source| seeded_twins(set, source)).collect::<Result<_>>()?;
+    let ways = [("iterator", false), ("proc", false), ("proc", true)];
+    let seen: Vec<_> = ways.iter().map(|(source, busy)| seeded_twins(set, source, *busy)).collect::<Result<_>>()?;
     Ok(Verdict::Passed(format!("{seen:?} retransmits")))
 }
 
-fn seeded_twins(set: Set, source: &str) -> Result<[usize; 2]> {
+/// `busy`: the first sends while xctl starts, so that the programs know it before the other is looked at.
+fn seeded_twins(set: Set, source: &str, busy: bool) -> Result<[usize; 2]> {
     const LOCAL: u16 = 40000;
     let link = Link::up()?;
     let wires = link.second_wire()?;
@@ -110,7 +115,20 @@ fn seeded_twins(set: Set, source: &str) -> Result<[usize; 2]> {
     link.lose_from(&link.a, 100)?;
     link.lose_from_second(&link.a, 100)?;
     twins.iter_mut().try_for_each(Puppet::send)?;
-    let mut xctl = Xctl::start(set, &["--seed", source])?;
+    let started = AtomicBool::new(!busy);
+    let mut xctl = thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            while !started.load(Ordering::Relaxed) {
+                twins[0].send()?;
+                thread::sleep(Duration::from_millis(5));
+            }
+            Ok::<_, anyhow::Error>(())
+        });
+        let xctl = Xctl::start(set, &["--seed", source]);
+        started.store(true, Ordering::Relaxed);
+        sending.join().map_err(|_| anyhow!("the thread that sends panicked"))??;
+        xctl
+    })?;
     let is_second = |record: &Retransmit| record.mss.is_some_and(|mss| mss < SECOND_MTU - 40);
     let netns = link.a.inode;
     for second in [false, true] {
@@ -138,7 +156,8 @@ fn seeded_twins(set: Set, source: &str) -> Result<[usize; 2]> {
     for record in trace.of(netns) {
         let second = usize::from(is_second(record));
         let who = &owners[second];
-        let right = record.at.pid == Some(who.pid) && record.at.owner == Owner::Seed;
+        let how = if busy && second == 0 { Owner::Send } else { Owner::Seed };
+        let right = record.at.pid == Some(who.pid) && record.at.owner == how;
         ensure!(right, "{source}: this is of {who:?}: {record:?}");
         counts[second] += 1;
     }
