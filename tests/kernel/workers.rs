@@ -189,7 +189,7 @@ pub fn send_all(mut senders: Vec<Sender>) -> Result<Vec<Truth>> {
 
 /// A process that listens, accepts, and reads to the end, without ever sending. Ends when dropped.
 pub struct Receiver {
-    _process: Process,
+    process: Process,
     pub who: Who,
     /// Where it listens.
     pub at: SocketAddr,
@@ -201,7 +201,19 @@ impl Receiver {
         let job = Job::Receive { comm: comm.into(), on: (address, port).into() };
         let (process, truth) = start(ns, comm, &job)?;
         let at = truth.flow()?.local;
-        Ok(Receiver { _process: process, who: truth.who, at })
+        Ok(Receiver { process, who: truth.who, at })
+    }
+
+    /// From now on it neither accepts nor reads.
+    pub fn freeze(&self) -> Result<()> {
+        self.process.signal(Signal::SIGSTOP)?;
+        let tasks = format!("/proc/{}/task", self.process.pid());
+        let stopped = || {
+            let all = std::fs::read_dir(&tasks)?.map(|task| Ok(std::fs::read_to_string(task?.path().join("stat"))?));
+            Ok(all.collect::<Result<Vec<_>>>()?.iter().all(|stat| stat.contains(") T ")))
+        };
+        ensure!(poll(PATIENCE, stopped)?, "the receiver did not stop");
+        Ok(())
     }
 }
 
@@ -241,6 +253,11 @@ impl Puppet {
     /// It sends 1000 bytes; how soon, it does not say.
     pub fn send(&mut self) -> Result<()> {
         self.process.tell("send")
+    }
+
+    /// It says that it will send no more, and keeps the socket.
+    pub fn shut(&mut self) -> Result<()> {
+        self.process.tell("shut")
     }
 
     /// It exits without closing first, as soon as it has done what it was told before. Returns when it is reaped.
@@ -354,10 +371,13 @@ fn work(job: Job) -> Result<()> {
             take_name(&comm)?;
             let (mut socket, _) = open(from, to, SockFlag::empty())?;
             say(&comm, vec![Sent::nothing(Flow { local: local(&socket)?, remote: to })])?;
-            while told()? == "send" {
-                socket.write_all(&[b'x'; 1000])?;
+            loop {
+                match told()?.as_str() {
+                    "send" => socket.write_all(&[b'x'; 1000])?,
+                    "shut" => socket.shutdown(Shutdown::Write)?,
+                    _ => return Ok(()),
+                }
             }
-            Ok(())
         }
         Job::Confine { call } => {
             privilege::no_new_privileges()?;

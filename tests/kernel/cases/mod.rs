@@ -75,6 +75,7 @@ pub const ALL: &[Case] = &[
     case!("same_tuple_two_netns", Set::ALL, V4,   tuples::same_tuple_two_netns),
     case!("same_tuple_two_wires", Set::ALL, V4,   tuples::same_tuple_two_devices),
     case!("twins_already_open",   AUTO,     V4,   tuples::twins_already_open),
+    case!("twins_shut_down",      AUTO,     V4,   tuples::twins_shut_down),
     case!("seeded_tuple_in_use",  AUTO,     V4,   tuples::seeded_in_use),
     case!("tuple_in_use",         Set::ALL, V4,   tuples::in_use),
     case!("v4_mapped",            Set::ALL, V4,   tuples::v4_mapped),

@@ -1,5 +1,6 @@
 //! Four-tuples that mislead: the same one twice, and IPv4 in IPv6's clothes.
 
+use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -99,19 +100,9 @@ pub fn twins_already_open(set: Set, _family: Family) -> Outcome {
 
 /// `busy`: the first sends while xctl starts, so that the programs know it before the other is looked at.
 fn seeded_twins(set: Set, source: &str, busy: bool) -> Result<[usize; 2]> {
-    const LOCAL: u16 = 40000;
     let link = Link::up()?;
-    let wires = link.second_wire()?;
     let receiver = Receiver::new(&link.b, "receiver", Ipv6Addr::UNSPECIFIED.into(), 0)?;
-    let mut twins = vec![];
-    for (wire, comm) in wires.iter().zip(["twin-0", "twin-1"]) {
-        let at = |host, port| SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), port, 0, *wire).into();
-        twins.push(Puppet::from(&link.a, comm, Some(at(1, LOCAL)), at(2, receiver.at.port()))?);
-    }
-    // but for the wire
-    let ends = |flow: Flow| [flow.local, flow.remote].map(|end| (end.ip(), end.port()));
-    let flows = [ends(twins[0].truth.flow()?), ends(twins[1].truth.flow()?)];
-    ensure!(flows[0] == flows[1], "the test did not make twins: {flows:?}");
+    let mut twins = twins(&link, &receiver)?;
     link.lose_from(&link.a, 100)?;
     link.lose_from_second(&link.a, 100)?;
     twins.iter_mut().try_for_each(Puppet::send)?;
@@ -120,7 +111,7 @@ fn seeded_twins(set: Set, source: &str, busy: bool) -> Result<[usize; 2]> {
         let sending = scope.spawn(|| {
             // what is sent goes nowhere, and more than that has no room in its buffer
             const MOST: usize = 40;
-            let pause = Duration::from_millis(if is_guest() { 100 } else { 5 });
+            let pause = Duration::from_millis(if is_guest() { 100 } else { 10 });
             for _ in (0..MOST).take_while(|_| !started.load(Ordering::Relaxed)) {
                 twins[0].send()?;
                 thread::sleep(pause);
@@ -159,12 +150,54 @@ fn seeded_twins(set: Set, source: &str, busy: bool) -> Result<[usize; 2]> {
     for record in trace.of(netns) {
         let second = usize::from(is_second(record));
         let who = &owners[second];
-        let how = if busy && second == 0 { Owner::Send } else { Owner::Seed };
-        let right = record.at.pid == Some(who.pid) && record.at.owner == how;
+        // the busy one is known by a hook first, or told of before it has sent again
+        let how = record.at.owner == Owner::Seed || (busy && second == 0 && record.at.owner == Owner::Send);
+        let right = record.at.pid == Some(who.pid) && how;
         ensure!(right, "{source}: this is of {who:?}: {record:?}");
         counts[second] += 1;
     }
     Ok(counts)
+}
+
+/// Two such that have said that they will send no more, and wait for their peer: close() does not change their state.
+pub fn twins_shut_down(set: Set, _family: Family) -> Outcome {
+    const FIN_WAIT2: &str = "05";
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", Ipv6Addr::UNSPECIFIED.into(), 0)?;
+    let mut twins = twins(&link, &receiver)?;
+    receiver.freeze()?;
+    twins.iter_mut().try_for_each(Puppet::shut)?;
+    let waiting = || {
+        let table = link.a.enter(|| Ok(fs::read_to_string("/proc/thread-self/net/tcp6")?))?;
+        Ok::<_, anyhow::Error>(table.lines().filter(|line| line.split_whitespace().nth(3) == Some(FIN_WAIT2)).count())
+    };
+    ensure!(poll(PATIENCE, || Ok(waiting()? == 2))?, "{} sockets in FIN_WAIT2", waiting()?);
+    let xctl = Xctl::start(set, &["--seed", "proc"])?;
+    let owners: Vec<_> = twins.iter().map(|twin| twin.truth.who.pid).collect();
+    let known = || {
+        let entries = map::entries(xctl.process.pid())?.into_iter();
+        Ok::<_, anyhow::Error>(entries.filter(|entry| owners.contains(&entry.pid)).collect::<Vec<_>>())
+    };
+    ensure!(known()?.len() == 2, "seeded: {:?}", known()?);
+    twins.into_iter().try_for_each(Puppet::exit)?;
+    ensure!(poll(PATIENCE, || Ok(known()?.is_empty()))?, "entries of sockets that are gone: {:?}", known()?);
+    xctl.stop(Signal::SIGINT)?;
+    Ok(Verdict::Passed("2 forgotten".to_owned()))
+}
+
+/// Connections with the very same addresses and ports over two wires, of processes called "twin-0" and "twin-1".
+fn twins(link: &Link, receiver: &Receiver) -> Result<Vec<Puppet>> {
+    const LOCAL: u16 = 40000;
+    let mut twins = vec![];
+    for (wire, comm) in link.second_wire()?.iter().zip(["twin-0", "twin-1"]) {
+        let at = |host, port| SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), port, 0, *wire).into();
+        twins.push(Puppet::from(&link.a, comm, Some(at(1, LOCAL)), at(2, receiver.at.port()))?);
+    }
+    // but for the wire
+    let ends = |flow: Flow| [flow.local, flow.remote].map(|end| (end.ip(), end.port()));
+    let flows = [ends(twins[0].truth.flow()?), ends(twins[1].truth.flow()?)];
+    ensure!(flows[0] == flows[1], "the test did not make twins: {flows:?}");
+    Ok(twins)
 }
 
 /// `AF_INET6` sockets on both sides that speak IPv4.
