@@ -96,7 +96,7 @@ pub fn under_load(set: Set, family: Family) -> Outcome {
     let mut senders = (0..4).map(|_| Sender::new(&link.a, plan.clone())).collect::<Result<Vec<_>>>()?;
     senders.iter_mut().try_for_each(Sender::go)?;
     let mut count = 0;
-    for _ in 0..4 {
+    for _ in 0..2 {
         let xctl = Xctl::start(set, &[])?;
         thread::sleep(Duration::from_millis(500));
         let trace = xctl.stop(Signal::SIGINT)?;
