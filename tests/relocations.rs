@@ -827,7 +827,7 @@ fn callbacks_that_fit_are_what_libbpf_takes() {
         };
         if may_prepare() {
             let theirs = open_and(sys::bpf_object__load, &file, btf, by_section);
-            assert_eq!(theirs.as_ref().err().is_none(), problem.is_none(), "{option}: libbpf says {:?}", theirs.err());
+            assert_eq!(theirs.is_ok(), problem.is_none(), "{option}: libbpf says {:?}", theirs.err());
         }
         if let Ok(theirs) = open_and(sys::bpf_object__prepare, &file, btf, by_section) {
             // SAFETY: the object is open.

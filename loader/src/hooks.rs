@@ -84,16 +84,20 @@ impl Hook {
         self.target.to_str().unwrap_or_default()
     }
 
+    const fn new(purpose: Purpose, kind: Kind, target: &'static CStr, program: &'static str) -> Self {
+        Self { kind, target, program, purpose, second: None, stands_in: None, optional: false }
+    }
+
     const fn owner(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
-        Self { kind, target, program, purpose: Purpose::Owner, second: None, stands_in: None, optional: false }
+        Self::new(Purpose::Owner, kind, target, program)
     }
 
     const fn end(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
-        Self { kind, target, program, purpose: Purpose::End, second: None, stands_in: None, optional: false }
+        Self::new(Purpose::End, kind, target, program)
     }
 
     const fn retransmit(kind: Kind, target: &'static CStr, program: &'static str) -> Self {
-        Self { kind, target, program, purpose: Purpose::Retransmit, second: None, stands_in: None, optional: false }
+        Self::new(Purpose::Retransmit, kind, target, program)
     }
 }
 

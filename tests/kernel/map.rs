@@ -55,6 +55,11 @@ pub fn entries(pid: u32) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
+/// Those of them that name one of these processes.
+pub fn entries_of(pid: u32, owners: &[u32]) -> Result<Vec<Entry>> {
+    Ok(entries(pid)?.into_iter().filter(|entry| owners.contains(&entry.pid)).collect())
+}
+
 /// Those of them that are of no socket any more, and could not be removed.
 pub fn dead(pid: u32) -> Result<Vec<Entry>> {
     Ok(elements(pid)?.iter().filter(|element| element.value.sk == u64::MAX).map(entry).collect())

@@ -23,7 +23,7 @@ use crate::object::relo::patch::Place;
 use crate::object::relo::{
     Outcome, Relocated, RelocationKind, Relocations, Resolution, Resolver, Spec, essential_name, type_name,
 };
-use crate::object::{Btf, BtfExt, KERNEL_BTF, Kind, ObjectFile, loads, read_btf, second_opinion, struct_ops};
+use crate::object::{Btf, BtfExt, KERNEL_BTF, Kind, ObjectFile, Program, loads, read_btf, second_opinion, struct_ops};
 
 /// Version of the JSON document.
 const SCHEMA: u32 = 1;
@@ -337,8 +337,7 @@ pub fn report(
         |_| true,
         |relocated| {
             let record = view.record(relocated);
-            // libbpf passes over programs that are not loaded.
-            let loads = relocated.program.is_none_or(|program| head.facts.loads(&object, program));
+            let loads = |program: &Program<'_>| head.facts.loads(&object, program);
             count(&mut verdict, &mut poisoned, relocated, &record, loads);
             writer.relocation(&record)
         },
@@ -413,7 +412,7 @@ fn count(
     poisoned: &mut Poisoned,
     relocated: &Relocated<'_, '_>,
     record: &Record<'_>,
-    loads: bool,
+    loads: impl Fn(&Program<'_>) -> bool,
 ) {
     verdict.relocations_total += 1;
     let access = record.about.local.as_ref().map_or("", |local| &local.access);
@@ -430,7 +429,8 @@ fn count(
         Outcome::Unresolved => {}
         Outcome::Refused(why) => {
             verdict.refused += 1;
-            if loads {
+            // libbpf passes over programs that are not loaded.
+            if relocated.program.is_none_or(loads) {
                 verdict.problem(format!("{}, {} of {access}: {why}", relocated.place(), record.about.kind));
             }
         }

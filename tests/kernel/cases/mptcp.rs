@@ -51,9 +51,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     server.shutdown(reads)?;
     let pid = brief.who.pid;
     drop(brief);
-    let left = || -> Result<Vec<_>> {
-        Ok(map::entries(xctl.process.pid())?.into_iter().filter(|entry| entry.pid == pid).collect())
-    };
+    let left = || map::entries_of(xctl.process.pid(), &[pid]);
     let gone = poll(PATIENCE, || Ok(left()?.is_empty()))?;
     // who reads a map keeps programs from running on that CPU, which newer kernels count
     let programs = program_misses(xctl.process.pid())?;

@@ -140,10 +140,8 @@ fn seeded_twins(set: Set, source: &str, busy: bool) -> Result<[usize; 2]> {
     }
     link.lose_from(&link.a, 0)?;
     link.lose_from_second(&link.a, 0)?;
-    let left = || {
-        let of_twins = |entry: &map::Entry| owners.iter().any(|who| who.pid == entry.pid);
-        Ok::<_, anyhow::Error>(map::entries(xctl.process.pid())?.into_iter().filter(of_twins).collect::<Vec<_>>())
-    };
+    let pids: Vec<_> = owners.iter().map(|who| who.pid).collect();
+    let left = || map::entries_of(xctl.process.pid(), &pids);
     ensure!(poll(PATIENCE, || Ok(left()?.is_empty()))?, "{source}: entries of sockets that are gone: {:?}", left()?);
     let trace = xctl.stop(Signal::SIGINT)?;
     let mut counts = [0; 2];
@@ -174,10 +172,7 @@ pub fn twins_shut_down(set: Set, _family: Family) -> Outcome {
     ensure!(poll(PATIENCE, || Ok(waiting()? == 2))?, "{} sockets in FIN_WAIT2", waiting()?);
     let xctl = Xctl::start(set, &["--seed", "proc"])?;
     let owners: Vec<_> = twins.iter().map(|twin| twin.truth.who.pid).collect();
-    let known = || {
-        let entries = map::entries(xctl.process.pid())?.into_iter();
-        Ok::<_, anyhow::Error>(entries.filter(|entry| owners.contains(&entry.pid)).collect::<Vec<_>>())
-    };
+    let known = || map::entries_of(xctl.process.pid(), &owners);
     ensure!(known()?.len() == 2, "seeded: {:?}", known()?);
     twins.into_iter().try_for_each(Puppet::exit)?;
     ensure!(poll(PATIENCE, || Ok(known()?.is_empty()))?, "entries of sockets that are gone: {:?}", known()?);

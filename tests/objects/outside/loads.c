@@ -157,26 +157,15 @@ SEC("socket") long program(void *context)
 }
 #endif
 
-#ifdef own_section
-SEC("numbers") int number = 5;
-
-SEC("socket") long program(void *context)
-{
-	return *(volatile int *)&number;
-}
+#if defined(own_section)
+#define NUMBER SEC("numbers") int number = 5
+#elif defined(own_arena)
+#define NUMBER SEC(".addr_space.1") int number = 5
+#elif defined(in_no_section)
+#define NUMBER int number __attribute__((common))
 #endif
-
-#ifdef in_no_section
-int number __attribute__((common));
-
-SEC("socket") long program(void *context)
-{
-	return *(volatile int *)&number;
-}
-#endif
-
-#ifdef own_arena
-SEC(".addr_space.1") int number = 5;
+#ifdef NUMBER
+NUMBER;
 
 SEC("socket") long program(void *context)
 {
