@@ -363,23 +363,32 @@ static __always_inline void disown(const struct sock *sk, const struct flow *key
 		owner->sk = NO_SOCKET;
 }
 
+/*
+ * Puts it under the four-tuple, or, where that is a twin's, under the address. Whose the tuple is, is asked after it was found
+ * taken: of two that connect at the same time one must not be lost.
+ */
+static __always_inline int keep(const struct sock *sk, const struct flow *flow, const struct flow *by_address,
+				const struct owner *owner)
+{
+	int err = bpf_map_update_elem(&SOCKET_TO_PID, flow, owner, BPF_NOEXIST);
+
+	if (err != -EEXIST)
+		return err;
+	if (!flow->sk && has_twin(sk, flow))
+		flow = by_address;
+	return bpf_map_update_elem(&SOCKET_TO_PID, flow, owner, BPF_ANY);
+}
+
 /* Make the current process the owner of the socket behind this key. */
 static __noinline void remember(const struct sock *sk, const struct flow *flow, enum how how)
 {
 	__u64 address = (__u64)sk, vouched = bpf_get_current_pid_tgid();
 	struct flow by_address = flow_by_address(sk);
-	const struct flow *key = flow;
 	struct owner owner, *entry;
 	int err;
 
 	describe(&owner, (void *)bpf_get_current_task(), sk, how);
-	/* Whose the tuple is, is asked after it was found taken: of two that connect at the same time one must not be lost. */
-	err = bpf_map_update_elem(&SOCKET_TO_PID, key, &owner, BPF_NOEXIST);
-	if (err == -EEXIST) {
-		if (!flow->sk && has_twin(sk, flow))
-			key = &by_address;
-		err = bpf_map_update_elem(&SOCKET_TO_PID, key, &owner, BPF_ANY);
-	}
+	err = keep(sk, flow, &by_address, &owner);
 	drop_by_inode(sk, &by_address);
 	by_address.sk = address;
 	if (err) {
@@ -397,7 +406,7 @@ static __noinline void remember(const struct sock *sk, const struct flow *flow, 
 	 * Not every hook holds the socket's lock. Who sends at the same time may have made the entry after us, and have
 	 * filled the cache before us: then nothing may vouch for us.
 	 */
-	entry = own_entry(sk, key);
+	entry = own_entry(sk, flow) ?: own_entry(sk, &by_address);
 	if (!entry || entry->tgid != owner.tgid)
 		drop_cached(sk);
 }
@@ -504,18 +513,18 @@ static __always_inline struct owner *entry_by_address(const struct sock *sk)
 	return own_entry(sk, &key);
 }
 
-/* Keep what is known under another key. */
-static __noinline bool copy_entry(const struct owner *owner, const struct sock *sk, const struct flow *key)
+/* Keep what is known of this socket, or of its parent, under the four-tuple. */
+static __noinline void copy_entry(const struct owner *owner, const struct sock *sk, const struct flow *flow)
 {
+	struct flow by_address = flow_by_address(sk);
 	struct owner copy = *owner;
 	int err;
 
 	copy.sk = (__u64)sk;
 	refresh_name(&copy);
-	err = bpf_map_update_elem(&SOCKET_TO_PID, key, &copy, BPF_ANY);
+	err = keep(sk, flow, &by_address, &copy);
 	if (err)
 		no_room(sk, err);
-	return !err;
 }
 
 /*
@@ -630,8 +639,10 @@ static __always_inline void promote(const struct sock *sk)
 	struct owner *owner = own_entry(sk, &key);
 
 	/* with TCP Fast Open it has sent already, which is newer */
-	if (owner && flow_of(&sk->__sk_common, &flow) && !own_entry(sk, &flow) && !has_twin(sk, &flow) &&
-	    copy_entry(owner, sk, &flow))
+	if (!owner || !flow_of(&sk->__sk_common, &flow) || own_entry(sk, &flow))
+		return;
+	copy_entry(owner, sk, &flow);
+	if (own_entry(sk, &flow))
 		drop_entry(&key);
 }
 

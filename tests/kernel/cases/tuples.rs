@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -89,6 +89,42 @@ pub fn same_tuple_two_devices(set: Set, _family: Family) -> Outcome {
         "not both sent again: {counts:?}, {segs} segments, the kernel counted {grown}"
     );
     Ok(Verdict::Passed(format!("{} and {} retransmits", counts[0], counts[1])))
+}
+
+/// Many such, of which each two call connect() in the same moment: none may take the other's place.
+pub fn twins_at_once(set: Set, _family: Family) -> Outcome {
+    const PAIRS: usize = 200;
+    const FIRST: u16 = 40000;
+    const GIVEN_UP: usize = usize::MAX / 2;
+    let link = Link::up()?;
+    let wires = link.second_wire()?;
+    let receiver = Receiver::new(&link.b, "receiver", Ipv6Addr::UNSPECIFIED.into(), 0)?;
+    let xctl = Xctl::start(set, &[])?;
+    let ready = AtomicUsize::new(0);
+    let connect_all = |wire: u32| {
+        let at = |host, port| SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), port, 0, wire).into();
+        let ports = (1..=PAIRS).zip(FIRST..);
+        let streams = ports.map(|(pair, port)| {
+            ready.fetch_add(1, Ordering::SeqCst);
+            while ready.load(Ordering::SeqCst) < 2 * pair {
+                thread::yield_now();
+            }
+            Ok(open(Some(at(1, port)), at(2, receiver.at.port()), SockFlag::empty())?.0)
+        });
+        streams.collect::<Result<Vec<_>>>().inspect_err(|_| ready.store(GIVEN_UP, Ordering::SeqCst))
+    };
+    let streams = link.a.enter(|| {
+        thread::scope(|scope| {
+            let threads = wires.map(|wire| scope.spawn(move || connect_all(wire)));
+            let joined = threads.map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?);
+            joined.into_iter().collect::<Result<Vec<_>>>()
+        })
+    })?;
+    let known = map::entries_of(xctl.process.pid(), &[std::process::id()])?;
+    ensure!(known.len() == 2 * PAIRS, "of {} sockets {} are known", 2 * PAIRS, known.len());
+    drop(streams);
+    xctl.stop(Signal::SIGINT)?;
+    Ok(Verdict::Passed(format!("{PAIRS} pairs")))
 }
 
 /// Two such that were open before xctl came, whoever tells it.
