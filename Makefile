@@ -20,7 +20,8 @@ CLANG ?= clang
 LLVM_STRIP ?= llvm-strip
 CARGO ?= cargo
 BTF ?= /sys/kernel/btf/vmlinux
-KERNELS ?= 5.10 6.1 6.12 newest 6.12-rt 6.12-arm64
+# The first runs every test; those that take longest come first.
+KERNELS ?= newest 6.12 6.12-arm64 6.1 5.10 6.12-rt
 
 # The target, as Rust names the machine and as libbpf's bpf_tracing.h does. The C library in it is musl where Rust has a
 # standard library for that, which `make setup` asks rustup for; glibc makes the binary a third larger.
@@ -101,17 +102,13 @@ install: $(BIN) ## Install the binary (PREFIX, DESTDIR)
 	$(say) INSTALL $(DESTDIR)$(PREFIX)/bin/xctl
 	$(Q)install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/xctl
 
-# Two machines at a time: their tests mostly wait.
-VM_PLAIN = $(filter-out %-rt %-arm64,$(KERNELS))
-
 # Before the rest: with the types of every kernel our reading of the object is held against libbpf's.
 .PHONY: test test-unit test-native test-vm test-full test-awake
 test: setup-test ## Set up, build, and run every test
 	$(say) FETCH '$(KERNELS)'
 	$(Q)./tests/vm/fetch $(KERNELS)
 	$(Q)XCTL_KERNELS='$(KERNELS)' $(MAKE) --no-print-directory test-unit
-	$(Q)$(MAKE) --no-print-directory test-native
-	$(Q)$(MAKE) --no-print-directory test-vm
+	$(Q)$(call at_once,test-native)
 
 CARGO_TEST = $(CARGO) test --release --locked --target $(TRIPLE)
 
@@ -129,45 +126,46 @@ test-native: $(BIN) ## Tests on this machine's kernel
 	$(Q)XCTL=$(CURDIR)/$(BIN) $(kernel_test) $(CASES)
 	$(if $(CASES),,$(Q)./tests/dist/service $(BIN))
 
-test-vm: ## Tests on real Debian kernels in virtual machines (KERNELS='6.1 6.12-arm64')
-	$(Q)run() { \
-		[ -n "$$2" ] || return 0; \
-		./scripts/need $(LIBC)-$$1 2>/dev/null || { echo "[$$2] skip: Rust has no standard library for $$1 here"; return 0; }; \
-		$(MAKE) --no-print-directory test-vm-group ARCH="$$1" KERNELS="$$2" CASES="$$3"; \
-	}; \
+# At a time one more than there are cores: they mostly wait. On PREEMPT_RT, where softirq runs in threads, only what depends
+# on that, and on arm64, to save time, not every set; unless CASES names cases: those run in every set. One kernel once more
+# with CPUs enough to come and go under load, and once more with as many connections as elsewhere.
+VM_RUNS = $(KERNELS:%=vm-%) $(if $(CASES),,$(addprefix vm-,$(if $(filter 6.12,$(KERNELS)),full 4cpus)))
+AT_ONCE ?= $$(($$(nproc) + 1))
+define at_once
 	rm -f target/vm/*.out; \
-	bad=; \
-	plain() { \
-		local wrong= kernel cases; \
-		for kernel; do \
-			cases="$(CASES)"; \
-			[ -n "$$cases" ] || [ $$kernel = $(lastword $(VM_PLAIN)) ] || cases=--kernel; \
-			run x86_64 $$kernel "$$cases" || wrong=1; \
-		done; \
-		[ -z "$$wrong" ]; \
-	}; \
-	plain $(wordlist 3,99,$(VM_PLAIN)) & \
-	plain $(wordlist 1,2,$(VM_PLAIN)) || bad=1; \
-	run x86_64 '$(filter %-rt,$(KERNELS))' '$(or $(CASES),lossy_link)' || bad=1; \
-	[ -n '$(CASES)' ] || VM_CPUS=4 VM_LABEL=-4cpus run x86_64 '$(filter 6.12,$(KERNELS))' cpus_come_and_go || bad=1; \
-	[ -n '$(CASES)' ] || VM_MEM=3G VM_LABEL=-full run x86_64 '$(filter 6.12,$(KERNELS))' "--full 'churn ipv4' 'full_map ipv4'" || bad=1; \
-	run aarch64 '$(filter %-arm64,$(KERNELS))' '$(or $(CASES),--auto --kernel)' || bad=1; \
-	wait $$! || bad=1; \
-	[ -z "$$bad" ] || { grep -H '^FAIL' target/vm/*.out; false; }
+	printf '%s\n' $1 $(VM_RUNS) | xargs -P $(AT_ONCE) -n 1 $(MAKE) --no-print-directory || { grep -H '^FAIL' target/vm/*.out; false; }
+endef
+
+test-vm: $(BIN) ## Tests on real Debian kernels in virtual machines (KERNELS='6.1 6.12-arm64', CASES)
+	$(Q)$(call at_once)
+
+vm_cases = $(or $(CASES),$(if $(filter %-rt,$1),lossy_link,$(if $(filter %-arm64,$1),--auto --kernel,$(if $(filter $(firstword $(KERNELS)),$1),,--kernel))))
+
+.PHONY: $(VM_RUNS)
+$(KERNELS:%=vm-%): vm-%:
+	$(Q)$(MAKE) --no-print-directory test-vm-one ARCH=$(if $(filter %-arm64,$*),aarch64,x86_64) VM='$*' VM_CASES="$(call vm_cases,$*)"
+
+vm-4cpus:
+	$(Q)VM_CPUS=4 VM_LABEL=-4cpus $(MAKE) --no-print-directory test-vm-one ARCH=x86_64 VM=6.12 VM_CASES=cpus_come_and_go
+
+vm-full:
+	$(Q)VM_MEM=3G VM_LABEL=-full $(MAKE) --no-print-directory test-vm-one ARCH=x86_64 VM=6.12 VM_CASES="--full 'churn ipv4' 'full_map ipv4'"
+
+.PHONY: test-vm-one
+test-vm-one:
+	$(Q)if ./scripts/need $(LIBC)-$(ARCH) 2>/dev/null; then $(MAKE) --no-print-directory test-vm-here; \
+	else echo "[$(VM)] skip: Rust has no standard library for $(ARCH) here"; fi
+
+.PHONY: test-vm-here
+test-vm-here: $(BIN)
+	$(say) TEST 'vm $(VM)$(VM_LABEL)'
+	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(kernel_test) ./tests/vm/run -k $(VM) -- $(VM_CASES)
 
 test-full: ## With 20,000 connections, on real Debian kernels in virtual machines (KERNELS)
 	$(Q)VM_MEM=3G VM_LABEL=-full $(MAKE) --no-print-directory test-vm CASES='--full churn full_map'
 
 test-awake: $(BIN) ## Do the cases fail without the hooks that they are about? On this machine's kernel; VMS=6.12: on that one
 	$(if $(VMS),$(Q)VM_LABEL=-awake $(MAKE) --no-print-directory test-vm KERNELS='$(VMS)' CASES=--awake,$(Q)$(MAKE) --no-print-directory test-native CASES=--awake)
-
-# Kernels of one architecture. What depends on the host alone runs on the last. On PREEMPT_RT, where softirq runs in threads, only what depends on that, and on arm64, to
-# save time, not every set; unless CASES names cases: those run in every set. One kernel once more with CPUs enough to come
-# and go under load, and once more with as many connections as elsewhere.
-.PHONY: test-vm-group
-test-vm-group: $(BIN)
-	$(say) TEST 'vm $(KERNELS)'
-	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(kernel_test) KERNELS='$(KERNELS)' ./tests/vm/run -- $(CASES)
 
 # The set that auto takes: what auto tries before it is not part of the comparison.
 ATTACH ?= $(shell $(BIN) doctor | sed -n 's/^--attach auto takes //p')
