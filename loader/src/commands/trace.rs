@@ -28,7 +28,7 @@ use crate::owners::Seeded;
 use crate::record::Record;
 use crate::ring::order::Order;
 use crate::say::{say, say_all};
-use crate::tracer::{self, Audit, Kernel, Sizes, Tracer};
+use crate::tracer::{self, Audit, Kernel, Shown, Sizes, Tracer};
 use crate::verify::{Report, Source, Verifier};
 
 /// How often the rings are drained while records come.
@@ -67,6 +67,9 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
     kernel.check(btf, &object)?;
     if let Some(record) = &mut record {
         record.btf(btf, kernel.btf());
+        if kernel.shows(Shown::ChargedMaps) {
+            record.maps_count();
+        }
     }
     let plans = hooks::choose(options.attach, options.events != Events::Retransmit, &kernel)?;
     let settings = settings(options);

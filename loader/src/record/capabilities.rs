@@ -21,7 +21,8 @@ const CAPABILITIES: [&str; 41] = [
 pub struct Capabilities {
     /// Effective when the run began; a bit that has no name here is shown as its number.
     pub held: Vec<String>,
-    /// What loading and attaching take; CAP_SYS_ADMIN stands for the others, and is the only one before 5.8.
+    /// What loading and attaching take; CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON, and is there in place of them
+    /// before 5.8. Until 5.10 CAP_SYS_RESOURCE too, which a large RLIMIT_MEMLOCK makes up for.
     pub needed: Vec<String>,
 }
 
@@ -31,6 +32,11 @@ impl Capabilities {
     pub fn ask() -> Option<Self> {
         let needed = privilege::needed().ok()?.iter().map(|one| one.name.to_owned());
         Some(Self { held: names(privilege::effective().ok()?.bits()), needed: needed.collect() })
+    }
+
+    /// On this kernel maps count against RLIMIT_MEMLOCK.
+    pub fn take_memlock(&mut self) {
+        self.needed.push(privilege::SYS_RESOURCE.name.to_owned());
     }
 }
 

@@ -237,6 +237,13 @@ impl Record {
         self.facts.btf = Some(Content::of(Some(path), btf.bytes()));
     }
 
+    /// On this kernel maps count against RLIMIT_MEMLOCK.
+    pub fn maps_count(&mut self) {
+        if let Some(capabilities) = &mut self.facts.capabilities {
+            capabilities.take_memlock();
+        }
+    }
+
     /// These hooks are tried next. What was loaded for others is gone.
     pub fn attempt(&mut self, plan: &Plan) {
         self.facts.attempts.push(Attempt { attach: plan.name, refused: None });
