@@ -37,6 +37,16 @@ struct fields {
 	struct inner *was_a_number;
 	struct inner last[];
 };
+enum shade { DARK };
+struct mismatches {
+	int pad;
+	enum shade named;
+	enum { DIM } nameless;
+	struct inner was_a_union;
+	float real;
+	int was_real;
+};
+HAS(c, struct mismatches);
 HAS(a, struct fields);
 HAS(b, struct inner);
 
@@ -86,6 +96,23 @@ struct growing {
 	struct inner last[];
 } RELOCATED;
 
+enum tint { PALE };
+union once {
+	int x;
+};
+struct mismatches {
+	enum tint named;
+	enum tint nameless;
+	union once was_a_union;
+	float real;
+	float was_real;
+} RELOCATED;
+
+PROGRAM(another_enum, exists(struct mismatches, named)) // 0
+PROGRAM(a_nameless_enum, offset(struct mismatches, nameless)) // 8
+PROGRAM(a_struct_for_a_union, offset(struct mismatches, was_a_union)) // 16
+PROGRAM(real, offset(struct mismatches, real)) // 40
+PROGRAM(was_real, exists(struct mismatches, was_real)) // 0
 PROGRAM(moved, offset(struct fields, moved)) // 24
 PROGRAM(qualified, offset(struct fields, qualified)) // 28
 PROGRAM(widened, offset(struct fields, widened)) // 32

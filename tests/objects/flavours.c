@@ -43,6 +43,18 @@ struct seven___a___b {
 	int pad[5];
 	int x;
 };
+typedef int number;
+enum level {
+	LOW = 7,
+	HIGH___up = 9,
+};
+struct eight {
+	int pad;
+	enum level level;
+};
+HAS(k, number);
+HAS(l, enum level);
+HAS(m, struct eight);
 HAS(a, struct one);
 HAS(b, struct one___second);
 HAS(c, struct two);
@@ -88,6 +100,22 @@ struct seven___a___c {
 	int x;
 } RELOCATED;
 
+struct one___fourth {
+	int b___x;
+} RELOCATED;
+typedef int number___mine;
+enum level___mine { LOW___a = 1, HIGH___b };
+struct eight {
+	enum level___mine level;
+} RELOCATED;
+
+PROGRAM(fields_have_no_flavours, exists(struct one___fourth, b___x)) // 0
+PROGRAM(a_typedef, type_exists(number___mine)) // 1
+PROGRAM(the_size_of_a_typedef, type_size(number___mine)) // 4
+PROGRAM(an_enum, type_exists(enum level___mine)) // 1
+PROGRAM(a_constant, constant_value(enum level___mine, LOW___a)) // 7
+PROGRAM(two_of_a_constant, constant_value(enum level___mine, HIGH___b)) // 9
+PROGRAM(a_field_of_an_enum, offset(struct eight, level)) // 4
 PROGRAM(only_one_has_it, offset(struct one___mine, b)) // 4
 PROGRAM(both_agree, offset(struct two, x)) // 0
 PROGRAM(old_field, exists(struct three___old, before)) // 0

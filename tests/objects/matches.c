@@ -45,6 +45,11 @@ union either {
 };
 typedef int (*callback)(struct smaller *, int);
 typedef int (*callback_long)(struct smaller *, long);
+struct flavoured {
+	int a;
+	long b___kernel;
+};
+HAS(n, struct flavoured);
 HAS(a, struct same);
 HAS(b, struct smaller);
 HAS(c, struct wider);
@@ -105,6 +110,12 @@ typedef int (*callback)(struct smaller *, int);
 typedef int (*callback_long)(struct smaller *, int);
 enum level___more { LOW___a, MIDDLE___a, HIGH___a, HIGHER };
 
+struct flavoured___mine {
+	int a___x;
+	long b;
+};
+
+PROGRAM(members_with_flavours, type_exists(struct flavoured___mine)) // 1
 PROGRAM(same, type_exists(struct same___mine)) // 1
 PROGRAM(one_member_is_gone, type_exists(struct smaller)) // 0
 PROGRAM(another_size, type_exists(struct wider)) // 0

@@ -231,6 +231,7 @@ fn only_what_is_short_is_explained_by_losses() {
     let none = Lost { missed: Some(0), ..Lost::default() };
     assert_eq!(difference(4, none), None);
     assert_eq!(difference(4, Lost { totals: 1, ..none }).as_deref(), Some("lost.totals is 1"));
+    assert_eq!(difference(4, Lost { missed: Some(2), ..none }).as_deref(), Some("lost.missed is 2"));
     assert!(difference(4, Lost { missed: None, ..none }).unwrap().contains("skipped"));
     assert_eq!(difference(2, Lost { totals: 1, ..none }), None, "no loss makes us count more");
     assert_eq!(difference(3, Lost { totals: 1, ..none }), None, "nothing differs");
