@@ -85,12 +85,17 @@ const TAKEN: &[Taken] = &[
     taken(SENDERS, "exited_owner", SENT),
     taken(PAGES, "senders", CONNECTED),
     taken(MPTCP, "mptcp", CONNECTED),
+    taken(SENDERS, "io_uring", CONNECTED),
+    taken(CONNECT, "io_uring", UNKNOWN),
+    taken(STATES, "io_uring", UNKNOWN).only(&[Set::Tracepoint]),
+    taken(MPTCP, "mptcp_subflows", CONNECTED),
     taken(CONNECT, "lost_syn", UNKNOWN),
     taken(LISTEN, "listeners", UNKNOWN),
     taken(LISTEN, "shared_port", UNKNOWN),
     taken(ACCEPT, "listeners", CLOSER),
     taken(ACCEPT, "io_uring", CLOSER),
     taken(&["kp_accept"], "crowded_accept", CLOSER),
+    taken(&["kp_accept_return"], "accept_return", CLOSER).only(&[Set::Kprobe]),
     // in its own state machine this set sees connect() and listen(), too
     taken(STATES, "lost_syn", UNKNOWN).only(&[Set::Tracepoint]),
     taken(STATES, "shared_port", UNKNOWN).only(&[Set::Tracepoint]),
@@ -113,6 +118,7 @@ const TAKEN: &[Taken] = &[
     )
     .only(&[Set::Kprobe, Set::Auto, Set::Fentry]),
     check("the check for sockets of the kernel", without::kernel_sockets, "kernel_mount", &["must be Kernel"]),
+    check("the check for sockets of the kernel", without::kernel_sockets, "mptcp_subflows", &["must be Kernel"]),
     check("a look at who sends", without::same_process, "handed_over", &["then the parent must be"]),
     check("a look at who sends", without::same_process, "shared_fd", &["then the parent must be"]),
     check("the time when a process began", without::start_times, "reused_pid", &["its process lives"])
@@ -120,8 +126,8 @@ const TAKEN: &[Taken] = &[
     check("a look at whose entry it is", without::own_entries, "tuple_in_use", UNKNOWN),
 ];
 
-/// Tries them all, in every set that this kernel has. A case that does not run here shows nothing, and is told as skipped.
-pub fn main() -> ExitCode {
+/// Tries all, or those about cases of such names, in every set that this kernel has. A case that does not run here shows nothing, and is told as skipped.
+pub fn main(names: &[&String]) -> ExitCode {
     let (mut awake, mut asleep, mut skipped) = (0, 0, 0);
     for set in Set::ALL.iter().copied().filter(|set| set.absent().is_none()) {
         let loaded = match loaded(set) {
@@ -133,6 +139,9 @@ pub fn main() -> ExitCode {
             }
         };
         for Taken { what, case, says, .. } in TAKEN.iter().filter(|taken| taken.sets.contains(&set)) {
+            if !names.is_empty() && !names.iter().any(|name| case.contains(name.as_str())) {
+                continue;
+            }
             let (name, object) = match what {
                 Programs(programs) => {
                     let mut own = programs.to_vec();

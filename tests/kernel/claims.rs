@@ -1,6 +1,6 @@
 //! What a case knows about a connection from then on, and what xctl must have said about its retransmits.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use crate::link::Netns;
@@ -31,6 +31,8 @@ pub struct Claim {
     whose: Whose,
     /// Whose it seems to be where the kernel skipped the program that would have shown its owner: who had it before, say.
     or_else: Option<Who>,
+    /// Whether that process is gone by the time that [`Claims::wait`] is called.
+    exited: bool,
 }
 
 impl Claim {
@@ -68,7 +70,16 @@ impl Claims {
 
     /// The same from an earlier moment on; 0 is before all.
     pub fn add_since(&mut self, since: u64, what: &str, ns: &Netns, flow: Flow, kind: Kind, whose: Whose) {
-        self.0.push(Claim { what: what.into(), netns: ns.inode, flow, since, kind, whose, or_else: None });
+        self.0.push(Claim {
+            what: what.into(),
+            netns: ns.inode,
+            flow,
+            since,
+            kind,
+            whose,
+            or_else: None,
+            exited: false,
+        });
     }
 
     /// What was claimed last seems to be of `who` where the kernel has skipped the program that shows its owner.
@@ -78,11 +89,22 @@ impl Claims {
         }
     }
 
-    /// Waits until xctl has printed a retransmit for each claim.
+    /// The process of what was claimed last has exited.
+    pub fn exited(&mut self) {
+        if let Some(claim) = self.0.last_mut() {
+            claim.exited = true;
+        }
+    }
+
+    /// Waits until xctl has printed a retransmit for each claim, in which the process that it names lives, unless it has exited.
     pub fn wait(&self, xctl: &mut Xctl) -> Result<()> {
         for claim in &self.0 {
             let seen = xctl.wait_for(|record| claim.covers(record) && record.kind == claim.kind)?;
-            ensure!(seen.is_some(), "{}: no retransmit of kind {:?} within {PATIENCE:?}", claim.what, claim.kind);
+            let Some(seen) = seen else {
+                bail!("{}: no retransmit of kind {:?} within {PATIENCE:?}", claim.what, claim.kind)
+            };
+            let lives = matches!(claim.whose, Whose::Of(..)) && !claim.exited;
+            ensure!(!lives || !seen.exited, "{}: its process lives, and yet: {seen:?}", claim.what);
         }
         Ok(())
     }

@@ -3,9 +3,9 @@
 //! One executable, so that it runs the same on the developer's machine and as the only program of a virtual machine.
 //! It needs root, iproute2, and a way to lose packets (netem or nft). Arguments: parts of the names of cases, or `--list`.
 //! `--auto`: of the sets only `auto`, but for the lossy link, and for the kinds by kprobe.
-//! `--kernel`: only what depends on the kernel's version.
+//! `--kernel`: only what depends on the kernel's version; `--between`: of that not what the oldest and the newest show.
 //! `--full`: as many connections in a virtual machine as elsewhere.
-//! `--awake`: not whether xctl passes the cases, but whether they fail without its hooks.
+//! `--awake`: not whether xctl passes the cases, but whether they fail without its hooks; of the cases named, if any are.
 
 #![forbid(unsafe_code)]
 
@@ -91,6 +91,8 @@ impl Families {
 pub enum About {
     /// What the kernel does, which differs from one version to the next.
     Kernel,
+    /// How it takes what is loaded: old kernels one way, new ones another.
+    Era,
     /// What the host has and xctl makes of it, whichever kernel it is.
     Host,
 }
@@ -143,6 +145,7 @@ fn main() -> ExitCode {
     let list = args.iter().any(|arg| arg == "--list");
     let auto = args.iter().any(|arg| arg == "--auto");
     let kernel = args.iter().any(|arg| arg == "--kernel");
+    let between = args.iter().any(|arg| arg == "--between");
     // cargo passes libtest's flags on (--nocapture, --test-threads=1): none means anything here
     let filters: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
 
@@ -150,7 +153,7 @@ fn main() -> ExitCode {
         link::sweep();
     }
     if args.iter().any(|arg| arg == "--awake") {
-        return awake::main();
+        return awake::main(&filters);
     }
     let (mut passed, mut skipped) = (0, 0);
     let mut failed = Vec::new();
@@ -161,7 +164,7 @@ fn main() -> ExitCode {
             if auto && !case.is_for_auto(set) {
                 continue;
             }
-            if kernel && case.about != About::Kernel {
+            if kernel && (case.about == About::Host || between && case.about == About::Era) {
                 continue;
             }
             let name = case.name_with(set, family);

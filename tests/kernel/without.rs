@@ -164,21 +164,25 @@ pub fn start_times() -> Vec<u8> {
     code.bytes
 }
 
-/// Without a look at whose an entry of SOCKET_TO_PID is: it is as good as one that is tied to no socket.
+/// Without a look at whose an entry of SOCKET_TO_PID is, where one that is tied to no socket may be meant: it is whoever's that asks.
 pub fn own_entries() -> Vec<u8> {
     const READ: u8 = 0x79;
     const IF: [u8; 2] = [0x1d, 0x5d];
     const IF_NUMBER: [u8; 2] = [JUMP_IF_EQUAL, 0x55];
     let mut code = Code::of_ours();
+    let mut altered = 0;
     // the entry's first field, compared with a register, then with zero
     for at in code.find(READ, 0) {
         let [read, like, zero] = [0, 8, 16].map(|more| &code.bytes[at + more..at + more + 8]);
         let to = read[1] & 15;
-        let is_owner = read[1] >> 4 == 0 && read[2..4] == [0, 0];
-        if is_owner && IF.contains(&like[0]) && like[1] & 15 == to && IF_NUMBER.contains(&zero[0]) && zero[1] == to {
-            code.bytes[at..at + 8].copy_from_slice(&[MOVE, to, 0, 0, 0, 0, 0, 0]);
+        let compared = IF.contains(&like[0]) && like[1] & 15 == to && IF_NUMBER.contains(&zero[0]) && zero[1] == to;
+        if read[2..4] == [0, 0] && compared {
+            // the field is what it is
+            code.bytes[at + 9] = to << 4 | to;
+            altered += 1;
         }
     }
+    assert!(altered > 0, "nowhere is an entry's socket compared");
     code.bytes
 }
 

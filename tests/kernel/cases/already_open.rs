@@ -1,7 +1,7 @@
 //! What was open before xctl came, and whose processes do nothing more: a connection at both its ends, one that is being
 //! made, and the listener.
 
-use anyhow::ensure;
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::actors::{Actor, Protocols};
@@ -24,8 +24,13 @@ pub fn seeded_from_proc(set: Set, family: Family) -> Outcome {
 }
 
 fn seeded(set: Set, family: Family, args: &[&str]) -> Outcome {
+    seeded_by(family, !args.contains(&"none"), || Xctl::start(set, args))
+}
+
+/// By an xctl that is started like this, and seeds or does not.
+pub fn seeded_by(family: Family, seeds: bool, start: impl FnOnce() -> Result<Xctl>) -> Outcome {
     // two ends, one that waits for its connection, and a listener
-    let (connections, listeners) = if args.contains(&"none") { (0, 0) } else { (3, 1) };
+    let (connections, listeners) = if seeds { (3, 1) } else { (0, 0) };
     let link = Link::up()?;
     let mut server = Actor::new(&link.b, "server")?;
     let mut client = Actor::new(&link.a, "client")?;
@@ -38,10 +43,10 @@ fn seeded(set: Set, family: Family, args: &[&str]) -> Outcome {
     client.send(ours)?;
     server.send(theirs)?;
 
-    let mut xctl = Xctl::start(set, args)?;
+    let mut xctl = start()?;
     let (sockets, seeded) = (connections + listeners, xctl.ready.seeded);
     // others on the host may have some, too
-    ensure!(seeded >= sockets && (sockets > 0) == (seeded > 0), "{args:?}: seeded {seeded} sockets, not {sockets}");
+    ensure!(seeded >= sockets && (sockets > 0) == (seeded > 0), "seeded {seeded} sockets, not {sockets}");
     let whose = |actor: &Actor, known| match known {
         0 => Whose::Unknown,
         _ => Whose::Of(actor.who.clone(), Owner::Seed),

@@ -97,6 +97,10 @@ pub fn mount(set: Set, family: Family) -> Outcome {
     let dead = if family == Family::V4 { DEAD_V4 } else { DEAD_V6 };
     let mounting = mount_in_vain(&link.a, "mounting", dead)?;
     let flow = wait(&link.a, dead, Kind::Syn)?;
+    if set == Set::Auto {
+        let listed = super::sockets::of_kernel(&link.a)?;
+        ensure!(listed == [(flow.remote, "SYN_SENT".to_owned())], "`xctl sockets` lists as the kernel's {listed:?}");
+    }
     drop(mounting);
     claims.add_since(0, "the kernel's connection", &link.a, flow, Kind::Syn, Whose::Kernel);
 

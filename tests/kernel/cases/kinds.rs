@@ -61,6 +61,13 @@ pub fn run(set: Set, family: Family) -> Outcome {
     for record in &ends {
         ensure!(record.fin && record.bytes == 0, "not a FIN alone: {record:?}");
     }
+    for way in [&tail, &loss] {
+        for record in trace.of(way.link.a.inode).filter(|record| record.state == "ESTABLISHED") {
+            let mss = record.mss.context("no mss")?;
+            let right = ((record.segs - 1) * mss + 1..=record.segs * mss).contains(&record.bytes);
+            ensure!(!record.fin && right, "a FIN, or not as many bytes as segments take: {record:?}");
+        }
+    }
     let skipped = if missed > 0 { format!("; {missed} runs missed") } else { String::new() };
     Ok(Verdict::Passed(format!("{}, Fin {}{skipped}", counts.join(", "), ends.len())))
 }

@@ -123,6 +123,11 @@ pub fn subflows(set: Set, family: Family) -> Outcome {
     let since = now()?;
     let announced = (announced, PORT).into();
     let join = wait_for_syn(&mut xctl, a, |flow| flow.remote == announced)?;
+    if set == Set::Auto {
+        let listed = super::sockets::of_kernel(b)?;
+        let listens = listed.iter().any(|(_, state)| state == "LISTEN");
+        ensure!(listens, "`xctl sockets` lists as the kernel's {listed:?}");
+    }
     // the same from the process that configures, which is not the one that connects
     ip(a, &format!("mptcp endpoint add {dead} dev veth0 subflow"))?;
     let second = wait_for_syn(&mut xctl, a, |flow| flow.remote == at)?;

@@ -127,6 +127,57 @@ fn of_ptrace(call: &Call) -> Seen {
     (call.name.to_owned(), command.to_owned(), call.result.max(-1), errno)
 }
 
+/// Attributes and arguments of a call, by the way to each in the record, as the kernel's headers lay them out (include/uapi/linux/bpf.h, perf_event.h).
+fn given(call: &Call) -> Vec<(&'static str, Value)> {
+    let [_, one, two, three, four] = call.arguments;
+    let signed = |word: u64| Value::from(word as i32);
+    let (mut words, mut descriptors, mut longs, mut others) = (vec![], vec![], vec![], vec![]);
+    match call.name {
+        "bpf" => match u32::try_from(call.arguments[0]).unwrap_or(u32::MAX) {
+            sys::BPF_MAP_CREATE => {
+                words = vec![("key_size", 4), ("value_size", 8), ("max_entries", 12), ("map_flags", 16)];
+                words.extend([("btf_key_type_id", 52), ("btf_value_type_id", 56)]);
+                descriptors = vec![("inner_map_fd", 20), ("btf_fd", 48)];
+                others = vec![("map_name", call.text(28).into())];
+            }
+            sys::BPF_MAP_UPDATE_ELEM => (descriptors, longs) = (vec![("map_fd", 0)], vec![("flags", 24)]),
+            sys::BPF_MAP_FREEZE | sys::BPF_MAP_LOOKUP_ELEM => descriptors = vec![("map_fd", 0)],
+            sys::BPF_PROG_LOAD => {
+                words = vec![("insn_cnt", 4), ("log_level", 24), ("log_size", 28), ("kern_version", 40)];
+                words.extend([("prog_flags", 44), ("expected_attach_type", 68), ("attach_btf_id", 108)]);
+                words.extend([("func_info_cnt", 88), ("line_info_cnt", 104)]);
+                descriptors = vec![("prog_btf_fd", 72), ("attach_btf_obj_fd", 112)];
+                let code: String = call.insns.iter().map(|byte| format!("{byte:02x}")).collect();
+                others = vec![("prog_name", call.text(48).into())];
+                others.push(("insns/code", code.into()));
+            }
+            sys::BPF_OBJ_GET_INFO_BY_FD => (descriptors, words) = (vec![("bpf_fd", 0)], vec![("info_len", 4)]),
+            sys::BPF_RAW_TRACEPOINT_OPEN => descriptors = vec![("prog_fd", 8)],
+            sys::BPF_LINK_CREATE => {
+                descriptors = vec![("prog_fd", 0), ("target_fd", 4)];
+                words = vec![("attach_type", 8), ("flags", 12)];
+            }
+            sys::BPF_ITER_CREATE => (descriptors, words) = (vec![("link_fd", 0)], vec![("flags", 4)]),
+            sys::BPF_PROG_BIND_MAP => descriptors = vec![("prog_fd", 0), ("map_fd", 4)],
+            sys::BPF_BTF_LOAD => words = vec![("btf_size", 16), ("btf_log_size", 20), ("btf_log_level", 24)],
+            _ => {}
+        },
+        "perf_event_open" => {
+            words = vec![("type", 0), ("size", 4), ("wakeup_events", 48)];
+            longs = vec![("config", 8), ("sample_period", 16), ("sample_type", 24), ("bits", 40)];
+            others = vec![("pid", signed(one)), ("cpu", signed(two)), ("group_fd", signed(three))];
+            others.push(("flags", four.into()));
+        }
+        _ => others = vec![("fd", signed(call.arguments[0])), ("argument", two.into())],
+    }
+    let there = |at: usize, size: usize| call.attributes.len() >= at + size;
+    let words = words.into_iter().filter(|(_, at)| there(*at, 4)).map(|(name, at)| (name, call.word(at).into()));
+    let descriptors = descriptors.into_iter().filter(|(_, at)| there(*at, 4));
+    let descriptors = descriptors.map(|(name, at)| (name, signed(call.word(at).into())));
+    let longs = longs.into_iter().filter(|(_, at)| there(*at, 8)).map(|(name, at)| (name, call.long(at).into()));
+    words.chain(descriptors).chain(longs).chain(others).collect()
+}
+
 fn same(record: &[Seen], witness: &[Seen], who: &str) -> Result<()> {
     for (number, (one, other)) in record.iter().zip(witness).enumerate() {
         ensure!(one == other, "call {}: the record says {one:?}, {who} {other:?}", number + 1);
@@ -166,21 +217,12 @@ fn calls_without_symbols(set: Set) -> Outcome {
     let (ours, theirs) =
         (calls.iter().map(of_record).collect::<Vec<_>>(), witness.iter().map(of_ptrace).collect::<Vec<_>>());
     same(&ours, &theirs, "ptrace")?;
-    for (call, seen) in calls.iter().zip(&witness).filter(|(_, seen)| seen.name == "bpf") {
+    for (call, seen) in calls.iter().zip(&witness) {
         let attributes = &call["attributes"];
         ensure!(call["size"] == seen.attributes.len(), "{call} had {} bytes", seen.attributes.len());
-        match seen.arguments[0] {
-            BPF_PROG_LOAD => {
-                let code: String = seen.insns.iter().map(|byte| format!("{byte:02x}")).collect();
-                ensure!(attributes["insns"]["code"] == code, "{call} had other instructions");
-                ensure!(attributes["prog_name"] == seen.text(48), "{call} had the name {}", seen.text(48));
-            }
-            0 => {
-                let numbers = [("key_size", 4), ("value_size", 8), ("max_entries", 12), ("map_flags", 16)];
-                let right = numbers.iter().all(|(name, at)| attributes[name] == seen.word(*at));
-                ensure!(right && attributes["map_name"] == seen.text(28), "{call} had other attributes");
-            }
-            _ => {}
+        for (name, value) in given(seen) {
+            let shown = attributes.pointer(&format!("/{name}"));
+            ensure!(shown == Some(&value), "{name} of {call} was {value}");
         }
     }
     let hooks = list(&record, "hooks")?;
@@ -304,6 +346,8 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
         let sum = said.split_whitespace().next().unwrap_or_default();
         ensure!(record[what]["sha256"] == sum, "{what} is {}, and sha256sum says {said:?}", record[what]);
     }
+    let needed: Vec<_> = list(&record["capabilities"], "needed")?.iter().filter_map(Value::as_str).collect();
+    ensure!(needed == super::privilege::needed(), "it needed {needed:?}");
     // xctl began with what this process has.
     let status = fs::read_to_string("/proc/self/status")?;
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).context("no CapEff")?;
@@ -490,12 +534,30 @@ pub fn no_ring_buffers(set: Set, _family: Family) -> Outcome {
 const LEFT_OUT: &[u8] = b"d64477";
 
 /// One instruction is altered on its way to the kernel, so that it still passes the verifier. It is noticed before
-/// anything is attached, and the record tells.
+/// anything is attached, and the record tells; without one, too, if that is asked for.
 pub fn altered(_set: Set, _family: Family) -> Outcome {
     let scratch = Scratch::new()?;
     let (path, file) = scratch.file("altered.json");
-    let btf = btf_copy(&scratch)?;
-    let more = ["--duration", "0.1", "--record", &file, "--btf", &btf, "--seed", "none"];
+    alter_one(&scratch, &["--strict"])?;
+    let (at, said) = alter_one(&scratch, &["--record", &file])?;
+    let record = read(&path)?;
+    ensure!(record["proven"] == false && record["exit_code"] == 4, "{} {}", record["proven"], record["exit_code"]);
+    let unproven = list(&record, "unproven")?;
+    ensure!(
+        unproven.len() == 1 && list(&record, "hooks")?.iter().all(|hook| hook["attached"] == false),
+        "{unproven:?}"
+    );
+    // The tag tells that it was altered, what the kernel made of it tells where.
+    let blinded = fs::read_to_string("/proc/sys/net/core/bpf_jit_harden").is_ok_and(|harden| harden.trim() == "2");
+    ensure!(blinded || unproven[0]["insn"] == at, "it was instruction {at}: {}", unproven[0]);
+    ensure!(blinded || said.contains(&format!(", instruction {at}: its tag")), "it does not name {at}: {said:?}");
+    Ok(Verdict::Passed(format!("{}", unproven[0]["why"])))
+}
+
+/// An xctl that refuses its own program, of which an instruction was altered; which that was, and what it said.
+fn alter_one(scratch: &Scratch, more: &[&str]) -> Result<(usize, String)> {
+    let btf = btf_copy(scratch)?;
+    let more = [&["--duration", "0.1", "--btf", &btf, "--seed", "none"], more].concat();
     let xctl = command(&arguments("auto", &more))?;
     let mut victim = None;
     let meddle = |call: &Call, memory: &File| -> Result<()> {
@@ -516,18 +578,7 @@ pub fn altered(_set: Set, _family: Family) -> Outcome {
         *result >= 0 && (name == "perf_event_open" || ATTACHING.contains(&command.as_str()))
     };
     ensure!(seen.iter().find(attached).is_none(), "it attached: {:?}", seen.iter().find(attached));
-    let record = read(&path)?;
-    ensure!(record["proven"] == false && record["exit_code"] == 4, "{} {}", record["proven"], record["exit_code"]);
-    let unproven = list(&record, "unproven")?;
-    ensure!(
-        unproven.len() == 1 && list(&record, "hooks")?.iter().all(|hook| hook["attached"] == false),
-        "{unproven:?}"
-    );
-    // The tag tells that it was altered, what the kernel made of it tells where.
-    let blinded = fs::read_to_string("/proc/sys/net/core/bpf_jit_harden").is_ok_and(|harden| harden.trim() == "2");
-    ensure!(blinded || unproven[0]["insn"] == at, "it was instruction {at}: {}", unproven[0]);
-    ensure!(blinded || said.contains(&format!(", instruction {at}: its tag")), "it does not name {at}: {said:?}");
-    Ok(Verdict::Passed(format!("{}", unproven[0]["why"])))
+    Ok((at, said))
 }
 
 /// What a program returns means nothing to the kernel where it is on a tracepoint: `r0 = 0` may become `r0 = 1`.
@@ -653,6 +704,12 @@ pub fn inspect_as_nobody(_set: Set, _family: Family) -> Outcome {
     let output = nobody.output().context("starting xctl inspect")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success() && said.is_empty(), "it ended with {} and said {said:?}", output.status);
+    // root could, and does not
+    let scratch = Scratch::new()?;
+    let btf = btf_copy(&scratch)?;
+    let (mut process, calls) = watch("xctl inspect", &command(&["inspect", "--json", "--btf", &btf])?, |_, _| Ok(()))?;
+    process.succeed()?;
+    ensure!(calls.is_empty(), "it made calls into BPF or perf: {calls:?}");
     let facts: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(facts["runs"] == true, "it would not run here: {}", facts["problems"]);
     let (there, not_there) = hooks_are_told(&facts)?;

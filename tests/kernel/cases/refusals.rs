@@ -466,6 +466,7 @@ pub fn lockdown(_set: Set, _family: Family) -> Outcome {
         }
         let said = refuses(&[], "trace")?;
         ensure!(said.contains("lockdown=integrity"), "it does not say what would do: {said:?}");
+        doctor::finds(command(&["doctor", "--json"])?, "lockdown", "confidentiality")?;
         Ok(())
     })?;
     // where the kernel does not tell

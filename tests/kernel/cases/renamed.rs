@@ -18,7 +18,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let second = |record: &crate::xctl::Retransmit| record.at.comm.as_deref() == Some("second");
     let filter = Filter::new(set, &["--comm", "second"], second)?;
     let mut xctl = Xctl::start(set, &[])?;
-    let (mut claims, mut renamed) = (Claims::default(), vec![]);
+    let mut actors = vec![];
     for (what, how, exits) in [
         ("it takes another name", Renaming::Prctl, false),
         ("it calls exec()", Renaming::Exec, false),
@@ -28,20 +28,29 @@ pub fn run(set: Set, family: Family) -> Outcome {
     ] {
         let mut actor = RawActor::new(&link.a, "first")?;
         let (socket, flow) = actor.socket(Order::Connect(receiver.at))?;
-        link.lose(100)?;
-        actor.done(Order::Send(socket, Call))?;
+        actors.push((what, how, exits, actor, socket, flow));
+    }
+    link.lose(100)?;
+    for (.., actor, socket, _) in &mut actors {
+        actor.done(Order::Send(*socket, Call))?;
+    }
+    let (mut claims, mut renamed, mut living) = (Claims::default(), vec![], vec![]);
+    for (what, how, exits, mut actor, _, flow) in actors {
         let seen = xctl.wait_for(|record| record.at.flow() == flow && record.kind == Kind::Rto)?;
         seen.context("no retransmit")?.at.is_of(&actor.who, flow)?;
         actor.rename(how, "second")?;
-        let who = actor.who.clone();
+        renamed.push(actor.who.clone());
+        claims.add(what, &link.a, flow, Kind::Rto, Whose::Of(actor.who.clone(), Owner::Send))?;
         // who has exited leaves the rest to the kernel
-        let actor = (!exits).then_some(actor);
-        claims.add(what, &link.a, flow, Kind::Rto, Whose::Of(who.clone(), Owner::Send))?;
-        claims.wait(&mut xctl)?;
-        link.lose(0)?;
-        drop(actor);
-        renamed.push(who);
+        if exits {
+            claims.exited();
+        } else {
+            living.push(actor);
+        }
     }
+    claims.wait(&mut xctl)?;
+    link.lose(0)?;
+    drop(living);
     link.quiet()?;
     let trace = xctl.stop(Signal::SIGINT)?;
     for who in &renamed {

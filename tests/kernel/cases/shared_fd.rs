@@ -62,7 +62,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
 
 /// Two send at the same time again and again, and one of them alone afterwards: that is the last, each time.
 pub fn contended(set: Set, family: Family) -> Outcome {
-    let times = crowd(5000, 2000);
+    let times = crowd(5000, 500);
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let mut parent = RawActor::new(&link.a, "parent")?;

@@ -285,6 +285,12 @@ struct Counts {
     owners: BTreeMap<String, usize>,
 }
 
+/// The kernel's own sockets of a namespace, as `xctl sockets` tells them: where they lead to, and their state.
+pub fn of_kernel(ns: &Netns) -> Result<Vec<(SocketAddr, String)>> {
+    let all = sockets(&[])?.into_iter().filter(|socket| socket.netns == ns.inode && socket.owner == "kernel");
+    Ok(all.map(|socket| (socket.remote(), socket.state)).collect())
+}
+
 /// What `xctl sockets --json` prints, each line as strict as the contract.
 fn sockets(args: &[&str]) -> Result<Vec<Socket>> {
     let output = command(&[&["sockets", "--json"], args].concat())?.output().context("starting xctl")?;

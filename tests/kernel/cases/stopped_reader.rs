@@ -13,7 +13,7 @@ use crate::link::{Link, Netns};
 use crate::missed::Witness;
 use crate::process::{PATIENCE, poll};
 use crate::workers::{Flow, Receiver, Who};
-use crate::xctl::{Trace, Xctl};
+use crate::xctl::{Kind, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 /// What the filter lets through: nobody else's connections.
@@ -109,9 +109,24 @@ fn totals_are_exact(trace: &Trace, ns: &Netns, who: &Who, before: &Counters) -> 
     let after = Counters::of(ns)?;
     let failed = after.since(before, "TCPRetransFail")?;
     let kernel = after.since(before, "RetransSegs")? - failed;
-    let own = trace.summary.processes.iter().filter(|process| process.pid == Some(who.pid));
-    let segs: u64 = own.map(|process| process.segs).sum();
+    let own: Vec<_> = trace.summary.processes.iter().filter(|process| process.pid == Some(who.pid)).collect();
+    let segs: u64 = own.iter().map(|process| process.segs).sum();
     ensure!(i64::try_from(segs)? == kernel, "the kernel counted {kernel} segments, the summary {segs}");
+    let of_kinds = |kinds: &[Kind]| {
+        let all = own.iter().flat_map(|process| &process.kinds);
+        i64::try_from(all.filter(|(kind, _)| kinds.contains(kind)).map(|(_, segs)| segs).sum::<u64>())
+    };
+    for (kinds, counter) in [
+        (&[Kind::Fast][..], "TCPFastRetrans"),
+        (&[Kind::SlowStart], "TCPSlowStartRetrans"),
+        (&[Kind::Syn, Kind::Synack], "TCPSynRetrans"),
+    ] {
+        let (kernel, summary) = (after.since(before, counter)?, of_kinds(kinds)?);
+        ensure!(kernel == summary, "{counter}: the kernel counted {kernel} segments, the summary {summary}: {own:?}");
+    }
+    // a probe may send something new
+    let (probes, told) = (after.since(before, "TCPLossProbes")?, of_kinds(&[Kind::Tlp])?);
+    ensure!(told <= probes, "the kernel counted {probes} probes, the summary {told}");
     Ok(u64::try_from(failed + after.since(before, "TCPSpuriousRtxHostQueues")?)?)
 }
 

@@ -1,9 +1,10 @@
 //! `--verify`: what xctl says of the kernel's counters, held against the test's own reading of them; and that it can say no.
 
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
@@ -176,25 +177,37 @@ pub fn run(set: Set, family: Family) -> Outcome {
         }
         receivers.push(receiver);
     }
-    let vain = connect_in_vain(&doomed.a, "in-vain", (DEAD_V4, 443).into(), 1)?;
+    // one that was there before, and one that comes and goes meanwhile
+    let mayfly = Link::up()?;
+    let gone = [doomed, mayfly];
+    let vain = thread::scope(|scope| {
+        let ask = |link: &Link| connect_in_vain(&link.a, "in-vain", (DEAD_V4, 443).into(), 1);
+        let asking = gone.each_ref().map(|link| scope.spawn(move || ask(link)));
+        asking.map(|one| one.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked"))))
+    });
+    let vain = vain.into_iter().collect::<Result<Vec<_>>>()?;
     send_all(senders)?;
     link.quiet()?;
     fresh.quiet()?;
-    let (inode_a, inode_b) = (doomed.a.inode, doomed.b.inode);
-    drop(doomed);
+    let [doomed, mayfly] = gone;
+    // where nothing ever went again nobody knows the one that was not there before
+    let (inodes, retransmitted) = ([doomed.a.inode, doomed.b.inode, mayfly.a.inode], [doomed.a.inode, mayfly.a.inode]);
+    drop((doomed, mayfly));
     let skipped = witness.skipped()? + witness.above_pid_1()?;
     let verified = xctl.stop()?;
 
     let old = [verified.agrees(&link.a, &before.0, skipped)?, verified.agrees(&link.b, &before.1, skipped)?];
     let new = [verified.agrees(&fresh.a, &zero.0, skipped)?, verified.agrees(&fresh.b, &zero.1, skipped)?];
     ensure!(old[0] > 0 && new[0] > 0, "nothing was sent again, so nothing was compared: {old:?} {new:?}");
-    for inode in [inode_a, inode_b] {
+    for inode in inodes {
         let gone = verified.records.iter().filter(|record| record.netns == inode && record.verdict == "gone");
         ensure!(gone.count() == CHECKS.len(), "namespace {inode} was deleted: {:?}", verified.records);
     }
-    let syns = verified.records.iter().find(|record| record.netns == inode_a && record.check == "syn");
-    let syns = syns.map_or(0, |record| record.xctl);
-    ensure!(syns >= 1 || skipped > 0, "{syns} SYNs sent again by {vain:?} in the namespace that is gone");
+    for (inode, vain) in retransmitted.iter().zip(&vain) {
+        let syns = verified.records.iter().find(|record| record.netns == *inode && record.check == "syn");
+        let syns = syns.map_or(0, |record| record.xctl);
+        ensure!(syns >= 1 || skipped > 0, "{syns} SYNs sent again by {vain:?} in the namespace that is gone");
+    }
     let skipped = if skipped > 0 { format!(", {skipped} runs skipped") } else { String::new() };
     Ok(Verdict::Passed(format!("{old:?} segments, {new:?} in new namespaces{skipped}")))
 }
