@@ -20,7 +20,7 @@ CLANG ?= clang
 LLVM_STRIP ?= llvm-strip
 CARGO ?= cargo
 BTF ?= /sys/kernel/btf/vmlinux
-# The first runs every test; those that take longest come first.
+# The first for x86_64 runs every test; those that take longest come first.
 KERNELS ?= newest 6.12 6.12-arm64 6.1 5.10 6.12-rt
 
 # The target, as Rust names the machine and as libbpf's bpf_tracing.h does. The C library in it is musl where Rust has a
@@ -123,7 +123,7 @@ kernel_test = $$($(CARGO_TEST) --no-run --test kernel 2>&1 | tee -a /dev/stderr 
 
 test-native: $(BIN) ## Tests on this machine's kernel
 	$(say) TEST native
-	$(Q)XCTL=$(CURDIR)/$(BIN) $(kernel_test) $(CASES)
+	$(Q)mkdir -p target/vm; XCTL=$(CURDIR)/$(BIN) $(kernel_test) $(CASES) | tee target/vm/native.out
 	$(if $(CASES),,$(Q)./tests/dist/service $(BIN))
 
 # As many at a time as there are cores. The first kernel runs all; those between the first and the oldest not what these two show
@@ -133,15 +133,17 @@ test-native: $(BIN) ## Tests on this machine's kernel
 VM_RUNS = $(KERNELS:%=vm-%) $(if $(CASES),,$(addprefix vm-,$(if $(filter 6.12,$(KERNELS)),full 4cpus)))
 AT_ONCE ?= $$(nproc)
 define at_once
-	rm -f target/vm/*.out; \
-	printf '%s\n' $1 $(VM_RUNS) | xargs -P $(AT_ONCE) -n 1 $(MAKE) --no-print-directory || { grep -H '^FAIL' target/vm/*.out; false; }
+	mkdir -p target/vm; rm -f target/vm/*.out; \
+	printf '%s\n' $1 $(VM_RUNS) | xargs -P $(AT_ONCE) -n 1 $(MAKE) --no-print-directory || \
+		{ grep -H '^FAIL' target/vm/*.out || echo 'No case failed, but what runs them: see "result" above.'; false; }
 endef
 
 test-vm: $(BIN) ## Tests on real Debian kernels in virtual machines (KERNELS='6.1 6.12-arm64', CASES)
 	$(Q)$(call at_once)
 
-OLDEST := 5.10
-vm_cases = $(or $(CASES),$(if $(filter %-rt,$1),lossy_link,$(if $(filter %-arm64,$1),--auto --kernel,$(if $(filter $(firstword $(KERNELS)),$1),,--kernel $(if $(filter-out $(OLDEST),$1),--between)))))
+VM_PLAIN = $(filter-out %-rt %-arm64,$(KERNELS))
+OLDEST = $(firstword $(foreach kernel,5.10 6.1 6.12,$(filter $(kernel),$(VM_PLAIN))))
+vm_cases = $(or $(CASES),$(if $(filter %-rt,$1),lossy_link,$(if $(filter %-arm64,$1),--auto --kernel,$(if $(filter $(firstword $(VM_PLAIN)),$1),,--kernel $(if $(filter-out $(OLDEST) newest,$1),--between)))))
 
 .PHONY: $(VM_RUNS)
 $(KERNELS:%=vm-%): vm-%:
@@ -164,7 +166,7 @@ test-vm-here: $(BIN)
 	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(kernel_test) ./tests/vm/run -k $(VM) -- $(VM_CASES)
 
 test-full: ## With 20,000 connections, and 1,000 starts, on real Debian kernels in virtual machines (KERNELS)
-	$(Q)VM_MEM=3G VM_TIMEOUT=7200 VM_LABEL=-full $(MAKE) --no-print-directory test-vm CASES='--full churn full_map cycles'
+	$(Q)VM_MEM=3G VM_TIMEOUT=$${VM_TIMEOUT:-7200} VM_LABEL=-full $(MAKE) --no-print-directory test-vm CASES='--full churn full_map cycles'
 
 test-awake: $(BIN) ## Do the cases fail without the hooks that they are about? On this machine's kernel; VMS=6.12: on that one
 	$(if $(VMS),$(Q)VM_LABEL=-awake $(MAKE) --no-print-directory test-vm KERNELS='$(VMS)' CASES=--awake,$(Q)$(MAKE) --no-print-directory test-native CASES=--awake)

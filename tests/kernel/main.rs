@@ -199,6 +199,10 @@ fn main() -> ExitCode {
     for line in &failed {
         println!("again {line}");
     }
+    if !list && !filters.is_empty() && passed + failed.len() + skipped == 0 {
+        println!("FAIL  no case has such a name: {filters:?}");
+        return ExitCode::FAILURE;
+    }
     if !list {
         println!("{passed} passed, {} failed, {skipped} skipped", failed.len());
     }

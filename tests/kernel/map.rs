@@ -60,6 +60,12 @@ pub fn entries_of(pid: u32, owners: &[u32]) -> Result<Vec<Entry>> {
     Ok(entries(pid)?.into_iter().filter(|entry| owners.contains(&entry.pid)).collect())
 }
 
+/// Addresses of the sockets that are known as this process's.
+pub fn sockets_of(pid: u32, owner: u32) -> Result<BTreeSet<u64>> {
+    let of_owner = elements(pid)?.into_iter().map(|element| element.value).filter(|value| value.tgid == owner);
+    Ok(of_owner.map(|value| value.sk).filter(|sk| *sk != u64::MAX).collect())
+}
+
 /// Those of them that are of no socket any more, and could not be removed.
 pub fn dead(pid: u32) -> Result<Vec<Entry>> {
     Ok(elements(pid)?.iter().filter(|element| element.value.sk == u64::MAX).map(entry).collect())

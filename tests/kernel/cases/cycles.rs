@@ -43,7 +43,12 @@ pub fn run(set: Set, family: Family) -> Outcome {
 
     // one that sees all of it
     let long = Xctl::start(set, &[])?;
-    let descriptors = || Ok::<_, anyhow::Error>(std::fs::read_dir(format!("/proc/{}/fd", long.process.pid()))?.count());
+    // but for files of /proc, which it opens for a moment with each event
+    let lasts = |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|to| !to.starts_with("/proc"));
+    let descriptors = || {
+        let all = std::fs::read_dir(format!("/proc/{}/fd", long.process.pid()))?;
+        Ok::<_, anyhow::Error>(all.flatten().filter(lasts).count())
+    };
     let held_first = descriptors()?;
     let folder = Folder::new()?;
     let before = bpf_objects()?;

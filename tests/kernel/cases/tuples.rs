@@ -120,7 +120,7 @@ pub fn twins_at_once(set: Set, _family: Family) -> Outcome {
             joined.into_iter().collect::<Result<Vec<_>>>()
         })
     })?;
-    let known = map::entries_of(xctl.process.pid(), &[std::process::id()])?;
+    let known = map::sockets_of(xctl.process.pid(), std::process::id())?;
     ensure!(known.len() == 2 * PAIRS, "of {} sockets {} are known", 2 * PAIRS, known.len());
     drop(streams);
     xctl.stop(Signal::SIGINT)?;
