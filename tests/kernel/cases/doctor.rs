@@ -128,12 +128,7 @@ fn of_the_host(report: &Report) -> Result<()> {
 /// It finds fault with this hook, or whatever `check` is, in these words.
 pub fn finds(command: Command, check: &str, words: &str) -> Result<()> {
     let mut process = Process::start("xctl doctor", command)?;
-    shows(&process.rest()?, check, words)
-}
-
-/// The same of what a doctor has printed.
-pub fn shows(lines: &[String], check: &str, words: &str) -> Result<()> {
-    let text = lines.join("\n");
+    let text = process.rest()?.join("\n");
     let report: Report = serde_json::from_str(&text).with_context(|| format!("not a document: {text}"))?;
     let check = report.get(check)?;
     let fault = check.ok == Some(false) && check.remedy.is_some() && check.found.contains(words);

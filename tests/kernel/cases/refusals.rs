@@ -286,9 +286,7 @@ fn refused_probes() -> Result<u32> {
         (Set::Mixed, LISTEN, several, Errno::EADDRNOTAVAIL, "there are several functions of that name"),
         (Set::Kprobe, STATE, "inet_sk_state_gone", Errno::ENOENT, "this kernel has no such function"),
     ] {
-        let attach = set.to_string();
-        let args = ["trace", "--json", "--attach", &attach, "--duration", "0.1"];
-        let Instead { answered, status, said, .. } = probe_instead(&args, ours, name, errno)?;
+        let (answered, status, said) = probe_instead(set, ours, name, errno)?;
         // older kernels take the first of several
         if !answered && errno == Errno::EADDRNOTAVAIL {
             continue;
@@ -298,38 +296,20 @@ fn refused_probes() -> Result<u32> {
         let right = status.code() == Some(CANNOT_RUN_HERE) && words.iter().all(|words| said.contains(words));
         ensure!(answered && right, "{name}: {status}, and it does not say {words:?}: {said:?}");
         seen += 1;
-        // once, since each of its many reads of kallsyms stops for ptrace
-        if errno != Errno::EINVAL {
-            continue;
-        }
-        // doctor finds the same fault with that hook, which it calls so, too, and so with that set
-        let Instead { answered, said, printed, .. } = probe_instead(&["doctor", "--json"], ours, name, errno)?;
-        ensure!(answered, "doctor did not ask for {name}: {said:?}");
-        doctor::shows(&printed, &format!("kprobe {name}"), words[1].trim_matches([':', ' ']))?;
-        doctor::shows(&printed, &format!("set {set}"), &format!("kprobe {name} does not work"))?;
-        seen += 1;
     }
     // where a tracepoint shows the same, it does without
-    let args = ["trace", "--json", "--attach", "kprobe+tracepoint", "--duration", "0.1"];
-    let Instead { answered, status, said, .. } = probe_instead(&args, STATE, "inet_sk_state_gone", Errno::ENOENT)?;
+    let (answered, status, said) = probe_instead(Set::Mixed, STATE, "inet_sk_state_gone", Errno::ENOENT)?;
     ensure!(answered && status.success(), "without {STATE}: {status}, {said:?}");
     Ok(seen)
 }
 
-/// Of an xctl that asked for another probe than it meant.
-struct Instead {
-    /// Whether the kernel answered so.
-    answered: bool,
-    status: ExitStatus,
-    said: String,
-    printed: Vec<String>,
-}
-
-/// On its way to the kernel the name of the function to be probed becomes another's: none of ours is such a one.
-fn probe_instead(args: &[&str], ours: &str, name: &str, errno: Errno) -> Result<Instead> {
+/// On its way to the kernel the name of the function to be probed becomes another's: none of ours is such a one. Whether the
+/// kernel answered so, and how xctl ended.
+fn probe_instead(set: Set, ours: &str, name: &str, errno: Errno) -> Result<(bool, ExitStatus, String)> {
     const FUNCTION: usize = 56;
+    let args = ["trace", "--json", "--attach", &set.to_string(), "--duration", "0.1"];
     let mut altered = false;
-    let (mut process, calls) = tracee::watch("xctl", &command(args)?, |call, memory| {
+    let (mut process, calls) = tracee::watch("xctl", &command(&args)?, |call, memory| {
         if call.name == "perf_event_open" && !altered && call.long(FUNCTION) != 0 {
             let at = call.long(FUNCTION);
             if tracee::read(memory, at, ours.len() + 1)? == format!("{ours}\0").as_bytes() {
@@ -339,10 +319,10 @@ fn probe_instead(args: &[&str], ours: &str, name: &str, errno: Errno) -> Result<
         }
         Ok(())
     })?;
-    let (printed, status, said) = (process.rest()?, process.wait()?, process.errors());
+    let (_, status, said) = (process.rest()?, process.wait()?, process.errors());
     ensure!(altered, "it asked for no probe of {ours}: {said:?}");
     let refused = |call: &tracee::Call| call.name == "perf_event_open" && call.result == -(errno as i64);
-    Ok(Instead { answered: calls.iter().any(refused), status, said, printed })
+    Ok((calls.iter().any(refused), status, said))
 }
 
 /// With this BTF the set cannot be attached, and doctor finds the same fault with the same hook.
