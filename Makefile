@@ -142,9 +142,10 @@ test-vm: $(BIN) ## Tests on real Debian kernels in virtual machines (KERNELS='6.
 	$(Q)$(call at_once)
 
 VM_PLAIN = $(filter-out %-rt %-arm64,$(KERNELS))
+RUNS_ALL = $(firstword $(VM_PLAIN))
 OLDEST = $(firstword $(foreach kernel,5.10 6.1 6.12,$(filter $(kernel),$(VM_PLAIN))))
-few_sets = $(if $(SETS),,$(if $(filter-out $(firstword $(VM_PLAIN)),$(filter 6.1 %-arm64,$1)),--auto))
-of_all = $(if $(filter $(firstword $(VM_PLAIN)),$1),,--kernel $(if $(filter-out $(OLDEST) newest %-arm64,$1),--between))
+few_sets = $(if $(SETS),,$(if $(filter-out $(RUNS_ALL),$(filter 6.1 %-arm64,$1)),--auto))
+of_all = $(if $(filter $(RUNS_ALL),$1),,--kernel $(if $(filter-out $(OLDEST) newest %-arm64,$1),--between))
 vm_cases = $(or $(CASES),$(if $(filter %-rt,$1),lossy_link,$(few_sets) $(of_all)))
 
 .PHONY: $(VM_RUNS)

@@ -126,7 +126,8 @@ const TAKEN: &[Taken] = &[
     check("a look at whose entry it is", without::own_entries, "tuple_in_use", UNKNOWN),
 ];
 
-/// Tries all, or those about cases of such names, in every set that this kernel has. A case that does not run here shows nothing, and is told as skipped.
+/// Tries all, or those about cases of such names, in every set that this kernel has. A case that does not run here shows
+/// nothing, and is told as skipped.
 pub fn main(names: &[&String]) -> ExitCode {
     let (mut awake, mut asleep, mut skipped) = (0, 0, 0);
     for set in Set::ALL.iter().copied().filter(|set| set.absent().is_none()) {

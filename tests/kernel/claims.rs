@@ -1,6 +1,6 @@
 //! What a case knows about a connection from then on, and what xctl must have said about its retransmits.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::link::Netns;
@@ -100,9 +100,9 @@ impl Claims {
     pub fn wait(&self, xctl: &mut Xctl) -> Result<()> {
         for claim in &self.0 {
             let seen = xctl.wait_for(|record| claim.covers(record) && record.kind == claim.kind)?;
-            let Some(seen) = seen else {
-                bail!("{}: no retransmit of kind {:?} within {PATIENCE:?}", claim.what, claim.kind)
-            };
+            let seen = seen.with_context(|| {
+                format!("{}: no retransmit of kind {:?} within {PATIENCE:?}", claim.what, claim.kind)
+            })?;
             let lives = matches!(claim.whose, Whose::Of(..)) && !claim.exited;
             ensure!(!lives || !seen.exited, "{}: its process lives, and yet: {seen:?}", claim.what);
         }

@@ -7,6 +7,9 @@ use serde::Deserialize;
 
 use crate::host::tool;
 
+/// The socket of an entry that is of none any more, and could not be removed.
+const NO_SOCKET: u64 = u64::MAX;
+
 /// What the map says of a socket. A listener has no four-tuple there: ports and namespace are 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Entry {
@@ -63,12 +66,12 @@ pub fn entries_of(pid: u32, owners: &[u32]) -> Result<Vec<Entry>> {
 /// Addresses of the sockets that are known as this process's.
 pub fn sockets_of(pid: u32, owner: u32) -> Result<BTreeSet<u64>> {
     let of_owner = elements(pid)?.into_iter().map(|element| element.value).filter(|value| value.tgid == owner);
-    Ok(of_owner.map(|value| value.sk).filter(|sk| *sk != u64::MAX).collect())
+    Ok(of_owner.map(|value| value.sk).filter(|sk| *sk != NO_SOCKET).collect())
 }
 
 /// Those of them that are of no socket any more, and could not be removed.
 pub fn dead(pid: u32) -> Result<Vec<Entry>> {
-    Ok(elements(pid)?.iter().filter(|element| element.value.sk == u64::MAX).map(entry).collect())
+    Ok(elements(pid)?.iter().filter(|element| element.value.sk == NO_SOCKET).map(entry).collect())
 }
 
 fn entry(Formatted { key, value }: &Formatted) -> Entry {

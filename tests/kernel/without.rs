@@ -164,15 +164,15 @@ pub fn start_times() -> Vec<u8> {
     code.bytes
 }
 
-/// Without a look at whose an entry of SOCKET_TO_PID is, where one that is tied to no socket may be meant: it is whoever's that asks.
+/// Without a look at whose an entry of SOCKET_TO_PID is, where one that is tied to no socket may be meant: it is whoever's that
+/// asks.
 pub fn own_entries() -> Vec<u8> {
-    const READ: u8 = 0x79;
     const IF: [u8; 2] = [0x1d, 0x5d];
     const IF_NUMBER: [u8; 2] = [JUMP_IF_EQUAL, 0x55];
     let mut code = Code::of_ours();
     let mut altered = 0;
     // the entry's first field, compared with a register, then with zero
-    for at in code.find(READ, 0) {
+    for at in code.find(LOAD, 0) {
         let [read, like, zero] = [0, 8, 16].map(|more| &code.bytes[at + more..at + more + 8]);
         let to = read[1] & 15;
         let compared = IF.contains(&like[0]) && like[1] & 15 == to && IF_NUMBER.contains(&zero[0]) && zero[1] == to;

@@ -240,7 +240,7 @@ pub fn needed(_set: Set, _family: Family) -> Outcome {
     let mut with = Process::start("xctl", workers::by_nobody(&both, &command(&user)?)?)?;
     with.rest()?;
     with.succeed()?;
-    Ok(Verdict::Passed(format!("{} that are needed", if counts { 6 } else { 5 })))
+    Ok(Verdict::Passed(format!("names the one that is missing{}", if counts { ", CAP_SYS_RESOURCE too" } else { "" })))
 }
 
 /// It refuses, names that capability, and none of those that it has.

@@ -33,7 +33,7 @@ enum End {
 }
 
 pub fn run(set: Set, family: Family) -> Outcome {
-    let (most, least) = if is_full() { (MANY, LONG) } else { (FEW, Duration::ZERO) };
+    let (least, shortest) = if is_full() { (MANY, LONG) } else { (FEW, Duration::ZERO) };
     let link = Link::lossy()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let day = Duration::from_secs(24 * 3600);
@@ -66,7 +66,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let ends = [End::Interrupted, End::KilledEarly, End::Terminated, End::Killed, End::Unread];
     let mut cycles = 0;
     for end in ends.into_iter().cycle() {
-        if cycles >= most && began.elapsed() >= least {
+        if cycles >= least && began.elapsed() >= shortest {
             break;
         }
         cycle(set, &folder, end).with_context(|| format!("cycle {cycles}, {end:?}"))?;

@@ -127,7 +127,8 @@ fn of_ptrace(call: &Call) -> Seen {
     (call.name.to_owned(), command.to_owned(), call.result.max(-1), errno)
 }
 
-/// Attributes and arguments of a call, by the way to each in the record, as the kernel's headers lay them out (include/uapi/linux/bpf.h, perf_event.h).
+/// Attributes and arguments of a call, by the way to each in the record, as the kernel's headers lay them out
+/// (include/uapi/linux/bpf.h, perf_event.h).
 fn given(call: &Call) -> Vec<(&'static str, Value)> {
     let [_, one, two, three, four] = call.arguments;
     let signed = |word: u64| Value::from(word as i32);

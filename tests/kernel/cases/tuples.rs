@@ -60,10 +60,9 @@ pub fn same_tuple_two_devices(set: Set, _family: Family) -> Outcome {
     link.lose_from_second(&link.a, 10)?;
     let mut twins = vec![];
     for (wire, comm) in wires.iter().zip(["twin-0", "twin-1"]) {
-        let at = |host, port| SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), port, 0, *wire);
         // so many, however often its SYN is lost before
-        let many = Plan { sends: 2000, time: PATIENCE, ..busy_plan(comm, at(2, receiver.at.port()).into()) };
-        let plan = Plan { from: Some(at(1, LOCAL).into()), ..many };
+        let many = Plan { sends: 2000, time: PATIENCE, ..busy_plan(comm, on_wire(*wire, 2, receiver.at.port())) };
+        let plan = Plan { from: Some(on_wire(*wire, 1, LOCAL)), ..many };
         twins.push(Sender::new(&link.a, plan)?);
     }
     let truths = send_all(twins)?;
@@ -102,14 +101,13 @@ pub fn twins_at_once(set: Set, _family: Family) -> Outcome {
     let xctl = Xctl::start(set, &[])?;
     let ready = AtomicUsize::new(0);
     let connect_all = |wire: u32| {
-        let at = |host, port| SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), port, 0, wire).into();
         let ports = (1..=PAIRS).zip(FIRST..);
         let streams = ports.map(|(pair, port)| {
             ready.fetch_add(1, Ordering::SeqCst);
             while ready.load(Ordering::SeqCst) < 2 * pair {
                 thread::yield_now();
             }
-            Ok(open(Some(at(1, port)), at(2, receiver.at.port()), SockFlag::empty())?.0)
+            Ok(open(Some(on_wire(wire, 1, port)), on_wire(wire, 2, receiver.at.port()), SockFlag::empty())?.0)
         });
         streams.collect::<Result<Vec<_>>>().inspect_err(|_| ready.store(GIVEN_UP, Ordering::SeqCst))
     };
@@ -216,13 +214,18 @@ pub fn twins_shut_down(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed("2 forgotten".to_owned()))
 }
 
+/// A port of the link's first or second host, 1 or 2, on the device of this index.
+fn on_wire(wire: u32, host: u16, port: u16) -> SocketAddr {
+    SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), port, 0, wire).into()
+}
+
 /// Connections with the very same addresses and ports over two wires, of processes called "twin-0" and "twin-1".
 fn twins(link: &Link, receiver: &Receiver) -> Result<Vec<Puppet>> {
     const LOCAL: u16 = 40000;
     let mut twins = vec![];
     for (wire, comm) in link.second_wire()?.iter().zip(["twin-0", "twin-1"]) {
-        let at = |host, port| SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), port, 0, *wire).into();
-        twins.push(Puppet::from(&link.a, comm, Some(at(1, LOCAL)), at(2, receiver.at.port()))?);
+        let (from, to) = (on_wire(*wire, 1, LOCAL), on_wire(*wire, 2, receiver.at.port()));
+        twins.push(Puppet::from(&link.a, comm, Some(from), to)?);
     }
     // but for the wire
     let ends = |flow: Flow| [flow.local, flow.remote].map(|end| (end.ip(), end.port()));

@@ -179,17 +179,15 @@ pub fn run(set: Set, family: Family) -> Outcome {
     }
     // one that was there before, and one that comes and goes meanwhile
     let mayfly = Link::up()?;
-    let gone = [doomed, mayfly];
     let vain = thread::scope(|scope| {
-        let ask = |link: &Link| connect_in_vain(&link.a, "in-vain", (DEAD_V4, 443).into(), 1);
-        let asking = gone.each_ref().map(|link| scope.spawn(move || ask(link)));
+        let ask = |ns: &Netns| connect_in_vain(ns, "in-vain", (DEAD_V4, 443).into(), 1);
+        let asking = [&doomed.a, &mayfly.a].map(|ns| scope.spawn(move || ask(ns)));
         asking.map(|one| one.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked"))))
     });
     let vain = vain.into_iter().collect::<Result<Vec<_>>>()?;
     send_all(senders)?;
     link.quiet()?;
     fresh.quiet()?;
-    let [doomed, mayfly] = gone;
     // where nothing ever went again nobody knows the one that was not there before
     let (inodes, retransmitted) = ([doomed.a.inode, doomed.b.inode, mayfly.a.inode], [doomed.a.inode, mayfly.a.inode]);
     drop((doomed, mayfly));
