@@ -125,7 +125,7 @@ pub struct TraceOptions {
     pub dry_run: bool,
     /// Where to record what was done to the kernel.
     pub record: Option<PathBuf>,
-    /// Prove what was loaded before anything is attached; a record implies it.
+    /// Attach nothing unless what was loaded is proven; a record implies it.
     pub strict: bool,
     /// User to become once everything is attached.
     pub user: Option<User>,
@@ -200,7 +200,7 @@ fn trace_options() -> Vec<Arg> {
             .value_parser(value_parser!(PathBuf)),
         flag(
             "strict",
-            "Before attaching, prove that every instruction in the kernel is the object's, relocated by the BTF",
+            "Attach nothing unless every instruction in the kernel is proven to be the object's, relocated by the BTF",
         ),
         option("object", "FILE", "Load this BPF object instead of the one inside the binary")
             .value_parser(value_parser!(PathBuf)),

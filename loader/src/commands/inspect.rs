@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::{fmt, fs};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -707,7 +708,7 @@ impl Text<'_> {
     }
 
     fn map(&mut self, map: &MapFacts, name: &str) -> Result<()> {
-        let sized = |size: Option<u32>, ty: &Option<Rc<str>>| match (size, ty) {
+        let sized = |size: Option<u32>, ty: &Option<Arc<str>>| match (size, ty) {
             (Some(size), Some(ty)) => format!("{size} bytes ({})", plain(ty)),
             (Some(size), None) => format!("{size} bytes"),
             (None, _) => "unset".to_owned(),

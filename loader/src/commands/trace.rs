@@ -25,7 +25,7 @@ use crate::output::summary::{self, ByProcess, Summary};
 use crate::output::text::Text;
 use crate::output::{Moment, Output, Ready};
 use crate::owners::Seeded;
-use crate::record::Record;
+use crate::record::{Doubt, Record};
 use crate::ring::order::Order;
 use crate::say::{say, say_all};
 use crate::tracer::{self, Audit, Kernel, Shown, Sizes, Tracer};
@@ -43,33 +43,26 @@ const MARGIN_NS: u64 = 20_000_000;
 /// Whatever the message says; [`Exit`] in its chain decides the exit code.
 pub fn run(options: &TraceOptions) -> Result<()> {
     libbpf::collect_messages(options.verbose);
-    let audited = options.strict || options.record.is_some();
-    let mut record = audited.then(|| Record::begin(options.record.as_deref())).transpose()?;
-    let result = trace(options, record.as_mut());
+    let doubt = if options.strict || options.record.is_some() { Doubt::Refuse } else { Doubt::Flag };
+    let mut record = Record::begin(options.record.as_deref(), doubt)?;
+    let result = trace(options, &mut record);
     if options.verbose {
         say_all(&libbpf::take_messages());
     }
-    match record {
-        Some(record) => record.finish(result),
-        None => result,
-    }
+    record.finish(result)
 }
 
-fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> {
+fn trace(options: &TraceOptions, record: &mut Record) -> Result<()> {
     let (bytes, shown) = super::object(options.object.as_deref())?;
-    if let Some(record) = &mut record {
-        record.object(options.object.as_deref(), &bytes);
-    }
+    record.object(options.object.as_deref(), &bytes);
     let object = tracer::check_object(&bytes).context(shown)?;
     check_privilege()?;
     let btf = &btf_path(options.btf.as_deref());
     let kernel = Kernel::ask(btf)?;
     kernel.check(btf, &object)?;
-    if let Some(record) = &mut record {
-        record.btf(btf, kernel.btf());
-        if kernel.shows(Shown::ChargedMaps) {
-            record.maps_count();
-        }
+    record.btf(btf, kernel.btf());
+    if kernel.shows(Shown::ChargedMaps) {
+        record.maps_count();
     }
     let plans = hooks::choose(options.attach, options.events != Events::Retransmit, &kernel)?;
     let settings = settings(options);
@@ -81,7 +74,7 @@ fn trace(options: &TraceOptions, mut record: Option<&mut Record>) -> Result<()> 
         None => default_max_sockets()?,
     };
     let sizes = Sizes { max_sockets, perf_pages: options.perf_pages, seed: options.seed };
-    let mut audit = Audit { record, dry_run: options.dry_run };
+    let mut audit = Audit { record: Some(record), dry_run: options.dry_run };
     let mut tracer = Tracer::start(&object, plans, &kernel, btf, settings, sizes, &mut audit)
         .map_err(|error| hooks::refused(options.attach, error))?;
     drop(kernel);

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -102,11 +102,11 @@ pub struct MapFacts {
     /// Bytes of a key.
     pub key_size: Option<u32>,
     /// The key's C type.
-    pub key: Option<Rc<str>>,
+    pub key: Option<Arc<str>>,
     /// Bytes of a value.
     pub value_size: Option<u32>,
     /// The value's C type.
-    pub value: Option<Rc<str>>,
+    pub value: Option<Arc<str>>,
     /// Entries; null if whoever loads the object sets it, or libbpf does.
     pub max_entries: Option<u32>,
     /// `BPF_F_*`, as a number.
@@ -149,7 +149,7 @@ pub struct VariableFacts<'a> {
     pub size: u64,
     /// Its C type, if the BTF has it.
     #[serde(rename = "type")]
-    pub ty: Option<Rc<str>>,
+    pub ty: Option<Arc<str>>,
     /// Its initial value: bytes in hexadecimal. Null if it is longer than 64 bytes.
     #[serde(serialize_with = "as_hex")]
     pub value: Option<&'a [u8]>,
@@ -530,7 +530,7 @@ fn configuration_size(btf: &Btf) -> Option<u64> {
 
 fn variables<'a>(bytes: &'a [u8], btf: Option<&Btf>, places: &Places<'_, 'a>) -> Vec<VariableFacts<'a>> {
     // The type of each, and what it is called once that was asked for.
-    let mut types: BTreeMap<&str, (TypeId, Option<Rc<str>>)> = BTreeMap::new();
+    let mut types: BTreeMap<&str, (TypeId, Option<Arc<str>>)> = BTreeMap::new();
     if let Some(btf) = btf {
         let vars = btf.ids().filter(|id| btf.kind(*id) == Kind::Var);
         types.extend(vars.map(|id| (btf.name(id), (btf.target(id), None))));

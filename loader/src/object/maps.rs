@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::btf::{Btf, Kind, TypeId};
 use super::elf::{ObjectFile, Section};
@@ -19,11 +19,11 @@ pub struct MapDefinition {
     /// Bytes of a key.
     pub key_size: Option<u32>,
     /// The key's type in C.
-    pub key: Option<Rc<str>>,
+    pub key: Option<Arc<str>>,
     /// Bytes of a value.
     pub value_size: Option<u32>,
     /// The value's type in C.
-    pub value: Option<Rc<str>>,
+    pub value: Option<Arc<str>>,
     /// How many entries it can have.
     pub max_entries: Option<u32>,
     /// `BPF_F_*`
@@ -104,7 +104,7 @@ pub struct Definitions<'b> {
     /// The variables in the section `.maps`, by name; of equal ones the first.
     vars: HashMap<&'b str, TypeId>,
     /// What is known of types that keys and values have: size and name.
-    known: RefCell<HashMap<TypeId, (u32, Rc<str>)>>,
+    known: RefCell<HashMap<TypeId, (u32, Arc<str>)>>,
 }
 
 impl<'b> Definitions<'b> {
@@ -203,7 +203,7 @@ impl<'b> Definitions<'b> {
     }
 
     /// `__type(name, TYPE)`: a pointer to the type. Its size and name.
-    fn pointed_to(&self, ty: TypeId, what: &str) -> Result<(u32, Rc<str>), String> {
+    fn pointed_to(&self, ty: TypeId, what: &str) -> Result<(u32, Arc<str>), String> {
         let btf = self.btf;
         if btf.kind(ty) != Kind::Ptr {
             return Err(format!("its {what} is {}, not a pointer", type_name(btf, ty)));
@@ -214,7 +214,7 @@ impl<'b> Definitions<'b> {
         }
         let (size, name) = (btf.size_of(to).and_then(|size| u32::try_from(size).ok()), type_name(btf, to));
         let size = size.ok_or_else(|| format!("its {what}, {name}, has no size"))?;
-        let name: Rc<str> = name.into();
+        let name: Arc<str> = name.into();
         self.known.borrow_mut().insert(to, (size, name.clone()));
         Ok((size, name))
     }

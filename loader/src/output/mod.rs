@@ -26,7 +26,7 @@ pub struct Ready<'a> {
     pub seeded: usize,
     /// False: everything was only loaded.
     pub attached: bool,
-    /// What is in the kernel was proven to be what the object says; none if that was not asked for.
+    /// Whether what is in the kernel was proven to be what the object says; none if it could not be compared.
     pub proven: Option<bool>,
 }
 

@@ -34,6 +34,7 @@ use crate::kernel::symbols;
 use crate::object::elf::INSN_SIZE;
 use crate::object::facts::{MapFacts, hex};
 use crate::object::{Btf, maps};
+use crate::say::say;
 use capabilities::Capabilities;
 use document::Document;
 use proof::{Maps, Proof, Unproven};
@@ -199,11 +200,22 @@ struct Facts {
     error: Option<String>,
 }
 
-/// A run that is watched. Without a file, it is only proven.
+/// What becomes of a run when something in the kernel is not what the object says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// It is said, and the run goes on.
+    Flag,
+    /// It ends before anything is attached.
+    Refuse,
+}
+
+/// A run that is watched. Without a file, what it loads is only compared.
 #[derive(Debug)]
 pub struct Record {
-    recording: Recording,
+    /// None, once nobody needs it.
+    recording: Option<Recording>,
     document: Option<Document>,
+    doubt: Doubt,
     facts: Facts,
 }
 
@@ -212,7 +224,7 @@ impl Record {
     ///
     /// # Errors
     /// [`Exit::Usage`], if it cannot be written.
-    pub fn begin(file: Option<&Path>) -> Result<Self> {
+    pub fn begin(file: Option<&Path>, doubt: Doubt) -> Result<Self> {
         let document = file.map(Document::begin).transpose().context(Exit::Usage)?;
         let pmu = kprobe_pmu().ok().flatten().map(|pmu| pmu.pmu);
         let sink = document.as_ref().map(Document::calls);
@@ -224,17 +236,24 @@ impl Record {
                 }
             }),
         );
-        Ok(Self { recording, document, facts: Facts { capabilities: Capabilities::ask(), ..Facts::default() } })
+        let facts = Facts { capabilities: Capabilities::ask(), ..Facts::default() };
+        Ok(Self { recording: Some(recording), document, doubt, facts })
+    }
+
+    /// Whether there is a file to write.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        self.document.is_some()
     }
 
     /// The object that is going to be loaded; no path: the one inside this binary.
     pub fn object(&mut self, path: Option<&Path>, bytes: &[u8]) {
-        self.facts.object = Some(Content::of(path, bytes));
+        self.facts.object = self.is_written().then(|| Content::of(path, bytes));
     }
 
     /// The types against which it is relocated.
     pub fn btf(&mut self, path: &Path, btf: &Btf) {
-        self.facts.btf = Some(Content::of(Some(path), btf.bytes()));
+        self.facts.btf = self.is_written().then(|| Content::of(Some(path), btf.bytes()));
     }
 
     /// On this kernel maps count against RLIMIT_MEMLOCK.
@@ -260,28 +279,38 @@ impl Record {
         }
     }
 
-    /// Everything was loaded: note what the kernel says of it, and prove that it is what the object says.
+    /// Everything was loaded: note what the kernel says of it, and that it is what the object says.
     ///
     /// # Errors
-    /// [`Exit::Object`], naming program and instruction, if something in it cannot be explained.
-    pub fn loaded(&mut self, object: &[u8], loaded: &Loaded, btf: &Btf) -> Result<()> {
-        let proof = Proof::new(object, btf, &loaded.programs())?;
+    /// [`Exit::Object`], naming program and instruction, if something in it cannot be explained and that is refused.
+    pub fn loaded(&mut self, loaded: &Loaded, proof: Result<Proof<'_>>) -> Result<()> {
+        match proof.and_then(|proof| self.compare(loaded, &proof)) {
+            Err(doubt) if self.doubt == Doubt::Flag => {
+                say(format_args!("{doubt:#} (--strict refuses that, --record FILE shows all of it)"));
+                Ok(())
+            }
+            compared => compared,
+        }
+    }
+
+    fn compare(&mut self, loaded: &Loaded, proof: &Proof<'_>) -> Result<()> {
         let left_out = loaded.maps_left_out().into_iter().collect();
         let mut maps = Maps { left_out, ..Maps::default() };
         for (name, map) in loaded.maps() {
             let info = bpf::map_info(map).with_context(|| format!("cannot ask about map {name}"))?;
             maps.created.insert(name.clone(), (info.id, map.as_raw_fd()));
+            let asked = self.recording.as_ref().and_then(|recording| recording.asked(map.as_raw_fd()));
             self.facts.maps.push(MapRecord {
                 id: info.id,
                 defined: proof.map(&name).map(MapShape::defined),
-                asked: self.recording.asked(map.as_raw_fd()).map(|attributes| MapShape::asked(&attributes)),
+                asked: asked.map(|attributes| MapShape::asked(&attributes)),
                 created: MapShape::created(&info),
                 name,
             });
         }
         for (name, program) in loaded.programs() {
             let info = bpf::program_info(program).with_context(|| format!("cannot ask about program {name}"))?;
-            let sent = self.recording.sent(program.as_raw_fd());
+            let sent = self.recording.as_ref().and_then(|recording| recording.sent(program.as_raw_fd()));
             let insns = sent.as_ref().map_or(&[][..], |sent| &sent.insns);
             let tag_hash = tag::of(insns, info.tag);
             let translated = bpf::translated(program, info.xlated)
@@ -340,8 +369,9 @@ impl Record {
             record.attached =
                 plan.hooks.iter().any(|hook| is(hook) && hook.programs().any(|own| own == record.program));
         }
-        if let Some(document) = &self.document {
-            document.flush();
+        match &self.document {
+            Some(document) => document.flush(),
+            None => self.recording = None,
         }
     }
 

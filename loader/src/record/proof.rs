@@ -11,7 +11,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fmt;
-use std::os::fd::BorrowedFd;
 
 use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
@@ -79,13 +78,12 @@ pub struct Proof<'a> {
 }
 
 impl<'a> Proof<'a> {
-    /// Relocate the programs that were loaded.
+    /// Relocate the programs of these names.
     ///
     /// # Errors
-    /// [`Exit::Object`], if the object does not allow it: libbpf would not have loaded it either.
-    pub fn new(bytes: &'a [u8], target: &Btf, loaded: &[(String, BorrowedFd<'_>)]) -> Result<Self> {
-        let names: BTreeSet<&str> = loaded.iter().map(|(name, _)| name.as_str()).collect();
-        Self::relocate(bytes, target, &names).context(Exit::Object)
+    /// [`Exit::Object`], if the object does not allow it: libbpf does not load it either.
+    pub fn new(bytes: &'a [u8], target: &Btf, programs: &BTreeSet<&str>) -> Result<Self> {
+        Self::relocate(bytes, target, programs).context(Exit::Object)
     }
 
     fn relocate(bytes: &'a [u8], target: &Btf, loaded: &BTreeSet<&str>) -> Result<Self> {

@@ -15,7 +15,8 @@
 //! Nothing else explains a difference, nothing stands for a call of what does not exist (libbpf's, where the verifier must
 //! not get), and what no step leads to must not be there.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use serde::Serialize;
 
@@ -72,11 +73,19 @@ struct Step {
     taken: Pair,
     /// They are the same.
     same: bool,
-    /// What must be explained then.
-    next: Vec<Pair>,
+    /// What must be explained then, by number.
+    next: [Option<usize>; 2],
+}
+
+impl Step {
+    fn next(&self) -> impl Iterator<Item = usize> {
+        self.next.into_iter().flatten()
+    }
 }
 
 struct Node {
+    pair: Pair,
+    /// All ways to explain it; the likeliest first.
     steps: Vec<Step>,
     /// No step is possible.
     impossible: Option<Impossible>,
@@ -107,55 +116,70 @@ pub fn compare(
     map_id: impl Fn(i32) -> Option<u32>,
 ) -> Result<Translation, Unexplained> {
     let both = Both { program, translated, map_id };
-    let mut nodes: BTreeMap<Pair, Node> = BTreeMap::new();
-    let mut todo = vec![(0, 0)];
-    while let Some(pair) = todo.pop() {
-        if nodes.contains_key(&pair) {
-            continue;
-        }
-        if nodes.len() >= MOST_PAIRS {
+    let mut nodes = Nodes::default();
+    nodes.number((0, 0));
+    let mut looked_at = 0;
+    while let Some(pair) = nodes.all.get(looked_at).map(|node| node.pair) {
+        if looked_at >= MOST_PAIRS {
             return Err(Unexplained { insn: None, why: "the kernel's translation is too long to compare".to_owned() });
         }
-        let steps = both.steps(pair);
-        todo.extend(steps.iter().flat_map(|step| &step.next));
-        nodes.insert(pair, Node { steps, impossible: None });
+        nodes.all[looked_at].steps = both.steps(pair, &mut nodes);
+        looked_at += 1;
     }
-    exclude(&mut nodes);
-    match nodes.get(&(0, 0)) {
-        Some(Node { impossible: None, .. }) => both.count(&nodes),
-        _ => Err(both.first_difference(&nodes)),
-    }
+    nodes.exclude();
+    if nodes.is_possible(0) { both.count(&nodes) } else { Err(both.first_difference(&nodes)) }
 }
 
-/// Excludes every pair all of whose steps lead to an excluded one, until there are no more.
-fn exclude(nodes: &mut BTreeMap<Pair, Node>) {
-    let mut excluded = 0;
-    loop {
-        let before = excluded;
-        let pairs: Vec<Pair> = nodes.keys().rev().copied().collect();
-        for pair in pairs {
-            let node = &nodes[&pair];
-            let ends: Option<Vec<usize>> =
-                node.steps.iter().map(|step| Some(end_of(step, nodes, excluded)?.1)).collect();
-            let Some(ends) = ends.filter(|_| node.impossible.is_none()) else { continue };
-            let reach = ends.into_iter().max().unwrap_or(pair.1);
-            if let Some(node) = nodes.get_mut(&pair) {
-                node.impossible = Some(Impossible { found: excluded, reach });
+/// The pairs of places that may belong together, from the first of both programs on.
+#[derive(Default)]
+struct Nodes {
+    all: Vec<Node>,
+    numbers: HashMap<Pair, usize>,
+}
+
+impl Nodes {
+    fn number(&mut self, pair: Pair) -> usize {
+        *self.numbers.entry(pair).or_insert_with(|| {
+            self.all.push(Node { pair, steps: Vec::new(), impossible: None });
+            self.all.len() - 1
+        })
+    }
+
+    fn is_possible(&self, number: usize) -> bool {
+        self.all[number].impossible.is_none()
+    }
+
+    /// Excludes every pair all of whose steps lead to an excluded one, until there are no more.
+    fn exclude(&mut self) {
+        let mut excluded = 0;
+        // A step leads on, mostly: what is last is known first.
+        let mut left: Vec<usize> = (0..self.all.len()).collect();
+        left.sort_unstable_by_key(|number| Reverse(self.all[*number].pair));
+        loop {
+            let before = excluded;
+            left.retain(|number| {
+                let node = &self.all[*number];
+                let ends = node.steps.iter().map(|step| Some(self.end_of(step, excluded)?.1));
+                let Some(reach) = ends.reduce(|most, end| Some(most?.max(end?))).unwrap_or(Some(node.pair.1)) else {
+                    return true;
+                };
+                self.all[*number].impossible = Some(Impossible { found: excluded, reach });
+                excluded += 1;
+                false
+            });
+            if excluded == before {
+                return;
             }
-            excluded += 1;
-        }
-        if excluded == before {
-            return;
         }
     }
-}
 
-/// Of what a step leads to, the pair from which one gets least far of those that were excluded before, and how far; none if
-/// the step was possible then.
-fn end_of(step: &Step, nodes: &BTreeMap<Pair, Node>, before: usize) -> Option<(Pair, usize)> {
-    let known = |next: &Pair| nodes[next].impossible.filter(|impossible| impossible.found < before);
-    let ends = step.next.iter().filter_map(|next| Some((*next, known(next)?.reach)));
-    ends.min_by_key(|(_, reach)| *reach)
+    /// Of what a step leads to, the pair from which one gets least far of those that were excluded before, and how far; none
+    /// if the step was possible then.
+    fn end_of(&self, step: &Step, before: usize) -> Option<(usize, usize)> {
+        let known = |next: usize| self.all[next].impossible.filter(|impossible| impossible.found < before);
+        let ends = step.next().filter_map(|next| Some((next, known(next)?.reach)));
+        ends.min_by_key(|(_, reach)| *reach)
+    }
 }
 
 struct Both<'a, M> {
@@ -171,13 +195,14 @@ fn target(at: usize, distance: i64) -> Option<usize> {
 
 impl<M: Fn(i32) -> Option<u32>> Both<'_, M> {
     /// All ways to explain a pair of places; the likeliest first.
-    fn steps(&self, (at, there): Pair) -> Vec<Step> {
+    fn steps(&self, (at, there): Pair, nodes: &mut Nodes) -> Vec<Step> {
         let Some(insn) = self.program.get(at).copied() else { return Vec::new() };
         let found = self.translated.get(there).copied();
         let mut steps = Vec::new();
         let mut add = |taken, same, next: &[Option<Pair>]| {
-            if let Some(next) = next.iter().copied().collect() {
-                steps.push(Step { taken, same, next });
+            if next.iter().all(Option::is_some) {
+                let mut numbers = next.iter().map(|next| next.map(|pair| nodes.number(pair)));
+                steps.push(Step { taken, same, next: [(); 2].map(|()| numbers.next().flatten()) });
             }
         };
         let after = Some((at + 1, there + 1));
@@ -295,22 +320,24 @@ impl<M: Fn(i32) -> Option<u32>> Both<'_, M> {
     }
 
     /// What became of each instruction, where everything is explained.
-    fn count(&self, nodes: &BTreeMap<Pair, Node>) -> Result<Translation, Unexplained> {
+    fn count(&self, nodes: &Nodes) -> Result<Translation, Unexplained> {
         let mut reached = vec![false; self.program.len()];
         let mut explained: Vec<Option<bool>> = vec![None; self.translated.len()];
-        let mut seen: BTreeMap<Pair, ()> = BTreeMap::new();
-        let mut todo = vec![(0, 0)];
-        while let Some(pair) = todo.pop() {
-            if seen.insert(pair, ()).is_some() {
+        let mut seen = vec![false; nodes.all.len()];
+        let mut todo = vec![0];
+        while let Some(number) = todo.pop() {
+            if std::mem::replace(&mut seen[number], true) {
                 continue;
             }
-            let possible = |step: &&Step| step.next.iter().all(|next| nodes[next].impossible.is_none());
-            let Some(step) = nodes[&pair].steps.iter().find(possible) else { continue };
+            let Node { pair, steps, .. } = &nodes.all[number];
+            let Some(step) = steps.iter().find(|step| step.next().all(|next| nodes.is_possible(next))) else {
+                continue;
+            };
             explained.iter_mut().skip(pair.1).take(step.taken.1).for_each(|slot| *slot = Some(step.same));
             if step.taken.1 > 0 {
                 reached.iter_mut().skip(pair.0).take(step.taken.0).for_each(|slot| *slot = true);
             }
-            todo.extend(&step.next);
+            todo.extend(step.next());
         }
         if let Some(more) = explained.iter().position(Option::is_none) {
             let why = format!(
@@ -325,14 +352,14 @@ impl<M: Fn(i32) -> Option<u32>> Both<'_, M> {
     }
 
     /// Where the way to explain it that gets furthest ends.
-    fn first_difference(&self, nodes: &BTreeMap<Pair, Node>) -> Unexplained {
-        let (mut pair, mut place) = ((0, 0), (0, 0));
-        while let Some(Node { steps, impossible: Some(when) }) = nodes.get(&pair) {
-            let ends = steps.iter().filter_map(|step| Some((step, end_of(step, nodes, when.found)?)));
+    fn first_difference(&self, nodes: &Nodes) -> Unexplained {
+        let (mut number, mut place) = (0, 0);
+        while let Node { steps, impossible: Some(when), .. } = &nodes.all[number] {
+            let ends = steps.iter().filter_map(|step| Some((step, nodes.end_of(step, when.found)?)));
             let Some((step, (next, _))) = ends.max_by_key(|(_, (_, reach))| *reach) else { break };
-            pair = next;
+            number = next;
             if step.taken.1 > 0 {
-                place = pair;
+                place = number;
             }
         }
         let (at, there) = self.likeliest(place, nodes);
@@ -343,17 +370,18 @@ impl<M: Fn(i32) -> Option<u32>> Both<'_, M> {
     }
 
     /// A branch may be left out, so what is there may stand for any that it leads to: the first that is alike, if there is one.
-    fn likeliest(&self, place: Pair, nodes: &BTreeMap<Pair, Node>) -> Pair {
+    fn likeliest(&self, place: usize, nodes: &Nodes) -> Pair {
         let kind = |insns: &[Insn], at: usize| insns.get(at).map(|insn| (insn.code, insn.dst));
         let (mut places, mut seen) = (VecDeque::from([place]), BTreeSet::from([place]));
-        while let Some(pair) = places.pop_front() {
+        while let Some(number) = places.pop_front() {
+            let Node { pair, steps, .. } = &nodes.all[number];
             if kind(self.program, pair.0) == kind(self.translated, pair.1) {
-                return pair;
+                return *pair;
             }
-            let left_out = nodes[&pair].steps.iter().filter(|step| step.taken.1 == 0);
-            places.extend(left_out.flat_map(|step| &step.next).copied().filter(|next| seen.insert(*next)));
+            let left_out = steps.iter().filter(|step| step.taken.1 == 0);
+            places.extend(left_out.flat_map(Step::next).filter(|next| seen.insert(*next)));
         }
-        place
+        nodes.all[place].pair
     }
 
     fn shown(&self, at: usize) -> String {

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::thread;
 use std::time::Duration;
 
@@ -534,13 +534,24 @@ pub fn no_ring_buffers(set: Set, _family: Family) -> Outcome {
 /// Where a map is left out, libbpf calls helper 2001000000 plus the map's number, which is in the lowest byte alone.
 const LEFT_OUT: &[u8] = b"d64477";
 
-/// One instruction is altered on its way to the kernel, so that it still passes the verifier. It is noticed before
-/// anything is attached, and the record tells; without one, too, if that is asked for.
+/// One instruction is altered on its way to the kernel, so that it still passes the verifier. It is said; with --record or
+/// --strict nothing is attached, and the record tells.
 pub fn altered(_set: Set, _family: Family) -> Outcome {
     let scratch = Scratch::new()?;
     let (path, file) = scratch.file("altered.json");
-    alter_one(&scratch, &["--strict"])?;
-    let (at, said) = alter_one(&scratch, &["--record", &file])?;
+    let flagged = alter_one(&scratch, &[])?;
+    ensure!(flagged.status.success() && flagged.attached.is_some(), "{} {:?}", flagged.status, flagged.said);
+    let ready: Value = serde_json::from_str(flagged.printed.first().context("it printed nothing")?)?;
+    ensure!(ready["type"] == "ready" && ready["proven"] == false, "{ready}");
+    let refused = |Altered { status, said, printed, attached, .. }: &Altered| -> Result<()> {
+        ensure!(status.code() == Some(4), "it ended with {status} and said {said:?}");
+        ensure!(printed.is_empty() && attached.is_none(), "it attached {attached:?} and printed {printed:?}");
+        Ok(())
+    };
+    refused(&alter_one(&scratch, &["--strict"])?)?;
+    let recorded = alter_one(&scratch, &["--record", &file])?;
+    refused(&recorded)?;
+    let Altered { at, said, .. } = recorded;
     let record = read(&path)?;
     ensure!(record["proven"] == false && record["exit_code"] == 4, "{} {}", record["proven"], record["exit_code"]);
     let unproven = list(&record, "unproven")?;
@@ -555,8 +566,16 @@ pub fn altered(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{}", unproven[0]["why"])))
 }
 
-/// An xctl that refuses its own program, of which an instruction was altered; which that was, and what it said.
-fn alter_one(scratch: &Scratch, more: &[&str]) -> Result<(usize, String)> {
+/// An xctl of whose programs an instruction was altered: which that was, and what came of it.
+struct Altered {
+    at: usize,
+    status: ExitStatus,
+    said: String,
+    printed: Vec<String>,
+    attached: Option<Seen>,
+}
+
+fn alter_one(scratch: &Scratch, more: &[&str]) -> Result<Altered> {
     let btf = btf_copy(scratch)?;
     let more = [&["--duration", "0.1", "--btf", &btf, "--seed", "none"], more].concat();
     let xctl = command(&arguments("auto", &more))?;
@@ -571,15 +590,12 @@ fn alter_one(scratch: &Scratch, more: &[&str]) -> Result<(usize, String)> {
     let (victim, at) = victim.context("no program was loaded that could be altered")?;
     let (printed, status) = (process.rest()?, process.wait()?);
     let said = process.errors();
-    ensure!(status.code() == Some(4), "it ended with {status} and said {said:?}");
-    ensure!(printed.is_empty(), "it printed {printed:?}");
     ensure!(said.contains(&victim) && said.contains("tag"), "it does not name {victim} and its tag: {said:?}");
-    let seen: Vec<_> = witness.iter().map(of_ptrace).collect();
-    let attached = |(name, command, result, _): &&Seen| {
+    let attached = |(name, command, result, _): &Seen| {
         *result >= 0 && (name == "perf_event_open" || ATTACHING.contains(&command.as_str()))
     };
-    ensure!(seen.iter().find(attached).is_none(), "it attached: {:?}", seen.iter().find(attached));
-    Ok((at, said))
+    let attached = witness.iter().map(of_ptrace).find(attached);
+    Ok(Altered { at, status, said, printed, attached })
 }
 
 /// What a program returns means nothing to the kernel where it is on a tracepoint: `r0 = 0` may become `r0 = 1`.
