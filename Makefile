@@ -126,10 +126,10 @@ test-native: $(BIN) ## Tests on this machine's kernel
 	$(Q)mkdir -p target/vm; XCTL=$(CURDIR)/$(BIN) $(kernel_test) $(CASES) | tee target/vm/native.out
 	$(if $(CASES),,$(Q)./tests/dist/service $(BIN))
 
-# As many at a time as there are cores. The first kernel runs all; those between the first and the oldest not what these two show
-# as well; on PREEMPT_RT, where softirq runs in threads, only what depends on that; and to save time not every set on 6.1, which
-# has those of 5.10, and on arm64 (SETS=all: there too); unless CASES names cases: those run in every set. One kernel once more
-# with CPUs enough to come and go under load, and once more with as many connections as elsewhere.
+# As many at a time as there are cores. The first kernel runs all, the oldest all that a kernel matters to; those between, to save
+# time, not what these two show as well, and the set that auto takes (SETS=all: every set); arm64, which has no older one, all of
+# that set; PREEMPT_RT, where softirq runs in threads, only what depends on that. Unless CASES names cases: those run in every
+# set. One kernel once more with CPUs enough to come and go under load, and once more with as many connections as elsewhere.
 VM_RUNS = $(KERNELS:%=vm-%) $(if $(CASES),,$(addprefix vm-,$(if $(filter 6.12,$(KERNELS)),full 4cpus)))
 AT_ONCE ?= $$(nproc)
 define at_once
@@ -144,7 +144,7 @@ test-vm: $(BIN) ## Tests on real Debian kernels in virtual machines (KERNELS='6.
 VM_PLAIN = $(filter-out %-rt %-arm64,$(KERNELS))
 RUNS_ALL = $(firstword $(VM_PLAIN))
 OLDEST = $(firstword $(foreach kernel,5.10 6.1 6.12,$(filter $(kernel),$(VM_PLAIN))))
-few_sets = $(if $(SETS),,$(if $(filter-out $(RUNS_ALL),$(filter 6.1 %-arm64,$1)),--auto))
+few_sets = $(if $(SETS),,$(if $(filter-out $(RUNS_ALL) $(OLDEST),$1),--auto))
 of_all = $(if $(filter $(RUNS_ALL),$1),,--kernel $(if $(filter-out $(OLDEST) newest %-arm64,$1),--between))
 vm_cases = $(or $(CASES),$(if $(filter %-rt,$1),lossy_link,$(few_sets) $(of_all)))
 

@@ -11,7 +11,7 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::process::{PATIENCE, Process, poll};
+use crate::process::{PATIENCE, Process, nameless_file, poll};
 
 /// A bpf(2), perf_event_open(2) or perf ioctl(2) call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,50 +110,43 @@ pub fn watch(
     command: &Command,
     mut meddle: impl FnMut(&Call, &File) -> Result<()>,
 ) -> Result<(Process, Vec<Call>)> {
-    // It waits until it is traced: the first line that it reads is for that.
-    let mut shell = Command::new("/bin/sh");
-    if !std::path::Path::new("/bin/sh").exists() {
-        shell = Command::new("sh");
-    }
-    shell.args(["-c", "read go; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
-    let mut process = Process::start(what, shell)?;
+    let (_file, path) = nameless_file(::ways::PROGRAM)?;
+    let mut waiting = Command::new(path);
+    waiting.arg("to-trace").arg(command.get_program()).args(command.get_args());
+    let mut process = Process::start(what, waiting)?;
     let pid = Pid::from_raw(process.pid().try_into()?);
-    let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACEEXIT | Options::PTRACE_O_EXITKILL;
+    let options = Options::PTRACE_O_TRACESYSGOOD
+        | Options::PTRACE_O_TRACESECCOMP
+        | Options::PTRACE_O_TRACEEXIT
+        | Options::PTRACE_O_EXITKILL;
     ptrace::seize(pid, options).context("tracing it")?;
     ptrace::interrupt(pid).context("stopping it")?;
     process.tell("")?;
     let mut calls = Vec::new();
-    let mut entered: Option<Option<Call>> = None;
+    let mut entered: Option<Call> = None;
     loop {
+        let mut signal = None;
         match waitpid(pid, None).with_context(|| format!("waiting for {what}"))? {
-            WaitStatus::PtraceSyscall(_) => match entered.take() {
-                None => {
-                    let call = enter(pid, &mut meddle)?;
-                    entered = Some(call);
+            WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_SECCOMP) => entered = enter(pid, &mut meddle)?,
+            WaitStatus::PtraceSyscall(_) => {
+                let mut call = entered.take().context("a call returned that was not seen before")?;
+                (.., call.result) = registers(pid)?;
+                call.returned = true;
+                if call.name == "bpf" {
+                    meddle(&call, &memory_of(pid)?)?;
                 }
-                Some(call) => {
-                    if let Some(mut call) = call {
-                        (.., call.result) = registers(pid)?;
-                        call.returned = true;
-                        if call.name == "bpf" {
-                            meddle(&call, &memory_of(pid)?)?;
-                        }
-                        calls.push(call);
-                    }
-                }
-            },
+                calls.push(call);
+            }
             WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXIT) => {
                 ptrace::detach(pid, None).context("letting it go")?;
                 return Ok((process, calls));
             }
             WaitStatus::PtraceEvent(..) => {}
-            WaitStatus::Stopped(_, signal) => {
-                ptrace::syscall(pid, signal).context("letting it go on")?;
-                continue;
-            }
+            WaitStatus::Stopped(_, of) => signal = Some(of),
             other => bail!("{what} ended before its end was seen: {other:?}"),
         }
-        ptrace::syscall(pid, None).context("letting it go on")?;
+        let go_on = if entered.is_some() { ptrace::syscall } else { ptrace::cont };
+        go_on(pid, signal).context("letting it go on")?;
     }
 }
 

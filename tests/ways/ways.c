@@ -20,16 +20,22 @@
  * HOW elsewhere: call (the system call), ring (io_uring), worker (in a worker of it), poll (in its thread that polls).
  * A socket is its descriptor. Answers: "done", followed for a new socket by it and both its addresses; "cannot WHY" where
  * this kernel cannot; "failed WHY".
+ *
+ * With more arguments, `to-trace PROGRAM ARGUMENT...`, it becomes that program at the first line that it reads, which calls
+ * who traces it at every bpf(2), perf_event_open(2) and ioctl(2), and at no other system call.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/bpf.h>
+#include <linux/filter.h>
 #include <linux/io_uring.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -544,8 +550,34 @@ static void obey_all(FILE *orders, const char *name)
 	}
 }
 
+static int to_trace(char **program)
+{
+	struct sock_filter insns[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_bpf, 3, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_perf_event_open, 2, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 1, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRACE),
+	};
+	struct sock_fprog filter = { sizeof(insns) / sizeof(*insns), insns };
+	char byte = 0;
+
+	/* what follows the line is the program's to read */
+	while (byte != '\n')
+		if (read(STDIN_FILENO, &byte, 1) != 1)
+			return 1;
+	if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter))
+		perror("prctl(PR_SET_SECCOMP)");
+	else if (execvp(program[0], program))
+		perror(program[0]);
+	return 1;
+}
+
 int main(int argc, char **argv)
 {
+	if (argc > 2 && !strcmp(argv[1], "to-trace"))
+		return to_trace(argv + 2);
 	answers = stdout;
 	obey_all(stdin, argc > 1 ? argv[1] : "ways");
 	return 0;
