@@ -4,9 +4,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::io;
-use std::panic::resume_unwind;
 use std::path::Path;
-use std::thread;
 
 use anyhow::{Context, Error, Result, anyhow};
 
@@ -30,7 +28,7 @@ use crate::object::relo::type_name;
 use crate::object::{self, Btf, BtfExt, KERNEL_BTF, ObjectFile, Relocations};
 use crate::output::summary::{ByProcess, Lost};
 use crate::owners;
-use crate::record::{self, proof::Proof};
+use crate::record;
 use crate::ring::{Reader, Record, shared};
 
 /// Where the programs' settings are.
@@ -349,26 +347,12 @@ impl Tracer {
         let settings = &Settings { by_inode: u8::from(source == owners::Source::Proc), ..*settings };
         let wanted = |program: &str| plan.has(program) || (iterator && program == owners::SEED);
         let has_ring = kernel.shows(Shown::RingBuffers);
-        let load = |statistics| {
-            let loaded = load_with(object, wanted, btf, settings, sizes.max_sockets, has_ring, statistics);
-            match loaded {
-                // A log for statistics does not have what led to a refusal.
-                Err(error) if statistics && error.downcast_ref() == Some(&Exit::Object) => {
-                    load_with(object, wanted, btf, settings, sizes.max_sockets, has_ring, false)
-                }
-                result => result,
-            }
-        };
+        let load = |statistics| load_with(object, wanted, btf, settings, sizes.max_sockets, has_ring, statistics);
         let loaded = match &mut audit.record {
             None => load(false)?,
             Some(record) => {
                 let names = object.programs.iter().copied().filter(|program| wanted(program)).collect();
-                let (bytes, types) = (object.bytes, &kernel.btf);
-                let prove = || Proof::new(bytes, types, &names);
-                let (proof, loaded) = at_once(prove, || load(record.is_written()));
-                let loaded = loaded?;
-                record.loaded(&loaded, proof)?;
-                loaded
+                record.load(object.bytes, &kernel.btf, &names, load)?
             }
         };
         if audit.dry_run {
@@ -663,19 +647,6 @@ fn load_with(
         }
         let (class, blocked) = refused(error.raw_os_error());
         explain(Error::new(error), &messages).context(blocked).context(class)
-    })
-}
-
-/// Two things, `aside` in a thread of its own, or if there cannot be one, afterwards.
-fn at_once<A: Send, B>(aside: impl Fn() -> A + Sync, here: impl FnOnce() -> B) -> (A, B) {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().spawn_scoped(scope, &aside);
-        let here = here();
-        let aside = match thread {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-            Err(_) => aside(),
-        };
-        (aside, here)
     })
 }
 

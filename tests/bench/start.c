@@ -4,7 +4,8 @@
  *
  * Run by turns: `xctl trace OPTION...`, from exec to its record `ready`, and in a fresh process libbpf's own open, load and
  * attach of the programs that xctl has attached, with the same settings and map sizes. xctl also checks the object, reads
- * BTF itself, opens rings and learns of the sockets that are open; libbpf does not. Exits 1 beyond a budget.
+ * BTF itself, proves what is loaded, opens rings and learns of the sockets that are open; libbpf does not. Exits 1 beyond a
+ * budget.
  */
 #include <errno.h>
 #include <signal.h>

@@ -25,18 +25,22 @@ impl Set {
     /// Every set, the mission's own first.
     pub const ALL: &'static [Set] = &[Set::Kprobe, Set::Auto, Set::Tracepoint, Set::Fentry];
 
-    /// Why this kernel has not got the set; none if it has.
+    /// Why this kernel has not got the set; none if it has. It is asked once.
     pub fn absent(self) -> Option<String> {
+        static ANSWERS: [OnceLock<Option<String>>; Set::Mixed as usize + 1] =
+            [const { OnceLock::new() }; Set::Mixed as usize + 1];
+        ANSWERS[self as usize].get_or_init(|| self.ask()).clone()
+    }
+
+    fn ask(self) -> Option<String> {
         match self {
             Set::Kprobe | Set::Mixed => {
                 (!Path::new(KPROBE_PMU).exists()).then(|| format!("this kernel has no kprobe PMU ({KPROBE_PMU})"))
             }
             // the two tracepoints that see a sender in its own context; BTF has a typedef for each tracepoint
-            Set::Tracepoint => {
-                (!has_tracepoint("sock_send_length") && !has_tracepoint("tcp_sendmsg_locked")).then(|| {
-                    "this kernel has no tracepoint that sees senders (sock_send_length, tcp_sendmsg_locked)".into()
-                })
-            }
+            Set::Tracepoint => (!has_tracepoint("sock_send_length") && !shows_senders()).then(|| {
+                "this kernel has no tracepoint that sees senders (sock_send_length, tcp_sendmsg_locked)".into()
+            }),
             // register_fentry() in kernel/bpf/trampoline.c answers ENOTSUPP without direct calls
             Set::Fentry if !has_symbol("register_ftrace_direct") => {
                 Some("this kernel has no ftrace direct calls, which fentry needs (register_ftrace_direct)".into())
@@ -58,6 +62,12 @@ impl fmt::Display for Set {
             Set::Mixed => "kprobe+tracepoint",
         })
     }
+}
+
+/// Whether the kernel has the tracepoint that shows a sender before it sends (6.16 and newer).
+pub fn shows_senders() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| has_tracepoint("tcp_sendmsg_locked"))
 }
 
 fn has_tracepoint(name: &str) -> bool {

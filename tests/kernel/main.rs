@@ -107,11 +107,13 @@ pub struct Case {
 }
 
 impl Case {
-    /// Whether `--auto` asks for it in this set: where the case has no choice, where it is about the set, or where the
-    /// functions that kprobes are on depend on how the kernel was compiled.
+    /// Whether `--auto` asks for it in this set: where the case has no choice, where it is about the set, where the functions
+    /// that kprobes are on depend on how the kernel was compiled, or where the tracepoints are those of few kernels (6.3 to
+    /// 6.15; on one machine, which shows it for all).
     fn is_for_auto(&self, set: Set) -> bool {
         let for_every_set = self.name == "lossy_link" || (self.name, set) == ("kinds", Set::Kprobe);
-        set == Set::Auto || self.sets.len() == 1 || for_every_set
+        let few_have_it = cfg!(target_arch = "x86_64") && set == Set::Tracepoint && !host::shows_senders();
+        set == Set::Auto || self.sets.len() == 1 || for_every_set || few_have_it
     }
 
     /// The name of one run of it: what there is a choice of is part of it.

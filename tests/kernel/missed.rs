@@ -72,6 +72,11 @@ impl Witness {
         self.skips(|function| !sees_what_goes_out(function))
     }
 
+    /// How many of those that see a socket's end, where no tracepoint shows that.
+    pub fn ends_skipped(&self) -> Result<u64> {
+        self.skips(|function| function == "inet_sk_state_store")
+    }
+
     /// Summed over the functions. A function's entry and return probe share the skips of its address, so the larger of the
     /// two counts.
     fn skips(&self, which: impl Fn(&str) -> bool) -> Result<u64> {

@@ -34,6 +34,7 @@ pub struct Ready {
     pub object_sha256: String,
     pub max_sockets: u64,
     pub seeded: u64,
+    pub proven: Option<bool>,
 }
 
 #[derive(Deserialize, Clone, Debug)]
@@ -284,6 +285,7 @@ impl Xctl {
         let named = ready.hooks.iter().all(|hook| !hook.target.is_empty() && !hook.program.is_empty());
         ensure!(named && !ready.version.is_empty() && !ready.btf.is_empty(), "something is not named: {line}");
         ensure!(ready.seeded <= ready.max_sockets, "more sockets seeded than there is room for: {line}");
+        ensure!(ready.proven == Some(true), "what it loaded is not proven: {line}");
         Ok(Xctl { process, ready, lines: vec![], of_one_owner: false })
     }
 

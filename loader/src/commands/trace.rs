@@ -25,7 +25,7 @@ use crate::output::summary::{self, ByProcess, Summary};
 use crate::output::text::Text;
 use crate::output::{Moment, Output, Ready};
 use crate::owners::Seeded;
-use crate::record::{Doubt, Record};
+use crate::record::{IfUnproven, Record};
 use crate::ring::order::Order;
 use crate::say::{say, say_all};
 use crate::tracer::{self, Audit, Kernel, Shown, Sizes, Tracer};
@@ -43,8 +43,9 @@ const MARGIN_NS: u64 = 20_000_000;
 /// Whatever the message says; [`Exit`] in its chain decides the exit code.
 pub fn run(options: &TraceOptions) -> Result<()> {
     libbpf::collect_messages(options.verbose);
-    let doubt = if options.strict || options.record.is_some() { Doubt::Refuse } else { Doubt::Flag };
-    let mut record = Record::begin(options.record.as_deref(), doubt)?;
+    let refuse = options.strict || options.record.is_some();
+    let if_unproven = if refuse { IfUnproven::Refuse } else { IfUnproven::Say };
+    let mut record = Record::begin(options.record.as_deref(), if_unproven)?;
     let result = trace(options, &mut record);
     if options.verbose {
         say_all(&libbpf::take_messages());
@@ -74,14 +75,14 @@ fn trace(options: &TraceOptions, record: &mut Record) -> Result<()> {
         None => default_max_sockets()?,
     };
     let sizes = Sizes { max_sockets, perf_pages: options.perf_pages, seed: options.seed };
-    let mut audit = Audit { record: Some(record), dry_run: options.dry_run };
+    let mut audit = Audit { record: Some(&mut *record), dry_run: options.dry_run };
     let mut tracer = Tracer::start(&object, plans, &kernel, btf, settings, sizes, &mut audit)
         .map_err(|error| hooks::refused(options.attach, error))?;
     drop(kernel);
     say_unseen(tracer.seeded)?;
     let sha256 = hex(&hmac_sha256::Hash::hash(&bytes));
     drop(bytes);
-    let proven = audit.record.as_ref().and_then(|record| record.proven());
+    let proven = record.proven();
     tracer.watch(&waiter)?;
     if let Some(error) = tracer.no_changes() {
         say(format_args!("CPUs that come or go will not be told: {error}"));

@@ -1,5 +1,5 @@
-//! The record of a run (`--record`): one JSON document of everything that xctl, libbpf included, did to the kernel, and the
-//! proof that what was loaded is the object, relocated as its own data and the BTF say, and nothing else.
+//! What a run did to the kernel: the proof that what was loaded is the object, relocated as its own data and the BTF say, and
+//! nothing else; and for `--record` one JSON document of everything that xctl, libbpf included, did.
 //!
 //! - [`document`]: the file. Calls are written as they are made, so that a long run takes no memory; the rest at the end.
 //! - [`decode`]: a call, with names for numbers.
@@ -18,8 +18,11 @@ pub mod tag;
 mod translated;
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 
 use anyhow::{Context, Error, Result, anyhow};
 use serde::Serialize;
@@ -200,11 +203,11 @@ struct Facts {
     error: Option<String>,
 }
 
-/// What becomes of a run when something in the kernel is not what the object says.
+/// What becomes of a run when what is in the kernel is not proven to be what the object says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Doubt {
+pub enum IfUnproven {
     /// It is said, and the run goes on.
-    Flag,
+    Say,
     /// It ends before anything is attached.
     Refuse,
 }
@@ -212,10 +215,10 @@ pub enum Doubt {
 /// A run that is watched. Without a file, what it loads is only compared.
 #[derive(Debug)]
 pub struct Record {
-    /// None, once nobody needs it.
+    /// Without a file only while something is loaded.
     recording: Option<Recording>,
     document: Option<Document>,
-    doubt: Doubt,
+    if_unproven: IfUnproven,
     facts: Facts,
 }
 
@@ -224,25 +227,18 @@ impl Record {
     ///
     /// # Errors
     /// [`Exit::Usage`], if it cannot be written.
-    pub fn begin(file: Option<&Path>, doubt: Doubt) -> Result<Self> {
+    pub fn begin(file: Option<&Path>, if_unproven: IfUnproven) -> Result<Self> {
         let document = file.map(Document::begin).transpose().context(Exit::Usage)?;
-        let pmu = kprobe_pmu().ok().flatten().map(|pmu| pmu.pmu);
-        let sink = document.as_ref().map(Document::calls);
-        let recording = Recording::begin(
-            pmu,
-            Box::new(move |call, known| {
-                if let Some(sink) = &sink {
-                    sink.add(call, known);
-                }
-            }),
-        );
-        let facts = Facts { capabilities: Capabilities::ask(), ..Facts::default() };
-        Ok(Self { recording: Some(recording), document, doubt, facts })
+        let recording = document.as_ref().map(|document| {
+            let pmu = kprobe_pmu().ok().flatten().map(|pmu| pmu.pmu);
+            let sink = document.calls();
+            Recording::begin(pmu, Box::new(move |call, known| sink.add(call, known)))
+        });
+        let capabilities = document.as_ref().and_then(|_| Capabilities::ask());
+        Ok(Self { recording, document, if_unproven, facts: Facts { capabilities, ..Facts::default() } })
     }
 
-    /// Whether there is a file to write.
-    #[must_use]
-    pub fn is_written(&self) -> bool {
+    fn is_written(&self) -> bool {
         self.document.is_some()
     }
 
@@ -279,18 +275,44 @@ impl Record {
         }
     }
 
-    /// Everything was loaded: note what the kernel says of it, and that it is what the object says.
+    /// Have `load` load the programs of these names, with the verifier's statistics if it is given true. Note what the kernel
+    /// says of what it has then, and whether that is what the object says.
     ///
     /// # Errors
-    /// [`Exit::Object`], naming program and instruction, if something in it cannot be explained and that is refused.
-    pub fn loaded(&mut self, loaded: &Loaded, proof: Result<Proof<'_>>) -> Result<()> {
-        match proof.and_then(|proof| self.compare(loaded, &proof)) {
-            Err(doubt) if self.doubt == Doubt::Flag => {
-                say(format_args!("{doubt:#} (--strict refuses that, --record FILE shows all of it)"));
-                Ok(())
-            }
-            compared => compared,
+    /// That of `load`. [`Exit::Object`], naming program and instruction, if something cannot be explained and that is refused.
+    pub fn load(
+        &mut self,
+        object: &[u8],
+        btf: &Btf,
+        programs: &BTreeSet<&str>,
+        load: impl Fn(bool) -> Result<Loaded>,
+    ) -> Result<Loaded> {
+        if !self.is_written() {
+            self.recording = Some(Recording::begin(None, Box::new(|_, _| {})));
         }
+        let statistics = self.is_written();
+        let load = || match load(statistics) {
+            // A log for statistics does not have what led to a refusal.
+            Err(error) if statistics && error.downcast_ref() == Some(&Exit::Object) => load(false),
+            result => result,
+        };
+        let (proof, loaded) = at_once(|| Proof::new(object, btf, programs), load);
+        let compared = loaded.and_then(|loaded| {
+            let compared = proof.and_then(|proof| self.compare(&loaded, &proof));
+            match (compared, self.if_unproven) {
+                (Ok(()), _) => Ok(loaded),
+                (Err(error), IfUnproven::Refuse) => Err(error.context(Exit::Object)),
+                (Err(error), IfUnproven::Say) => {
+                    say(format_args!("{error:#} (--strict would end here, --record FILE tells more)"));
+                    Ok(loaded)
+                }
+            }
+        });
+        if !self.is_written() {
+            self.recording = None;
+            self.facts = Facts { proven: self.facts.proven, ..Facts::default() };
+        }
+        compared
     }
 
     fn compare(&mut self, loaded: &Loaded, proof: &Proof<'_>) -> Result<()> {
@@ -357,7 +379,7 @@ impl Record {
             Some(first) => {
                 let more = self.facts.unproven.len() - 1;
                 let more = if more > 0 { format!(" (and {more} programs more)") } else { String::new() };
-                Err(anyhow!("what is in the kernel is not what the object says: {first}{more}").context(Exit::Object))
+                Err(anyhow!("what is in the kernel is not proven to be what the object says: {first}{more}"))
             }
         }
     }
@@ -369,13 +391,12 @@ impl Record {
             record.attached =
                 plan.hooks.iter().any(|hook| is(hook) && hook.programs().any(|own| own == record.program));
         }
-        match &self.document {
-            Some(document) => document.flush(),
-            None => self.recording = None,
+        if let Some(document) = &self.document {
+            document.flush();
         }
     }
 
-    /// Whether what is loaded was proven.
+    /// Whether what is loaded was proven; none if it could not be compared.
     #[must_use]
     pub fn proven(&self) -> Option<bool> {
         self.facts.proven
@@ -400,6 +421,19 @@ impl Record {
             (Err(record), Err(error)) => Err(error.context(format!("and {record:#}"))),
         }
     }
+}
+
+/// Two things, `aside` in a thread of its own; where there cannot be one, afterwards.
+fn at_once<A: Send, B>(aside: impl Fn() -> A + Sync, here: impl FnOnce() -> B) -> (A, B) {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, &aside);
+        let here = here();
+        let aside = match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(_) => aside(),
+        };
+        (aside, here)
+    })
 }
 
 impl ProgramRecord {

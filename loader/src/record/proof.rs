@@ -17,7 +17,6 @@ use serde::Serialize;
 
 use super::tag::Hash;
 use super::translated::{self, Translation, Unexplained};
-use crate::fault::Exit;
 use crate::kernel::bpf::ProgramInfo;
 use crate::object::elf::INSN_SIZE;
 use crate::object::facts::{Facts, MapFacts, hex};
@@ -81,23 +80,19 @@ impl<'a> Proof<'a> {
     /// Relocate the programs of these names.
     ///
     /// # Errors
-    /// [`Exit::Object`], if the object does not allow it: libbpf does not load it either.
+    /// If the object does not allow it: libbpf does not load it either.
     pub fn new(bytes: &'a [u8], target: &Btf, programs: &BTreeSet<&str>) -> Result<Self> {
-        Self::relocate(bytes, target, programs).context(Exit::Object)
-    }
-
-    fn relocate(bytes: &'a [u8], target: &Btf, loaded: &BTreeSet<&str>) -> Result<Self> {
         let object = ObjectFile::parse(bytes)?;
         let btf = Btf::parse(object.btf.context("it has no .BTF section")?)?;
         let ext = object.btf_ext.map(|data| BtfExt::parse(data, &btf)).transpose()?.unwrap_or_default();
         let mut code = Relocations::new(bytes, &object, &btf, &ext, Some(target))?;
         let maps = Facts::of(bytes, &object, Some(&btf), &code).map_err(|what| anyhow!(what))?.maps;
-        let mut programs: HashMap<String, Wanted<'a>> = HashMap::new();
+        let mut wanted: HashMap<String, Wanted<'a>> = HashMap::new();
         let counted: Result<(), Infallible> = code.run(
-            |program| loaded.contains(program.name) || program.section == ".text",
+            |program| programs.contains(program.name) || program.section == ".text",
             |relocated| {
                 if let Some(program) = relocated.program {
-                    let wanted = programs.entry(program.name.to_owned()).or_default();
+                    let wanted = wanted.entry(program.name.to_owned()).or_default();
                     match relocated.outcome {
                         Outcome::Applied => wanted.applied += 1,
                         Outcome::Poisoned(_) => wanted.poisoned += 1,
@@ -108,10 +103,10 @@ impl<'a> Proof<'a> {
             },
         );
         let Ok(()) = counted;
-        for program in object.programs.iter().filter(|program| loaded.contains(program.name)) {
-            programs.entry(program.name.to_owned()).or_default().image = Image::of(program, &object, &code);
+        for program in object.programs.iter().filter(|program| programs.contains(program.name)) {
+            wanted.entry(program.name.to_owned()).or_default().image = Image::of(program, &object, &code);
         }
-        Ok(Self { programs, maps })
+        Ok(Self { programs: wanted, maps })
     }
 
     /// A map as the object defines it.
@@ -217,7 +212,7 @@ mod tests {
         let bytes = embedded::object().unwrap();
         let object = ObjectFile::parse(&bytes).unwrap();
         let names: BTreeSet<&str> = object.programs.iter().map(|program| program.name).collect();
-        let proof = Proof::relocate(&bytes, &target, &names).unwrap();
+        let proof = Proof::new(&bytes, &target, &names).unwrap();
         assert!(names.len() > 30);
         for name in names {
             let (insns, maps) = handed(&proof, name);

@@ -41,8 +41,8 @@ const INLINED: [i32; 10] = [1, 8, 35, 118, 158, 173, 183, 184, 185, 195];
 /// Instructions that one may become.
 const MOST_INLINED: usize = 12;
 
-/// Pairs of places that are looked at.
-const MOST_PAIRS: usize = 1 << 20;
+/// Pairs of places that may belong together. Programs of thousands of instructions have one or two for each.
+const MOST_PAIRS: usize = 1 << 17;
 
 /// How a translated program relates to the one that the kernel was given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -120,7 +120,7 @@ pub fn compare(
     nodes.number((0, 0));
     let mut looked_at = 0;
     while let Some(pair) = nodes.all.get(looked_at).map(|node| node.pair) {
-        if looked_at >= MOST_PAIRS {
+        if nodes.all.len() > MOST_PAIRS {
             return Err(Unexplained { insn: None, why: "the kernel's translation is too long to compare".to_owned() });
         }
         nodes.all[looked_at].steps = both.steps(pair, &mut nodes);
@@ -201,8 +201,11 @@ impl<M: Fn(i32) -> Option<u32>> Both<'_, M> {
         let mut steps = Vec::new();
         let mut add = |taken, same, next: &[Option<Pair>]| {
             if next.iter().all(Option::is_some) {
-                let mut numbers = next.iter().map(|next| next.map(|pair| nodes.number(pair)));
-                steps.push(Step { taken, same, next: [(); 2].map(|()| numbers.next().flatten()) });
+                let mut numbers = [None; 2];
+                for (number, pair) in numbers.iter_mut().zip(next) {
+                    *number = pair.map(|pair| nodes.number(pair));
+                }
+                steps.push(Step { taken, same, next: numbers });
             }
         };
         let after = Some((at + 1, there + 1));

@@ -89,7 +89,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let learning = programs.iter().filter(|(name, _)| !name.contains("state") && !sees_what_goes_out(name));
     let owners = witness.owners_skipped()? + learning.map(|(_, misses)| misses).sum::<u64>();
     // an end goes by unseen where all programs that see it were skipped
-    let ends = hidden + of("tp_state").min(of("tp2_state"));
+    let ends = hidden + of("tp_state").min(of("tp2_state")) + witness.ends_skipped()?;
     let trace = xctl.stop(Signal::SIGINT)?;
 
     let lost = &trace.summary.lost;
