@@ -126,11 +126,11 @@ test-native: $(BIN) ## Tests on this machine's kernel
 	$(Q)mkdir -p target/vm; XCTL=$(CURDIR)/$(BIN) $(kernel_test) $(CASES) | tee target/vm/native.out
 	$(if $(CASES),,$(Q)./tests/dist/service $(BIN))
 
-# As many at a time as there are cores. The first kernel runs all, the newest and the oldest all that a kernel matters to; those
-# between, to save time, not how loading fails and is told, and not sets that one of these two has the same hooks for (SETS=all:
-# every set), nor does arm64; PREEMPT_RT, where softirq runs in threads, only what depends on that. Unless CASES names cases: those
-# run in every set. One kernel once more with CPUs enough to come and go under load, and once more with as many connections as
-# elsewhere.
+# As many at a time as there are cores. The first kernel runs all, the newest and the oldest all that a kernel matters to; to save
+# time, those between them not the cases about how a kernel takes what is loaded, and they and arm64 not the sets whose hooks
+# another kernel shows (SETS=all: every set); PREEMPT_RT, where softirq runs in threads, only what depends on that. Unless CASES
+# names cases: those run in every set. One kernel once more with CPUs enough to come and go under load, and once more with as many
+# connections as elsewhere.
 VM_RUNS = $(KERNELS:%=vm-%) $(if $(CASES),,$(addprefix vm-,$(if $(filter 6.12,$(KERNELS)),full 4cpus)))
 AT_ONCE ?= $$(nproc)
 define at_once

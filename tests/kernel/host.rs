@@ -17,7 +17,7 @@ pub enum Set {
     Kprobe,
     Tracepoint,
     Fentry,
-    /// `--attach kprobe+tracepoint`, which `auto` takes where there is no fentry.
+    /// `--attach kprobe+tracepoint`, which `auto` tries first.
     Mixed,
 }
 
@@ -79,12 +79,9 @@ fn has_tracepoint(name: &str) -> bool {
 
 /// Whether bpftool, an independent loader, gets a program of this type into the kernel.
 fn takes_tracing_programs() -> bool {
-    static ANSWER: OnceLock<bool> = OnceLock::new();
-    *ANSWER.get_or_init(|| {
-        let output = tool("bpftool").args(["-j", "feature", "probe", "kernel"]).output();
-        let features = output.ok().and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok());
-        features.is_some_and(|features| features["program_types"]["have_tracing_prog_type"] == true)
-    })
+    let output = tool("bpftool").args(["-j", "feature", "probe", "kernel"]).output();
+    let features = output.ok().and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok());
+    features.is_some_and(|features| features["program_types"]["have_tracing_prog_type"] == true)
 }
 
 /// Whether the kernel has a function or variable of this name.

@@ -2,7 +2,7 @@
 //!
 //! One executable, so that it runs the same on the developer's machine and as the only program of a virtual machine.
 //! It needs root, iproute2, and a way to lose packets (netem or nft). Arguments: parts of the names of cases, or `--list`.
-//! `--auto`: of the sets only `auto`, but for the lossy link, and for the kinds by kprobe.
+//! `--auto`: of the sets only `auto`, but for the lossy link, the kinds by kprobe, and tracepoints that few kernels have.
 //! `--kernel`: only what depends on the kernel's version; `--between`: of that not what the oldest and the newest show.
 //! `--full`: as many connections in a virtual machine as elsewhere.
 //! `--awake`: not whether xctl passes the cases, but whether they fail without its hooks; of the cases named, if any are.

@@ -72,6 +72,14 @@ impl Witness {
         self.skips(|function| !sees_what_goes_out(function))
     }
 
+    /// How many runs were skipped of what learns who owns a socket, in the xctl that runs as `pid`: those probes', and those
+    /// of programs, which the newest kernels preempt in process context, and skip for others meanwhile.
+    pub fn owners_missed(&self, pid: u32) -> Result<u64> {
+        let programs = program_misses(pid)?;
+        let learning = programs.iter().filter(|(name, _)| !name.contains("state") && !sees_what_goes_out(name));
+        Ok(self.owners_skipped()? + learning.map(|(_, misses)| misses).sum::<u64>())
+    }
+
     /// How many of those that see a socket's end, where no tracepoint shows that.
     pub fn ends_skipped(&self) -> Result<u64> {
         self.skips(|function| function == "inet_sk_state_store")
@@ -152,7 +160,7 @@ impl Drop for Witness {
 }
 
 /// Functions (tcp_retransmit_skb, __tcp_retransmit_skb, tcp_rtx_synack) and programs.
-pub fn sees_what_goes_out(function: &str) -> bool {
+fn sees_what_goes_out(function: &str) -> bool {
     ["retransmit", "inner", "rtx", "synack"].iter().any(|part| function.contains(part))
 }
 

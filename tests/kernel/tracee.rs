@@ -104,8 +104,8 @@ pub fn read(memory: &File, at: u64, length: usize) -> Result<Vec<u8>> {
 }
 
 /// Runs a command to its end. At each bpf(2) call, before the kernel sees it and when it has returned, and at each
-/// perf_event_open(2) before, `meddle` may alter its memory. In another thread than the first such calls fail (ENOSYS): none
-/// is to be overlooked.
+/// perf_event_open(2) before, `meddle` may alter its memory. In another thread than the first these and ioctl(2) fail (ENOSYS):
+/// none is to be overlooked.
 pub fn watch(
     what: &str,
     command: &Command,

@@ -215,7 +215,7 @@ pub enum IfUnproven {
 /// A run that is watched. Without a file, what it loads is only compared.
 #[derive(Debug)]
 pub struct Record {
-    /// Without a file only while something is loaded.
+    /// Without a file only from loading to the comparison.
     recording: Option<Recording>,
     document: Option<Document>,
     if_unproven: IfUnproven,
@@ -223,7 +223,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Watch from now on, and write to `file`, if there is one.
+    /// With a file: watch from now on, and write to it. Without one, what is loaded is watched and compared, no more.
     ///
     /// # Errors
     /// [`Exit::Usage`], if it cannot be written.
@@ -279,7 +279,8 @@ impl Record {
     /// says of what it has then, and whether that is what the object says.
     ///
     /// # Errors
-    /// That of `load`. [`Exit::Object`], naming program and instruction, if something cannot be explained and that is refused.
+    /// That of `load`. If what is not proven is refused: [`Exit::Object`], naming program and instruction; or why it cannot
+    /// be compared.
     pub fn load(
         &mut self,
         object: &[u8],
@@ -297,25 +298,34 @@ impl Record {
             result => result,
         };
         let (proof, loaded) = at_once(|| Proof::new(object, btf, programs), load);
-        let compared = loaded.and_then(|loaded| {
-            let compared = proof.and_then(|proof| self.compare(&loaded, &proof));
-            match (compared, self.if_unproven) {
-                (Ok(()), _) => Ok(loaded),
-                (Err(error), IfUnproven::Refuse) => Err(error.context(Exit::Object)),
-                (Err(error), IfUnproven::Say) => {
-                    say(format_args!("{error:#} (--strict would end here, --record FILE tells more)"));
-                    Ok(loaded)
-                }
-            }
-        });
+        let loaded = loaded.and_then(|loaded| self.judge(&loaded, proof).map(|()| loaded));
         if !self.is_written() {
             self.recording = None;
             self.facts = Facts { proven: self.facts.proven, ..Facts::default() };
         }
-        compared
+        loaded
     }
 
-    fn compare(&mut self, loaded: &Loaded, proof: &Proof<'_>) -> Result<()> {
+    fn judge(&mut self, loaded: &Loaded, proof: Result<Proof<'_>>) -> Result<()> {
+        let incomparable = |error: Error| error.context("what was loaded cannot be compared with the object");
+        let (error, is_the_objects) = match proof.map(|proof| self.compare(loaded, &proof)) {
+            Ok(Ok(None)) => return Ok(()),
+            Ok(Ok(Some(found))) => {
+                (anyhow!("what is in the kernel is not proven to be what the object says: {found}"), true)
+            }
+            Ok(Err(error)) => (incomparable(error), false),
+            Err(error) => (incomparable(error), true),
+        };
+        match self.if_unproven {
+            IfUnproven::Say => say(format_args!("{error:#} (--strict and --record FILE would end here)")),
+            IfUnproven::Refuse if is_the_objects => return Err(error.context(Exit::Object)),
+            IfUnproven::Refuse => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// What is not proven; none if all is.
+    fn compare(&mut self, loaded: &Loaded, proof: &Proof<'_>) -> Result<Option<String>> {
         let left_out = loaded.maps_left_out().into_iter().collect();
         let mut maps = Maps { left_out, ..Maps::default() };
         for (name, map) in loaded.maps() {
@@ -374,14 +384,11 @@ impl Record {
                 hook.address = addresses.get(&hook.symbol).map(|address| format!("{address:#x}"));
             }
         }
-        match self.facts.unproven.first() {
-            None => Ok(()),
-            Some(first) => {
-                let more = self.facts.unproven.len() - 1;
-                let more = if more > 0 { format!(" (and {more} programs more)") } else { String::new() };
-                Err(anyhow!("what is in the kernel is not proven to be what the object says: {first}{more}"))
-            }
-        }
+        let found = self.facts.unproven.first().map(|first| match self.facts.unproven.len() - 1 {
+            0 => first.to_string(),
+            more => format!("{first} (and {more} programs more)"),
+        });
+        Ok(found)
     }
 
     /// The hooks of this plan are attached: those of the last attempt but for optional ones that this kernel has not got.

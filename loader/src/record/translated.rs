@@ -121,7 +121,10 @@ pub fn compare(
     let mut looked_at = 0;
     while let Some(pair) = nodes.all.get(looked_at).map(|node| node.pair) {
         if nodes.all.len() > MOST_PAIRS {
-            return Err(Unexplained { insn: None, why: "the kernel's translation is too long to compare".to_owned() });
+            return Err(Unexplained {
+                insn: None,
+                why: "too many ways lead through the kernel's translation to compare it".to_owned(),
+            });
         }
         nodes.all[looked_at].steps = both.steps(pair, &mut nodes);
         looked_at += 1;

@@ -15,7 +15,7 @@ use crate::crowd::{Job, Life, Member};
 use crate::host::{Set, crowd};
 use crate::link::Link;
 use crate::map::{self, Entry};
-use crate::missed::{Witness, program_misses, sees_what_goes_out};
+use crate::missed::{Witness, program_misses};
 use crate::process::{PATIENCE, poll};
 use crate::workers::{Flow, Puppet, Who};
 use crate::xctl::{Kind, Owner, Retransmit, Xctl};
@@ -83,11 +83,9 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let after = (Counters::of(&link.a)?, Counters::of(&link.b)?);
     let mut entries = map::entries(xctl.process.pid())?;
     let (skipped, hidden) = (witness.skipped()?, witness.above_pid_1()?);
-    // the newest kernels preempt programs in process context, and skip them for others meanwhile: by how often, they tell
+    let owners = witness.owners_missed(xctl.process.pid())?;
     let programs = program_misses(xctl.process.pid())?;
     let of = |name: &str| programs.get(name).copied().unwrap_or(0);
-    let learning = programs.iter().filter(|(name, _)| !name.contains("state") && !sees_what_goes_out(name));
-    let owners = witness.owners_skipped()? + learning.map(|(_, misses)| misses).sum::<u64>();
     // an end goes by unseen where all programs that see it were skipped
     let ends = hidden + of("tp_state").min(of("tp2_state")) + witness.ends_skipped()?;
     let trace = xctl.stop(Signal::SIGINT)?;

@@ -72,7 +72,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let after = (Counters::of(&link.a)?, Counters::of(&link.b)?);
     let entries = map::entries(xctl.process.pid())?;
     let (skipped, hidden) = (witness.skipped()?, witness.above_pid_1()?);
-    let owners_skipped = witness.owners_skipped()?;
+    let owners_missed = witness.owners_missed(xctl.process.pid())?;
     // where nothing shows accept(), an accepted socket that never sends asks for no room
     let ask = if xctl.sees_accept() { alive } else { made + servers.len() };
     let trace = xctl.stop(Signal::SIGINT)?;
@@ -82,7 +82,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
         let flow = record.at.flow();
         let who = owners.get(&flow).with_context(|| format!("nobody made the flow of {record:?}"))?;
         if record.at.owner == Owner::Unknown {
-            ensure!(flow != early_flow || owners_skipped > 0, "it was there before the map was full: {record:?}");
+            ensure!(flow != early_flow || owners_missed > 0, "it was there before the map was full: {record:?}");
         } else {
             known += 1;
             record.at.is_of(who, flow)?;
@@ -110,7 +110,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
             || servers.iter().any(|(server, _)| server.who.pid == entry.pid)
     };
     let least = (ask - entries.iter().filter(ours).count()) as u64;
-    ensure!(lost.map_full + owners_skipped >= least, "{ask} sockets, {least} not in the map: {lost:?}");
+    ensure!(lost.map_full + owners_missed >= least, "{ask} sockets, {least} not in the map: {lost:?}");
     // where nobody else has sockets; who sends once more may be counted once more, if that was forgotten meanwhile
     let most = (alive - entries.len().min(alive) + sends) as u64;
     ensure!(!is_guest() || lost.map_full <= most, "{alive} sockets, {} in the map: {lost:?}", entries.len());

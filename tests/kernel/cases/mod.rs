@@ -138,6 +138,7 @@ pub const ALL: &[Case] = &[
     case!("record_altered",       AUTO,     V4,   record::altered, Era),
     case!("record_without_ring",  AUTO,     V4,   record::no_ring_buffers, Era),
     case!("record_translated",    AUTO,     V4,   record::altered_translation, Era),
+    case!("record_incomparable",  AUTO,     V4,   record::incomparable, Host),
     case!("record_failed",        AUTO,     V4,   record::failed, Host),
     case!("record_as_user",       AUTO,     V4,   record::as_another_user, Era),
     case!("altered_objects",      AUTO,     V4,   record::altered_objects, Host),
