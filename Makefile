@@ -21,7 +21,7 @@ LLVM_STRIP ?= llvm-strip
 CARGO ?= cargo
 BTF ?= /sys/kernel/btf/vmlinux
 # The first for x86_64 runs every test; those that take longest come first.
-KERNELS ?= newest 6.12 6.12-arm64 6.1 5.10 6.12-rt
+KERNELS ?= newest 6.12-arm64 6.12 5.10 6.1 6.12-rt
 
 # The target, as Rust names the machine and as libbpf's bpf_tracing.h does. The C library in it is musl where Rust has a
 # standard library for that, which `make setup` asks rustup for; glibc makes the binary a third larger.
