@@ -72,10 +72,9 @@ impl Witness {
         self.skips(|function| !sees_what_goes_out(function))
     }
 
-    /// How many runs were skipped of what learns who owns a socket, in the xctl that runs as `pid`: those probes', and those
-    /// of programs, which the newest kernels preempt in process context, and skip for others meanwhile.
-    pub fn owners_missed(&self, pid: u32) -> Result<u64> {
-        let programs = program_misses(pid)?;
+    /// How many runs were skipped of what learns who owns a socket: those probes', and of xctl's `programs`
+    /// ([`program_misses`]), which the newest kernels preempt in process context, and skip for others meanwhile.
+    pub fn owners_missed(&self, programs: &BTreeMap<String, u64>) -> Result<u64> {
         let learning = programs.iter().filter(|(name, _)| !name.contains("state") && !sees_what_goes_out(name));
         Ok(self.owners_skipped()? + learning.map(|(_, misses)| misses).sum::<u64>())
     }

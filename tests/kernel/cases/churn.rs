@@ -83,8 +83,8 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let after = (Counters::of(&link.a)?, Counters::of(&link.b)?);
     let mut entries = map::entries(xctl.process.pid())?;
     let (skipped, hidden) = (witness.skipped()?, witness.above_pid_1()?);
-    let owners = witness.owners_missed(xctl.process.pid())?;
     let programs = program_misses(xctl.process.pid())?;
+    let owners = witness.owners_missed(&programs)?;
     let of = |name: &str| programs.get(name).copied().unwrap_or(0);
     // an end goes by unseen where all programs that see it were skipped
     let ends = hidden + of("tp_state").min(of("tp2_state")) + witness.ends_skipped()?;

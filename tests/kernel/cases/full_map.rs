@@ -11,7 +11,7 @@ use crate::crowd::{Job, Member};
 use crate::host::{Set, crowd, is_guest};
 use crate::link::Link;
 use crate::map::{self, Entry};
-use crate::missed::Witness;
+use crate::missed::{Witness, program_misses};
 use crate::process::{PATIENCE, poll};
 use crate::workers::{Flow, Puppet, Who};
 use crate::xctl::{Owner, Xctl};
@@ -72,7 +72,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let after = (Counters::of(&link.a)?, Counters::of(&link.b)?);
     let entries = map::entries(xctl.process.pid())?;
     let (skipped, hidden) = (witness.skipped()?, witness.above_pid_1()?);
-    let owners_missed = witness.owners_missed(xctl.process.pid())?;
+    let owners_missed = witness.owners_missed(&program_misses(xctl.process.pid())?)?;
     // where nothing shows accept(), an accepted socket that never sends asks for no room
     let ask = if xctl.sees_accept() { alive } else { made + servers.len() };
     let trace = xctl.stop(Signal::SIGINT)?;
