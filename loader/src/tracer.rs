@@ -171,12 +171,8 @@ fn read_types(btf: &Path) -> Result<Btf> {
         };
         Blocked::new(found, remedy).by_host()
     };
-    let mapped = if btf == Path::new(KERNEL_BTF) { kernel::btf::mapped() } else { None };
-    let parsed = match mapped {
-        Some(bytes) => Btf::from_static(bytes),
-        None => Btf::from_vec(object::read_btf(btf).map_err(|error| blocked(error.to_string()))?),
-    };
-    parsed.map_err(|error| blocked(format!("the BTF in {}: {error}", btf.display())))
+    let bytes = kernel::btf::read(btf).map_err(|error| blocked(error.to_string()))?;
+    Btf::from_cow(bytes).map_err(|error| blocked(format!("the BTF in {}: {error}", btf.display())))
 }
 
 impl Offer for Kernel {

@@ -7,8 +7,9 @@ use anyhow::{Context, Result, anyhow};
 
 use super::btf_path;
 use crate::fault::Exit;
+use crate::kernel;
 use crate::object::cut::{CutError, cut};
-use crate::object::{Btf, cdef, read_btf, source};
+use crate::object::{Btf, cdef, source};
 use crate::tracer;
 
 /// What was asked for.
@@ -61,13 +62,13 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
 /// The BTF that was asked for, and where it is.
 fn whole(args: &Args) -> Result<(PathBuf, Btf)> {
     let path = btf_path(args.btf.as_deref());
-    let bytes = read_btf(&path).with_context(|| match args.btf {
+    let bytes = kernel::btf::read(&path).with_context(|| match args.btf {
         Some(_) => "reading BTF".to_owned(),
         None => "this kernel's BTF (needs Linux 5.4 or newer with CONFIG_DEBUG_INFO_BTF=y; \
                  --btf FILE takes another's)"
             .to_owned(),
     })?;
-    let btf = Btf::from_vec(bytes).with_context(|| path.display().to_string())?;
+    let btf = Btf::from_cow(bytes).with_context(|| path.display().to_string())?;
     Ok((path, btf))
 }
 

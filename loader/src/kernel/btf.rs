@@ -1,18 +1,29 @@
 //! The running kernel's BTF, where it lies.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::slice;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::statfs::{SYSFS_MAGIC, fstatfs};
 
 use crate::object::KERNEL_BTF;
+use crate::object::source::{SourceError, read_btf};
+
+/// The bytes of the BTF in a file, as [`read_btf`] reads them; the running kernel's own are not copied where it can be helped.
+///
+/// # Errors
+/// Those of [`read_btf`].
+pub fn read(path: &Path) -> Result<Cow<'static, [u8]>, SourceError> {
+    let own = if path == Path::new(KERNEL_BTF) { mapped() } else { None };
+    own.map_or_else(|| read_btf(path).map(Cow::Owned), |bytes| Ok(Cow::Borrowed(bytes)))
+}
 
 /// The kernel's own pages, mapped for as long as the process lives; they are none of its memory. None where the kernel
 /// does not do that (before 6.16, `btf_sysfs_vmlinux_mmap` in kernel/bpf/sysfs_btf.c).
-#[must_use]
-pub fn mapped() -> Option<&'static [u8]> {
+fn mapped() -> Option<&'static [u8]> {
     let file = File::open(KERNEL_BTF).ok()?;
     // Another file may be mounted there, and could change.
     if fstatfs(&file).ok()?.filesystem_type() != SYSFS_MAGIC {

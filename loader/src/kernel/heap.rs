@@ -4,14 +4,22 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use dlmalloc::GlobalDlmalloc;
+use dlmalloc::Dlmalloc;
 
 /// From this size on both musl's malloc and glibc's map pages for each piece.
 const LARGE: usize = 128 << 10;
 
 /// To be named as the `#[global_allocator]`.
 pub struct Heap;
+
+/// Where small pieces come from. dlmalloc's own global one calls musl's `pthread_mutex_lock`, which costs more than dlmalloc.
+static SMALL: Mutex<Dlmalloc> = Mutex::new(Dlmalloc::new());
+
+fn small() -> MutexGuard<'static, Dlmalloc> {
+    SMALL.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn is_large(size: usize) -> bool {
     size >= LARGE
@@ -21,20 +29,28 @@ fn is_large(size: usize) -> bool {
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as of the caller.
-        unsafe { if is_large(layout.size()) { System.alloc(layout) } else { GlobalDlmalloc.alloc(layout) } }
+        unsafe {
+            if is_large(layout.size()) { System.alloc(layout) } else { small().malloc(layout.size(), layout.align()) }
+        }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as of the caller.
         unsafe {
-            if is_large(layout.size()) { System.alloc_zeroed(layout) } else { GlobalDlmalloc.alloc_zeroed(layout) }
+            match is_large(layout.size()) {
+                true => System.alloc_zeroed(layout),
+                false => small().calloc(layout.size(), layout.align()),
+            }
         }
     }
 
     unsafe fn dealloc(&self, piece: *mut u8, layout: Layout) {
         // SAFETY: as of the caller; this allocator gave the piece.
         unsafe {
-            if is_large(layout.size()) { System.dealloc(piece, layout) } else { GlobalDlmalloc.dealloc(piece, layout) }
+            match is_large(layout.size()) {
+                true => System.dealloc(piece, layout),
+                false => small().free(piece, layout.size(), layout.align()),
+            }
         }
     }
 
@@ -44,7 +60,7 @@ unsafe impl GlobalAlloc for Heap {
         unsafe {
             match (is_large(layout.size()), is_large(size)) {
                 (true, true) => System.realloc(piece, layout, size),
-                (false, false) => GlobalDlmalloc.realloc(piece, layout, size),
+                (false, false) => small().realloc(piece, layout.size(), layout.align(), size),
                 _ => {
                     let to = self.alloc(Layout::from_size_align_unchecked(size, layout.align()));
                     if !to.is_null() {

@@ -287,6 +287,13 @@ struct Head {
 impl Head {
     const SIZE: usize = 12;
 
+    /// From the record that begins at byte `at` of the data.
+    #[inline]
+    fn of(record: &[u8; Self::SIZE], at: usize, big_endian: bool) -> Head {
+        let [name, info, arg] = three(record, big_endian);
+        Head { name, info, arg, tail: at + Head::SIZE }
+    }
+
     fn kind_number(self) -> u32 {
         (self.info >> 24) & 0x7f
     }
@@ -301,8 +308,26 @@ impl Head {
 }
 
 fn word(bytes: &[u8], at: usize, big_endian: bool) -> Option<u32> {
-    let four: [u8; 4] = bytes.get(at..at.checked_add(4)?)?.try_into().ok()?;
-    Some(if big_endian { u32::from_be_bytes(four) } else { u32::from_le_bytes(four) })
+    Some(of_four(*bytes.get(at..)?.first_chunk()?, big_endian))
+}
+
+/// The words of a record or an entry of three. (Written out, since a loop would stay one where code is to be small.)
+#[inline]
+fn three(bytes: &[u8; 12], big_endian: bool) -> [u32; 3] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = *bytes;
+    [of_four([a, b, c, d], big_endian), of_four([e, f, g, h], big_endian), of_four([i, j, k, l], big_endian)]
+}
+
+/// The words of an entry of two.
+#[inline]
+fn two(bytes: &[u8; 8], big_endian: bool) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = *bytes;
+    [of_four([a, b, c, d], big_endian), of_four([e, f, g, h], big_endian)]
+}
+
+#[inline]
+fn of_four(bytes: [u8; 4], big_endian: bool) -> u32 {
+    if big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
 }
 
 impl Btf {
@@ -328,12 +353,12 @@ impl Btf {
         check::parse(bytes.into())
     }
 
-    /// As [`Btf::parse`], without a copy.
+    /// As [`Btf::parse`], without a copy, of bytes that may be lent for good.
     ///
     /// # Errors
     /// As [`Btf::parse`].
-    pub fn from_static(bytes: &'static [u8]) -> Result<Btf, BtfError> {
-        check::parse(bytes.into())
+    pub fn from_cow(bytes: Cow<'static, [u8]>) -> Result<Btf, BtfError> {
+        check::parse(bytes)
     }
 
     /// The bytes that were parsed.
@@ -365,14 +390,10 @@ impl Btf {
         self.head_at(at)
     }
 
+    #[inline]
     fn head_at(&self, at: usize) -> Option<Head> {
-        let record = self.data.get(at..at.checked_add(Head::SIZE)?)?;
-        Some(Head {
-            name: word(record, 0, self.big_endian)?,
-            info: word(record, 4, self.big_endian)?,
-            arg: word(record, 8, self.big_endian)?,
-            tail: at + Head::SIZE,
-        })
+        let record = self.data.get(at..)?.first_chunk()?;
+        Some(Head::of(record, at, self.big_endian))
     }
 
     fn head_of(&self, id: TypeId, wanted: fn(Kind) -> bool) -> Option<Head> {

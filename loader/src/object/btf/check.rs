@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{Btf, BtfError, Head, Kind, TypeId, word};
+use super::{Btf, BtfError, Head, Kind, TypeId, three, two, word};
 
 /// The longest name that is taken, in bytes. The kernel refuses names beyond 511 (`KSYM_NAME_LEN`). A limit keeps a
 /// hostile file, whose names all end in the same megabyte of text, from costing the square of its size.
@@ -118,12 +118,17 @@ impl<'a> Strings<'a> {
         Ok(Strings { bytes, plain })
     }
 
+    /// Whether no name may be bad that begins at `highest` or before.
+    fn are_good(&self, highest: u32) -> bool {
+        self.plain && (highest as usize) < self.bytes.len()
+    }
+
     fn check(&self, offset: u32) -> Result<(), String> {
+        if self.are_good(offset) {
+            return Ok(());
+        }
         if offset as usize >= self.bytes.len() {
             return Err(format!("name offset {offset} is past the end of the {} bytes of strings", self.bytes.len()));
-        }
-        if self.plain {
-            return Ok(());
         }
         let rest = self.bytes.get(offset as usize..).unwrap_or_default();
         let window = rest.get(..=MAX_NAME).unwrap_or(rest);
@@ -172,11 +177,12 @@ struct Walked {
 }
 
 struct Walk<'a> {
-    btf: &'a Btf,
+    big_endian: bool,
+    /// The data up to the end of the type section.
+    types: &'a [u8],
     strings: Strings<'a>,
     layout: &'a [u8],
     at: usize,
-    end: usize,
     found: Walked,
 }
 
@@ -187,17 +193,17 @@ impl<'a> Walk<'a> {
         let mut index = Vec::with_capacity(header.types.len / Head::SIZE + 1);
         index.push(0);
         Ok(Walk {
-            btf,
+            big_endian: header.big_endian,
+            types: btf.data.get(..header.types.end()).unwrap_or_default(),
             strings: Strings::new(slice(&header.strings), header.strings.start)?,
             layout: header.layout.as_ref().map(slice).unwrap_or_default(),
             at: header.types.start,
-            end: header.types.end(),
             found: Walked { index, id: TypeId::VOID, by: TypeId::VOID, at: 0 },
         })
     }
 
     fn run(mut self) -> Result<Walked, BtfError> {
-        while self.at < self.end {
+        while self.at < self.types.len() {
             // Both fit: the data is shorter than 4 GiB, and a type takes twelve bytes of it.
             let id = TypeId(self.found.index.len() as u32);
             self.found.index.push(self.at as u32);
@@ -210,50 +216,56 @@ impl<'a> Walk<'a> {
     fn one(&mut self, id: TypeId) -> Result<usize, BtfError> {
         let start = self.at;
         let fail = |offset: usize, what: String| BtfError { offset, type_id: Some(id), what };
-        let left = self.end - start;
-        let head = match self.btf.head_at(start) {
-            Some(head) if left >= Head::SIZE => head,
-            _ => return Err(fail(start, format!("{left} bytes are left in the type section, a type needs 12"))),
+        let rest = self.types.get(start..).unwrap_or_default();
+        let Some((record, rest)) = rest.split_first_chunk() else {
+            return Err(fail(start, format!("{} bytes are left in the type section, a type needs 12", rest.len())));
         };
+        let head = Head::of(record, start, self.big_endian);
         self.strings.check(head.name).map_err(|what| fail(start, what))?;
         let number = head.kind_number();
         let (kind, (fixed, each)) = match Kind::from_number(number) {
             Some(kind) => (kind, tail_size(kind)),
             None => (Kind::Unknown, self.unknown_size(number).map_err(|what| fail(start + 4, what))?),
         };
-        let label = kind.label();
         // FUNC keeps its linkage in vlen; for the other kinds without entries `each` is 0.
         let size = fixed + head.vlen() * each;
-        if size > left - Head::SIZE {
-            let what = format!(
-                "{label} with {} entries needs {size} bytes more, the type section has {}",
-                head.vlen(),
-                left - Head::SIZE
-            );
+        let Some(tail) = rest.get(..size) else {
+            let (label, count) = (kind.label(), head.vlen());
+            let what =
+                format!("{label} with {count} entries needs {size} bytes more, the type section has {}", rest.len());
             return Err(fail(start + 4, what));
-        }
-        let tail = self.btf.data.get(head.tail..head.tail + size).unwrap_or_default();
-        let mut entries = Entries { walk: self, id, tail, base: head.tail, each, label };
+        };
+        let mut entries = Entries { walk: self, id, tail, base: head.tail, each, kind };
         match kind {
             Kind::Int => entries.int(head)?,
             Kind::Array => {
-                entries.reference(0);
-                entries.reference(4);
+                let [elem, index, _] = entries.highest_of_three();
+                self.refers(elem, id, head.tail);
+                self.refers(index, id, head.tail + 4);
             }
             Kind::Struct | Kind::Union => entries.members(head)?,
             Kind::FuncProto => {
-                entries.names_and_types(true)?;
+                let [name, ty] = entries.highest_of_two();
+                entries.names(name)?;
+                entries.references(ty, 4);
                 self.refers(head.arg, id, start + 8);
             }
             Kind::Enum | Kind::Enum64 => {
                 if !matches!(head.arg, 1 | 2 | 4 | 8) {
-                    return Err(fail(start + 8, format!("{label} of {} bytes", head.arg)));
+                    return Err(fail(start + 8, format!("{} of {} bytes", kind.label(), head.arg)));
                 }
-                entries.names_and_types(false)?;
+                let highest = match kind {
+                    Kind::Enum => entries.highest_of_two()[0],
+                    _ => entries.highest_of_three()[0],
+                };
+                entries.names(highest)?;
             }
-            Kind::Datasec => entries.section_vars(),
+            Kind::Datasec => {
+                let [var, ..] = entries.highest_of_three();
+                entries.references(var, 0);
+            }
             Kind::Float if !matches!(head.arg, 2 | 4 | 8 | 12 | 16) => {
-                return Err(fail(start + 8, format!("{label} of {} bytes", head.arg)));
+                return Err(fail(start + 8, format!("{} of {} bytes", kind.label(), head.arg)));
             }
             Kind::Ptr
             | Kind::Typedef
@@ -295,32 +307,62 @@ struct Entries<'w, 'a> {
     base: usize,
     /// Bytes of an entry.
     each: usize,
-    label: &'static str,
+    kind: Kind,
 }
 
 impl Entries<'_, '_> {
+    /// The highest of each word of the entries, which have three. Most of a kernel's BTF is entries: only where one of these
+    /// is too high, or higher than any before, they are looked at one by one.
+    fn highest_of_three(&self) -> [u32; 3] {
+        let [mut a, mut b, mut c] = [0; 3];
+        for entry in self.tail.as_chunks().0 {
+            let words = three(entry, self.walk.big_endian);
+            (a, b, c) = (a.max(words[0]), b.max(words[1]), c.max(words[2]));
+        }
+        [a, b, c]
+    }
+
+    /// The same of entries of two words.
+    fn highest_of_two(&self) -> [u32; 2] {
+        let [mut a, mut b] = [0; 2];
+        for entry in self.tail.as_chunks().0 {
+            let words = two(entry, self.walk.big_endian);
+            (a, b) = (a.max(words[0]), b.max(words[1]));
+        }
+        [a, b]
+    }
+
     fn word(&self, at: usize) -> u32 {
-        word(self.tail, at, self.walk.btf.big_endian).unwrap_or(0)
+        word(self.tail, at, self.walk.big_endian).unwrap_or(0)
     }
 
     fn fail(&self, at: usize, what: String) -> BtfError {
-        BtfError { offset: self.base + at, type_id: Some(self.id), what: format!("{}: {what}", self.label) }
+        BtfError { offset: self.base + at, type_id: Some(self.id), what: format!("{}: {what}", self.kind.label()) }
     }
 
     fn starts(&self) -> impl Iterator<Item = usize> + use<> {
         (0..self.tail.len()).step_by(self.each.max(1))
     }
 
-    fn name(&self, at: usize) -> Result<(), BtfError> {
-        self.walk
-            .strings
-            .check(self.word(at))
-            .map_err(|what| self.fail(at, format!("entry {}: {what}", at / self.each.max(1))))
+    /// Checks the entries' names, of which the highest begins at `highest`.
+    fn names(&self, highest: u32) -> Result<(), BtfError> {
+        if self.walk.strings.are_good(highest) {
+            return Ok(());
+        }
+        for at in self.starts() {
+            let checked = self.walk.strings.check(self.word(at));
+            checked.map_err(|what| self.fail(at, format!("entry {}: {what}", at / self.each.max(1))))?;
+        }
+        Ok(())
     }
 
-    fn reference(&mut self, at: usize) {
-        let to = self.word(at);
-        self.walk.refers(to, self.id, self.base + at);
+    /// Takes note of the highest type that the entries refer to at byte `at` of each.
+    fn references(&mut self, highest: u32, at: usize) {
+        if highest > self.walk.found.id.0
+            && let Some(start) = self.starts().find(|start| self.word(start + at) == highest)
+        {
+            self.walk.refers(highest, self.id, self.base + start + at);
+        }
     }
 
     fn int(&self, head: Head) -> Result<(), BtfError> {
@@ -336,34 +378,22 @@ impl Entries<'_, '_> {
     }
 
     fn members(&mut self, head: Head) -> Result<(), BtfError> {
+        let [name, ty, offset] = self.highest_of_three();
+        self.names(name)?;
+        self.references(ty, 4);
+        // As strict as the kernel is with its own BTF. A flexible array may begin at the very end.
+        let end = u64::from(head.arg) * 8;
+        if u64::from(offset) <= end {
+            return Ok(());
+        }
         for at in self.starts() {
-            self.name(at)?;
-            self.reference(at + 4);
             let offset = self.word(at + 8);
             let bit = if head.flag() { offset & 0x00ff_ffff } else { offset };
-            // As strict as the kernel is with its own BTF. A flexible array may begin at the very end.
-            if u64::from(bit) > u64::from(head.arg) * 8 {
+            if u64::from(bit) > end {
                 let what = format!("member {} begins at bit {bit}, beyond the {} bytes", at / 12, head.arg);
                 return Err(self.fail(at + 8, what));
             }
         }
         Ok(())
-    }
-
-    /// Entries that begin with a name, followed by a type id if `typed`.
-    fn names_and_types(&mut self, typed: bool) -> Result<(), BtfError> {
-        for at in self.starts() {
-            self.name(at)?;
-            if typed {
-                self.reference(at + 4);
-            }
-        }
-        Ok(())
-    }
-
-    fn section_vars(&mut self) {
-        for at in self.starts() {
-            self.reference(at);
-        }
     }
 }
