@@ -11,13 +11,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 
 use self::json::Json;
 use self::text::Text;
-use self::view::{Lately, Record, View};
+use self::view::{Lately, Record, Subject, View};
 use super::btf_path;
 use crate::fault::Exit;
 use crate::kernel;
@@ -237,14 +238,14 @@ fn target(args: &Args) -> Result<Option<(Btf, String)>> {
     Ok(Some((btf, path.display().to_string())))
 }
 
-/// Poisoned instructions by section and byte offset, and why they are.
-type Poisoned = BTreeMap<(usize, u64), String>;
+/// Poisoned instructions by section and byte offset: what they access, and why they are.
+type Poisoned<'v> = BTreeMap<(usize, u64), (Rc<Subject<'v>>, Rc<str>)>;
 
-fn count(
+fn count<'v>(
     verdict: &mut Verdict,
-    poisoned: &mut Poisoned,
+    poisoned: &mut Poisoned<'v>,
     relocated: &Relocated<'_, '_>,
-    record: &Record<'_, '_>,
+    record: &Record<'v, '_>,
     loads: impl Fn(&Program<'_>) -> bool,
 ) {
     verdict.relocations_total += 1;
@@ -254,7 +255,7 @@ fn count(
             verdict.poisoned += 1;
             if let Some(program) = relocated.program.filter(|_| poisoned.len() < MOST_POISONED) {
                 let place = (program.section_index, relocated.relocation.offset.into());
-                poisoned.insert(place, format!("{}: {why}", record.about.access()));
+                poisoned.insert(place, (record.about.clone(), why.clone()));
             }
         }
         Outcome::Skipped => verdict.skipped += 1,
@@ -277,15 +278,19 @@ fn poisoned_programs(
     object: &ObjectFile<'_>,
     facts: &Facts<'_>,
     code: &Relocations<'_, '_>,
-    poisoned: &Poisoned,
+    poisoned: &Poisoned<'_>,
     verdict: &mut Verdict,
 ) {
     if verdict.poisoned == 0 {
         return;
     }
     for (function, index) in loads::reaching_poison(object, facts, code) {
-        let why = poisoned.get(&loads::place_of(function, index)).map_or("something is not there", String::as_str);
-        verdict.problem(|| format!("program {} reaches instruction {index}: {why}", function.name));
+        verdict.problem(|| {
+            let why = poisoned.get(&loads::place_of(function, index));
+            let why = why.map(|(about, why)| format!("{}: {why}", about.access()));
+            let why = why.as_deref().unwrap_or("something is not there");
+            format!("program {} reaches instruction {index}: {why}", function.name)
+        });
     }
 }
 

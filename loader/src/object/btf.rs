@@ -17,6 +17,7 @@ mod subset;
 pub(crate) mod tests;
 
 use std::borrow::Cow;
+use std::ffi::CStr;
 use std::fmt;
 
 pub use query::Field;
@@ -420,8 +421,7 @@ impl Btf {
         let (start, len) = self.strings;
         let rest =
             self.data.get(start..start.saturating_add(len)).and_then(|s| s.get(offset as usize..)).unwrap_or(&[]);
-        let end = rest.iter().position(|b| *b == 0).unwrap_or(0);
-        rest.get(..end).unwrap_or(&[])
+        CStr::from_bytes_until_nul(rest).map_or(&[], CStr::to_bytes)
     }
 
     fn name_at(&self, offset: u32) -> &str {
@@ -514,13 +514,36 @@ impl Btf {
     /// Member `index`, at once: where and how wide it itself says that it is. What an old compiler said about a bitfield
     /// in its integer type alone, [`Btf::members`] takes into account and this does not; nor does libbpf.
     pub fn member_as_written(&self, id: TypeId, index: u32) -> Option<Member<'_>> {
+        let head = self.head_of(id, Kind::is_composite)?;
+        let entry = self.entries(Some(head), 12).nth(index as usize)?;
+        Some(self.as_written(head, three(entry.first_chunk()?, self.big_endian)))
+    }
+
+    fn as_written(&self, head: Head, [name, ty, offset]: [u32; 3]) -> Member<'_> {
+        let (bit_offset, bitfield_size) = if head.flag() { (offset & 0x00ff_ffff, offset >> 24) } else { (offset, 0) };
+        Member { name: self.name_at(name), ty: TypeId(ty), bit_offset, bitfield_size }
+    }
+
+    /// The type of member `index`, at once.
+    pub fn member_type(&self, id: TypeId, index: u32) -> Option<TypeId> {
+        let entry = self.entries(self.head_of(id, Kind::is_composite), 12).nth(index as usize)?;
+        Some(TypeId(self.entry_word(entry, 1)))
+    }
+
+    /// The members that are called `name`, and those without a name, in which there may be one: their numbers, and they
+    /// themselves as they are written. Does not read other members' names.
+    pub fn members_called<'b>(&'b self, id: TypeId, name: &'b str) -> impl Iterator<Item = (u32, Member<'b>)> {
         let head = self.head_of(id, Kind::is_composite);
-        let entry = self.entries(head, 12).nth(index as usize)?;
-        let offset = self.entry_word(entry, 2);
-        let (bit_offset, bitfield_size) =
-            if head.is_some_and(Head::flag) { (offset & 0x00ff_ffff, offset >> 24) } else { (offset, 0) };
-        let ty = TypeId(self.entry_word(entry, 1));
-        Some(Member { name: self.name_at(self.entry_word(entry, 0)), ty, bit_offset, bitfield_size })
+        let (start, len) = self.strings;
+        let strings = self.data.get(start..start.saturating_add(len)).unwrap_or_default();
+        let first = name.bytes().next().unwrap_or(0);
+        (0..).zip(self.entries(head, 12)).filter_map(move |(index, entry)| {
+            let words = three(entry.first_chunk()?, self.big_endian);
+            // Most names differ in their first byte.
+            let begins = strings.get(words[0] as usize).copied().unwrap_or(0);
+            let wanted = begins == 0 || (begins == first && self.is_named(words[0], name));
+            if wanted { Some((index, self.as_written(head?, words))) } else { None }
+        })
     }
 
     /// Constant `index` of an enum, at once.

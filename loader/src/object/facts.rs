@@ -289,17 +289,29 @@ fn section<'a>(section: &super::elf::Section<'a>) -> SectionFacts<'a> {
 }
 
 /// A function, where it is, and what it uses by itself.
-type Used<'o, 'a> = ((usize, u64), &'o Program<'a>, Uses<'a>);
+struct Used<'o, 'a> {
+    /// Its section, and where it begins there.
+    place: (usize, u64),
+    function: &'o Program<'a>,
+    uses: Uses<'a>,
+    /// Where in [`Functions::called`] those begin that it calls.
+    first_called: usize,
+    /// For which function it was looked at last, by the number of that look.
+    seen: usize,
+}
 
 /// What every function uses by itself, to be added up along a program's calls.
 struct Functions<'o, 'a> {
     /// By place.
     all: Vec<Used<'o, 'a>>,
+    /// Which of them each calls, one function's after the other's.
+    called: Vec<u32>,
     /// How much more may be listed.
     left: usize,
-    /// Places that were seen, and that are to be looked at, of one function after the other.
-    seen: Vec<(usize, u64)>,
-    todo: Vec<(usize, u64)>,
+    /// How many functions were looked at.
+    looks: usize,
+    /// Those that are to be looked at for one function.
+    todo: Vec<usize>,
 }
 
 impl<'o, 'a> Functions<'o, 'a> {
@@ -315,10 +327,21 @@ impl<'o, 'a> Functions<'o, 'a> {
             return Err("its functions overlap each other".to_owned());
         }
         let place = |function: &Program<'_>| (function.section_index, function.offset);
-        let all = functions().map(|function| (place(function), function, places.of(function, code)));
-        let mut all: Vec<Used<'o, 'a>> = all.collect();
-        all.sort_by_key(|(place, ..)| *place);
-        Ok(Functions { all, left: MOST_LISTED, seen: Vec::new(), todo: Vec::new() })
+        let one = |function: &'o Program<'a>| {
+            let uses = places.of(function, code);
+            Used { place: place(function), function, uses, first_called: 0, seen: 0 }
+        };
+        let mut all: Vec<Used<'o, 'a>> = functions().map(one).collect();
+        all.sort_by_key(|used| used.place);
+        let mut called = Vec::new();
+        for number in 0..all.len() {
+            let first = called.len();
+            let calls = all.get(number).into_iter().flat_map(|used| &used.uses.called_at);
+            // A file has fewer functions than a u32 counts.
+            called.extend(calls.filter_map(|(_, place)| Some(index_of(&all, *place)? as u32)));
+            all.iter_mut().skip(number).take(1).for_each(|used| used.first_called = first);
+        }
+        Ok(Functions { all, called, left: MOST_LISTED, looks: 0, todo: Vec::new() })
     }
 
     fn facts(&mut self, function: &Program<'a>) -> Result<FunctionFacts<'a>, String> {
@@ -345,25 +368,26 @@ impl<'o, 'a> Functions<'o, 'a> {
             provable: true,
         };
         let mut helpers = BTreeSet::new();
-        let Functions { all, left, seen, todo } = self;
-        seen.clear();
+        let Functions { all, called: all_called, left, looks, todo } = self;
+        *looks += 1;
+        let mut count = 0;
         todo.clear();
-        todo.push((function.section_index, function.offset));
-        while let Some(place) = todo.pop() {
-            let found = all.binary_search_by_key(&place, |(place, ..)| *place).ok();
-            let Some((_, called, uses)) = found.and_then(|index| all.get(index)) else { continue };
-            match seen.binary_search(&place) {
-                Ok(_) => continue,
-                Err(rank) => seen.insert(rank, place),
+        todo.extend(index_of(all, (function.section_index, function.offset)));
+        while let Some(index) = todo.pop() {
+            let next = all.get(index + 1).map_or(all_called.len(), |next| next.first_called);
+            let Some(Used { function: called, uses, first_called, seen, .. }) = all.get_mut(index) else { continue };
+            if std::mem::replace(seen, *looks) == *looks {
+                continue;
             }
-            if seen.len() > 1 {
+            count += 1;
+            if count > 1 {
                 push(&mut facts.calls, called.name);
                 // What a function calls is listed with that function.
                 if !is_program {
                     continue;
                 }
             }
-            if is_program && seen.len() > MOST_FUNCTIONS {
+            if is_program && count > MOST_FUNCTIONS {
                 let name = function.name;
                 return Err(format!("program {name} calls {MOST_FUNCTIONS} functions or more, the kernel takes fewer"));
             }
@@ -377,7 +401,7 @@ impl<'o, 'a> Functions<'o, 'a> {
             facts.maps.extend(&uses.maps);
             facts.variables.extend(&uses.variables);
             facts.externs.extend(&uses.externs);
-            todo.extend(uses.called_at.iter().map(|(_, place)| *place));
+            todo.extend(all_called.get(*first_called..next).into_iter().flatten().map(|index| *index as usize));
         }
         let lists = [&mut facts.kfuncs, &mut facts.calls, &mut facts.maps, &mut facts.variables, &mut facts.externs];
         lists.into_iter().for_each(each_once);
@@ -386,6 +410,11 @@ impl<'o, 'a> Functions<'o, 'a> {
         facts.helpers = helpers.iter().map(name).collect();
         Ok(facts)
     }
+}
+
+/// The function at a place.
+fn index_of(all: &[Used<'_, '_>], place: (usize, u64)) -> Option<usize> {
+    all.binary_search_by_key(&place, |used| used.place).ok()
 }
 
 /// Puts something behind the rest of a list. Of as many as there are functions, most have one place.

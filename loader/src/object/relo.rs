@@ -233,10 +233,19 @@ const SHOWN: usize = 256;
 
 /// `text`, cut if it is longer than anybody reads.
 pub(crate) fn cut(text: &str) -> String {
-    match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
-        None => text.to_owned(),
+    shorten(text.get(..4 * SHOWN + 4).unwrap_or(text).to_owned())
+}
+
+/// The same of text that nobody else needs.
+fn shorten(mut text: String) -> String {
+    // No character has more than four bytes.
+    if text.len() > SHOWN
+        && let Some((end, _)) = text.char_indices().nth(SHOWN)
+    {
+        text.truncate(end);
+        text.push_str("...");
     }
+    text
 }
 
 /// A type as a C programmer names it: `struct sock`, `u32`, `const struct sock *`, `char[16]`.
@@ -248,16 +257,20 @@ pub fn type_name(btf: &Btf, id: TypeId) -> String {
     for _ in 0..8 {
         let name = btf.name(id);
         let named = |keyword: &str| {
-            let (keyword, space) = if keyword.is_empty() { ("", "") } else { (keyword, " ") };
             let name = if name.is_empty() { "{...}" } else { name };
-            cut(&format!("{qualifiers}{keyword}{space}{name}{after}"))
+            // Each piece is a call of memcpy; most have no qualifiers, and nothing after.
+            let mut all = String::with_capacity(qualifiers.len() + keyword.len() + name.len() + after.len());
+            for piece in [&qualifiers, keyword, name, &after].into_iter().filter(|piece| !piece.is_empty()) {
+                all.push_str(piece);
+            }
+            shorten(all)
         };
         match btf.kind(id) {
             Kind::Void => return format!("{qualifiers}void{after}"),
-            Kind::Struct => return named("struct"),
-            Kind::Union => return named("union"),
-            Kind::Enum | Kind::Enum64 => return named("enum"),
-            Kind::Fwd => return named(if btf.fwd_is_union(id) { "union" } else { "struct" }),
+            Kind::Struct => return named("struct "),
+            Kind::Union => return named("union "),
+            Kind::Enum | Kind::Enum64 => return named("enum "),
+            Kind::Fwd => return named(if btf.fwd_is_union(id) { "union " } else { "struct " }),
             Kind::Func | Kind::Var | Kind::Datasec | Kind::DeclTag | Kind::Unknown | Kind::Int | Kind::Float => {
                 return named("");
             }

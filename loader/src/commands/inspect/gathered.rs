@@ -17,6 +17,7 @@ pub(super) struct Gathered<'w> {
 
 /// Copies `from`, which is as long. Most pieces have a few bytes: two moves that may overlap do for those, where musl's
 /// `memcpy` takes as long as for some hundred.
+#[inline]
 fn copy(to: &mut [u8], from: &[u8]) {
     fn ends<const N: usize>(to: &mut [u8], from: &[u8]) {
         if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk()) {
@@ -50,29 +51,31 @@ impl<'w> Gathered<'w> {
         Gathered { out: Some(out), bytes: vec![0; GATHERED], len: 0, failed: None }
     }
 
-    /// To be kept.
+    /// To be kept, for [`Gathered::take`].
     pub(super) fn kept() -> Self {
-        Gathered { out: None, bytes: vec![0; 512], len: 0, failed: None }
+        Gathered { out: None, bytes: Vec::new(), len: 0, failed: None }
     }
 
-    /// What was kept.
-    pub(super) fn into_text(mut self) -> String {
-        self.bytes.truncate(self.len);
-        String::from_utf8(self.bytes).unwrap_or_default()
+    /// What was kept, which it then begins anew.
+    pub(super) fn take(&mut self) -> String {
+        let text = std::str::from_utf8(self.bytes.get(..self.len).unwrap_or_default()).unwrap_or_default().to_owned();
+        self.len = 0;
+        text
     }
 
-    /// Room for `len` bytes more.
-    fn room(&mut self, len: usize) -> &mut [u8] {
-        if self.bytes.len() - self.len < len {
-            self.hand_on();
-            let needed = self.len + len;
-            if needed > self.bytes.len() {
-                self.bytes.resize(needed.max(2 * self.bytes.len()), 0);
-            }
+    /// Bytes that are here, and were not handed on.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Makes room for `len` bytes more.
+    #[cold]
+    fn make_room(&mut self, len: usize) {
+        self.hand_on();
+        let needed = self.len + len;
+        if needed > self.bytes.len() {
+            self.bytes.resize(needed.max(2 * self.bytes.len()).max(256), 0);
         }
-        let start = self.len;
-        self.len += len;
-        self.bytes.get_mut(start..self.len).unwrap_or_default()
     }
 
     fn hand_on(&mut self) {
@@ -83,8 +86,16 @@ impl<'w> Gathered<'w> {
         self.len = 0;
     }
 
+    #[inline(never)]
     fn add(&mut self, bytes: &[u8]) {
-        copy(self.room(bytes.len()), bytes);
+        if self.bytes.len() - self.len < bytes.len() {
+            self.make_room(bytes.len());
+        }
+        let end = self.len + bytes.len();
+        if let Some(room) = self.bytes.get_mut(self.len..end) {
+            copy(room, bytes);
+            self.len = end;
+        }
     }
 
     /// Takes away what was written last, if it is that.
@@ -168,15 +179,8 @@ impl<'w> Gathered<'w> {
 
     /// Adds bytes as hexadecimal digits.
     pub(super) fn hex(&mut self, bytes: &[u8]) -> &mut Self {
-        for (place, byte) in self.room(bytes.len() * 2).as_chunks_mut().0.iter_mut().zip(bytes) {
-            *place = digits(*byte);
-        }
+        bytes.iter().for_each(|byte| self.add(&digits(*byte)));
         self
-    }
-
-    /// True if nothing was written, or all was handed on.
-    pub(super) fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// Whether all could be written so far.
@@ -217,7 +221,7 @@ mod tests {
         for len in 0..=text.len() {
             let mut out = Gathered::kept();
             out.put("<").put(&text[..len]).put(">");
-            assert_eq!(out.into_text(), format!("<{}>", &text[..len]));
+            assert_eq!(out.take(), format!("<{}>", &text[..len]));
         }
     }
 
@@ -232,7 +236,7 @@ mod tests {
         for number in [0, 9, 10, 12345, 123_456, u64::MAX] {
             wanted += &format!("{number:>5}|{number}|{}|", -i128::from(number));
         }
-        assert_eq!(out.into_text(), wanted + "ab  |abcde|00af09|a\u{fffd}\u{e9}");
+        assert_eq!(out.take(), wanted + "ab  |abcde|00af09|a\u{fffd}\u{e9}");
     }
 
     #[test]

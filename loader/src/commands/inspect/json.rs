@@ -9,23 +9,18 @@ use super::gathered::Gathered;
 use super::view::Record;
 use super::{Head, Report, Verdict};
 
-/// A JSON document of its own.
-pub(super) fn json(value: &impl Serialize) -> Result<String> {
-    let mut all = Gathered::kept();
-    serde_json::to_writer(&mut all, value)?;
-    Ok(all.into_text())
-}
-
 /// For programs.
 pub(super) struct Json<'w> {
     out: Gathered<'w>,
     first: bool,
+    /// Where text is made that is to be kept.
+    scratch: Gathered<'static>,
 }
 
 impl<'w> Json<'w> {
     /// To this writer.
     pub(super) fn new(out: &'w mut dyn Write) -> Self {
-        Json { out: Gathered::new(out), first: true }
+        Json { out: Gathered::new(out), first: true, scratch: Gathered::kept() }
     }
 
     /// Writes an object, without the brace that closes it.
@@ -44,17 +39,20 @@ impl Report for Json<'_> {
     }
 
     fn relocation(&mut self, record: &Record<'_, '_>) -> Result<()> {
-        let about = record.about.json()?;
+        let scratch = &mut self.scratch;
+        let [about, before, after] =
+            [record.about.json(scratch)?, record.before.json(scratch)?, record.after.json(scratch)?];
         let about = about.strip_prefix('{').unwrap_or(about);
         self.out.put(if std::mem::take(&mut self.first) { "" } else { "," });
         self.open(record)?;
-        self.out.put(",\"before\":").put(record.before.json()?).put(",\"after\":").put(record.after.json()?);
+        self.out.put(",\"before\":").put(before).put(",\"after\":").put(after);
         self.out.put(",").put(about);
         self.out.check().context("writing the report")
     }
 
     fn verdict(&mut self, verdict: &Verdict) -> Result<()> {
-        let text = json(verdict)?;
+        serde_json::to_writer(&mut self.scratch, verdict)?;
+        let text = self.scratch.take();
         self.out.put("],").put(text.strip_prefix('{').unwrap_or(&text)).put("\n");
         self.out.flush().context("writing the report")
     }

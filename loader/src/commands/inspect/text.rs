@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use super::gathered::Gathered;
-use super::view::{About, AboutText, Code, Record};
+use super::view::{About, AboutText, Code, MemoryPlace, Record};
 use super::{Head, Report, Verdict};
 use crate::object::facts::{Callback, ExternFacts, FunctionFacts, MapFacts, SectionFacts, VariableFacts};
 
@@ -15,38 +15,55 @@ pub(super) struct Text<'w> {
     out: Gathered<'w>,
     /// The program whose relocations are being listed.
     program: Option<String>,
+    /// Where text is made that is to be kept.
+    scratch: Gathered<'static>,
 }
 
-/// What there is of these, in brackets.
-fn aside(what: [Option<String>; 2]) -> String {
-    let mut out = Gathered::kept();
-    for what in what.iter().flatten().filter(|what| !what.is_empty()) {
-        out.put(if out.is_empty() { " (" } else { ", " }).plain(what);
-    }
-    if !out.is_empty() {
-        out.put(")");
-    }
-    out.into_text()
+/// Adds how much of memory an access is about.
+fn place(out: &mut Gathered<'_>, place: MemoryPlace) {
+    let plural = |count: u32| if count == 1 { "" } else { "s" };
+    match place {
+        MemoryPlace::Bits { bits, at } => {
+            out.number(bits.into()).put(" bit").put(plural(bits)).put(" at bit ").number(at.into())
+        }
+        MemoryPlace::Bytes { bytes, at: None } => out.number(bytes.into()).put(" byte").put(plural(bytes)),
+        MemoryPlace::Bytes { bytes, at: Some(at) } => {
+            out.number(bytes.into()).put(" byte").put(plural(bytes)).put(" at ").number(at.into())
+        }
+    };
 }
 
 /// What is known of a relocation's subject.
-fn about(about: &About<'_>) -> AboutText {
+fn about(out: &mut Gathered<'_>, about: &About<'_>) -> AboutText {
     let (local, target) = (about.local(), about.target());
-    let [local_extent, target_extent] = [local, target].map(|side| side.map(|side| side.extent()));
-    // Once is enough of what is the same here and there.
-    let local_extent = local_extent.filter(|extent| target_extent.as_ref() != Some(extent));
     let accessed = local.map(|local| local.access());
-    let path = target.map(|target| target.access()).filter(|path| accessed.as_ref().is_some_and(|here| here != path));
-    let mut access = Gathered::kept();
-    access.left(&about.kind(), 14).put(" ").plain(accessed.as_deref().unwrap_or("?"));
+    out.left(&about.kind(), 14).put(" ").plain(accessed.as_deref().unwrap_or("?"));
     if let Some(local) = local.filter(|_| about.is_enumval()) {
-        access.put(" of ").plain(&local.ty());
+        out.put(" of ").plain(&local.ty());
     }
-    let mut here = Gathered::kept();
-    if let Some(value) = local.and_then(|local| local.value) {
-        here.signed(value).put(" here").put(&aside([None, local_extent]));
+    out.put(": ");
+    let there_place = target.and_then(|target| target.place());
+    let value = local.and_then(|local| local.value);
+    if let Some(value) = value {
+        out.signed(value).put(" here");
+        // Once is enough of what is the same here and there.
+        if let Some(here) = local.and_then(|local| local.place()).filter(|here| there_place != Some(*here)) {
+            out.put(" (");
+            place(out, here);
+            out.put(")");
+        }
     }
-    AboutText { access: access.into_text(), here: here.into_text(), there: aside([path, target_extent]) }
+    let there = out.len();
+    let path = target.map(|target| target.access()).filter(|path| accessed.as_ref().is_some_and(|here| here != path));
+    if let Some(path) = path.as_ref().filter(|path| !path.is_empty()) {
+        out.put(" (").plain(path);
+    }
+    if let Some(there_place) = there_place {
+        out.put(if out.len() == there { " (" } else { ", " });
+        place(out, there_place);
+    }
+    out.put(if out.len() == there { "" } else { ")" });
+    AboutText { text: out.take(), there, has_value: value.is_some() }
 }
 
 /// An instruction: its bytes, and what it does.
@@ -64,7 +81,7 @@ fn code(code: &Code) -> String {
 impl<'w> Text<'w> {
     /// To this writer.
     pub(super) fn new(out: &'w mut dyn Write) -> Self {
-        Text { out: Gathered::new(out), program: None }
+        Text { out: Gathered::new(out), program: None, scratch: Gathered::kept() }
     }
 
     fn title(&mut self, what: &str, count: usize) {
@@ -224,13 +241,14 @@ impl Report for Text<'_> {
             out.put("  ").plain(name).put("\n");
             self.program = Some(name.to_owned());
         }
-        let about = record.about.text(about);
-        out.put("    ").right(record.insn as u64, 5).put("  ").put(&about.access).put(": ").put(&about.here);
-        let comma = if about.here.is_empty() { "" } else { ", " };
+        let about = record.about.text(|subject| about(&mut self.scratch, subject));
+        let (here, there) = about.text.split_at_checked(about.there).unwrap_or((&about.text, ""));
+        out.put("    ").right(record.insn as u64, 5).put("  ").put(here);
+        let comma = if about.has_value { ", " } else { "" };
         match (record.outcome, record.value) {
-            ("applied", Some(value)) => out.put(comma).signed(value).put(" there").put(&about.there),
+            ("applied", Some(value)) => out.put(comma).signed(value).put(" there").put(there),
             ("unresolved", _) => out,
-            (outcome, _) => out.put(comma).put(outcome).put(&about.there),
+            (outcome, _) => out.put(comma).put(outcome).put(there),
         };
         if let Some(why) = record.why {
             out.put(": ").plain(why);

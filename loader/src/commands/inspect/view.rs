@@ -9,7 +9,7 @@ use std::rc::Rc;
 use anyhow::Result;
 use serde::{Serialize, Serializer};
 
-use super::json::json;
+use super::gathered::Gathered;
 use crate::object::btf_ext::{CoreRelocation, LineInfo};
 use crate::object::facts::hex;
 use crate::object::insn::Insn;
@@ -39,7 +39,7 @@ pub(super) struct Record<'v, 'r> {
     /// Why it did not resolve, or why an existence check is false.
     pub(super) why: Option<&'r str>,
     #[serde(skip)]
-    pub(super) about: Rc<Kept<About<'v>, AboutText>>,
+    pub(super) about: Rc<Subject<'v>>,
     #[serde(skip)]
     pub(super) before: Rc<Kept<Code, String>>,
     #[serde(skip)]
@@ -86,6 +86,25 @@ struct Types<'r> {
     extents: Extents<'r>,
 }
 
+/// What of memory an access is about, as far as its value does not say that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MemoryPlace {
+    /// So many bits, the first of which is bit `at`.
+    Bits {
+        /// How many.
+        bits: u32,
+        /// From the beginning of the root type.
+        at: u32,
+    },
+    /// So many bytes.
+    Bytes {
+        /// How many.
+        bytes: u32,
+        /// From the beginning of the root type; none if that is the value.
+        at: Option<u32>,
+    },
+}
+
 /// One side of a relocation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Side<'s> {
@@ -100,13 +119,17 @@ pub(super) struct Side<'s> {
 /// What a text report says of a relocation's subject.
 #[derive(Debug)]
 pub(super) struct AboutText {
-    /// The kind and the access, as a C programmer writes it.
-    pub(super) access: String,
-    /// What it is here; empty if it is malformed.
-    pub(super) here: String,
-    /// In brackets: the access there if it differs, and what of memory that is.
-    pub(super) there: String,
+    /// The kind, the access as a C programmer writes it, and what it is here; then, in brackets, the access there if it
+    /// differs, and what of memory that is.
+    pub(super) text: String,
+    /// Where in it the brackets begin.
+    pub(super) there: usize,
+    /// True if what it is here is in it: it is not malformed.
+    pub(super) has_value: bool,
 }
+
+/// The same, as it was shown.
+pub(super) type Subject<'r> = Kept<About<'r>, AboutText>;
 
 /// Something that is shown again and again, and how, once that was asked for.
 #[derive(Debug)]
@@ -129,12 +152,13 @@ impl<T: Serialize, S> Kept<T, S> {
         Rc::new(Kept { value, json: OnceCell::new(), text: OnceCell::new() })
     }
 
-    /// As JSON.
-    pub(super) fn json(&self) -> Result<&str> {
+    /// As JSON, which is made in `scratch`.
+    pub(super) fn json(&self, scratch: &mut Gathered<'_>) -> Result<&str> {
         if let Some(json) = self.json.get() {
             return Ok(json);
         }
-        let json = json(&self.value)?;
+        serde_json::to_writer(&mut *scratch, &self.value)?;
+        let json = scratch.take();
         Ok(self.json.get_or_init(|| json))
     }
 
@@ -208,14 +232,13 @@ impl Side<'_> {
     }
 
     /// Where it is and how large, as far as the value does not say that.
-    pub(super) fn extent(&self) -> String {
-        let bytes = self.extent.size.map(|size| format!("{size} byte{}", if size == 1 { "" } else { "s" }));
-        match (self.bit_offset(), self.extent.bits, bytes) {
-            (Some(at), Some(bits), _) => format!("{bits} bit{} at bit {at}", if bits == 1 { "" } else { "s" }),
+    pub(super) fn place(&self) -> Option<MemoryPlace> {
+        match (self.bit_offset(), self.extent.bits, self.extent.size) {
+            (Some(at), Some(bits), _) => Some(MemoryPlace::Bits { bits, at }),
             (Some(at), None, Some(bytes)) if self.kind != RelocationKind::FieldByteOffset => {
-                format!("{bytes} at {}", at / 8)
+                Some(MemoryPlace::Bytes { bytes, at: Some(at / 8) })
             }
-            (_, _, bytes) => bytes.unwrap_or_default(),
+            (_, _, bytes) => Some(MemoryPlace::Bytes { bytes: bytes?, at: None }),
         }
     }
 }
@@ -326,7 +349,7 @@ pub(super) struct View<'r> {
 /// What was shown lately.
 pub(super) struct Lately<'r> {
     /// By the resolution, which is kept along so that nothing else comes to lie where it is.
-    abouts: Cache<*const Resolution, Rc<Kept<About<'r>, AboutText>>>,
+    abouts: Cache<*const Resolution, Rc<Subject<'r>>>,
     codes: Cache<Place, Rc<Kept<Code, String>>>,
 }
 
@@ -355,13 +378,13 @@ impl<'r> View<'r> {
         let relocation = &relocated.relocation;
         let (outcome, why) = match &relocated.outcome {
             Outcome::Applied => ("applied", None),
-            Outcome::Poisoned(why) => ("poisoned", Some(why)),
-            Outcome::Refused(why) => ("refused", Some(why)),
+            Outcome::Poisoned(why) => ("poisoned", Some(&**why)),
+            Outcome::Refused(why) => ("refused", Some(why.as_str())),
             Outcome::Skipped => ("skipped", None),
             Outcome::Unresolved => ("unresolved", None),
         };
         let resolution = relocated.resolution.as_deref();
-        let missing = resolution.and_then(|resolution| resolution.missing.as_ref());
+        let missing = resolution.and_then(|resolution| resolution.missing.as_deref());
         let done = resolution.filter(|_| matches!(relocated.outcome, Outcome::Applied));
         let value = done.and_then(|resolution| {
             let (btf, spec) = match (&resolution.target, &self.target) {
@@ -377,14 +400,14 @@ impl<'r> View<'r> {
             source: self.line(relocated.section, relocation.offset),
             value,
             outcome,
-            why: why.or(missing).map(String::as_str),
+            why: why.or(missing),
             about: self.about(lately, relocated),
             before: self.code(lately, &relocated.before),
             after: self.code(lately, &relocated.after),
         }
     }
 
-    fn about<'s>(&'s self, lately: &Lately<'s>, relocated: &Relocated<'_, '_>) -> Rc<Kept<About<'s>, AboutText>> {
+    fn about<'s>(&'s self, lately: &Lately<'s>, relocated: &Relocated<'_, '_>) -> Rc<Subject<'s>> {
         let about = |asked| Kept::new(About { asked, local: &self.local, target: self.target.as_ref() });
         match &relocated.resolution {
             Some(resolution) => {

@@ -57,7 +57,7 @@ impl Btf {
     fn reference(&self, id: TypeId, index: u32, follow: Follow) -> Option<TypeId> {
         let kind = self.kind(id);
         match kind {
-            Kind::Struct | Kind::Union if follow == Follow::Parts => Some(self.member_as_written(id, index)?.ty),
+            Kind::Struct | Kind::Union if follow == Follow::Parts => self.member_type(id, index),
             Kind::FuncProto if follow == Follow::Names => match index {
                 0 => Some(self.proto_return(id)),
                 _ => self.proto_param(id, index - 1),

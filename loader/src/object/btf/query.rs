@@ -58,7 +58,7 @@ impl Btf {
         kinds.filter_map(|(kind, name)| names.get(&(kind, self.name_at(name))).copied()).collect()
     }
 
-    fn is_named(&self, offset: u32, name: &str) -> bool {
+    pub(super) fn is_named(&self, offset: u32, name: &str) -> bool {
         let (start, len) = self.strings;
         let strings = self.data.get(start..start.saturating_add(len)).unwrap_or_default();
         let begin = offset as usize;

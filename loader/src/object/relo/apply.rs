@@ -17,7 +17,7 @@ pub enum Outcome {
     Applied,
     /// It does not resolve, for this reason: libbpf replaces the instruction by one that the verifier refuses if it is
     /// ever reached.
-    Poisoned(String),
+    Poisoned(Rc<str>),
     /// libbpf does not load the object, for this reason.
     Refused(String),
     /// It belongs to no function, or to a program that is not loaded: libbpf passes over it.

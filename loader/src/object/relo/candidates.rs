@@ -85,14 +85,8 @@ impl<'b> Candidates<'b> {
         Candidates { by_name }
     }
 
-    /// The target's types, of any kind, that are called like the object's type `root`.
+    /// The target's types, of any kind, that are called like the object's type `root`, in the order of their ids.
     pub(super) fn called(&self, local: &Btf, root: TypeId) -> &[TypeId] {
         self.by_name.get(essential_name(local.name(root))).map_or(&[], Vec::as_slice)
-    }
-
-    /// The target's types that may be the object's type `root`, in the order of their ids.
-    pub(super) fn of(&self, local: &Btf, root: TypeId, target: &Btf) -> Vec<TypeId> {
-        let kind = local.kind(root);
-        self.called(local, root).iter().copied().filter(|id| same_kind(target.kind(*id), kind)).collect()
     }
 }

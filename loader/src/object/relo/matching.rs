@@ -126,12 +126,16 @@ impl Pair<'_> {
     /// `found` has the steps and bits that lead to it.
     fn member(&self, wanted: &Member<'_>, id: TypeId, found: &mut Spec) -> Result<Found, String> {
         let id = self.target.btf.resolve(id);
-        for index in 0..self.target.btf.entry_count(id) {
-            let Some(member) = self.target.btf.member_as_written(id, index) else { break };
-            self.work.names(wanted.name, member.name)?;
-            if found.raw.len() == MAX_STEPS {
-                return Err(too_many_steps());
-            }
+        let count = self.target.btf.entry_count(id);
+        self.work.spend(1)?;
+        if count > 0 && found.raw.len() == MAX_STEPS {
+            return Err(too_many_steps());
+        }
+        let each = 1 + wanted.name.len() as u32 / 32;
+        let mut looked_at = 0;
+        for (index, member) in self.target.btf.members_called(id, wanted.name) {
+            self.work.spend((index - looked_at).saturating_mul(each))?;
+            looked_at = index;
             if member.name == wanted.name {
                 if !self.fields(wanted.ty, member.ty)? {
                     return Ok(Found::Wrong(member.ty));
@@ -155,6 +159,7 @@ impl Pair<'_> {
                 }
             }
         }
+        self.work.spend((count - looked_at).saturating_mul(each))?;
         Ok(Found::No)
     }
 }

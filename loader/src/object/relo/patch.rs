@@ -1,5 +1,7 @@
 //! The instruction after relocation. Which instructions can be relocated, and what is refused, is libbpf's choice.
 
+use std::rc::Rc;
+
 use super::resolver::Resolution;
 use crate::object::insn::{Insn, class};
 
@@ -31,12 +33,12 @@ pub enum Patched {
     /// It has its value.
     Done(Place),
     /// There is no value: it was replaced by one that cannot run, for the reason given.
-    Poisoned(Place, String),
+    Poisoned(Place, Rc<str>),
 }
 
-fn poisoned(place: Place, why: impl Into<String>) -> Patched {
+fn poisoned(place: Place, why: Rc<str>) -> Patched {
     let second = place.second.filter(|_| place.insn.is_ldimm64()).map(|_| Insn::POISON);
-    Patched::Poisoned(Place { insn: Insn::POISON, second }, why.into())
+    Patched::Poisoned(Place { insn: Insn::POISON, second }, why)
 }
 
 /// Puts a resolution's value into an instruction.
@@ -46,7 +48,7 @@ fn poisoned(place: Place, why: impl Into<String>) -> Patched {
 /// object's own value now.
 pub fn patch(resolution: &Resolution, place: Place) -> Result<Patched, String> {
     let Some(value) = resolution.value else {
-        return Ok(poisoned(place, resolution.missing.as_deref().unwrap_or("nothing matches")));
+        return Ok(poisoned(place, resolution.missing.clone().unwrap_or_else(|| "nothing matches".into())));
     };
     let insn = place.insn;
     let check = |holds: u64| {
@@ -93,7 +95,7 @@ fn memory(
         let (local, target) = (resized.local, resized.target);
         if !resized.harmless {
             let why = format!("the field has {target} bytes there, {local} here, and is not plainly unsigned");
-            return Ok(poisoned(place, why));
+            return Ok(poisoned(place, why.into()));
         }
         if insn.memory_size() != local {
             return Err(format!("it moves {} bytes, the field has {local}", insn.memory_size()));

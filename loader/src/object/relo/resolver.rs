@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::rc::Rc;
 
-use super::candidates::Candidates;
+use super::candidates::{Candidates, same_kind};
 use super::compat::Pair;
 use super::matching::Miss;
 use super::spec::{self, Spec};
@@ -36,7 +36,7 @@ pub struct Resolution {
     /// How many of the target's types have it.
     pub matches: usize,
     /// Why no type has it, and what is similar.
-    pub missing: Option<String>,
+    pub missing: Option<Rc<str>>,
     /// False where the compiler may have put something else into the instruction than `local_value`.
     pub certain: bool,
     /// Bytes of a load of the field, in the object's types and in the target's, where they differ.
@@ -69,7 +69,7 @@ pub struct Resolver<'b> {
     kept: HashMap<(TypeId, &'b str, u32), (usize, Answer)>,
     /// How many accesses are in them.
     kept_accesses: usize,
-    hints: Hints,
+    hints: Hints<'b>,
     work: Work,
 }
 
@@ -146,13 +146,15 @@ impl<'b> Resolver<'b> {
             return Err(format!("{} has no name to look for in the target", self.local.name(root)));
         }
         let pair = Pair { local: self.local, target: self.target, work: &self.work };
-        let candidates = &self.candidates;
+        let called = self.candidates.called(self.local.btf, root);
         let left = match self.left.entry(root) {
             Entry::Occupied(left) => left.into_mut(),
             Entry::Vacant(none) => {
                 // Many types may have one name, on both sides.
-                self.work.spend(candidates.called(pair.local.btf, root).len() as u32)?;
-                none.insert(candidates.of(pair.local.btf, root, pair.target.btf))
+                self.work.spend(called.len() as u32)?;
+                let kind = pair.local.btf.kind(root);
+                let of_kind = called.iter().copied().filter(|id| same_kind(pair.target.btf.kind(*id), kind));
+                none.insert(of_kind.collect())
             }
         };
         let mut matching: Vec<TypeId> = Vec::new();
@@ -187,10 +189,7 @@ impl<'b> Resolver<'b> {
         let matches = if best.is_some() { left.len() } else { 0 };
         let missing = match &best {
             Some(_) => None,
-            None => {
-                let called = candidates.called(pair.local.btf, root);
-                Some(self.hints.missing(&pair, called, kind, &local, miss))
-            }
+            None => Some(self.hints.missing(&pair, self.target.btf, called, kind, &local, miss).into()),
         };
         let resized = best.as_ref().and_then(|(_, value)| resized(&pair, &ours, value));
         let absent = match kind {

@@ -1,6 +1,6 @@
 //! What a relocation accesses: a path of members and array elements from a root type.
 
-use super::{RelocationKind, Types, Work, cut};
+use super::{RelocationKind, Types, Work, cut, shorten};
 use crate::object::btf::{Btf, Kind, Member, TypeId};
 use crate::object::btf_ext::CoreRelocation;
 
@@ -64,8 +64,15 @@ impl Spec {
 
     /// The access string: `0:1:2`.
     pub fn raw_text(&self) -> String {
-        let numbers: Vec<String> = self.raw.iter().map(u32::to_string).collect();
-        if numbers.is_empty() { "0".to_owned() } else { numbers.join(":") }
+        let mut text = String::with_capacity(16);
+        for number in &self.raw {
+            text.push_str(if text.is_empty() { "" } else { ":" });
+            match u8::try_from(*number).ok().filter(|digit| *digit < 10) {
+                Some(digit) => text.push(char::from(b'0' + digit)),
+                None => text.push_str(&number.to_string()),
+            }
+        }
+        if text.is_empty() { "0".to_owned() } else { text }
     }
 
     /// The access as a C programmer writes it, with the root type's name for the pointer's: `sock->__sk_common.skc_dport`,
@@ -80,27 +87,24 @@ impl Spec {
             let constant = self.last().and_then(|step| btf.enumerator(step.ty, step.index));
             return cut(constant.map_or("", |constant| constant.name));
         }
-        let mut text = String::new();
+        let mut text = String::with_capacity(64);
+        text.push_str(if self.steps.len() == 1 && self.steps.iter().all(|step| step.index == 0) { "*" } else { "" });
+        text.push_str(root);
         for (number, step) in self.steps.iter().enumerate() {
             // Beyond that, nobody reads it; and a hostile file has many.
             if text.len() > super::SHOWN {
                 break;
             }
-            match (number, step.named) {
-                (0, _) if self.steps.len() == 1 && step.index == 0 => text = format!("*{root}"),
-                (0, _) if step.index == 0 => text = format!("{root}->"),
-                (0, _) => text = format!("{root}[{}]", step.index),
-                (_, false) => text.push_str(&format!("[{}]", step.index)),
-                (_, true) => {
-                    if !text.ends_with("->") {
-                        text.push('.');
-                    }
-                    let member = btf.member_as_written(step.ty, step.index);
-                    text.push_str(member.map_or("", |member| member.name));
-                }
+            if step.named && number > 0 {
+                let is_first = number == 1 && self.steps.first().is_some_and(|first| first.index == 0);
+                let member = btf.member_as_written(step.ty, step.index);
+                text.push_str(if is_first { "->" } else { "." });
+                text.push_str(member.map_or("", |member| member.name));
+            } else if number > 0 || step.index != 0 {
+                text.extend(["[", &step.index.to_string(), "]"]);
             }
         }
-        cut(&text.replace("->[", "["))
+        shorten(text)
     }
 }
 
@@ -163,7 +167,8 @@ pub(super) fn parse(
     let size = types.size(root).ok_or_else(|| format!("{} has no size", types.name(root)))?;
     spec.advance(first, size)?;
     let mut id = root;
-    for index in spec.raw.clone().into_iter().skip(1) {
+    for number in 1..spec.raw.len() {
+        let index = spec.raw.get(number).copied().unwrap_or(0);
         id = btf.resolve(id);
         if let Some(array) = btf.array(id) {
             if index >= array.nelems && !is_flexible(btf, spec.last(), array.nelems) {

@@ -127,7 +127,13 @@ fn what_is_similar_is_named() {
     let elsewhere = parsed(b);
     let missing = |target: &Btf| {
         let mut resolver = Resolver::new(&here, target, [s].into_iter());
-        resolver.resolve(&access(s, "0:0", RelocationKind::FieldByteOffset)).unwrap().missing.clone().unwrap()
+        resolver
+            .resolve(&access(s, "0:0", RelocationKind::FieldByteOffset))
+            .unwrap()
+            .missing
+            .as_deref()
+            .unwrap()
+            .to_owned()
     };
     assert_eq!(missing(&there), "struct task_struct has no member state; did you mean __state?");
     assert_eq!(missing(&elsewhere), "no type struct task_struct; did you mean task_structs?");

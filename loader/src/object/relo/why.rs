@@ -20,39 +20,40 @@ const LEAST_COMPARED: usize = 64;
 
 /// What is similar to what is missing.
 #[derive(Debug)]
-pub(super) struct Hints {
-    /// The target's types of a kind, by the first byte of their names.
-    by_start: HashMap<Kind, Vec<Vec<TypeId>>>,
+pub(super) struct Hints<'b> {
+    /// The names of the target's types of a kind, by their first byte.
+    by_start: HashMap<Kind, Vec<Vec<&'b str>>>,
     /// Hints that were given for a type, by kind and name.
     given: HashMap<(Kind, String), String>,
     /// Names that may still be compared.
     left: usize,
 }
 
-impl Default for Hints {
+impl Default for Hints<'_> {
     fn default() -> Self {
         Hints { by_start: HashMap::new(), given: HashMap::new(), left: MOST_COMPARED }
     }
 }
 
-impl Hints {
+impl<'b> Hints<'b> {
     /// The reason why nothing matches, and what is similar. `called` are the target's types of that name, of any kind;
     /// `miss` is why the first candidate was not it.
     pub(super) fn missing(
         &mut self,
         pair: &Pair<'_>,
+        target: &'b Btf,
         called: &[TypeId],
         kind: RelocationKind,
         local: &Spec,
         miss: Option<Miss>,
     ) -> String {
         match miss {
-            None => self.no_candidate(pair, called, local.root),
+            None => self.no_candidate(pair, target, called, local.root),
             Some(miss) => self.missed(pair, kind, local, miss),
         }
     }
 
-    fn no_candidate(&mut self, pair: &Pair<'_>, called: &[TypeId], root: TypeId) -> String {
+    fn no_candidate(&mut self, pair: &Pair<'_>, target: &'b Btf, called: &[TypeId], root: TypeId) -> String {
         let wanted = pair.local.name(root);
         let kind = pair.local.btf.kind(root);
         if let Some(other) = called.first() {
@@ -60,10 +61,10 @@ impl Hints {
             return format!("no {wanted}: {} is called so, and is {}, not {}", other, kinds.1, kinds.0);
         }
         let name = essential_name(pair.local.btf.name(root));
-        format!("no type {}{}", cut(&wanted), self.similar_type(pair.target.btf, kind, name))
+        ["no type ", &wanted, &self.similar_type(target, kind, name)].concat()
     }
 
-    fn similar_type(&mut self, btf: &Btf, kind: Kind, name: &str) -> String {
+    fn similar_type(&mut self, btf: &'b Btf, kind: Kind, name: &str) -> String {
         let Some(first) = name.bytes().next().filter(|_| self.left > 0) else { return String::new() };
         let key = (kind, name.to_owned());
         if let Some(hint) = self.given.get(&key) {
@@ -72,14 +73,15 @@ impl Hints {
         let by_start = self.by_start.entry(kind).or_insert_with(|| {
             let mut by_start = vec![Vec::new(); 256];
             for id in btf.ids().filter(|id| btf.kind(*id) == kind) {
-                let first = btf.name(id).bytes().next().and_then(|first| by_start.get_mut(usize::from(first)));
-                first.into_iter().for_each(|ids: &mut Vec<TypeId>| ids.push(id));
+                let name = btf.name(id);
+                let first = name.bytes().next().and_then(|first| by_start.get_mut(usize::from(first)));
+                first.into_iter().for_each(|names: &mut Vec<&str>| names.push(name));
             }
             by_start
         });
         // All names of a kernel would take longer to compare than the rest of the work.
         let same_start = by_start.get(usize::from(first)).into_iter().flatten();
-        let hint = similar(&mut self.left, name, same_start.map(|id| btf.name(*id)));
+        let hint = similar(&mut self.left, name, same_start.copied());
         self.given.insert(key, hint.clone());
         hint
     }
@@ -93,7 +95,7 @@ impl Hints {
                 let name = member.map_or("", |member| member.name);
                 let names = member_names(pair.target.btf, within, self.left.min(MOST_NAMES));
                 let similar = similar(&mut self.left, name, names.into_iter());
-                format!("{} has no member {}{similar}", theirs(within), cut(name))
+                [&theirs(within), " has no member ", &cut(name), &similar].concat()
             }
             Miss::WrongType { local, target } => {
                 format!("the member is {}, not {}", theirs(target), pair.local.name(local))
