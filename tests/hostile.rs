@@ -168,8 +168,14 @@ fn ext(lines: &[(u32, Vec<[u32; 4]>)], relocations: &[(u32, Vec<[u32; 4]>)]) -> 
 
 /// An object of one program, of so many instructions that each relocation has its own.
 fn relocated(types: &Types, section: u32, relocations: Vec<[u32; 4]>, lines: Vec<[u32; 4]>) -> Vec<u8> {
+    let code = LOAD_ZERO.repeat(relocations.len());
+    with_code(code, types, section, relocations, lines)
+}
+
+/// The same, of code that is given.
+fn with_code(code: Vec<u8>, types: &Types, section: u32, relocations: Vec<[u32; 4]>, lines: Vec<[u32; 4]>) -> Vec<u8> {
     let mut object = Object::new();
-    object.sections[2].bytes = [LOAD_ZERO.repeat(relocations.len()), EXIT.to_vec()].concat();
+    object.sections[2].bytes = [code, EXIT.to_vec()].concat();
     object.program();
     object.section(".BTF", (1, 0, 0, 0, 0), types.finish());
     let lines = if lines.is_empty() { Vec::new() } else { vec![(section, lines)] };
@@ -310,6 +316,54 @@ fn maps() -> Vec<u8> {
     object.finish()
 }
 
+/// Loads of the values that relocations find.
+fn loads(values: impl IntoIterator<Item = u32>) -> Vec<u8> {
+    values.into_iter().flat_map(|value| [[0xb7, 1, 0, 0], value.to_le_bytes()].concat()).collect()
+}
+
+/// Accesses to a member that is there, no two of one type and kind.
+fn accesses() -> Vec<u8> {
+    // What libbpf calls byte_off, byte_sz, field_exists, signed, lshift_u64 and rshift_u64, and what that is of an int.
+    const KINDS: [(u32, u32); 6] = [(0, 0), (1, 4), (2, 1), (3, 1), (4, 32), (5, 32)];
+    let mut types = Types::new();
+    let (section, access, member) = (types.string("socket"), types.string("0:0"), types.string("exit_code"));
+    let (mut relocations, mut values) = (Vec::new(), Vec::new());
+    while types.types.len() + types.strings.len() + relocations.len() * 24 < SIZE {
+        let name = types.string(&format!("task_struct___{}", types.count));
+        let ty = types.add(name, 4, 1, 4, [member, 1, 0]);
+        for (kind, value) in KINDS {
+            relocations.push([relocations.len() as u32 * 8, ty, access, kind]);
+            values.push(value);
+        }
+    }
+    with_code(loads(values), &types, section, relocations, Vec::new())
+}
+
+/// Questions for the last of a kernel's helpers, each in an enum of its own.
+fn constants() -> Vec<u8> {
+    let mut types = Types::new();
+    let (section, access, constant) = (types.string("socket"), types.string("0"), types.string("__BPF_FUNC_MAX_ID"));
+    let (mut relocations, mut values) = (Vec::new(), Vec::new());
+    while types.types.len() + types.strings.len() + relocations.len() * 24 < SIZE {
+        let name = types.string(&format!("bpf_func_id___{}", types.count));
+        let ty = types.add(name, 6, 1, 4, [constant, 7]);
+        for (kind, value) in [(10, 1), (11, 7)] {
+            relocations.push([relocations.len() as u32 * 8, ty, access, kind]);
+            values.push(value);
+        }
+    }
+    with_code(loads(values), &types, section, relocations, Vec::new())
+}
+
+/// One access, again and again for the same instruction.
+fn repeated() -> Vec<u8> {
+    let mut types = Types::new();
+    let (section, access, member) = (types.string("socket"), types.string("0:0"), types.string("pid"));
+    let name = types.string("task_struct");
+    let ty = types.add(name, 4, 1, 4, [member, 1, 0]);
+    with_code(loads([1]), &types, section, vec![[0, ty, access, 2]; SIZE / 16], Vec::new())
+}
+
 /// Accesses to types that no kernel has.
 fn misses() -> Vec<u8> {
     let mut types = Types::new();
@@ -435,6 +489,9 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("closures", closures),
         ("variables", variables),
         ("maps", maps),
+        ("accesses", accesses),
+        ("constants", constants),
+        ("repeated", repeated),
         ("misses", misses),
         ("missing_members", missing_members),
         ("long_file_name", long_file_name),

@@ -73,7 +73,7 @@ pub fn accesses(bytes: &[u8]) {
         Some((TypeId(root), u32::from(kind.bytes().next()?.wrapping_sub(b'a')), access.to_owned()))
     };
     let all: Vec<_> = accesses.split(|byte| *byte == b'\n').take(MOST).filter_map(relocation).collect();
-    let mut resolver = Resolver::new(&local, &target, all.iter().map(|(root, ..)| *root));
+    let mut resolver = Resolver::new(&local, &target, all.iter().map(|(root, ..)| *root), bytes.len());
     for (root, kind, access) in &all {
         let relocation = CoreRelocation { offset: 0, root: *root, access, kind: *kind };
         let _ = Resolver::describe(&local, &relocation);

@@ -69,6 +69,14 @@ struct Head<'a> {
     btf: Option<Target>,
 }
 
+/// Why not all relocations were looked at.
+enum Ended {
+    /// The object asks and compares more than is spent on one of its size.
+    Spent,
+    /// They could not be written.
+    Failed(anyhow::Error),
+}
+
 /// How the relocations came out, and what follows.
 #[derive(Debug, Default, Serialize)]
 struct Verdict {
@@ -77,12 +85,16 @@ struct Verdict {
     poisoned: usize,
     refused: usize,
     skipped: usize,
+    /// Those after the one that the report ends at; 0 unless it asks and compares more than is spent on an object of its
+    /// size.
+    not_looked_at: usize,
     /// Why the object, or a program in it, would not load.
     problems: Vec<String>,
     /// Problems beyond those.
     #[serde(skip)]
     more_problems: usize,
-    /// Whether everything in it would load, as far as its relocations decide that; null without a BTF.
+    /// Whether everything in it would load, as far as its relocations decide that; null without a BTF, and if not all of
+    /// them were looked at.
     runs: Option<bool>,
 }
 
@@ -167,15 +179,25 @@ pub fn report(
     let view = View::new(local, target.as_ref(), &ext, !object.is_little_endian);
     let lately = Lately::new();
     let mut poisoned = Poisoned::new();
-    code.run(
+    let ended = code.run(
         |_| true,
         |relocated| {
             let record = view.record(&lately, relocated);
             let loads = |program: &Program<'_>| head.facts.loads(&object, program);
             count(&mut verdict, &mut poisoned, relocated, &record, loads);
-            writer.relocation(&record)
+            writer.relocation(&record).map_err(Ended::Failed)?;
+            if relocated.spent { Err(Ended::Spent) } else { Ok(()) }
         },
-    )?;
+    );
+    if let Err(Ended::Failed(error)) = ended {
+        return Err(error);
+    }
+    verdict.not_looked_at = code.len() - verdict.relocations_total;
+    if verdict.not_looked_at > 0 {
+        writer.verdict(&verdict)?;
+        let first = verdict.problems.last().map_or("", String::as_str);
+        return Err(refused(anyhow!("{first}; {} relocations more were not looked at", verdict.not_looked_at)));
+    }
     if target.is_some() {
         poisoned_programs(&object, &head.facts, &code, &poisoned, &mut verdict);
         verdict.runs = Some(verdict.problems.is_empty());

@@ -142,8 +142,9 @@ pub fn essential_name(name: &str) -> &str {
     }
 }
 
-/// Comparisons after which a file counts as hostile: some tenths of a second. Real objects take some ten thousand for a
-/// whole kernel. (Unoptimised tests need not wait that long to see it end.)
+/// What may be spent on an object for each megabyte that it has or begins, in looks at a member's name: some 10 ms, and with
+/// what it takes to show the answers some 30. That is 6,000 different questions; real objects of that size ask some hundred.
+/// (Unoptimised tests need not wait that long to see it end.)
 const MOST_WORK: u64 = if cfg!(test) { 500_000 } else { 4_000_000 };
 
 /// Types can refer to each other in so many ways that following all of them would never end, so every comparison is paid
@@ -152,13 +153,19 @@ const MOST_WORK: u64 = if cfg!(test) { 500_000 } else { 4_000_000 };
 struct Work(Cell<u64>);
 
 impl Work {
-    fn new() -> Self {
-        Work(Cell::new(MOST_WORK))
+    /// What it takes to answer a question and to show the answer, in looks at a member's name.
+    const QUESTION: u32 = 640;
+    /// The same of a comparison of two types, or a step of a path.
+    const COMPARISON: u32 = 10;
+
+    /// For an object of so many bytes.
+    fn new(bytes: usize) -> Self {
+        Work(Cell::new(MOST_WORK * (1 + bytes as u64 / (1 << 20))))
     }
 
     /// For a comparison of two names, which may be long.
     fn names(&self, one: &str, two: &str) -> Result<(), String> {
-        self.spend(1 + (one.len() + two.len()) as u32 / 32)
+        self.spend(Self::COMPARISON + (one.len() + two.len()) as u32 / 16)
     }
 
     fn spend(&self, amount: u32) -> Result<(), String> {
@@ -167,8 +174,16 @@ impl Work {
                 self.0.set(left);
                 Ok(())
             }
-            None => Err("comparing the types does not end".to_owned()),
+            None => {
+                self.0.set(0);
+                Err("it asks and compares more than is spent on an object of its size".to_owned())
+            }
         }
+    }
+
+    /// True if all is spent.
+    fn is_spent(&self) -> bool {
+        self.0.get() == 0
     }
 }
 

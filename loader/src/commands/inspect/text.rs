@@ -265,9 +265,13 @@ impl Report for Text<'_> {
 
     fn verdict(&mut self, verdict: &Verdict) -> Result<()> {
         self.out.show(format_args!(
-            "\n{} relocations: {} applied, {} poisoned, {} refused, {} skipped\n",
+            "\n{} relocations: {} applied, {} poisoned, {} refused, {} skipped",
             verdict.relocations_total, verdict.applied, verdict.poisoned, verdict.refused, verdict.skipped
         ));
+        if verdict.not_looked_at > 0 {
+            self.out.put("; ").number(verdict.not_looked_at as u64).put(" more not looked at");
+        }
+        self.out.put("\n");
         for problem in &verdict.problems {
             self.out.put("  ").plain(problem).put("\n");
         }
@@ -275,6 +279,7 @@ impl Report for Text<'_> {
             self.out.put("  and ").number(verdict.more_problems as u64).put(" more\n");
         }
         self.out.put(match verdict.runs {
+            None if verdict.not_looked_at > 0 => "not decided: it would take too long to look at all of it",
             None => "not resolved: there is no BTF to say whether it would run",
             Some(true) => "as far as relocations decide, it would run there",
             Some(false) => "it would not run there",

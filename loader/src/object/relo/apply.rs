@@ -45,6 +45,9 @@ pub struct Relocated<'r, 'a> {
     pub after: Place,
     /// What became of it.
     pub outcome: Outcome,
+    /// It was refused, and all after it will be, since more was asked and compared than is spent on an
+    /// object of its size.
+    pub spent: bool,
 }
 
 impl Relocated<'_, '_> {
@@ -88,7 +91,7 @@ impl<'r, 'a> Relocations<'r, 'a> {
         let mut functions: Vec<&Program<'a>> = object.programs.iter().chain(&object.subprograms).collect();
         functions.sort_by_key(|function| (function.section_index, function.offset));
         let roots = || ext.relocations.iter().flat_map(|stretch| stretch.records.iter().map(|record| record.root));
-        let resolver = target.map(|target| Resolver::new(btf, target, roots()));
+        let resolver = target.map(|target| Resolver::new(btf, target, roots(), bytes.len()));
         Ok(Relocations {
             bytes,
             object,
@@ -150,6 +153,7 @@ impl<'r, 'a> Relocations<'r, 'a> {
             before,
             after: before,
             outcome: Outcome::Skipped,
+            spent: false,
         };
         if !program.is_some_and(loaded) {
             return relocated;
@@ -168,6 +172,7 @@ impl<'r, 'a> Relocations<'r, 'a> {
             Ok(Patched::Poisoned(after, why)) => (after, Outcome::Poisoned(why)),
             Err(why) => (before, Outcome::Refused(why)),
         };
+        relocated.spent = resolver.is_spent() && matches!(outcome, Outcome::Refused(_));
         (relocated.after, relocated.outcome) = (after, outcome);
         if after != before {
             self.change(section, offset, after);

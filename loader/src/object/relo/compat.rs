@@ -32,7 +32,8 @@ impl Pair<'_> {
     /// Whether two names are the same but for their flavours.
     pub(super) fn same_essential(&self, one: &str, two: &str) -> Result<bool, String> {
         self.work.names(one, two)?;
-        Ok(essential_name(one) == essential_name(two))
+        let one = essential_name(one);
+        Ok(two.starts_with(one) && essential_name(two).len() == one.len())
     }
 
     fn same_name(&self, local: TypeId, target: TypeId) -> Result<bool, String> {
@@ -51,7 +52,7 @@ impl Pair<'_> {
         let (mut local, mut target) = (local, target);
         // libbpf has no limit here, because an array of itself does not come out of a compiler.
         for _ in 0..MAX_DEPTH {
-            self.work.spend(1)?;
+            self.work.spend(Work::COMPARISON)?;
             local = self.local.btf.resolve(local);
             target = self.target.btf.resolve(target);
             let (kind, other) = self.kinds(local, target);
@@ -111,7 +112,7 @@ impl Pair<'_> {
             return Ok(false);
         }
         for _ in 0..MAX_DEPTH {
-            self.work.spend(1)?;
+            self.work.spend(Work::COMPARISON)?;
             local = self.local.btf.resolve(local);
             target = self.target.btf.resolve(target);
             let (kind, other) = self.kinds(local, target);
@@ -153,7 +154,7 @@ impl Pair<'_> {
         }
         let (mut local, mut target, mut behind) = (local, target, behind);
         for _ in 0..MAX_DEPTH {
-            self.work.spend(1)?;
+            self.work.spend(Work::COMPARISON)?;
             local = self.local.btf.resolve(local);
             target = self.target.btf.resolve(target);
             if !self.same_name(local, target)? {

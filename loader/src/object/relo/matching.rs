@@ -1,8 +1,8 @@
 //! The same access in the types of the target: found by the names of members, never by their numbers.
 
-use super::RelocationKind;
 use super::compat::Pair;
 use super::spec::{MAX_STEPS, Spec, Step, is_flexible};
+use super::{RelocationKind, Work};
 use crate::object::btf::{Member, TypeId};
 
 /// Why a candidate is not it.
@@ -112,7 +112,7 @@ impl Pair<'_> {
         let wanted = wanted.ok_or("a constant that the object does not have")?.name;
         let id = self.target.btf.resolve(root);
         for (index, constant) in (0..).zip(self.target.btf.enumerators(id)) {
-            if self.same_essential(constant.name, wanted)? {
+            if self.same_essential(wanted, constant.name)? {
                 let mut found = Spec::new(root);
                 found.raw.push(index);
                 found.steps.push(Step { ty: id, index, named: true });
@@ -127,7 +127,7 @@ impl Pair<'_> {
     fn member(&self, wanted: &Member<'_>, id: TypeId, found: &mut Spec) -> Result<Found, String> {
         let id = self.target.btf.resolve(id);
         let count = self.target.btf.entry_count(id);
-        self.work.spend(1)?;
+        self.work.spend(Work::COMPARISON)?;
         if count > 0 && found.raw.len() == MAX_STEPS {
             return Err(too_many_steps());
         }

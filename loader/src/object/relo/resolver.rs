@@ -76,8 +76,8 @@ pub struct Resolver<'b> {
 type Answer = Result<Rc<Resolution>, String>;
 
 impl<'b> Resolver<'b> {
-    /// For an object's types and a target's; `roots` are the types that there will be relocations of.
-    pub fn new(local: &'b Btf, target: &'b Btf, roots: impl Iterator<Item = TypeId>) -> Self {
+    /// For the types of an object of `bytes` bytes and a target's; `roots` are the types that there will be relocations of.
+    pub fn new(local: &'b Btf, target: &'b Btf, roots: impl Iterator<Item = TypeId>, bytes: usize) -> Self {
         Resolver {
             candidates: Candidates::new(local, target, roots),
             local: Types::local(local),
@@ -86,7 +86,7 @@ impl<'b> Resolver<'b> {
             kept: HashMap::new(),
             kept_accesses: 0,
             hints: Hints::default(),
-            work: Work::new(),
+            work: Work::new(bytes),
         }
     }
 
@@ -118,12 +118,13 @@ impl<'b> Resolver<'b> {
     pub fn describe(local: &Btf, relocation: &CoreRelocation<'_>) -> Result<(RelocationKind, Spec, u64), String> {
         let kind = kind_of(relocation)?;
         let types = Types::local(local);
-        let spec = spec::parse(types, relocation, kind, &Work::new())?;
+        let spec = spec::parse(types, relocation, kind, &Work::new(0))?;
         let value = value::of(types, kind, &spec)?.value;
         Ok((kind, spec, value))
     }
 
     fn compute(&mut self, relocation: &CoreRelocation<'b>) -> Result<Resolution, String> {
+        self.work.spend(Work::QUESTION)?;
         let kind = kind_of(relocation)?;
         let root = relocation.root;
         let local = spec::parse(self.local, relocation, kind, &self.work)?;
@@ -151,7 +152,7 @@ impl<'b> Resolver<'b> {
             Entry::Occupied(left) => left.into_mut(),
             Entry::Vacant(none) => {
                 // Many types may have one name, on both sides.
-                self.work.spend(called.len() as u32)?;
+                self.work.spend(Work::COMPARISON.saturating_mul(called.len() as u32))?;
                 let kind = pair.local.btf.kind(root);
                 let of_kind = called.iter().copied().filter(|id| same_kind(pair.target.btf.kind(*id), kind));
                 none.insert(of_kind.collect())
@@ -217,6 +218,11 @@ impl<'b> Resolver<'b> {
             certain: ours.certain,
             resized,
         })
+    }
+
+    /// Whether as much was asked and compared as may be: every question is refused from now on.
+    pub fn is_spent(&self) -> bool {
+        self.work.is_spent()
     }
 
     /// The target's types.

@@ -152,7 +152,7 @@ pub(super) fn parse(
         return Ok(spec);
     }
     spec.raw = numbers(relocation.access)?;
-    work.spend(spec.raw.len() as u32)?;
+    work.spend(Work::COMPARISON * spec.raw.len() as u32)?;
     let root = btf.resolve(relocation.root);
     let first = spec.raw.first().copied().unwrap_or(0);
     if kind.is_enumval() {
