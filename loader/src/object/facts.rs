@@ -249,7 +249,7 @@ impl<'a> Facts<'a> {
         let places = Places::new(object);
         let mut functions = Functions::of(bytes, object, &places, code)?;
         let struct_ops = btf.map(|btf| struct_ops::all(bytes, object, btf)).transpose()?.unwrap_or_default();
-        let mut programs: Vec<_> = object.programs.iter().map(|one| functions.facts(one)).collect::<Result<_, _>>()?;
+        let mut programs = functions.facts(&object.programs)?;
         for (program, needed) in programs.iter_mut().zip(struct_ops::needed(&struct_ops, object.programs.len())) {
             program.autoload = needed.unwrap_or(program.autoload);
             program.named_by_map = needed.is_some();
@@ -264,7 +264,7 @@ impl<'a> Facts<'a> {
             elf_relocations: object.relocations.len(),
             types: btf.map_or(0, Btf::len),
             programs,
-            functions: object.subprograms.iter().map(|function| functions.facts(function)).collect::<Result<_, _>>()?,
+            functions: functions.facts(&object.subprograms)?,
             maps,
             struct_ops,
             variables: variables(bytes, btf, &places),
@@ -294,6 +294,8 @@ struct Used<'o, 'a> {
     place: (usize, u64),
     function: &'o Program<'a>,
     uses: Uses<'a>,
+    /// How many of the object's programs, and then its other functions, come before it in the file's order.
+    number: usize,
     /// Where in [`Functions::called`] those begin that it calls.
     first_called: usize,
     /// For which function it was looked at last, by the number of that look.
@@ -304,6 +306,8 @@ struct Used<'o, 'a> {
 struct Functions<'o, 'a> {
     /// By place.
     all: Vec<Used<'o, 'a>>,
+    /// Where in it the object's programs are, and then its other functions, in the file's order.
+    order: Vec<u32>,
     /// Which of them each calls, one function's after the other's.
     called: Vec<u32>,
     /// How much more may be listed.
@@ -327,24 +331,37 @@ impl<'o, 'a> Functions<'o, 'a> {
             return Err("its functions overlap each other".to_owned());
         }
         let place = |function: &Program<'_>| (function.section_index, function.offset);
-        let one = |function: &'o Program<'a>| {
+        let one = |(number, function): (usize, &'o Program<'a>)| {
             let uses = places.of(function, code);
-            Used { place: place(function), function, uses, first_called: 0, seen: 0 }
+            Used { place: place(function), function, uses, number, first_called: 0, seen: 0 }
         };
-        let mut all: Vec<Used<'o, 'a>> = functions().map(one).collect();
+        let mut all: Vec<Used<'o, 'a>> = functions().enumerate().map(one).collect();
         all.sort_by_key(|used| used.place);
+        let mut order = vec![0; all.len()];
+        // A file has fewer functions than a u32 counts.
+        for (index, used) in (0..).zip(&all) {
+            order.get_mut(used.number).into_iter().for_each(|place| *place = index);
+        }
         let mut called = Vec::new();
         for number in 0..all.len() {
             let first = called.len();
             let calls = all.get(number).into_iter().flat_map(|used| &used.uses.called_at);
-            // A file has fewer functions than a u32 counts.
             called.extend(calls.filter_map(|(_, place)| Some(index_of(&all, *place)? as u32)));
             all.iter_mut().skip(number).take(1).for_each(|used| used.first_called = first);
         }
-        Ok(Functions { all, called, left: MOST_LISTED, looks: 0, todo: Vec::new() })
+        Ok(Functions { all, order, called, left: MOST_LISTED, looks: 0, todo: Vec::new() })
     }
 
-    fn facts(&mut self, function: &Program<'a>) -> Result<FunctionFacts<'a>, String> {
+    /// Of all of the object's programs, or, after those, of all its other functions.
+    fn facts(&mut self, functions: &[Program<'a>]) -> Result<Vec<FunctionFacts<'a>>, String> {
+        let mut facts = Vec::with_capacity(functions.len());
+        for function in functions {
+            facts.push(self.next(function)?);
+        }
+        Ok(facts)
+    }
+
+    fn next(&mut self, function: &Program<'a>) -> Result<FunctionFacts<'a>, String> {
         let is_program = function.section != ".text";
         let hook = is_program.then(|| hook(function.section));
         let mut facts = FunctionFacts {
@@ -368,11 +385,11 @@ impl<'o, 'a> Functions<'o, 'a> {
             provable: true,
         };
         let mut helpers = BTreeSet::new();
-        let Functions { all, called: all_called, left, looks, todo } = self;
+        let Functions { all, order, called: all_called, left, looks, todo } = self;
+        todo.clear();
+        todo.extend(order.get(*looks).map(|index| *index as usize));
         *looks += 1;
         let mut count = 0;
-        todo.clear();
-        todo.extend(index_of(all, (function.section_index, function.offset)));
         while let Some(index) = todo.pop() {
             let next = all.get(index + 1).map_or(all_called.len(), |next| next.first_called);
             let Some(Used { function: called, uses, first_called, seen, .. }) = all.get_mut(index) else { continue };

@@ -198,8 +198,16 @@ impl Write for Gathered<'_> {
         Ok(bytes.len())
     }
 
+    #[inline]
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.add(bytes);
+        // Most of JSON is single bytes.
+        match (bytes, self.bytes.get_mut(self.len)) {
+            ([byte], Some(place)) => {
+                *place = *byte;
+                self.len += 1;
+            }
+            _ => self.add(bytes),
+        }
         Ok(())
     }
 
