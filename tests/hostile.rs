@@ -455,6 +455,42 @@ fn parameters() -> Vec<u8> {
     relocated(&types, section, relocations, Vec::new())
 }
 
+/// As many maps of callbacks, of as many structs, as are taken, between many symbols and relocations.
+fn callbacks() -> Vec<u8> {
+    let mut object = Object::new();
+    object.program();
+    let mut types = Types::new();
+    let proto = types.add(0, 13, 0, 0, []);
+    let pointer = types.add(0, 2, 0, proto, []);
+    let member = types.string("init");
+    let structs: Vec<u32> = (0..16)
+        .map(|number| {
+            let name = types.string(&format!("ops_{number}"));
+            types.add(name, 4, 1, 8, [member, pointer, 0])
+        })
+        .collect();
+    let place = object.section(".struct_ops", (1, 3, 0, 0, 0), vec![0; 256 * 8]);
+    let other = object.string("other");
+    for _ in 0..20_000 {
+        object.symbol(other, 0, 1, 0, 0);
+    }
+    let mut vars = Vec::new();
+    for number in 0..256 {
+        let text = format!("map_{number}");
+        let (name, ty) = (types.string(&text), structs[number % structs.len()]);
+        vars.extend([types.add(name, 14, 0, ty, [1]), number as u32 * 8, 8]);
+        let name = object.string(&text);
+        object.symbol(name, GLOBAL_OBJECT, place, number as u64 * 8, 8);
+    }
+    let section = types.string(".struct_ops");
+    types.add(section, 15, 256, 256 * 8, vars);
+    object.section(".BTF", (1, 0, 0, 0, 0), types.finish());
+    let relocation = [0u64.to_le_bytes(), (1u64 << 32 | 10).to_le_bytes()].concat();
+    let count = (SIZE - object.len()) / relocation.len();
+    object.section(".relsocket", (9, 0, 0, 2, 16), relocation.repeat(count));
+    object.finish()
+}
+
 /// Symbols that are expected from outside.
 fn externs() -> Vec<u8> {
     let mut object = Object::new();
@@ -498,6 +534,7 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("long_names", long_names),
         ("stretches", stretches),
         ("parameters", parameters),
+        ("callbacks", callbacks),
         ("externs", externs),
     ];
     let all = all.into_iter().map(|(name, make)| (name, make()));

@@ -7,6 +7,7 @@ mod json;
 mod text;
 mod view;
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -171,9 +172,20 @@ pub fn report(
     }
     if let Some(target) = &target {
         loads::refused(&object, btf.as_ref(), &head.facts).into_iter().for_each(|what| verdict.problem(|| what));
-        let in_modules =
-            |name: String| modules.is_some_and(|folder| named_in_modules(folder, &[name.into_bytes()]) == [true]);
-        let misfits = struct_ops::misfits(&head.facts.struct_ops, local, target, in_modules);
+        let maps = &head.facts.struct_ops;
+        // Modules are asked once for all, and only if the kernel lacks one.
+        let known = LazyCell::new(|| {
+            let names = struct_ops::value_types(maps, local);
+            let there = modules.map(|folder| named_in_modules(folder, &names)).unwrap_or_default();
+            (names, there)
+        });
+        let in_modules = |name: &str| {
+            let (names, there) = &*known;
+            names
+                .binary_search_by(|one| one.as_slice().cmp(name.as_bytes()))
+                .is_ok_and(|at| there.get(at) == Some(&true))
+        };
+        let misfits = struct_ops::misfits(maps, local, target, in_modules);
         misfits.into_iter().for_each(|what| verdict.problem(|| what));
     }
     let view = View::new(local, target.as_ref(), &ext, !object.is_little_endian);

@@ -155,6 +155,8 @@ struct Work(Cell<u64>);
 impl Work {
     /// What it takes to answer a question and to show the answer, in looks at a member's name.
     const QUESTION: u32 = 640;
+    /// The same of a type that may be meant, and of keeping what was found in it.
+    const CANDIDATE: u32 = 100;
     /// The same of a comparison of two types, or a step of a path.
     const COMPARISON: u32 = 10;
 

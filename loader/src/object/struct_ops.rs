@@ -140,10 +140,24 @@ pub fn needed(maps: &[StructOps<'_>], programs: usize) -> Vec<Option<bool>> {
     needed
 }
 
+/// The names of the types by which a kernel that takes them shows it, in their order.
+#[must_use]
+pub fn value_types(maps: &[StructOps<'_>], local: &Btf) -> Vec<Vec<u8>> {
+    let mut names: Vec<_> =
+        maps.iter().map(|map| value_type(essential_name(local.name(map.ty))).into_bytes()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+fn value_type(name: &str) -> String {
+    format!("{VALUE}{name}")
+}
+
 /// Why libbpf does not make them on the kernel that has these types. `elsewhere` tells of a type that the BTF lacks whether
 /// a module has it; then nothing more is said.
 #[must_use]
-pub fn misfits(maps: &[StructOps<'_>], local: &Btf, kernel: &Btf, elsewhere: impl Fn(String) -> bool) -> Vec<String> {
+pub fn misfits(maps: &[StructOps<'_>], local: &Btf, kernel: &Btf, elsewhere: impl Fn(&str) -> bool) -> Vec<String> {
     let mut known: Vec<(TypeId, Result<Option<TypeId>, String>)> = Vec::new();
     let mut all = Vec::new();
     for map in maps.iter().filter(|map| map.autocreate) {
@@ -163,11 +177,11 @@ pub fn misfits(maps: &[StructOps<'_>], local: &Btf, kernel: &Btf, elsewhere: imp
 }
 
 /// The kernel's struct of that name, which it takes from programs; none if only a module has it.
-fn kernels(name: &str, kernel: &Btf, elsewhere: &impl Fn(String) -> bool) -> Result<Option<TypeId>, String> {
-    let value = format!("{VALUE}{name}");
+fn kernels(name: &str, kernel: &Btf, elsewhere: &impl Fn(&str) -> bool) -> Result<Option<TypeId>, String> {
+    let value = value_type(name);
     let Some(value_type) = kernel.find(Kind::Struct, &value) else {
         let why = format!("the BTF has no struct {value}: the kernel takes no {name} from programs");
-        return if elsewhere(value) { Ok(None) } else { Err(why) };
+        return if elsewhere(&value) { Ok(None) } else { Err(why) };
     };
     let ty = kernel.find(Kind::Struct, name).ok_or_else(|| format!("the BTF has no struct {name}"))?;
     if !kernel.members(value_type).any(|member| member.ty == ty) {

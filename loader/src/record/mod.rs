@@ -373,6 +373,10 @@ impl Record {
                 proven: unproven.is_none(),
                 ..ProgramRecord::new(name, &info)
             });
+            if unproven.is_some() {
+                // Whatever cannot be asked after it.
+                self.facts.proven = Some(false);
+            }
             self.facts.unproven.extend(unproven);
         }
         self.facts.proven = Some(self.facts.unproven.is_empty() && !self.facts.programs.is_empty());

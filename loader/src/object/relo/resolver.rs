@@ -165,6 +165,7 @@ impl<'b> Resolver<'b> {
         // The object's own value; computed only where libbpf does, so that the same things are refused.
         let ours = || value::of(pair.local, kind, &local);
         for candidate in left.iter().copied() {
+            self.work.spend(Work::CANDIDATE)?;
             let found = match pair.find(&local, kind, candidate)? {
                 Ok(found) => found,
                 Err(why) => {

@@ -150,7 +150,8 @@ fn similar_names_are_looked_for_as_long_as_that_costs_little() {
         b.composite(4, &format!("wanted_{number:04}_"), 0, false, &[]);
     }
     let there = parsed(b);
-    let mut resolver = Resolver::new(&here, &there, roots.iter().copied(), 0);
+    // Of a size at which as many questions are answered.
+    let mut resolver = Resolver::new(&here, &there, roots.iter().copied(), 16 << 20);
     let mut hints = |roots: &[TypeId]| -> usize {
         let resolutions = roots.iter().map(|root| resolver.resolve(&access(*root, "0", RelocationKind::TypeExists)));
         resolutions.filter(|one| one.as_ref().unwrap().missing.as_ref().unwrap().contains("did you mean")).count()
