@@ -1,11 +1,18 @@
 //! `xctl inspect`, as far as it does not ask the host.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-#[path = "../../loader/src/commands/inspect.rs"]
+use crate::object::source::SourceError;
+
+#[path = "../../loader/src/commands/inspect/mod.rs"]
 pub mod inspect;
 
 fn btf_path(_: Option<&Path>) -> PathBuf {
+    unreachable!("no file is read here")
+}
+
+fn read_btf(_: &Path) -> Result<Cow<'static, [u8]>, SourceError> {
     unreachable!("no file is read here")
 }
 

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::btf_path;
+use super::{btf_path, read_btf};
 use crate::fault::Exit;
-use crate::kernel;
 use crate::object::cut::{CutError, cut};
 use crate::object::{Btf, cdef, source};
 use crate::tracer;
@@ -62,7 +61,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
 /// The BTF that was asked for, and where it is.
 fn whole(args: &Args) -> Result<(PathBuf, Btf)> {
     let path = btf_path(args.btf.as_deref());
-    let bytes = kernel::btf::read(&path).with_context(|| match args.btf {
+    let bytes = read_btf(&path).with_context(|| match args.btf {
         Some(_) => "reading BTF".to_owned(),
         None => "this kernel's BTF (needs Linux 5.4 or newer with CONFIG_DEBUG_INFO_BTF=y; \
                  --btf FILE takes another's)"

@@ -6,6 +6,7 @@ pub mod inspect;
 pub mod sockets;
 pub mod trace;
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -14,8 +15,9 @@ use anyhow::{Context, Result};
 use crate::cli::{LEAST_SOCKETS, MOST_SOCKETS};
 use crate::embedded;
 use crate::fault::{Blocked, Exit};
-use crate::kernel::{host, netns, privilege};
-use crate::object::{KERNEL_BTF, source};
+use crate::kernel::{self, host, netns, privilege};
+use crate::object::KERNEL_BTF;
+use crate::object::source::{self, SourceError};
 use crate::say::say;
 
 /// Whether an error only says that nobody reads our output any more (`xctl | head`): no reason to complain.
@@ -52,6 +54,11 @@ fn name(error: io::Error) -> io::Error {
 /// The BTF to use: the one that was asked for, or else this kernel's own, or what an image of it has.
 fn btf_path(asked: Option<&Path>) -> PathBuf {
     asked.map(Path::to_owned).or_else(host::own_btf).unwrap_or_else(|| KERNEL_BTF.into())
+}
+
+/// The bytes of the BTF in a file.
+fn read_btf(path: &Path) -> Result<Cow<'static, [u8]>, SourceError> {
+    kernel::btf::read(path)
 }
 
 /// Whether the kernel can be asked at all.

@@ -20,9 +20,8 @@ use serde::Serialize;
 use self::json::Json;
 use self::text::Text;
 use self::view::{Lately, Record, Subject, View};
-use super::btf_path;
+use super::{btf_path, read_btf};
 use crate::fault::Exit;
-use crate::kernel;
 use crate::object::facts::{ExternFacts, Facts, hex};
 use crate::object::relo::{Outcome, Relocated, Relocations, essential_name, type_name};
 use crate::object::{Btf, BtfExt, KERNEL_BTF, ObjectFile, Program, loads, second_opinion, struct_ops};
@@ -263,7 +262,7 @@ fn named_in_modules(folder: &Path, names: &[Vec<u8>]) -> Vec<bool> {
 /// The types to resolve against. Without an explicit choice, it is no failure that this host has none.
 fn target(args: &Args) -> Result<Option<(Btf, String)>> {
     let path = btf_path(args.btf.as_deref());
-    let bytes = match kernel::btf::read(&path) {
+    let bytes = match read_btf(&path) {
         Ok(bytes) => bytes,
         Err(_) if args.btf.is_none() && !path.exists() => return Ok(None),
         Err(error) => bail!(anyhow!(error).context("reading BTF")),
