@@ -51,6 +51,56 @@ fn run(what: &str, body: impl FnOnce()) -> Option<String> {
     (time > MOST_TIME || memory > MOST_KB).then(|| format!("{what}: {time:?}, {memory} KB\n"))
 }
 
+/// The report on an object with its own types, and what it ends with.
+fn report(bytes: &[u8], json: bool) -> (String, anyhow::Error) {
+    let own = object::elf::section(bytes, ".BTF").unwrap().unwrap();
+    let target = || Ok(Some((object::Btf::parse(own)?, "its own types".to_owned())));
+    let mut out = Vec::new();
+    let error = commands::inspect::report(bytes, "object", target, None, json, &mut out).unwrap_err();
+    (String::from_utf8(out).unwrap(), error)
+}
+
+#[test]
+fn an_object_that_asks_too_much_is_told_how_much_is_left() {
+    let all = hostile::all();
+    let (_, bytes) = all.iter().find(|(name, _)| *name == "accesses").unwrap();
+    let (text, error) = report(bytes, true);
+    assert_eq!(xctl::fault::Exit::code_of(&error), 4);
+    let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let told = document["relocations"].as_array().unwrap();
+    let left = document["not_looked_at"].as_u64().unwrap();
+    // Each has an instruction of its own, and the last is the program's end.
+    let insns = document["programs"][0]["insns"].as_u64().unwrap();
+    assert_eq!((told.len() as u64 + left, !told.is_empty(), left > 0), (insns - 1, true, true));
+    assert_eq!((&document["relocations_total"], &document["applied"]), (&(insns - 1).into(), &told.len().into()));
+    assert_eq!((&document["refused"], document["problems"].as_array().unwrap().len()), (&0.into(), 0));
+    assert!(document["runs"].is_null());
+    let why = document["ended"].as_str().unwrap();
+    let first = told.len();
+    assert!(why.starts_with(&format!("program program, instruction {first}, ")), "{why}");
+    assert!(why.contains(&format!(" {left} relocations, were not looked at")), "{why}");
+    assert!(format!("{error:#}").ends_with(why), "{error:#}");
+
+    let (text, _) = report(bytes, false);
+    assert!(text.contains(&format!(", {left} not looked at\n")), "{text}");
+    assert!(text.ends_with(&format!("\nnot decided: {why}\n")), "{text}");
+}
+
+#[test]
+fn problems_are_counted_beyond_those_that_are_listed() {
+    let all = hostile::all();
+    let (_, bytes) = all.iter().find(|(name, _)| *name == "stretches").unwrap();
+    let (text, error) = report(bytes, true);
+    let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let (refused, listed) = (document["refused"].as_u64().unwrap(), document["problems"].as_array().unwrap().len());
+    assert_eq!((refused > 10_000, listed), (true, 100));
+    assert_eq!(document["more_problems"], refused - 100);
+    assert!(document["ended"].is_null());
+    assert!(format!("{error:#}").ends_with(&format!(" (and {} more)", refused - 1)), "{error:#}");
+    let (text, _) = report(bytes, false);
+    assert!(text.contains(&format!("\n  and {} more\n", refused - 100)), "{text}");
+}
+
 #[test]
 fn what_is_read_costs_little_whatever_it_is() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");

@@ -150,11 +150,17 @@ const MOST_WORK: u64 = if cfg!(test) { 500_000 } else { 4_000_000 };
 /// Types can refer to each other in so many ways that following all of them would never end, so every comparison is paid
 /// for.
 #[derive(Debug)]
-struct Work(Cell<u64>);
+struct Work {
+    left: Cell<u64>,
+    /// Something could not be paid for.
+    is_spent: Cell<bool>,
+}
 
 impl Work {
     /// What it takes to answer a question and to show the answer, in looks at a member's name.
     const QUESTION: u32 = 640;
+    /// The same of an answer that is known.
+    const KNOWN: u32 = 16;
     /// The same of a type that may be meant, and of keeping what was found in it.
     const CANDIDATE: u32 = 100;
     /// The same of a comparison of two types, or a step of a path.
@@ -162,7 +168,8 @@ impl Work {
 
     /// For an object of so many bytes.
     fn new(bytes: usize) -> Self {
-        Work(Cell::new(MOST_WORK * (1 + bytes as u64 / (1 << 20))))
+        let megabytes = (bytes as u64).div_ceil(1 << 20).max(1);
+        Work { left: Cell::new(MOST_WORK * megabytes), is_spent: Cell::new(false) }
     }
 
     /// For a comparison of two names, which may be long.
@@ -171,21 +178,16 @@ impl Work {
     }
 
     fn spend(&self, amount: u32) -> Result<(), String> {
-        match self.0.get().checked_sub(amount.into()) {
+        match self.left.get().checked_sub(amount.into()).filter(|_| !self.is_spent.get()) {
             Some(left) => {
-                self.0.set(left);
+                self.left.set(left);
                 Ok(())
             }
             None => {
-                self.0.set(0);
+                self.is_spent.set(true);
                 Err("it asks and compares more than is spent on an object of its size".to_owned())
             }
         }
-    }
-
-    /// True if all is spent.
-    fn is_spent(&self) -> bool {
-        self.0.get() == 0
     }
 }
 

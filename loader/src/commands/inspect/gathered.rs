@@ -99,8 +99,8 @@ impl<'w> Gathered<'w> {
     }
 
     /// Takes away what was written last, if it is that.
-    pub(super) fn take_back(&mut self, last: u8) {
-        if self.len.checked_sub(1).and_then(|last| self.bytes.get(last)) == Some(&last) {
+    pub(super) fn take_back(&mut self, byte: u8) {
+        if self.bytes.get(..self.len).and_then(<[u8]>::last) == Some(&byte) {
             self.len -= 1;
         }
     }
@@ -124,7 +124,7 @@ impl<'w> Gathered<'w> {
             return self.put(text);
         }
         for c in text.chars() {
-            self.show(if c.is_control() { '\u{fffd}' } else { c });
+            self.add(if c.is_control() { '\u{fffd}' } else { c }.encode_utf8(&mut [0; 4]).as_bytes());
         }
         self
     }

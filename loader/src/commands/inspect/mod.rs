@@ -19,11 +19,11 @@ use serde::Serialize;
 
 use self::json::Json;
 use self::text::Text;
-use self::view::{Lately, Record, Subject, View};
+use self::view::{Lately, Record, View};
 use super::{btf_path, read_btf};
 use crate::fault::Exit;
 use crate::object::facts::{ExternFacts, Facts, hex};
-use crate::object::relo::{Outcome, Relocated, Relocations, essential_name, type_name};
+use crate::object::relo::{Outcome, Relocated, Relocations, Resolution, essential_name, type_name};
 use crate::object::{Btf, BtfExt, KERNEL_BTF, ObjectFile, Program, loads, second_opinion, struct_ops};
 
 /// Version of the JSON document.
@@ -71,8 +71,8 @@ struct Head<'a> {
 
 /// Why not all relocations were looked at.
 enum Ended {
-    /// The object asks and compares more than is spent on one of its size.
-    Spent,
+    /// The object asks and compares more than is spent on one of its size: the relocation that was too much.
+    Spent(String),
     /// They could not be written.
     Failed(anyhow::Error),
 }
@@ -85,13 +85,13 @@ struct Verdict {
     poisoned: usize,
     refused: usize,
     skipped: usize,
-    /// Those after the one that the report ends at; 0 unless it asks and compares more than is spent on an object of its
-    /// size.
+    /// Those that the report ends before.
     not_looked_at: usize,
+    /// Why it ends there: the object asks and compares more than is spent on one of its size; null if it does not.
+    ended: Option<String>,
     /// Why the object, or a program in it, would not load.
     problems: Vec<String>,
     /// Problems beyond those.
-    #[serde(skip)]
     more_problems: usize,
     /// Whether everything in it would load, as far as its relocations decide that; null without a BTF, and if not all of
     /// them were looked at.
@@ -172,7 +172,7 @@ pub fn report(
     if let Some(target) = &target {
         loads::refused(&object, btf.as_ref(), &head.facts).into_iter().for_each(|what| verdict.problem(|| what));
         let maps = &head.facts.struct_ops;
-        // Modules are asked once for all, and only if the kernel lacks one.
+        // Modules are asked once for all of these, and only if the kernel lacks one.
         let known = LazyCell::new(|| {
             let names = struct_ops::value_types(maps, local);
             let there = modules.map(|folder| named_in_modules(folder, &names)).unwrap_or_default();
@@ -194,23 +194,29 @@ pub fn report(
         |_| true,
         |relocated| {
             let record = view.record(&lately, relocated);
+            if relocated.spent {
+                return Err(Ended::Spent(refusal(relocated, &record)));
+            }
             let loads = |program: &Program<'_>| head.facts.loads(&object, program);
             count(&mut verdict, &mut poisoned, relocated, &record, loads);
-            writer.relocation(&record).map_err(Ended::Failed)?;
-            if relocated.spent { Err(Ended::Spent) } else { Ok(()) }
+            writer.relocation(&record).map_err(Ended::Failed)
         },
     );
-    if let Err(Ended::Failed(error)) = ended {
-        return Err(error);
-    }
-    verdict.not_looked_at = code.len() - verdict.relocations_total;
-    if verdict.not_looked_at > 0 {
-        writer.verdict(&verdict)?;
-        let first = verdict.problems.last().map_or("", String::as_str);
-        return Err(refused(anyhow!("{first}; {} relocations more were not looked at", verdict.not_looked_at)));
+    match ended {
+        Ok(()) => {}
+        Err(Ended::Failed(error)) => return Err(error),
+        Err(Ended::Spent(why)) => {
+            verdict.not_looked_at = code.len() - verdict.relocations_total;
+            verdict.relocations_total = code.len();
+            let left = verdict.not_looked_at;
+            let why = format!("{why}; this and what follows, {left} relocations, were not looked at");
+            verdict.ended = Some(why.clone());
+            writer.verdict(&verdict)?;
+            return Err(refused(anyhow!(why)));
+        }
     }
     if target.is_some() {
-        poisoned_programs(&object, &head.facts, &code, &poisoned, &mut verdict);
+        poisoned_programs(&object, &head.facts, &code, local, &poisoned, &mut verdict);
         verdict.runs = Some(verdict.problems.is_empty());
     }
     writer.verdict(&verdict)?;
@@ -271,14 +277,14 @@ fn target(args: &Args) -> Result<Option<(Btf, String)>> {
     Ok(Some((btf, path.display().to_string())))
 }
 
-/// Poisoned instructions by section and byte offset: what they access, and why they are.
-type Poisoned<'v> = BTreeMap<(usize, u64), (Rc<Subject<'v>>, Rc<str>)>;
+/// Poisoned instructions by section and byte offset: what they ask, and why they are.
+type Poisoned = BTreeMap<(usize, u64), (Option<Rc<Resolution>>, Rc<str>)>;
 
-fn count<'v>(
+fn count(
     verdict: &mut Verdict,
-    poisoned: &mut Poisoned<'v>,
+    poisoned: &mut Poisoned,
     relocated: &Relocated<'_, '_>,
-    record: &Record<'v, '_>,
+    record: &Record<'_, '_>,
     loads: impl Fn(&Program<'_>) -> bool,
 ) {
     verdict.relocations_total += 1;
@@ -288,22 +294,25 @@ fn count<'v>(
             verdict.poisoned += 1;
             if let Some(program) = relocated.program.filter(|_| poisoned.len() < MOST_POISONED) {
                 let place = (program.section_index, relocated.relocation.offset.into());
-                poisoned.insert(place, (record.about.clone(), why.clone()));
+                poisoned.insert(place, (relocated.resolution.clone(), why.clone()));
             }
         }
         Outcome::Skipped => verdict.skipped += 1,
         Outcome::Unresolved => {}
-        Outcome::Refused(why) => {
+        Outcome::Refused(_) => {
             verdict.refused += 1;
             // libbpf passes over programs that are not loaded.
             if relocated.program.is_none_or(loads) {
-                verdict.problem(|| {
-                    let (place, about) = (relocated.place(), &record.about);
-                    format!("{place}, {} of {}: {why}", about.kind(), about.access())
-                });
+                verdict.problem(|| refusal(relocated, record));
             }
         }
     }
+}
+
+/// `program kp_sendmsg, instruction 7, byte_off of sock->sk_protocol: ` and why it is refused.
+fn refusal(relocated: &Relocated<'_, '_>, record: &Record<'_, '_>) -> String {
+    let (place, about, why) = (relocated.place(), &record.about, record.why.unwrap_or_default());
+    format!("{place}, {} of {}: {why}", about.kind(), about.access())
 }
 
 /// A problem for every program that reaches an instruction that did not resolve.
@@ -311,7 +320,8 @@ fn poisoned_programs(
     object: &ObjectFile<'_>,
     facts: &Facts<'_>,
     code: &Relocations<'_, '_>,
-    poisoned: &Poisoned<'_>,
+    local: &Btf,
+    poisoned: &Poisoned,
     verdict: &mut Verdict,
 ) {
     if verdict.poisoned == 0 {
@@ -319,8 +329,10 @@ fn poisoned_programs(
     }
     for (function, index) in loads::reaching_poison(object, facts, code) {
         verdict.problem(|| {
-            let why = poisoned.get(&loads::place_of(function, index));
-            let why = why.map(|(about, why)| format!("{}: {why}", about.access()));
+            let why = poisoned.get(&loads::place_of(function, index)).map(|(asked, why)| {
+                let access = asked.as_ref().map_or_else(String::new, |asked| asked.local.text(local, asked.kind));
+                format!("{access}: {why}")
+            });
             let why = why.as_deref().unwrap_or("something is not there");
             format!("program {} reaches instruction {index}: {why}", function.name)
         });

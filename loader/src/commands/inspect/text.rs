@@ -269,7 +269,7 @@ impl Report for Text<'_> {
             verdict.relocations_total, verdict.applied, verdict.poisoned, verdict.refused, verdict.skipped
         ));
         if verdict.not_looked_at > 0 {
-            self.out.put("; ").number(verdict.not_looked_at as u64).put(" more not looked at");
+            self.out.put(", ").number(verdict.not_looked_at as u64).put(" not looked at");
         }
         self.out.put("\n");
         for problem in &verdict.problems {
@@ -278,12 +278,12 @@ impl Report for Text<'_> {
         if verdict.more_problems > 0 {
             self.out.put("  and ").number(verdict.more_problems as u64).put(" more\n");
         }
-        self.out.put(match verdict.runs {
-            None if verdict.not_looked_at > 0 => "not decided: it would take too long to look at all of it",
-            None => "not resolved: there is no BTF to say whether it would run",
-            Some(true) => "as far as relocations decide, it would run there",
-            Some(false) => "it would not run there",
-        });
+        match (&verdict.ended, verdict.runs) {
+            (Some(why), _) => self.out.put("not decided: ").plain(why),
+            (None, None) => self.out.put("not resolved: there is no BTF to say whether it would run"),
+            (None, Some(true)) => self.out.put("as far as relocations decide, it would run there"),
+            (None, Some(false)) => self.out.put("it would not run there"),
+        };
         self.out.put("\n").flush().context("writing the report")
     }
 }

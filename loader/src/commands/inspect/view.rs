@@ -16,7 +16,7 @@ use crate::object::insn::Insn;
 use crate::object::relo::extent::{Extent, Extents};
 use crate::object::relo::patch::Place;
 use crate::object::relo::{Outcome, Relocated, RelocationKind, Resolution, Resolver, Spec, type_name};
-use crate::object::{Btf, BtfExt, Kind};
+use crate::object::{Btf, BtfExt, Kind, TypeId};
 
 /// Bytes of a source file's name that are shown.
 const MOST_PATH: usize = 256;
@@ -350,13 +350,15 @@ pub(super) struct View<'r> {
 pub(super) struct Lately<'r> {
     /// By the resolution, which is kept along so that nothing else comes to lie where it is.
     abouts: Cache<*const Resolution, Rc<Subject<'r>>>,
+    /// Of those that have none, by type, kind and where the access string is.
+    alone: Cache<(TypeId, u32, *const u8), Rc<Subject<'r>>>,
     codes: Cache<Place, Rc<Kept<Code, String>>>,
 }
 
 impl Lately<'_> {
     /// Nothing yet.
     pub(super) fn new() -> Self {
-        Lately { abouts: Cache::new(), codes: Cache::new() }
+        Lately { abouts: Cache::new(), alone: Cache::new(), codes: Cache::new() }
     }
 }
 
@@ -415,7 +417,12 @@ impl<'r> View<'r> {
                 let make = || about(Asked::Resolved(resolution.clone()));
                 lately.abouts.get(place, place.addr() as u64 >> 4, make)
             }
-            None => about(self.unresolved(&relocated.relocation)),
+            None => {
+                let CoreRelocation { root, kind, access, .. } = relocated.relocation;
+                let place = access.as_ptr();
+                let hash = (place.addr() as u64) << 32 | u64::from(root.0 ^ kind << 28);
+                lately.alone.get((root, kind, place), hash, || about(self.unresolved(&relocated.relocation)))
+            }
         }
     }
 

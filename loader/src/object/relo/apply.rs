@@ -45,8 +45,7 @@ pub struct Relocated<'r, 'a> {
     pub after: Place,
     /// What became of it.
     pub outcome: Outcome,
-    /// It was refused, and all after it will be, since more was asked and compared than is spent on an
-    /// object of its size.
+    /// It was refused since more was asked and compared than is spent on an object of its size.
     pub spent: bool,
 }
 
@@ -162,7 +161,9 @@ impl<'r, 'a> Relocations<'r, 'a> {
             relocated.outcome = Outcome::Unresolved;
             return relocated;
         };
-        let patched = resolver.resolve(relocation).and_then(|resolution| {
+        let names = name.len() + program.map_or(0, |program| program.name.len());
+        let answer = resolver.pay(names).and_then(|()| resolver.resolve(relocation));
+        let patched = answer.and_then(|resolution| {
             let patched = patch(&resolution, before);
             relocated.resolution = Some(resolution);
             patched
@@ -172,7 +173,7 @@ impl<'r, 'a> Relocations<'r, 'a> {
             Ok(Patched::Poisoned(after, why)) => (after, Outcome::Poisoned(why)),
             Err(why) => (before, Outcome::Refused(why)),
         };
-        relocated.spent = resolver.is_spent() && matches!(outcome, Outcome::Refused(_));
+        relocated.spent = resolver.is_spent() && relocated.resolution.is_none();
         (relocated.after, relocated.outcome) = (after, outcome);
         if after != before {
             self.change(section, offset, after);

@@ -110,6 +110,14 @@ impl<'b> Resolver<'b> {
         answer
     }
 
+    /// Pays for a relocation that is told with names of so many bytes, whether the question is new or not.
+    ///
+    /// # Errors
+    /// More was asked and compared than is spent on an object of its size.
+    pub fn pay(&self, names: usize) -> Result<(), String> {
+        self.work.spend(Work::KNOWN.saturating_add(names as u32 / 4))
+    }
+
     /// The access as the object's types have it, without a target: the kind, the path, and the value that the compiler
     /// saw.
     ///
@@ -221,9 +229,10 @@ impl<'b> Resolver<'b> {
         })
     }
 
-    /// Whether as much was asked and compared as may be: every question is refused from now on.
+    /// Whether a question was refused since more was asked and compared than is spent on an object of its size. All are
+    /// from then on.
     pub fn is_spent(&self) -> bool {
-        self.work.is_spent()
+        self.work.is_spent.get()
     }
 
     /// The target's types.
