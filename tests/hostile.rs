@@ -364,6 +364,60 @@ fn repeated() -> Vec<u8> {
     with_code(loads([1]), &types, section, vec![[0, ty, access, 2]; SIZE / 16], Vec::new())
 }
 
+/// The same with long names: of the access, and of the program, which JSON has to escape.
+fn repeated_names() -> Vec<u8> {
+    let mut types = Types::new();
+    let zeros = format!("0:{}", "0".repeat(1000));
+    let (section, access, member) = (types.string("socket"), types.string(&zeros), types.string("pid"));
+    let name = types.string("task_struct");
+    let ty = types.add(name, 4, 1, 4, [member, 1, 0]);
+    let mut object = Object::new();
+    object.sections[2].bytes = [loads([1]), EXIT.to_vec()].concat();
+    let name = object.string(&"\"".repeat(1000));
+    object.symbol(name, GLOBAL_FUNC, 2, 0, 16);
+    object.section(".BTF", (1, 0, 0, 0, 0), types.finish());
+    let relocations = vec![[0, ty, access, 2]; (SIZE - object.len()) / 16];
+    object.section(".BTF.ext", (1, 0, 0, 0, 0), ext(&[], &[(section, relocations)]));
+    object.finish()
+}
+
+/// Questions for a constant of a long name, each in an enum of its own.
+fn long_constants() -> Vec<u8> {
+    let mut types = Types::new();
+    let (section, access, constant) = (types.string("socket"), types.string("0"), types.string(&"_".repeat(1000)));
+    let mut relocations = Vec::new();
+    while types.types.len() + types.strings.len() + relocations.len() * 24 < SIZE {
+        let name = types.string(&format!("bpf_func_id___{}", types.count));
+        let ty = types.add(name, 6, 1, 4, [constant, 7]);
+        relocations.push([relocations.len() as u32 * 8, ty, access, 10]);
+    }
+    relocated(&types, section, relocations, Vec::new())
+}
+
+/// Parameters of one long name, which is no ASCII.
+fn long_parameters() -> Vec<u8> {
+    let mut types = Types::new();
+    let section = types.string("socket");
+    let name = types.string(&"\u{e9}".repeat(500));
+    let count = SIZE as u32 / 8 - 1000;
+    types.add(0, 13, count, 0, (0..count).flat_map(|_| [name, 1]));
+    relocated(&types, section, Vec::new(), Vec::new())
+}
+
+/// Functions that have the same instructions, which are calls.
+fn overlapping_functions() -> Vec<u8> {
+    let mut object = Object::new();
+    object.program();
+    object.sections[1].bytes = [CALL.repeat(17), EXIT.to_vec()].concat();
+    let name = object.string("f");
+    for _ in 0..26_000 {
+        object.symbol(name, LOCAL_FUNC, 1, 0, 18 * 8);
+    }
+    let rest = SIZE - object.len();
+    object.section("rest", (1, 0, 0, 0, 0), vec![0; rest]);
+    object.finish()
+}
+
 /// Accesses to types that no kernel has.
 fn misses() -> Vec<u8> {
     let mut types = Types::new();
@@ -528,6 +582,10 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("accesses", accesses),
         ("constants", constants),
         ("repeated", repeated),
+        ("repeated_names", repeated_names),
+        ("long_constants", long_constants),
+        ("long_parameters", long_parameters),
+        ("overlapping_functions", overlapping_functions),
         ("misses", misses),
         ("missing_members", missing_members),
         ("long_file_name", long_file_name),

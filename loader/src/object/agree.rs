@@ -43,10 +43,18 @@ impl Parts<'_> {
     /// What all relocations come to with these types.
     ///
     /// # Errors
-    /// A relocation is of no instruction; those of `each`.
+    /// A relocation is of no instruction; there are more questions than are answered; those of `each`.
     pub fn relocate(&self, target: &Btf, each: Each<'_>) -> Result<(), CutError> {
         let code = Relocations::new(self.bytes, self.object, self.local, self.ext, Some(target));
-        code.map_err(|error| CutError::Object(error.to_string()))?.run(|_| true, each)
+        code.map_err(|error| CutError::Object(error.to_string()))?.run(
+            |_| true,
+            |relocated| match &relocated.outcome {
+                Outcome::Refused(why) if relocated.spent => {
+                    Err(CutError::Object(format!("{}: {why}", relocated.place())))
+                }
+                _ => each(relocated),
+            },
+        )
     }
 }
 

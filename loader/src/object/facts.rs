@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -28,9 +29,11 @@ pub const MOST_FUNCTIONS: usize = 256;
 /// The smallest page of the kernels that have arenas, whose entries are pages.
 const PAGE: u64 = 4096;
 
-/// What functions call and touch is listed for each, and for a program along its calls: bytes of names, and 16 for each,
-/// beyond which it is too much to list. The largest programs that there are take a tenth.
+/// What functions call and touch is listed for each, and for a program along its calls: bytes of names, and [`LISTED`] for
+/// each, beyond which it is too much to list. The largest programs that there are take a tenth.
 const MOST_LISTED: usize = 4 << 20;
+const LISTED: usize = 16;
+const TOO_MUCH: &str = "its functions call and touch more than can be listed";
 
 /// A section of the file.
 #[derive(Clone, Debug, Serialize)]
@@ -249,7 +252,7 @@ impl<'a> Facts<'a> {
         let places = Places::new(object);
         let mut functions = Functions::of(bytes, object, &places, code)?;
         let struct_ops = btf.map(|btf| struct_ops::all(bytes, object, btf)).transpose()?.unwrap_or_default();
-        let mut programs = functions.facts(&object.programs)?;
+        let mut programs = functions.facts(0..object.programs.len())?;
         for (program, needed) in programs.iter_mut().zip(struct_ops::needed(&struct_ops, object.programs.len())) {
             program.autoload = needed.unwrap_or(program.autoload);
             program.named_by_map = needed.is_some();
@@ -264,7 +267,7 @@ impl<'a> Facts<'a> {
             elf_relocations: object.relocations.len(),
             types: btf.map_or(0, Btf::len),
             programs,
-            functions: functions.facts(&object.subprograms)?,
+            functions: functions.facts(object.programs.len()..functions.all.len())?,
             maps,
             struct_ops,
             variables: variables(bytes, btf, &places),
@@ -288,34 +291,36 @@ fn section<'a>(section: &super::elf::Section<'a>) -> SectionFacts<'a> {
     SectionFacts { name: section.name, section_type, flags, offset: section.offset, size: section.size }
 }
 
-/// A function, where it is, and what it uses by itself.
+/// A function, and what it uses by itself.
 struct Used<'o, 'a> {
-    /// Its section, and where it begins there.
-    place: (usize, u64),
     function: &'o Program<'a>,
     uses: Uses<'a>,
-    /// How many of the object's programs, and then its other functions, come before it in the file's order.
-    number: usize,
     /// Where in [`Functions::called`] those begin that it calls.
     first_called: usize,
-    /// For which function it was looked at last, by the number of that look.
+    /// For which function it was looked at last, by that one's number from 1.
     seen: usize,
 }
 
-/// What every function uses by itself, to be added up along a program's calls.
+/// What every function uses by itself, to be added up along a program's calls. Programs come first, as in the object.
 struct Functions<'o, 'a> {
-    /// By place.
     all: Vec<Used<'o, 'a>>,
-    /// Where in it the object's programs are, and then its other functions, in the file's order.
-    order: Vec<u32>,
-    /// Which of them each calls, one function's after the other's.
+    /// Of each the number of the first that begins at the same place: itself, in all that compilers make.
+    firsts: Vec<u32>,
+    /// The numbers of those that each calls, one function's after the other's.
     called: Vec<u32>,
     /// How much more may be listed.
     left: usize,
-    /// How many functions were looked at.
-    looks: usize,
-    /// Those that are to be looked at for one function.
+    /// The numbers of those that are to be looked at for one function.
     todo: Vec<usize>,
+}
+
+/// Where functions begin, in order: section, byte offset, number.
+type Begins = Vec<(usize, u64, u32)>;
+
+/// The number of the function that begins at a place: of several, the first.
+fn function_at(begins: &Begins, (section, offset): (usize, u64)) -> Option<u32> {
+    let at = begins.partition_point(|begin| *begin < (section, offset, 0));
+    begins.get(at).filter(|begin| (begin.0, begin.1) == (section, offset)).map(|begin| begin.2)
 }
 
 impl<'o, 'a> Functions<'o, 'a> {
@@ -330,38 +335,43 @@ impl<'o, 'a> Functions<'o, 'a> {
         if total > MOST_OVERLAP * bytes.len() as u64 {
             return Err("its functions overlap each other".to_owned());
         }
-        let place = |function: &Program<'_>| (function.section_index, function.offset);
-        let one = |(number, function): (usize, &'o Program<'a>)| {
-            let uses = places.of(function, code);
-            Used { place: place(function), function, uses, number, first_called: 0, seen: 0 }
-        };
-        let mut all: Vec<Used<'o, 'a>> = functions().enumerate().map(one).collect();
-        all.sort_by_key(|used| used.place);
-        let mut order = vec![0; all.len()];
         // A file has fewer functions than a u32 counts.
-        for (index, used) in (0..).zip(&all) {
-            order.get_mut(used.number).into_iter().for_each(|place| *place = index);
+        let begin = |(number, function): (u32, &Program<'_>)| (function.section_index, function.offset, number);
+        let mut begins: Begins = (0..).zip(functions()).map(begin).collect();
+        begins.sort_unstable();
+        let mut firsts = vec![0; begins.len()];
+        for same in begins.chunk_by(|one, next| (one.0, one.1) == (next.0, next.1)) {
+            for (.., number) in same {
+                let first = same.first().map_or(0, |first| first.2);
+                firsts.get_mut(*number as usize).into_iter().for_each(|place| *place = first);
+            }
         }
-        let mut called = Vec::new();
-        for number in 0..all.len() {
-            let first = called.len();
-            let calls = all.get(number).into_iter().flat_map(|used| &used.uses.called_at);
-            called.extend(calls.filter_map(|(_, place)| Some(index_of(&all, *place)? as u32)));
-            all.iter_mut().skip(number).take(1).for_each(|used| used.first_called = first);
+        let mut all = Vec::with_capacity(begins.len());
+        let (mut called, mut calls) = (Vec::new(), 0);
+        for function in functions() {
+            let (uses, first_called) = (places.of(function, code), called.len());
+            calls += uses.called_at.len();
+            called.extend(uses.called_at.iter().filter_map(|(_, place)| function_at(&begins, *place)));
+            // Each is listed with its caller at least.
+            if calls > MOST_LISTED / LISTED {
+                return Err(TOO_MUCH.to_owned());
+            }
+            all.push(Used { function, uses, first_called, seen: 0 });
         }
-        Ok(Functions { all, order, called, left: MOST_LISTED, looks: 0, todo: Vec::new() })
+        Ok(Functions { all, firsts, called, left: MOST_LISTED, todo: Vec::new() })
     }
 
-    /// Of all of the object's programs, or, after those, of all its other functions.
-    fn facts(&mut self, functions: &[Program<'a>]) -> Result<Vec<FunctionFacts<'a>>, String> {
-        let mut facts = Vec::with_capacity(functions.len());
-        for function in functions {
-            facts.push(self.next(function)?);
+    /// Of the functions of these numbers.
+    fn facts(&mut self, numbers: Range<usize>) -> Result<Vec<FunctionFacts<'a>>, String> {
+        let mut facts = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            facts.extend(self.one(number)?);
         }
         Ok(facts)
     }
 
-    fn next(&mut self, function: &Program<'a>) -> Result<FunctionFacts<'a>, String> {
+    fn one(&mut self, number: usize) -> Result<Option<FunctionFacts<'a>>, String> {
+        let Some(function) = self.all.get(number).map(|used| used.function) else { return Ok(None) };
         let is_program = function.section != ".text";
         let hook = is_program.then(|| hook(function.section));
         let mut facts = FunctionFacts {
@@ -385,15 +395,14 @@ impl<'o, 'a> Functions<'o, 'a> {
             provable: true,
         };
         let mut helpers = BTreeSet::new();
-        let Functions { all, order, called: all_called, left, looks, todo } = self;
-        todo.clear();
-        todo.extend(order.get(*looks).map(|index| *index as usize));
-        *looks += 1;
+        let Functions { all, firsts, called: all_called, left, todo } = self;
         let mut count = 0;
+        todo.clear();
+        todo.extend(firsts.get(number).map(|first| *first as usize));
         while let Some(index) = todo.pop() {
             let next = all.get(index + 1).map_or(all_called.len(), |next| next.first_called);
-            let Some(Used { function: called, uses, first_called, seen, .. }) = all.get_mut(index) else { continue };
-            if std::mem::replace(seen, *looks) == *looks {
+            let Some(Used { function: called, uses, first_called, seen }) = all.get_mut(index) else { continue };
+            if std::mem::replace(seen, number + 1) == number + 1 {
                 continue;
             }
             count += 1;
@@ -409,9 +418,9 @@ impl<'o, 'a> Functions<'o, 'a> {
                 return Err(format!("program {name} calls {MOST_FUNCTIONS} functions or more, the kernel takes fewer"));
             }
             let names = [&uses.kfuncs, &uses.maps, &uses.variables, &uses.externs].into_iter().flatten();
-            let listed: usize = names.map(|name| name.len() + 16).sum();
-            let listed = listed + called.name.len() + 16 * (uses.helpers.len() + uses.called_at.len());
-            *left = left.checked_sub(listed).ok_or("its functions call and touch more than can be listed")?;
+            let listed: usize = names.map(|name| name.len() + LISTED).sum();
+            let listed = listed + called.name.len() + LISTED * (uses.helpers.len() + uses.called_at.len());
+            *left = left.checked_sub(listed).ok_or(TOO_MUCH)?;
             facts.insns_total += called.insns;
             helpers.extend(&uses.helpers);
             facts.kfuncs.extend(&uses.kfuncs);
@@ -425,13 +434,8 @@ impl<'o, 'a> Functions<'o, 'a> {
         facts.provable = facts.kfuncs.is_empty() && facts.externs.is_empty();
         let name = |number: &i32| helpers::name(*number).map_or_else(|| format!("helper#{number}"), str::to_owned);
         facts.helpers = helpers.iter().map(name).collect();
-        Ok(facts)
+        Ok(Some(facts))
     }
-}
-
-/// The function at a place.
-fn index_of(all: &[Used<'_, '_>], place: (usize, u64)) -> Option<usize> {
-    all.binary_search_by_key(&place, |used| used.place).ok()
 }
 
 /// Puts something behind the rest of a list. Of as many as there are functions, most have one place.

@@ -140,7 +140,7 @@ pub fn needed(maps: &[StructOps<'_>], programs: usize) -> Vec<Option<bool>> {
     needed
 }
 
-/// The names of the types by which a kernel that takes them shows it, in their order.
+/// The names of the types by which a kernel that takes them shows it: sorted, and each once.
 #[must_use]
 pub fn value_types(maps: &[StructOps<'_>], local: &Btf) -> Vec<Vec<u8>> {
     let mut names: Vec<_> =

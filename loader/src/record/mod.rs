@@ -374,7 +374,7 @@ impl Record {
                 ..ProgramRecord::new(name, &info)
             });
             if unproven.is_some() {
-                // Whatever cannot be asked after it.
+                // That stays so if a later question fails.
                 self.facts.proven = Some(false);
             }
             self.facts.unproven.extend(unproven);

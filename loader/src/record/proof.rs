@@ -9,10 +9,9 @@
 //! 4. What the verifier has made of the program does the same, step by step ([`super::translated`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::convert::Infallible;
 use std::fmt;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 
 use super::tag::Hash;
@@ -80,7 +79,7 @@ impl<'a> Proof<'a> {
     /// Relocate the programs of these names.
     ///
     /// # Errors
-    /// If the object does not allow it: libbpf does not load it either.
+    /// If the object does not allow it: libbpf does not load it either. Or it asks more than is answered.
     pub fn new(bytes: &'a [u8], target: &Btf, programs: &BTreeSet<&str>) -> Result<Self> {
         let object = ObjectFile::parse(bytes)?;
         let btf = Btf::parse(object.btf.context("it has no .BTF section")?)?;
@@ -88,9 +87,14 @@ impl<'a> Proof<'a> {
         let mut code = Relocations::new(bytes, &object, &btf, &ext, Some(target))?;
         let maps = Facts::of(bytes, &object, Some(&btf), &code).map_err(|what| anyhow!(what))?.maps;
         let mut wanted: HashMap<String, Wanted<'a>> = HashMap::new();
-        let counted: Result<(), Infallible> = code.run(
+        code.run(
             |program| programs.contains(program.name) || program.section == ".text",
             |relocated| {
+                if let Outcome::Refused(why) = &relocated.outcome
+                    && relocated.spent
+                {
+                    bail!("{}: {why}", relocated.place());
+                }
                 if let Some(program) = relocated.program {
                     let wanted = wanted.entry(program.name.to_owned()).or_default();
                     match relocated.outcome {
@@ -101,8 +105,7 @@ impl<'a> Proof<'a> {
                 }
                 Ok(())
             },
-        );
-        let Ok(()) = counted;
+        )?;
         for program in object.programs.iter().filter(|program| programs.contains(program.name)) {
             wanted.entry(program.name.to_owned()).or_default().image = Image::of(program, &object, &code);
         }

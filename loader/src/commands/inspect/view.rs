@@ -27,7 +27,9 @@ const KEPT: usize = 1024;
 /// A relocation.
 #[derive(Debug, Serialize)]
 pub(super) struct Record<'v, 'r> {
+    #[serde(skip)]
     pub(super) program: Option<&'r str>,
+    #[serde(skip)]
     pub(super) section: &'r str,
     /// Instruction, counted from the beginning of the program.
     pub(super) insn: usize,

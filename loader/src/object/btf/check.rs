@@ -1,6 +1,8 @@
 //! Reading BTF: the header, one walk over all types that builds the index, and every check that later questions rely on.
 
 use std::borrow::Cow;
+use std::cell::Cell;
+use std::ffi::CStr;
 
 use super::{Btf, BtfError, Head, Kind, TypeId, three, two, word};
 
@@ -104,10 +106,17 @@ struct Strings<'a> {
     bytes: &'a [u8],
     /// All text is ASCII and every string short: then any offset within is a good name.
     plain: bool,
+    /// Bytes of names that may still be looked at one by one.
+    left: Cell<usize>,
 }
 
+/// Names that must be looked at one by one may be a long one, over and over: they have so many times the bytes of all the
+/// data, at most. (Those of a kernel have less than those bytes.)
+const MOST_LOOKS: usize = 16;
+
 impl<'a> Strings<'a> {
-    fn new(bytes: &'a [u8], at: usize) -> Result<Self, BtfError> {
+    /// The section begins at byte `at` of so many bytes of data.
+    fn new(bytes: &'a [u8], at: usize, data: usize) -> Result<Self, BtfError> {
         match (bytes.first(), bytes.last()) {
             (Some(0), Some(0)) => {}
             (None, _) => return Err(flaw(at, "the string section is empty")),
@@ -115,7 +124,7 @@ impl<'a> Strings<'a> {
             _ => return Err(flaw(at, "the string section does not begin with NUL")),
         }
         let plain = bytes.is_ascii() && are_short(bytes);
-        Ok(Strings { bytes, plain })
+        Ok(Strings { bytes, plain, left: Cell::new(data.saturating_mul(MOST_LOOKS)) })
     }
 
     /// Whether no name may be bad that begins at `highest` or before.
@@ -132,10 +141,14 @@ impl<'a> Strings<'a> {
         }
         let rest = self.bytes.get(offset as usize..).unwrap_or_default();
         let window = rest.get(..=MAX_NAME).unwrap_or(rest);
-        let Some(len) = window.iter().position(|b| *b == 0) else {
+        let Ok(name) = CStr::from_bytes_until_nul(window) else {
             return Err(format!("the name at string offset {offset} is longer than {MAX_NAME} bytes"));
         };
-        match std::str::from_utf8(&window[..len]) {
+        let Some(left) = self.left.get().checked_sub(name.count_bytes()) else {
+            return Err("long names are used again and again: checking them takes too long".to_owned());
+        };
+        self.left.set(left);
+        match name.to_str() {
             Ok(_) => Ok(()),
             Err(_) => Err(format!("the name at string offset {offset} is not UTF-8")),
         }
@@ -195,7 +208,7 @@ impl<'a> Walk<'a> {
         Ok(Walk {
             big_endian: header.big_endian,
             types: btf.data.get(..header.types.end()).unwrap_or_default(),
-            strings: Strings::new(slice(&header.strings), header.strings.start)?,
+            strings: Strings::new(slice(&header.strings), header.strings.start, btf.data.len())?,
             layout: header.layout.as_ref().map(slice).unwrap_or_default(),
             at: header.types.start,
             found: Walked { index, id: TypeId::VOID, by: TypeId::VOID, at: 0 },
@@ -311,8 +324,8 @@ struct Entries<'w, 'a> {
 }
 
 impl Entries<'_, '_> {
-    /// The highest of each word of the entries, which have three. Most of a kernel's BTF is entries: only where one of these
-    /// is too high, or higher than any before, they are looked at one by one.
+    /// The highest of each word of the entries, which have three. Most of a kernel's BTF is entries: they are looked
+    /// at one by one only where one of these is too high, or higher than any before, or tells nothing.
     fn highest_of_three(&self) -> [u32; 3] {
         let [mut a, mut b, mut c] = [0; 3];
         for entry in self.tail.as_chunks().0 {

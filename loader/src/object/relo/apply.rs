@@ -18,7 +18,7 @@ pub enum Outcome {
     /// It does not resolve, for this reason: libbpf replaces the instruction by one that the verifier refuses if it is
     /// ever reached.
     Poisoned(Rc<str>),
-    /// libbpf does not load the object, for this reason.
+    /// libbpf does not load the object, for this reason; or it is [`Relocated::spent`].
     Refused(String),
     /// It belongs to no function, or to a program that is not loaded: libbpf passes over it.
     Skipped,
@@ -161,8 +161,11 @@ impl<'r, 'a> Relocations<'r, 'a> {
             relocated.outcome = Outcome::Unresolved;
             return relocated;
         };
-        let names = name.len() + program.map_or(0, |program| program.name.len());
-        let answer = resolver.pay(names).and_then(|()| resolver.resolve(relocation));
+        let names = name.len() + program.map_or(0, |program| program.name.len()) + relocation.access.len();
+        let answer = resolver.pay(names).and_then(|()| {
+            let answer = resolver.resolve(relocation)?;
+            resolver.pay(answer.missing.as_ref().map_or(0, |why| why.len())).map(|()| answer)
+        });
         let patched = answer.and_then(|resolution| {
             let patched = patch(&resolution, before);
             relocated.resolution = Some(resolution);

@@ -29,15 +29,14 @@ impl Pair<'_> {
         (self.local.btf.kind(local), self.target.btf.kind(target))
     }
 
-    /// Whether two names are the same but for their flavours.
-    pub(super) fn same_essential(&self, one: &str, two: &str) -> Result<bool, String> {
-        self.work.names(one, two)?;
-        let one = essential_name(one);
-        Ok(two.starts_with(one) && essential_name(two).len() == one.len())
+    /// Whether `name` is `essential` but for a flavour.
+    pub(super) fn is_essentially(&self, name: &str, essential: &str) -> Result<bool, String> {
+        self.work.names(essential, name)?;
+        Ok(name.starts_with(essential) && essential_name(name).len() == essential.len())
     }
 
     fn same_name(&self, local: TypeId, target: TypeId) -> Result<bool, String> {
-        self.same_essential(self.local.btf.name(local), self.target.btf.name(target))
+        self.is_essentially(self.target.btf.name(target), essential_name(self.local.btf.name(local)))
     }
 
     /// Integers that begin in the middle of their storage are how old compilers described bitfields.
@@ -218,9 +217,10 @@ impl Pair<'_> {
             return Ok(false);
         }
         for one in members(self.local, local) {
+            let wanted = essential_name(one.name);
             let mut matched = false;
             for two in members(self.target, target) {
-                if !self.same_essential(one.name, two.name)? {
+                if !self.is_essentially(two.name, wanted)? {
                     continue;
                 }
                 if self.shapes_at(one.ty, two.ty, false, level - 1)? {
@@ -242,9 +242,10 @@ impl Pair<'_> {
             return Ok(false);
         }
         for one in ours.enumerators(local) {
+            let wanted = essential_name(one.name);
             let mut matched = false;
             for two in theirs.enumerators(target) {
-                if self.same_essential(one.name, two.name)? {
+                if self.is_essentially(two.name, wanted)? {
                     matched = true;
                     break;
                 }

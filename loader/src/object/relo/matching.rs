@@ -2,7 +2,7 @@
 
 use super::compat::Pair;
 use super::spec::{MAX_STEPS, Spec, Step, is_flexible};
-use super::{RelocationKind, Work};
+use super::{RelocationKind, Work, essential_name};
 use crate::object::btf::{Member, TypeId};
 
 /// Why a candidate is not it.
@@ -109,10 +109,10 @@ impl Pair<'_> {
     /// The constant of the same essential name in the target's enum.
     fn constant(&self, spec: &Spec, root: TypeId) -> Result<Result<Spec, Miss>, String> {
         let wanted = spec.last().and_then(|step| self.local.btf.enumerator(step.ty, step.index));
-        let wanted = wanted.ok_or("a constant that the object does not have")?.name;
+        let wanted = essential_name(wanted.ok_or("a constant that the object does not have")?.name);
         let id = self.target.btf.resolve(root);
         for (index, constant) in (0..).zip(self.target.btf.enumerators(id)) {
-            if self.same_essential(wanted, constant.name)? {
+            if self.is_essentially(constant.name, wanted)? {
                 let mut found = Spec::new(root);
                 found.raw.push(index);
                 found.steps.push(Step { ty: id, index, named: true });
@@ -126,7 +126,8 @@ impl Pair<'_> {
     /// `found` has the steps and bits that lead to it.
     fn member(&self, wanted: &Member<'_>, id: TypeId, found: &mut Spec) -> Result<Found, String> {
         let id = self.target.btf.resolve(id);
-        let count = self.target.btf.entry_count(id);
+        let is_composite = self.target.btf.kind(id).is_composite();
+        let count = if is_composite { self.target.btf.entry_count(id) } else { 0 };
         self.work.spend(Work::COMPARISON)?;
         if count > 0 && found.raw.len() == MAX_STEPS {
             return Err(too_many_steps());

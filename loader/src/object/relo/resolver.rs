@@ -94,7 +94,7 @@ impl<'b> Resolver<'b> {
     ///
     /// # Errors
     /// Why libbpf would not load the object: the relocation is malformed, or several types have what it asks for and
-    /// differ.
+    /// differ. Or more was asked and compared than is spent on an object of its size ([`Resolver::is_spent`]).
     pub fn resolve(&mut self, relocation: &CoreRelocation<'b>) -> Answer {
         let key = (relocation.root, relocation.access, relocation.kind);
         let left = self.left.get(&relocation.root).map_or(0, Vec::len);
@@ -110,7 +110,7 @@ impl<'b> Resolver<'b> {
         answer
     }
 
-    /// Pays for a relocation that is told with names of so many bytes, whether the question is new or not.
+    /// Pays for what is told of a relocation with names of so many bytes, whether the question is new or not.
     ///
     /// # Errors
     /// More was asked and compared than is spent on an object of its size.
