@@ -1,9 +1,11 @@
 //! The report as one JSON document, written as it becomes known: an object may have more relocations than memory should hold.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde_json::Serializer;
+use serde_json::ser::Formatter;
 
 use super::gathered::Gathered;
 use super::view::Record;
@@ -26,19 +28,33 @@ struct Place {
     json: String,
 }
 
+/// Leaves out the outermost braces.
+#[derive(Default)]
+struct Bare {
+    depth: usize,
+}
+
+impl Formatter for Bare {
+    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.depth += 1;
+        if self.depth > 1 { writer.write_all(b"{") } else { Ok(()) }
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.depth -= 1;
+        if self.depth > 0 { writer.write_all(b"}") } else { Ok(()) }
+    }
+}
+
+/// Adds the members of an object.
+fn members(out: &mut Gathered<'_>, what: &impl Serialize) -> Result<()> {
+    Ok(what.serialize(&mut Serializer::with_formatter(out, Bare::default()))?)
+}
+
 impl<'w> Json<'w> {
     /// To this writer.
     pub(super) fn new(out: &'w mut dyn Write) -> Self {
         Json { out: Gathered::new(out), first: true, place: None, scratch: Gathered::kept() }
-    }
-
-    /// The members of an object, without its braces.
-    fn members(&mut self, what: &impl Serialize) -> Result<String> {
-        serde_json::to_writer(&mut self.scratch, what)?;
-        self.scratch.take_back(b'}');
-        let mut text = self.scratch.take();
-        text.drain(..1);
-        Ok(text)
     }
 
     /// Sees to it that `place` is that of the relocation.
@@ -51,7 +67,8 @@ impl<'w> Json<'w> {
         let Record { program, section, .. } = *record;
         let is_same = |place: &Place| (place.program.as_deref(), place.section.as_str()) == (program, section);
         if !self.place.as_ref().is_some_and(is_same) {
-            let json = self.members(&Names { program, section })?;
+            members(&mut self.scratch, &Names { program, section })?;
+            let json = self.scratch.take();
             self.place = Some(Place { program: program.map(str::to_owned), section: section.to_owned(), json });
         }
         Ok(())
@@ -67,21 +84,21 @@ impl Report for Json<'_> {
     }
 
     fn relocation(&mut self, record: &Record<'_, '_>) -> Result<()> {
-        let members = self.members(record)?;
         self.be_at(record)?;
         let Json { out, first, place, scratch } = self;
         let place = place.as_ref().map_or("", |place| &place.json);
         let [about, before, after] =
             [record.about.json(scratch)?, record.before.json(scratch)?, record.after.json(scratch)?];
-        out.put(if std::mem::take(first) { "{" } else { ",{" }).put(place).put(",").put(&members);
+        out.put(if std::mem::take(first) { "{" } else { ",{" }).put(place).put(",");
+        members(out, record)?;
         out.put(",\"before\":").put(before).put(",\"after\":").put(after);
         out.put(",").put(about.strip_prefix('{').unwrap_or(about));
         out.check().context("writing the report")
     }
 
     fn verdict(&mut self, verdict: &Verdict) -> Result<()> {
-        let members = self.members(verdict)?;
-        self.out.put("],").put(&members).put("}\n");
-        self.out.flush().context("writing the report")
+        self.out.put("],");
+        members(&mut self.out, verdict)?;
+        self.out.put("}\n").flush().context("writing the report")
     }
 }
