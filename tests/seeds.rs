@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -19,6 +20,9 @@ const MOST_TIME: Duration = Duration::from_secs(1);
 
 /// Of memory, for one file: what `xctl inspect` may take at all, without what a kernel's types take of it.
 const MOST_KB: usize = 24 << 10;
+
+/// Held by each test: what one takes of the process's memory is measured.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// A fuzz target's name, and what it does with its bytes.
 type Target = (&'static str, fn(&[u8]));
@@ -62,6 +66,7 @@ fn report(bytes: &[u8], json: bool) -> (String, anyhow::Error) {
 
 #[test]
 fn an_object_that_asks_too_much_is_told_how_much_is_left() {
+    let _alone = ALONE.lock();
     let all = hostile::all();
     let (_, bytes) = all.iter().find(|(name, _)| *name == "accesses").unwrap();
     let (text, error) = report(bytes, true);
@@ -88,6 +93,7 @@ fn an_object_that_asks_too_much_is_told_how_much_is_left() {
 
 #[test]
 fn problems_are_counted_beyond_those_that_are_listed() {
+    let _alone = ALONE.lock();
     let all = hostile::all();
     let (_, bytes) = all.iter().find(|(name, _)| *name == "stretches").unwrap();
     let (text, error) = report(bytes, true);
@@ -103,6 +109,7 @@ fn problems_are_counted_beyond_those_that_are_listed() {
 
 #[test]
 fn what_is_read_costs_little_whatever_it_is() {
+    let _alone = ALONE.lock();
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
     let mut wrong = String::new();
     for (name, body) in TARGETS {
