@@ -143,7 +143,7 @@ pub fn essential_name(name: &str) -> &str {
 }
 
 /// What may be spent on an object for each megabyte that it has or begins, in looks at a member's name: some 10 ms, and with
-/// what it takes to show the answers some 30. That is 6,000 different questions; real objects of that size ask some hundred.
+/// what it takes to show the answers some 30. That is some 5,000 different questions; real objects of that size ask some hundred.
 /// (Unoptimised tests need not wait that long to see it end.)
 const MOST_WORK: u64 = if cfg!(test) { 500_000 } else { 4_000_000 };
 
