@@ -3,6 +3,8 @@
 //! The rules are libbpf's (src/libbpf.c: `init_struct_ops_maps()`, `bpf_object__collect_st_ops_relos()`,
 //! `bpf_map__init_kern_struct_ops()`, `bpf_object_adjust_struct_ops_autoload()`).
 
+use std::collections::HashMap;
+
 use super::btf::{Btf, Kind, Member, TypeId};
 use super::elf::{ObjectFile, Program, Section};
 use super::hook::hook;
@@ -71,10 +73,15 @@ pub fn all<'a>(bytes: &'a [u8], object: &ObjectFile<'a>, local: &Btf) -> Result<
         let datasec = local.find(Kind::Datasec, section.name);
         let datasec =
             datasec.ok_or_else(|| format!("section {}: the object's types do not tell what is in it", section.name))?;
+        let mut symbols = HashMap::new();
+        for symbol in object.symbols.iter().filter(|one| usize::from(one.section) == index) {
+            symbols.entry(symbol.name).or_insert(symbol);
+        }
+        let mut places: Vec<_> = object.relocations.iter().filter(|one| one.section == index).collect();
+        places.sort_by_key(|place| place.offset);
         for (rank, var) in local.section_vars(datasec).enumerate() {
             let name = local.name(var.var);
-            let symbol = object.symbols.iter().find(|one| usize::from(one.section) == index && one.name == name);
-            let symbol = symbol.ok_or_else(|| format!("section {}: no symbol {name}", section.name))?;
+            let symbol = symbols.get(name).ok_or_else(|| format!("section {}: no symbol {name}", section.name))?;
             let of = |what: String| format!("map {}: {what}", symbol.name);
             let ty = local.resolve(local.target(var.var));
             if local.kind(ty) != Kind::Struct || local.name(ty).is_empty() {
@@ -102,7 +109,8 @@ pub fn all<'a>(bytes: &'a [u8], object: &ObjectFile<'a>, local: &Btf) -> Result<
             let data = data.ok_or_else(|| of(format!("it goes beyond the end of section {}", section.name)))?;
             let range = symbol.value..symbol.value + data.len() as u64;
             let mut programs = Vec::new();
-            for place in object.relocations.iter().filter(|one| one.section == index && range.contains(&one.offset)) {
+            let first = places.partition_point(|place| place.offset < range.start);
+            for place in places.iter().skip(first).take_while(|place| place.offset < range.end) {
                 let offset = place.offset - symbol.value;
                 let mut here = local.members(ty).filter(|member| u64::from(member.bit_offset) == offset * 8);
                 if programs.len() > MOST_MEMBERS || !here.any(|member| is_callback(local, &member)) {
