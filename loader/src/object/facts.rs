@@ -304,7 +304,7 @@ struct Used<'o, 'a> {
 /// What every function uses by itself, to be added up along a program's calls. Programs come first, as in the object.
 struct Functions<'o, 'a> {
     all: Vec<Used<'o, 'a>>,
-    /// Of each the number of the first that begins at the same place: itself, in all that compilers make.
+    /// Of each the number of the first that begins at the same place: itself, but for aliases.
     firsts: Vec<u32>,
     /// The numbers of those that each calls, one function's after the other's.
     called: Vec<u32>,
@@ -398,7 +398,10 @@ impl<'o, 'a> Functions<'o, 'a> {
         let Functions { all, firsts, called: all_called, left, todo } = self;
         let mut count = 0;
         todo.clear();
-        todo.extend(firsts.get(number).map(|first| *first as usize));
+        todo.push(number);
+        // Whoever calls what is here by its other name calls itself.
+        let first = firsts.get(number).map(|first| *first as usize).filter(|first| *first != number);
+        first.and_then(|first| all.get_mut(first)).into_iter().for_each(|first| first.seen = number + 1);
         while let Some(index) = todo.pop() {
             let next = all.get(index + 1).map_or(all_called.len(), |next| next.first_called);
             let Some(Used { function: called, uses, first_called, seen }) = all.get_mut(index) else { continue };

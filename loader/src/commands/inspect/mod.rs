@@ -85,7 +85,7 @@ struct Verdict {
     poisoned: usize,
     refused: usize,
     skipped: usize,
-    /// Those that the report ends before.
+    /// Those of them that the report ends before.
     not_looked_at: usize,
     /// Why it ends there: the object asks and compares more than is spent on one of its size; null if it does not.
     ended: Option<String>,

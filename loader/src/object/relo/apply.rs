@@ -37,7 +37,7 @@ pub struct Relocated<'r, 'a> {
     pub index: usize,
     /// The relocation as the compiler wrote it.
     pub relocation: CoreRelocation<'r>,
-    /// What it comes to; `None` if it is malformed, ambiguous or there is no target.
+    /// What it comes to; `None` if it is malformed, ambiguous or [`Relocated::spent`], or there is no target.
     pub resolution: Option<Rc<Resolution>>,
     /// The instruction before.
     pub before: Place,
@@ -154,17 +154,25 @@ impl<'r, 'a> Relocations<'r, 'a> {
             outcome: Outcome::Skipped,
             spent: false,
         };
+        let names = name.len() + program.map_or(0, |program| program.name.len()) + relocation.access.len();
         if !program.is_some_and(loaded) {
+            // What is in no function no compiler writes; to show it takes as long as any other.
+            if let (None, Some(resolver)) = (program, &self.resolver)
+                && let Err(why) = resolver.pay_as_new(names)
+            {
+                (relocated.outcome, relocated.spent) = (Outcome::Refused(why), true);
+            }
             return relocated;
         }
         let Some(resolver) = &mut self.resolver else {
             relocated.outcome = Outcome::Unresolved;
             return relocated;
         };
-        let names = name.len() + program.map_or(0, |program| program.name.len()) + relocation.access.len();
         let answer = resolver.pay(names).and_then(|()| {
-            let answer = resolver.resolve(relocation)?;
-            resolver.pay(answer.missing.as_ref().map_or(0, |why| why.len())).map(|()| answer)
+            let answer = resolver.resolve(relocation);
+            let why =
+                answer.as_ref().map_or_else(|why| why.len(), |one| one.missing.as_ref().map_or(0, |why| why.len()));
+            resolver.pay(why).and(answer)
         });
         let patched = answer.and_then(|resolution| {
             let patched = patch(&resolution, before);

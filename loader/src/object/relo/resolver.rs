@@ -118,6 +118,14 @@ impl<'b> Resolver<'b> {
         self.work.spend(Work::KNOWN.saturating_add(names as u32 / 4))
     }
 
+    /// The same of one that is told without being resolved.
+    ///
+    /// # Errors
+    /// As [`Resolver::pay`].
+    pub fn pay_as_new(&self, names: usize) -> Result<(), String> {
+        self.work.spend(Work::QUESTION).and_then(|()| self.pay(names))
+    }
+
     /// The access as the object's types have it, without a target: the kind, the path, and the value that the compiler
     /// saw.
     ///
