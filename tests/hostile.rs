@@ -381,6 +381,16 @@ fn repeated_names() -> Vec<u8> {
     object.finish()
 }
 
+/// One access, in a source file whose name JSON has to escape.
+fn quoted_file() -> Vec<u8> {
+    let mut types = Types::new();
+    let (section, access, member) = (types.string("socket"), types.string("0:0"), types.string("pid"));
+    let (name, file) = (types.string("task_struct"), types.string(&"\"".repeat(256)));
+    let ty = types.add(name, 4, 1, 4, [member, 1, 0]);
+    let lines = vec![[0, file, file, 1 << 10]];
+    with_code(loads([1]), &types, section, vec![[0, ty, access, 2]; SIZE / 16 - 100], lines)
+}
+
 /// Questions for a constant of a long name, each in an enum of its own.
 fn long_constants() -> Vec<u8> {
     let mut types = Types::new();
@@ -583,6 +593,7 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("constants", constants),
         ("repeated", repeated),
         ("repeated_names", repeated_names),
+        ("quoted_file", quoted_file),
         ("long_constants", long_constants),
         ("long_parameters", long_parameters),
         ("overlapping_functions", overlapping_functions),

@@ -95,7 +95,7 @@ fn an_object_that_asks_too_much_is_told_how_much_is_left() {
 fn problems_are_counted_beyond_those_that_are_listed() {
     let _alone = ALONE.lock();
     let all = hostile::all();
-    let (_, bytes) = all.iter().find(|(name, _)| *name == "stretches").unwrap();
+    let (_, bytes) = all.iter().find(|(name, _)| *name == "long_file_name").unwrap();
     let (text, error) = report(bytes, true);
     let document: serde_json::Value = serde_json::from_str(&text).unwrap();
     let (refused, listed) = (document["refused"].as_u64().unwrap(), document["problems"].as_array().unwrap().len());
@@ -130,4 +130,21 @@ fn what_is_read_costs_little_whatever_it_is() {
         wrong.extend(run(&format!("{name}, with its own types"), || bodies::resolver(&both)));
     }
     assert!(wrong.is_empty(), "too much for\n{wrong}");
+}
+
+#[test]
+fn a_report_is_no_longer_than_an_object_is_worth() {
+    let _alone = ALONE.lock();
+    let all = hostile::all();
+    let (_, bytes) = all.iter().find(|(name, _)| *name == "quoted_file").unwrap();
+    let (text, error) = report(bytes, true);
+    assert_eq!(xctl::fault::Exit::code_of(&error), 4);
+    assert!(text.len() < 13 << 20, "{}", text.len());
+    let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let told = document["relocations"].as_array().unwrap().len() as u64;
+    let left = document["not_looked_at"].as_u64().unwrap();
+    assert_eq!((&document["relocations_total"], &document["applied"]), (&(told + left).into(), &told.into()));
+    let why = document["ended"].as_str().unwrap();
+    assert!(left > 0 && document["runs"].is_null() && why.contains(&format!(" {left} relocations, was not")), "{why}");
+    assert!(format!("{error:#}").ends_with(why), "{error:#}");
 }

@@ -12,6 +12,8 @@ pub(super) struct Gathered<'w> {
     /// Of which `len` bytes are written.
     bytes: Vec<u8>,
     len: usize,
+    /// Bytes that were handed on.
+    handed_on: u64,
     failed: Option<io::Error>,
 }
 
@@ -48,12 +50,12 @@ fn digits(byte: u8) -> [u8; 2] {
 impl<'w> Gathered<'w> {
     /// For this writer.
     pub(super) fn new(out: &'w mut dyn Write) -> Self {
-        Gathered { out: Some(out), bytes: vec![0; GATHERED], len: 0, failed: None }
+        Gathered { out: Some(out), bytes: vec![0; GATHERED], len: 0, handed_on: 0, failed: None }
     }
 
     /// To be kept, for [`Gathered::take`].
     pub(super) fn kept() -> Self {
-        Gathered { out: None, bytes: Vec::new(), len: 0, failed: None }
+        Gathered { out: None, bytes: Vec::new(), len: 0, handed_on: 0, failed: None }
     }
 
     /// What was kept, which it then begins anew.
@@ -83,7 +85,13 @@ impl<'w> Gathered<'w> {
         if self.failed.is_none() {
             self.failed = out.write_all(self.bytes.get(..self.len).unwrap_or_default()).err();
         }
+        self.handed_on += self.len as u64;
         self.len = 0;
+    }
+
+    /// Bytes that were written in all.
+    pub(super) fn total(&self) -> u64 {
+        self.handed_on + self.len as u64
     }
 
     #[inline(never)]

@@ -96,6 +96,10 @@ impl Report for Json<'_> {
         out.check().context("writing the report")
     }
 
+    fn written(&self) -> u64 {
+        self.out.total()
+    }
+
     fn verdict(&mut self, verdict: &Verdict) -> Result<()> {
         self.out.put("],");
         members(&mut self.out, verdict)?;

@@ -35,6 +35,9 @@ const MODULES: &str = "/sys/kernel/btf";
 /// Problems that are listed; a hostile file has as many as it likes.
 const MOST_PROBLEMS: usize = 100;
 
+/// Bytes of the report on an object's relocations, for each megabyte that it has or begins. Twice what the largest have.
+const MOST_WRITTEN: u64 = 12 << 20;
+
 /// Poisoned instructions whose reason is kept until it is known whether they are reached.
 const MOST_POISONED: usize = 4096;
 
@@ -73,6 +76,8 @@ struct Head<'a> {
 enum Ended {
     /// The object asks and compares more than is spent on one of its size: the relocation that was too much.
     Spent(String),
+    /// So much is told of them that it is more than is written of an object of its size: the last one.
+    Long(String),
     /// They could not be written.
     Failed(anyhow::Error),
 }
@@ -87,7 +92,8 @@ struct Verdict {
     skipped: usize,
     /// Those of them that the report ends before.
     not_looked_at: usize,
-    /// Why it ends there: the object asks and compares more than is spent on one of its size; null if it does not.
+    /// Why it ends there: the object asks and compares more than is spent on one of its size, or more is told of it; null if
+    /// it does not.
     ended: Option<String>,
     /// Why the object, or a program in it, would not load.
     problems: Vec<String>,
@@ -189,6 +195,7 @@ pub fn report(
     }
     let view = View::new(local, target.as_ref(), &ext, !object.is_little_endian);
     let lately = Lately::new();
+    let most_written = writer.written() + MOST_WRITTEN * (bytes.len() as u64).div_ceil(1 << 20);
     let mut poisoned = Poisoned::new();
     let ended = code.run(
         |_| true,
@@ -199,21 +206,27 @@ pub fn report(
             }
             let loads = |program: &Program<'_>| head.facts.loads(&object, program);
             count(&mut verdict, &mut poisoned, relocated, &record, loads);
-            writer.relocation(&record).map_err(Ended::Failed)
+            writer.relocation(&record).map_err(Ended::Failed)?;
+            if writer.written() > most_written { Err(Ended::Long(relocated.place())) } else { Ok(()) }
         },
     );
+    verdict.not_looked_at = code.len() - verdict.relocations_total;
+    verdict.relocations_total = code.len();
+    let left = verdict.not_looked_at;
     match ended {
-        Ok(()) => {}
         Err(Ended::Failed(error)) => return Err(error),
         Err(Ended::Spent(why)) => {
-            verdict.not_looked_at = code.len() - verdict.relocations_total;
-            verdict.relocations_total = code.len();
-            let left = verdict.not_looked_at;
-            let why = format!("{why}; this and what follows, {left} relocations, were not looked at");
-            verdict.ended = Some(why.clone());
-            writer.verdict(&verdict)?;
-            return Err(refused(anyhow!(why)));
+            verdict.ended = Some(format!("{why}; this and what follows, {left} relocations, were not looked at"));
         }
+        Err(Ended::Long(place)) if left > 0 => {
+            let why = "the report is longer than is written of an object of its size";
+            verdict.ended = Some(format!("{place}: {why}; what follows, {left} relocations, was not looked at"));
+        }
+        Ok(()) | Err(Ended::Long(_)) => {}
+    }
+    if let Some(why) = verdict.ended.clone() {
+        writer.verdict(&verdict)?;
+        return Err(refused(anyhow!(why)));
     }
     if target.is_some() {
         poisoned_programs(&object, &head.facts, &code, local, &poisoned, &mut verdict);
@@ -343,6 +356,8 @@ fn poisoned_programs(
 trait Report {
     fn head(&mut self, head: &Head<'_>) -> Result<()>;
     fn relocation(&mut self, record: &Record<'_, '_>) -> Result<()>;
+    /// Bytes so far.
+    fn written(&self) -> u64;
     fn verdict(&mut self, verdict: &Verdict) -> Result<()>;
 }
 

@@ -263,6 +263,10 @@ impl Report for Text<'_> {
         out.check().context("writing the report")
     }
 
+    fn written(&self) -> u64 {
+        self.out.total()
+    }
+
     fn verdict(&mut self, verdict: &Verdict) -> Result<()> {
         self.out.show(format_args!(
             "\n{} relocations: {} applied, {} poisoned, {} refused, {} skipped",
