@@ -259,7 +259,7 @@ impl<'a> Facts<'a> {
         }
         let maps = all_maps(object, btf, &places, &struct_ops)?;
         arena(object, &maps)?;
-        Ok(Facts {
+        let facts = Facts {
             endian: if object.is_little_endian { "little" } else { "big" },
             license: object.license.clone(),
             sections: object.sections.iter().skip(1).map(section).collect(),
@@ -272,7 +272,21 @@ impl<'a> Facts<'a> {
             struct_ops,
             variables: variables(bytes, btf, &places),
             externs: externs(object, btf),
-        })
+        };
+        if facts.names() > MOST_LISTED {
+            return Err("its sections, maps, variables and externs have longer names than can be listed".to_owned());
+        }
+        Ok(facts)
+    }
+
+    /// Bytes of the names of what is no function, and of their types'.
+    fn names(&self) -> usize {
+        let len = |ty: &Option<Arc<str>>| ty.as_ref().map_or(0, |ty| ty.len());
+        let sections = self.sections.iter().map(|one| one.name.len());
+        let maps = self.maps.iter().map(|one| one.name.len() + len(&one.key) + len(&one.value));
+        let variables = self.variables.iter().map(|one| one.name.len() + one.section.len() + len(&one.ty));
+        let externs = self.externs.iter().map(|one| one.name.len());
+        sections.chain(maps).chain(variables).chain(externs).sum()
     }
 }
 
