@@ -339,20 +339,25 @@ fn accesses() -> Vec<u8> {
     with_code(loads(values), &types, section, relocations, Vec::new())
 }
 
-/// Questions for the last of a kernel's helpers, each in an enum of its own.
-fn constants() -> Vec<u8> {
+/// Questions of these kinds, with the values that loads have, for a constant in an enum of its own each time.
+fn of_constants(constant: &str, kinds: &[(u32, u32)]) -> Vec<u8> {
     let mut types = Types::new();
-    let (section, access, constant) = (types.string("socket"), types.string("0"), types.string("__BPF_FUNC_MAX_ID"));
+    let (section, access, constant) = (types.string("socket"), types.string("0"), types.string(constant));
     let (mut relocations, mut values) = (Vec::new(), Vec::new());
     while types.types.len() + types.strings.len() + relocations.len() * 24 < SIZE {
         let name = types.string(&format!("bpf_func_id___{}", types.count));
         let ty = types.add(name, 6, 1, 4, [constant, 7]);
-        for (kind, value) in [(10, 1), (11, 7)] {
-            relocations.push([relocations.len() as u32 * 8, ty, access, kind]);
-            values.push(value);
+        for (kind, value) in kinds {
+            relocations.push([relocations.len() as u32 * 8, ty, access, *kind]);
+            values.push(*value);
         }
     }
     with_code(loads(values), &types, section, relocations, Vec::new())
+}
+
+/// Questions for the last of a kernel's helpers.
+fn constants() -> Vec<u8> {
+    of_constants("__BPF_FUNC_MAX_ID", &[(10, 1), (11, 7)])
 }
 
 /// One access, again and again for the same instruction.
@@ -391,17 +396,9 @@ fn quoted_file() -> Vec<u8> {
     with_code(loads([1]), &types, section, vec![[0, ty, access, 2]; SIZE / 16 - 100], lines)
 }
 
-/// Questions for a constant of a long name, each in an enum of its own.
+/// Questions for a constant of a long name, which no kernel has.
 fn long_constants() -> Vec<u8> {
-    let mut types = Types::new();
-    let (section, access, constant) = (types.string("socket"), types.string("0"), types.string(&"_".repeat(1000)));
-    let mut relocations = Vec::new();
-    while types.types.len() + types.strings.len() + relocations.len() * 24 < SIZE {
-        let name = types.string(&format!("bpf_func_id___{}", types.count));
-        let ty = types.add(name, 6, 1, 4, [constant, 7]);
-        relocations.push([relocations.len() as u32 * 8, ty, access, 10]);
-    }
-    relocated(&types, section, relocations, Vec::new())
+    of_constants(&"_".repeat(1000), &[(10, 0)])
 }
 
 /// Parameters of one long name, which is no ASCII.

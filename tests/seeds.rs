@@ -55,6 +55,14 @@ fn run(what: &str, body: impl FnOnce()) -> Option<String> {
     (time > MOST_TIME || memory > MOST_KB).then(|| format!("{what}: {time:?}, {memory} KB\n"))
 }
 
+/// A hostile object, its report as JSON, and the error that it ends with, whose exit code is 4.
+fn refused(name: &str) -> (Vec<u8>, serde_json::Value, String) {
+    let (_, bytes) = hostile::all().into_iter().find(|(one, _)| *one == name).unwrap();
+    let (text, error) = report(&bytes, true);
+    assert_eq!(xctl::fault::Exit::code_of(&error), 4);
+    (bytes, serde_json::from_str(&text).unwrap(), format!("{error:#}"))
+}
+
 /// The report on an object with its own types, and what it ends with.
 fn report(bytes: &[u8], json: bool) -> (String, anyhow::Error) {
     let own = object::elf::section(bytes, ".BTF").unwrap().unwrap();
@@ -67,11 +75,7 @@ fn report(bytes: &[u8], json: bool) -> (String, anyhow::Error) {
 #[test]
 fn an_object_that_asks_too_much_is_told_how_much_is_left() {
     let _alone = ALONE.lock();
-    let all = hostile::all();
-    let (_, bytes) = all.iter().find(|(name, _)| *name == "accesses").unwrap();
-    let (text, error) = report(bytes, true);
-    assert_eq!(xctl::fault::Exit::code_of(&error), 4);
-    let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let (bytes, document, error) = refused("accesses");
     let told = document["relocations"].as_array().unwrap();
     let left = document["not_looked_at"].as_u64().unwrap();
     // Each has an instruction of its own, and the last is the program's end.
@@ -84,9 +88,9 @@ fn an_object_that_asks_too_much_is_told_how_much_is_left() {
     let first = told.len();
     assert!(why.starts_with(&format!("program program, instruction {first}, ")), "{why}");
     assert!(why.contains(&format!(" {left} relocations, were not looked at")), "{why}");
-    assert!(format!("{error:#}").ends_with(why), "{error:#}");
+    assert!(error.ends_with(why), "{error}");
 
-    let (text, _) = report(bytes, false);
+    let (text, _) = report(&bytes, false);
     assert!(text.contains(&format!(", {left} not looked at\n")), "{text}");
     assert!(text.ends_with(&format!("\nnot decided: {why}\n")), "{text}");
 }
@@ -94,16 +98,13 @@ fn an_object_that_asks_too_much_is_told_how_much_is_left() {
 #[test]
 fn problems_are_counted_beyond_those_that_are_listed() {
     let _alone = ALONE.lock();
-    let all = hostile::all();
-    let (_, bytes) = all.iter().find(|(name, _)| *name == "long_file_name").unwrap();
-    let (text, error) = report(bytes, true);
-    let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let (bytes, document, error) = refused("long_file_name");
     let (refused, listed) = (document["refused"].as_u64().unwrap(), document["problems"].as_array().unwrap().len());
     assert_eq!((refused > 10_000, listed), (true, 100));
     assert_eq!(document["more_problems"], refused - 100);
     assert!(document["ended"].is_null());
-    assert!(format!("{error:#}").ends_with(&format!(" (and {} more)", refused - 1)), "{error:#}");
-    let (text, _) = report(bytes, false);
+    assert!(error.ends_with(&format!(" (and {} more)", refused - 1)), "{error}");
+    let (text, _) = report(&bytes, false);
     assert!(text.contains(&format!("\n  and {} more\n", refused - 100)), "{text}");
 }
 
@@ -135,16 +136,13 @@ fn what_is_read_costs_little_whatever_it_is() {
 #[test]
 fn a_report_is_no_longer_than_an_object_is_worth() {
     let _alone = ALONE.lock();
-    let all = hostile::all();
-    let (_, bytes) = all.iter().find(|(name, _)| *name == "quoted_file").unwrap();
-    let (text, error) = report(bytes, true);
-    assert_eq!(xctl::fault::Exit::code_of(&error), 4);
+    let (bytes, document, error) = refused("quoted_file");
+    let (text, _) = report(&bytes, true);
     assert!(text.len() < 13 << 20, "{}", text.len());
-    let document: serde_json::Value = serde_json::from_str(&text).unwrap();
     let told = document["relocations"].as_array().unwrap().len() as u64;
     let left = document["not_looked_at"].as_u64().unwrap();
     assert_eq!((&document["relocations_total"], &document["applied"]), (&(told + left).into(), &told.into()));
     let why = document["ended"].as_str().unwrap();
     assert!(left > 0 && document["runs"].is_null() && why.contains(&format!(" {left} relocations, was not")), "{why}");
-    assert!(format!("{error:#}").ends_with(why), "{error:#}");
+    assert!(error.ends_with(why), "{error}");
 }

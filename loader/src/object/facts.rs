@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -252,7 +251,7 @@ impl<'a> Facts<'a> {
         let places = Places::new(object);
         let mut functions = Functions::of(bytes, object, &places, code)?;
         let struct_ops = btf.map(|btf| struct_ops::all(bytes, object, btf)).transpose()?.unwrap_or_default();
-        let mut programs = functions.facts(0..object.programs.len())?;
+        let mut programs = functions.facts(0, &object.programs)?;
         for (program, needed) in programs.iter_mut().zip(struct_ops::needed(&struct_ops, object.programs.len())) {
             program.autoload = needed.unwrap_or(program.autoload);
             program.named_by_map = needed.is_some();
@@ -267,7 +266,7 @@ impl<'a> Facts<'a> {
             elf_relocations: object.relocations.len(),
             types: btf.map_or(0, Btf::len),
             programs,
-            functions: functions.facts(object.programs.len()..functions.all.len())?,
+            functions: functions.facts(object.programs.len(), &object.subprograms)?,
             maps,
             struct_ops,
             variables: variables(bytes, btf, &places),
@@ -375,17 +374,16 @@ impl<'o, 'a> Functions<'o, 'a> {
         Ok(Functions { all, firsts, called, left: MOST_LISTED, todo: Vec::new() })
     }
 
-    /// Of the functions of these numbers.
-    fn facts(&mut self, numbers: Range<usize>) -> Result<Vec<FunctionFacts<'a>>, String> {
-        let mut facts = Vec::with_capacity(numbers.len());
-        for number in numbers {
-            facts.extend(self.one(number)?);
+    /// Of these functions, the first of which has that number.
+    fn facts(&mut self, first: usize, functions: &[Program<'a>]) -> Result<Vec<FunctionFacts<'a>>, String> {
+        let mut facts = Vec::with_capacity(functions.len());
+        for (number, function) in (first..).zip(functions) {
+            facts.push(self.one(number, function)?);
         }
         Ok(facts)
     }
 
-    fn one(&mut self, number: usize) -> Result<Option<FunctionFacts<'a>>, String> {
-        let Some(function) = self.all.get(number).map(|used| used.function) else { return Ok(None) };
+    fn one(&mut self, number: usize, function: &Program<'a>) -> Result<FunctionFacts<'a>, String> {
         let is_program = function.section != ".text";
         let hook = is_program.then(|| hook(function.section));
         let mut facts = FunctionFacts {
@@ -451,7 +449,7 @@ impl<'o, 'a> Functions<'o, 'a> {
         facts.provable = facts.kfuncs.is_empty() && facts.externs.is_empty();
         let name = |number: &i32| helpers::name(*number).map_or_else(|| format!("helper#{number}"), str::to_owned);
         facts.helpers = helpers.iter().map(name).collect();
-        Ok(Some(facts))
+        Ok(facts)
     }
 }
 
@@ -643,11 +641,11 @@ fn as_hex<S: serde::Serializer>(value: &Option<&[u8]>, serializer: S) -> Result<
 
 /// Bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
-    let digit = |value: u8| char::from(if value < 10 { b'0' + value } else { b'a' + value - 10 });
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        text.push(digit(byte >> 4));
-        text.push(digit(byte & 15));
-    }
-    text
+    bytes.iter().flat_map(|byte| hex_digits(*byte)).map(char::from).collect()
+}
+
+/// The two digits of a byte.
+pub fn hex_digits(byte: u8) -> [u8; 2] {
+    let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' + value - 10 };
+    [digit(byte >> 4), digit(byte & 15)]
 }

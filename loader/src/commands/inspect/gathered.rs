@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use crate::object::facts::hex_digits;
+
 /// Bytes that are gathered.
 const GATHERED: usize = 64 << 10;
 
@@ -39,12 +41,6 @@ fn copy(to: &mut [u8], from: &[u8]) {
         32..=64 => ends::<32>(to, from),
         _ => to.copy_from_slice(from),
     }
-}
-
-/// The two digits of a number below 256.
-fn digits(byte: u8) -> [u8; 2] {
-    let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' + value - 10 };
-    [digit(byte >> 4), digit(byte & 15)]
 }
 
 impl<'w> Gathered<'w> {
@@ -187,7 +183,7 @@ impl<'w> Gathered<'w> {
 
     /// Adds bytes as hexadecimal digits.
     pub(super) fn hex(&mut self, bytes: &[u8]) -> &mut Self {
-        bytes.iter().for_each(|byte| self.add(&digits(*byte)));
+        bytes.iter().for_each(|byte| self.add(&hex_digits(*byte)));
         self
     }
 
