@@ -20,8 +20,8 @@ CLANG ?= clang
 LLVM_STRIP ?= llvm-strip
 CARGO ?= cargo
 BTF ?= /sys/kernel/btf/vmlinux
-# The first for x86_64 runs every test; those that take longest come first.
-KERNELS ?= newest 6.12-arm64 6.12 5.10 6.1 6.12-rt
+# Those that take longest come first.
+KERNELS ?= newest 5.10 6.12 6.12-arm64 6.1 6.12-rt
 
 # The target, as Rust names the machine and as libbpf's bpf_tracing.h does. The C library in it is musl where Rust has a
 # standard library for that, which `make setup` asks rustup for; glibc makes the binary a third larger.
@@ -38,8 +38,10 @@ endif
 BUILD := target/$(TRIPLE)/release
 BIN := $(BUILD)/xctl
 BPF_OBJECT ?= target/bpf/$(ARCH)/xctl.bpf.o
-RUST_SOURCES := $(shell find loader -name '*.rs' -o -name '*.ld') $(wildcard Cargo.* loader/Cargo.toml .cargo/config.toml scripts/rustc)
+RUST_SOURCES := $(shell find loader -name '*.rs' -o -name '*.ld') $(wildcard Cargo.* loader/Cargo.toml loader/object/Cargo.toml .cargo/config.toml scripts/rustc)
 BPF_SOURCES := $(wildcard bpf-src/*.c bpf-src/*.h) vmlinux/vmlinux.h
+
+##@ Build and run
 
 .PHONY: all
 all: $(BIN) ## Build target/<machine>/release/xctl, one static binary (default)
@@ -93,7 +95,7 @@ setup-test: setup ## ... and what testing needs
 run: setup ## Set up, build, and trace this host (ARGS='--json ...')
 	$(Q)exec $(MAKE) --no-print-directory trace
 
-# By another make: what was set up may decide what is built.
+# A new make, since what was installed may change what is built.
 trace: $(BIN)
 	$(Q)exec $(BIN) trace $(ARGS)
 
@@ -102,7 +104,9 @@ install: $(BIN) ## Install the binary (PREFIX, DESTDIR)
 	$(say) INSTALL $(DESTDIR)$(PREFIX)/bin/xctl
 	$(Q)install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/xctl
 
-# Before the rest: with the types of every kernel our reading of the object is held against libbpf's.
+##@ Test
+
+# Before the rest: it compares our CO-RE results with libbpf's for the types of every kernel.
 .PHONY: test test-unit test-native test-vm test-full test-awake
 test: setup-test ## Set up, build, and run every test
 	$(say) FETCH '$(KERNELS)'
@@ -110,13 +114,17 @@ test: setup-test ## Set up, build, and run every test
 	$(Q)XCTL_KERNELS='$(KERNELS)' $(MAKE) --no-print-directory test-unit
 	$(Q)$(call at_once,test-native)
 
-CARGO_TEST = $(CARGO) test --release --locked --target $(TRIPLE)
+# Tests compile with the profile of the inner loop; what they run is $(BIN), which ships.
+CARGO_TEST = $(CARGO) test --profile quick --locked --target $(TRIPLE)
 
 test-unit: $(BIN) ## Tests that need neither privilege nor a kernel of their own
 	$(say) TEST size
 	$(Q)./tests/size $(BIN)
+	$(say) TEST docs
+	$(Q)./tests/docs $(BIN)
 	$(say) TEST unit
-	$(Q)$(CARGO_TEST) --lib --bins --test cli --test relocations --test seeds
+	$(Q)XCTL=$(CURDIR)/$(BIN) $(CARGO_TEST) --lib --bins --test cli --test relocations --test report --test seeds
+	$(Q)$(CARGO_TEST) --doc --package bpf-object
 
 # The same executable natively and in the virtual machines; cargo alone knows its name.
 kernel_test = $$($(CARGO_TEST) --no-run --test kernel 2>&1 | tee -a /dev/stderr | sed -n 's/.*Executable.*(\(.*\))$$/\1/p')
@@ -124,97 +132,52 @@ kernel_test = $$($(CARGO_TEST) --no-run --test kernel 2>&1 | tee -a /dev/stderr 
 test-native: $(BIN) ## Tests on this machine's kernel
 	$(say) TEST native
 	$(Q)mkdir -p target/vm; XCTL=$(CURDIR)/$(BIN) $(kernel_test) $(CASES) | tee target/vm/native.out
-	$(if $(CASES),,$(Q)./tests/dist/service $(BIN))
+	$(if $(CASES),,$(Q)./tests/dist/service $(BIN) && ./tests/dist/journal $(BIN))
 
-# As many at a time as there are cores. The first kernel runs all, the newest and the oldest all that a kernel matters to; to save
-# time, those between them not the cases about how a kernel takes what is loaded, and they and arm64 not the sets whose hooks
-# another kernel shows (SETS=all: every set); PREEMPT_RT, where softirq runs in threads, only what depends on that. Unless CASES
-# names cases: those run in every set. One kernel once more with CPUs enough to come and go under load, and once more with as many
-# connections as elsewhere.
-VM_RUNS = $(KERNELS:%=vm-%) $(if $(CASES),,$(addprefix vm-,$(if $(filter 6.12,$(KERNELS)),full 4cpus)))
+# As many at a time as there are cores. tests/kernel/machine.rs says which cases run on which machine; CASES names cases, which
+# run in every set of hooks, and CASES=--all means all. The 4 CPUs of one machine come and go under load.
+VM_RUNS = $(KERNELS:%=vm-%) $(if $(filter-out --all,$(CASES)),,$(if $(filter 6.12,$(KERNELS)),vm-4cpus))
 AT_ONCE ?= $$(nproc)
 define at_once
 	mkdir -p target/vm; rm -f target/vm/*.out; \
 	printf '%s\n' $1 $(VM_RUNS) | xargs -P $(AT_ONCE) -n 1 $(MAKE) --no-print-directory || \
-		{ grep -H '^FAIL' target/vm/*.out || echo 'No case failed, but what runs them: see "result" above.'; false; }
+		{ grep -H '^FAIL' target/vm/*.out || echo 'No case failed; a virtual machine or the runner did: see "result" above.'; false; }
 endef
 
 test-vm: $(BIN) ## Tests on real Debian kernels in virtual machines (KERNELS='6.1 6.12-arm64', CASES)
 	$(Q)$(call at_once)
 
-VM_PLAIN = $(filter-out %-rt %-arm64,$(KERNELS))
-RUNS_ALL = $(firstword $(VM_PLAIN))
-OLDEST = $(firstword $(foreach kernel,5.10 6.1 6.12,$(filter $(kernel),$(VM_PLAIN))))
-few_sets = $(if $(SETS),,$(if $(filter-out $(RUNS_ALL) $(OLDEST) newest,$1),--auto))
-of_all = $(if $(filter $(RUNS_ALL),$1),,--kernel $(if $(filter-out $(OLDEST) newest %-arm64,$1),--between))
-vm_cases = $(or $(CASES),$(if $(filter %-rt,$1),lossy_link,$(few_sets) $(of_all)))
-
 .PHONY: $(VM_RUNS)
 $(KERNELS:%=vm-%): vm-%:
-	$(Q)$(MAKE) --no-print-directory test-vm-one ARCH=$(if $(filter %-arm64,$*),aarch64,x86_64) VM='$*' VM_CASES="$(call vm_cases,$*)"
+	$(Q)$(MAKE) --no-print-directory test-vm-one ARCH=$(if $(filter %-arm64,$*),aarch64,x86_64) VM='$*' VM_CASES="$(CASES)"
 
 vm-4cpus:
-	$(Q)VM_CPUS=4 VM_LABEL=-4cpus $(MAKE) --no-print-directory test-vm-one ARCH=x86_64 VM=6.12 VM_CASES=cpus_come_and_go
-
-vm-full:
-	$(Q)VM_MEM=3G VM_LABEL=-full $(MAKE) --no-print-directory test-vm-one ARCH=x86_64 VM=6.12 VM_CASES="--full 'churn auto ipv4' 'full_map auto ipv4'"
+	$(Q)VM_CPUS=4 VM_LABEL=-4cpus $(MAKE) --no-print-directory test-vm-one ARCH=x86_64 VM=6.12
 
 .PHONY: test-vm-one
 test-vm-one:
-	$(Q)if ./scripts/need $(LIBC)-$(ARCH) 2>/dev/null; then $(MAKE) --no-print-directory test-vm-here; \
-	else echo "[$(VM)] skip: Rust has no standard library for $(ARCH) here"; fi
+	$(Q)if said=$$(./scripts/need $(LIBC)-$(ARCH) 2>&1); then $(MAKE) --no-print-directory test-vm-here; \
+	else echo "[$(VM)] skip: $$said"; fi
 
 .PHONY: test-vm-here
 test-vm-here: $(BIN)
 	$(say) TEST 'vm $(VM)$(VM_LABEL)'
 	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(kernel_test) ./tests/vm/run -k $(VM) -- $(VM_CASES)
 
-test-full: ## With 20,000 connections, and 1,000 starts, on real Debian kernels in virtual machines (KERNELS)
+# What `make test` leaves out, since it takes hours: see docs/testing.md.
+test-full: ## Every case in every set of hooks on every kernel, 20,000 connections, 1,000 starts; test-awake; test-reproducible
+	$(Q)VM_TIMEOUT=$${VM_TIMEOUT:-7200} $(MAKE) --no-print-directory test CASES=--all
 	$(Q)VM_MEM=3G VM_TIMEOUT=$${VM_TIMEOUT:-7200} VM_LABEL=-full $(MAKE) --no-print-directory test-vm CASES='--full churn full_map cycles'
+	$(Q)$(MAKE) --no-print-directory test-awake
+	$(Q)$(MAKE) --no-print-directory test-awake VMS=6.12
+	$(Q)$(MAKE) --no-print-directory test-reproducible
 
 test-awake: $(BIN) ## Do the cases fail without the hooks that they are about? On this machine's kernel; VMS=6.12: on that one
 	$(if $(VMS),$(Q)VM_LABEL=-awake $(MAKE) --no-print-directory test-vm KERNELS='$(VMS)' CASES=--awake,$(Q)$(MAKE) --no-print-directory test-native CASES=--awake)
 
-# The set that auto takes: what auto tries before it is not part of the comparison.
-ATTACH ?= $(shell $(BIN) doctor | sed -n 's/^--attach auto takes //p')
-
-# Compiled and linked as xctl is: with the musl that Rust brings, or the system's glibc.
-ifeq ($(LIBC),musl)
-  SELF_CONTAINED = $(shell $${RUSTC:-rustc} --print target-libdir --target $(TRIPLE))/self-contained
-  BENCH_CC = scripts/musl/$(ARCH)-linux-musl-cc -nostdlib $(SELF_CONTAINED)/crt1.o $(SELF_CONTAINED)/crti.o
-  BENCH_LIBC = $(SELF_CONTAINED)/libc.a -lgcc $(SELF_CONTAINED)/crtn.o
-else
-  BENCH_CC = $(CC)
-endif
-
-.PHONY: bench bench-inspect bench-vm
-target/bench-start: tests/bench/start.c bpf-src/events.h $(BIN)
-	$(say) CC $@
-	$(Q)libbpf=$$(ls -td $(BUILD)/build/libbpf-sys-*/out | head -n 1); \
-	$(BENCH_CC) -O2 -Wall -Wextra -static -I"$$libbpf/include" $< -o $@ "$$libbpf"/lib{bpf,elf,z}.a $(BENCH_LIBC)
-
-bench: $(BIN) $(BPF_OBJECT) target/bench-start ## Time to start against libbpf alone, and memory, with the hooks of ATTACH; fails beyond the budget
-	$(say) BENCH start
-	$(Q)target/bench-start $(BIN) $(BPF_OBJECT) 25 --attach $(ATTACH)
-	$(Q)$(MAKE) --no-print-directory bench-inspect
-
-target/hostile/make: tests/hostile.rs
-	$(say) RUSTC $@
-	$(Q)mkdir -p $(@D)
-	$(Q)$${RUSTC:-rustc} --edition 2024 -O -o $@ $<
-
-bench-inspect: $(BIN) target/hostile/make ## What inspect costs with objects of nearly a megabyte, made to be costly too; fails beyond the budget
-	$(say) BENCH inspect
-	$(Q)target/hostile/make target/hostile
-	$(Q)./tests/bench/inspect $(BIN) $(CLANG) target/hostile
-
-bench-vm: $(BIN) $(BPF_OBJECT) target/bench-start ## Time to start and memory with kprobes, on Debian kernels in virtual machines (KERNELS='6.12')
-	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(CURDIR)/target/bench-start KERNELS='$(KERNELS)' VM_LABEL=-bench \
-	./tests/vm/run -f $(CURDIR)/$(BPF_OBJECT) -- /usr/bin/xctl /tests/xctl.bpf.o 15 --attach kprobe+tracepoint
-
-# Coverage-guided, of all that reads bytes that nobody vouches for. Findings go to fuzz/artifacts, and from there, once they are
-# fixed, to fuzz/seeds, which `make test` reads. The corpus grows in target/fuzz. Five seconds for an input, and memory that is
-# out of proportion, are findings too. (ASan keeps what was freed for a while: that is not the reader's.)
+# Coverage-guided, of every parser of untrusted bytes. Findings go to fuzz/artifacts, and from there, once they are
+# fixed, to fuzz/seeds, which `make test` reads. The corpus grows in target/fuzz. Five seconds for an input, and memory
+# that is out of proportion, are findings too. (ASan keeps what was freed for a while: that is not the reader's.)
 FUZZ_TARGETS ?= elf btf btf_ext resolver accesses definitions
 MINUTES ?= 30
 .PHONY: fuzz
@@ -228,22 +191,121 @@ fuzz: setup $(BPF_OBJECT) ## Fuzz the readers, MINUTES each (FUZZ_TARGETS)
 			-max_total_time=$$(($(MINUTES) * 60)) -timeout=5 -rss_limit_mb=384 -malloc_limit_mb=64 -max_len=1048576 -print_final_stats=1; \
 	done
 
-.PHONY: check fmt ci
-check: ## Formatting and lints, warnings as errors
+# The inner loop. Its profile leaves out what makes a release slow to build: optimizing across crates.
+.PHONY: quick
+quick: ## Formatting, lints and unit tests of the Rust code: the inner loop
+	$(say) QUICK 'fmt, clippy, unit tests'
+	$(Q)$(CARGO) fmt --check
+	$(Q)$(CARGO) clippy --profile quick --locked --quiet --all-targets --target $(TRIPLE) -- -D warnings
+	$(Q)$(CARGO) test --profile quick --locked --quiet --target $(TRIPLE) --lib --test cli --test report --test seeds
+
+.PHONY: check fmt audit ci
+check: ## Formatting, floors and lints, warnings as errors
 	$(say) CHECK fmt
 	$(Q)$(CARGO) fmt --check
+	$(say) CHECK floors
+	$(Q)./scripts/floors
 	$(say) CHECK clippy
-	$(Q)$(CARGO) clippy --release --locked --quiet --all-targets --target $(TRIPLE) -- -D warnings
+	$(Q)$(CARGO) clippy --profile quick --locked --quiet --all-targets --target $(TRIPLE) -- -D warnings
+	$(say) CHECK 'format of bpf-src'
+	$(Q)./scripts/format
 
 fmt: ## Format the Rust code
 	$(Q)$(CARGO) fmt
 
+# The advisories are in a database on the network; without it the rest is still checked.
+audit: ## Licences, sources, duplicates and known holes of all dependencies (deny.toml)
+	$(Q)./scripts/setup audit
+	$(Q)target/tools/bin/cargo-deny --locked check licenses bans sources
+	$(Q)if target/tools/bin/cargo-deny --locked fetch db; then target/tools/bin/cargo-deny --frozen check advisories; \
+	else echo 'advisories NOT CHECKED: their database cannot be reached'; fi
+
 ci: setup-test ## What continuous integration runs
 	$(Q)$(MAKE) --no-print-directory check
 	$(Q)$(MAKE) --no-print-directory test
-	$(Q)$(MAKE) --no-print-directory bench
+	$(Q)$(MAKE) --no-print-directory test-corpus
+	$(Q)$(MAKE) --no-print-directory bench-start bench-inspect
 	$(Q)$(MAKE) --no-print-directory bench-vm KERNELS='$(filter 6.12,$(KERNELS))'
 	$(Q)$(MAKE) --no-print-directory test-dist
+
+##@ Measure
+
+# The sets of hooks that bench-vm-send compares.
+SETS ?= kprobe kprobe+tracepoint fentry lsm tracepoint
+
+# The set that auto takes: what auto tries before it is not part of the comparison.
+ATTACH ?= $(shell $(BIN) doctor | sed -n 's/^--attach auto takes //p')
+
+# Compiled and linked as xctl is: with the musl that Rust brings, or the system's glibc.
+ifeq ($(LIBC),musl)
+  SELF_CONTAINED = $(shell $${RUSTC:-rustc} --print target-libdir --target $(TRIPLE))/self-contained
+  BENCH_CC = scripts/musl/$(ARCH)-linux-musl-cc -nostdlib $(SELF_CONTAINED)/crt1.o $(SELF_CONTAINED)/crti.o
+  BENCH_LIBC = $(SELF_CONTAINED)/libc.a -lgcc $(SELF_CONTAINED)/crtn.o
+else
+  BENCH_CC = $(CC)
+endif
+
+.PHONY: test-corpus bench bench-sockets bench-start bench-reader bench-inspect bench-send bench-vm bench-vm-send
+# A C program with the libbpf that xctl is linked with.
+define with_libbpf
+	$(say) CC $@
+	$(Q)libbpf=$$(ls -td $(BUILD)/build/libbpf-sys-*/out | head -n 1); \
+	$(BENCH_CC) -O2 -Wall -Wextra -D_GNU_SOURCE -static -I"$$libbpf/include" $< -o $@ "$$libbpf"/lib{bpf,elf,z}.a $(BENCH_LIBC)
+endef
+
+target/bench-start target/bench-reader target/bench-send: target/bench-%: tests/bench/%.c tests/bench/die.h tests/bench/row.h bpf-src/events.h $(BIN)
+	$(with_libbpf)
+
+target/corpus-load: tests/corpus/load.c $(BIN)
+	$(with_libbpf)
+
+test-corpus: $(BIN) target/corpus-load ## xctl's verdict on objects of other people's packages beside what libbpf does with them (root)
+	$(say) FETCH corpus
+	$(Q)./tests/corpus/fetch
+	$(say) TEST corpus
+	$(Q)./tests/corpus/run $(BIN) target/corpus-load
+
+bench: ## All benchmarks of this machine, and one table of them, also as target/bench.json; wants an idle machine
+	$(Q)rm -f target/bench.json
+	$(Q)failed=0; for what in start reader send sockets inspect; do \
+		BENCH_ROWS=$(CURDIR)/target/bench.json $(MAKE) --no-print-directory bench-$$what || failed=1; \
+	done; ./tests/bench/table target/bench.json; exit $$failed
+
+bench-start: $(BIN) $(BPF_OBJECT) target/bench-start ## Time to start against libbpf alone, and memory, with the hooks of ATTACH; fails beyond the budget
+	$(say) BENCH start
+	$(Q)target/bench-start $(BIN) $(BPF_OBJECT) 25 --attach $(ATTACH)
+
+bench-reader: $(BIN) $(BPF_OBJECT) target/bench-reader ## A million events and more beside libbpf's own reader: losses, CPU time, latency; wants an idle machine
+	$(say) BENCH reader
+	$(Q)target/bench-reader $(BIN) $(BPF_OBJECT) 5 --attach $(ATTACH)
+
+bench-sockets: $(BIN) ## Time to list 1,000 to 100,000 sockets beside ss, and to start with them (root)
+	$(say) BENCH sockets
+	$(Q)./tests/bench/sockets $(BIN)
+
+target/hostile/make: tests/hostile.rs
+	$(say) RUSTC $@
+	$(Q)mkdir -p $(@D)
+	$(Q)$${RUSTC:-rustc} --edition 2024 -O -o $@ $<
+
+bench-inspect: $(BIN) target/hostile/make ## What inspect costs with objects of nearly a megabyte, made to be costly too; fails beyond the budget
+	$(say) BENCH inspect
+	$(Q)target/hostile/make target/hostile
+	$(Q)./tests/bench/inspect $(BIN) $(CLANG) target/hostile
+
+bench-send: $(BIN) target/bench-send ## What a send costs in xctl's programs, beside an empty program, with the hooks of ATTACH (6.3 or newer, root)
+	$(say) BENCH send
+	$(Q)target/bench-send $(BIN) 100000 trace --json --attach $(ATTACH)
+
+bench-vm: $(BIN) $(BPF_OBJECT) target/bench-start ## Time to start and memory with kprobes, on Debian kernels in virtual machines (KERNELS='6.12')
+	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(CURDIR)/target/bench-start KERNELS='$(KERNELS)' VM_LABEL=-bench \
+	./tests/vm/run -f $(CURDIR)/$(BPF_OBJECT) -- /usr/bin/xctl /tests/xctl.bpf.o 15 --attach kprobe+tracepoint
+
+bench-vm-send: $(BIN) target/bench-send ## Instructions of a send in each set of hooks, on a Debian kernel in a virtual machine (KERNELS='6.12')
+	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(CURDIR)/target/bench-send KERNELS='$(KERNELS)' VM_LABEL=-bench-send VM_ACCEL=icount VM_CPUS=1 \
+	./tests/vm/run -- --sets /usr/bin/xctl 20000 $(SETS)
+
+##@ Ship
 
 # What is given away: a tarball for each machine, and their sums.
 DIST_ARCHS ?= x86_64 aarch64
@@ -288,4 +350,5 @@ clean: ## Remove what was built
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^##@ / { print (n++ ? "\n" : "") substr($$0, 5) } \
+		/^[a-z][a-z -]*:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

@@ -1,29 +1,38 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * Every layout that crosses between the kernel and the loader. loader/src/events.rs mirrors these structs, and at
- * start (and in a test) each offset of the mirror is compared with the BTF inside the object.
+ * Every layout and enum that crosses between the kernel and the loader. loader/src/model/events.rs mirrors them. At the
+ * start of xctl, and in a test, each offset and enumerator of the mirror is compared with the BTF inside the object.
  *
- * No struct here has implicit padding: map keys are compared as bytes, and what is padding in one compiler's eyes
- * would be kernel stack in a perf record.
+ * No struct here has implicit padding: map keys are compared as bytes, and padding in a perf record would show the kernel's
+ * stack.
  */
 #ifndef XCTL_EVENTS_H
 #define XCTL_EVENTS_H
 
 #define COMM_LEN 16
 
+/* How a socket is named, and what the field `socket` beside this byte holds. */
+enum known_by {
+	BY_FLOW = 0,	/* by its four-tuple; socket is 0 */
+	BY_ADDRESS,	/* socket is the kernel address of its struct sock */
+	BY_INODE,	/* socket is the inode number of its file, as /proc shows it */
+};
+
 /*
  * The four-tuple of a socket in its network namespace, seen from this host. The key of SOCKET_TO_PID.
  *
- * An IPv4 address is kept as IPv6 writes it, ::ffff:a.b.c.d, so the family is part of the address and a v4-mapped
- * IPv6 socket has the key of the IPv4 connection that it is.
+ * An IPv4 address is kept as IPv6 writes it, ::ffff:a.b.c.d. So the address includes the family, and a v4-mapped IPv6
+ * socket has the key of its IPv4 connection.
  */
 struct flow {
 	__u8 saddr[16];	/* local, network order */
 	__u8 daddr[16];	/* remote, network order */
-	__u64 sk;	/* where no four-tuple tells: the socket's address, or its file's inode number (see owner.bpf.h); else 0 */
+	__u64 socket;	/* as known_by says */
 	__u32 netns;	/* inode number of the network namespace */
 	__u16 sport;	/* local, host order */
 	__u16 dport;	/* remote, host order */
+	__u8 known_by;	/* enum known_by */
+	__u8 zero[7];
 };
 
 /* How an owner is known. */
@@ -31,29 +40,44 @@ enum how {
 	HOW_UNKNOWN = 0,
 	HOW_SEND,	/* it sent on this socket */
 	HOW_CONNECT,	/* it called connect() */
-	HOW_ACCEPT,	/* accept() gave it the socket: seen there, or when it closes it */
+	HOW_ACCEPT,	/* accept() gave it the socket: seen in accept(), or when it closed the file that it had opened */
 	HOW_LISTEN,	/* it called listen(); the connection is not accepted yet */
-	HOW_SEED,	/* it held the socket before we came */
+	HOW_SEED,	/* it held the socket before xctl started */
 	HOW_KERNEL,	/* no process: a socket of the kernel's own */
+	HOW_READ,	/* it read from this socket; no process was known before */
+	HOW_SHARED,	/* several processes held it before xctl started, and none of them has used it since */
 };
 
 /* The process behind a socket: the value of SOCKET_TO_PID. */
 struct owner {
-	__u64 sk;	/* the socket that made this entry, and alone may use or remove it; 0: not known yet (seeded from /proc) */
-	__u64 born;	/* when the process started, ns of CLOCK_BOOTTIME in steps of 10 ms: tells a reused PID from the first */
-	/*
-	 * Address of the process's struct pid, by which its main thread is found; 0: not known (seeded from /proc). While sk is
-	 * not known: the inode number of the socket's file.
-	 */
-	__u64 pid;
+	__u64 socket;	/* as known_by says: the socket of this entry, and the only one that may use or remove it */
+	__u64 born;	/* when the process started, ns of CLOCK_BOOTTIME (see born()): tells processes with the same PID apart */
+	__u64 struct_pid;	/* address of the process's struct pid (see refresh_name()); 0: not known (seeded from /proc) */
 	__u64 cgroup;	/* cgroup v2 id of the thread */
+	/*
+	 * The key of the list of holders in user space, if several processes held the socket at the start; else 0. It is
+	 * compared and never followed. The code that seeds the entry sets it: the socket's address
+	 * (seed.bpf.h) or its inode number (loader/src/trace/seed/procfs.rs). See struct holder.
+	 */
+	__u64 holders;
+	/*
+	 * When the socket got its first entry, ns of CLOCK_MONOTONIC; it stays when the owner changes. It tells apart connections
+	 * whose sockets had the same address one after the other. 0: not known (seeded from /proc).
+	 */
+	__u64 since;
+	/*
+	 * own_inode_of() when the entry was made: it tells apart sockets that had the same address one after the other. 0: not
+	 * known, or seeded from /proc, or a subflow of MPTCP, whose struct socket the kernel exchanges (mptcp_sock_graft()).
+	 */
+	__u64 own_inode;
 	__u32 tgid;	/* the process, in the initial PID namespace */
 	__u32 tid;	/* the thread that last acted on the socket */
 	__u32 uid;	/* its user, in the initial user namespace */
 	__u8 how;	/* enum how */
 	__u8 in_cgroup;	/* 1: inside the cgroup that the user asked for */
-	__u8 zero[2];
-	char comm[COMM_LEN];	/* the process's name: its main thread's, not the sending thread's; see refresh_name() */
+	__u8 gone;	/* 1 in an event: the process had been reaped before */
+	__u8 known_by;	/* enum known_by: BY_ADDRESS or BY_INODE; BY_FLOW if there is no entry */
+	char comm[COMM_LEN];	/* the name of the process, which is its main thread's; see refresh_name() */
 };
 
 enum event_type {
@@ -65,6 +89,15 @@ struct event_header {
 	__u64 mono_ns;	/* CLOCK_MONOTONIC */
 	__u32 type;	/* enum event_type */
 	__u32 cpu;
+};
+
+/*
+ * How often programs on a CPU began and ended to emit a record, since they were loaded. A program adds to the first before it
+ * takes the time of the record, and to the second when the record is in a ring or lost.
+ */
+struct under_way {
+	__u64 started;
+	__u64 finished;
 };
 
 /* Why a segment was sent again. */
@@ -82,7 +115,7 @@ struct retransmit_event {
 	struct event_header header;
 	struct flow flow;
 	struct owner owner;
-	__u32 current_tgid;	/* whom softirq interrupted: what a naive tool blames */
+	__u32 current_tgid;	/* the process that softirq interrupted, and that a naive tool blames */
 	char current_comm[COMM_LEN];
 	__s32 err;		/* 0, or why the attempt failed (negative errno) */
 	__u32 segs;
@@ -92,9 +125,9 @@ struct retransmit_event {
 	__u32 ssthresh;		/* segments */
 	__u32 mss;		/* bytes */
 	/*
-	 * Timeouts in a row with no progress, this one included, as the kernel counts them for the socket and ss shows them
-	 * behind its timer: 0 where an ACK or a loss probe led to this. It does not count while the peer's window is shut.
-	 * For a SYN-ACK, how often it has gone again.
+	 * Timeouts in a row without progress, with this one (icsk_retransmits; ss shows it behind the timer). It is 0 if an
+	 * ACK or a loss probe caused the retransmit. The kernel does not count while the peer's window is shut. For a SYN-ACK:
+	 * how often it has been retransmitted.
 	 */
 	__u32 sk_retrans;
 	__u8 kind;		/* enum kind */
@@ -110,31 +143,129 @@ struct send_event {
 	__u64 bytes;
 };
 
-/* Whose totals: the key of PROCESS_TOTALS. */
+/* The process of some totals: the key of PROCESS_TOTALS. */
 struct process_key {
 	__u64 born;	/* owner.born: a PID may be used twice in a run */
 	__u32 tgid;
-	__u32 nobody;	/* where there is no process: enum how + 1; else 0 */
+	__u32 nobody;	/* without a process: enum how + 1; else 0 */
+	__u32 epoch;	/* 0 or 1: the value of EPOCH */
+	__u32 zero;
 };
 
-/* One entry of the kernel's tables of TCP sockets, as the iterator it_sockets writes it. */
+/* A network namespace. Two numbers name it, since the kernel gives inum to the next namespace as soon as it is free. */
+struct netns_key {
+	__u32 inum;
+	__u32 rtnl;	/* inode number of its rtnetlink socket, which lives as long as the namespace; 0: not known */
+};
+
+/* One entry of the kernel's tables of TCP sockets. The iterator it_sockets writes it. */
 struct socket_record {
-	struct flow flow;	/* sk always set: it tells entries apart, and is for no eyes but the loader's */
+	struct flow flow;	/* BY_ADDRESS, with its four-tuple too: the address tells entries apart, and is never printed */
 	struct owner owner;
 	__u8 state;	/* TCP_ESTABLISHED, ... */
-	__u8 held;	/* 1: a struct socket is behind it, so some file is, or was until just now */
+	__u8 held;	/* 1: it has a struct socket, and so a file, or had one until just now */
 	__u8 zero[6];
 };
 
-#define KINDS 8		/* enum kind, and one to spare for alignment's sake */
+/* The kind of socket that a reading is of. */
+enum reading_of {
+	READING_NOTHING = 0,	/* neither of these: it counts nothing */
+	READING_CONNECTION,
+	READING_LISTENER,
+};
 
-/* Counted in the kernel, so that they hold whatever happens to the events. Failed attempts are at most in failed. */
+/*
+ * The counters of a socket since it was made, and its gauges. The iterator it_readings writes them behind the socket_record of
+ * the same socket. Units are those of struct tcp_sock. Times without a unit are in jiffies.
+ */
+struct reading {
+	__u64 bytes_sent;	/* payload, retransmissions included */
+	__u64 bytes_retrans;
+	__u64 bytes_acked;
+	__u64 bytes_received;
+	__u32 segs_out;
+	__u32 segs_in;
+	__u32 data_segs_out;
+	__u32 data_segs_in;
+	__u32 total_retrans;
+	__u32 lost;		/* segments marked lost, also wrongly */
+	__u32 delivered;
+	__u32 delivered_ce;
+	__u32 dsack_dups;
+	__u32 reord_seen;
+	__u32 rcv_ooopack;
+	__u32 drops;		/* a connection: segments received and thrown away; a listener: connections dropped */
+	__u32 total_rto;	/* this and the next: only with has_timeouts */
+	__u32 total_rto_time;	/* milliseconds */
+	__u32 free;		/* busy, and limited by neither of the next two */
+	__u32 rwnd_limited;
+	__u32 sndbuf_limited;
+	__u32 srtt_us;		/* 8 times the microseconds; 0: not measured */
+	__u32 mdev_us;		/* 4 times the microseconds */
+	__u32 min_rtt_us;	/* all bits set: not measured */
+	__u32 snd_cwnd;		/* segments, as the next */
+	__u32 snd_ssthresh;
+	__u32 mss;		/* bytes, as the following */
+	__u32 snd_wnd;
+	__u32 rcv_wnd;
+	__u32 unacked;		/* sent, and not acknowledged */
+	__u32 unsent;
+	__u32 unread;		/* received, and not read by the process */
+	__u32 sndbuf;
+	__u32 rcvbuf;
+	__u32 since_sent;	/* since data were sent; this and the next two are meaningless before a connection is established */
+	__u32 since_received;	/* since data were received */
+	__u32 since_acked;	/* since an acknowledgement came */
+	__u32 queue;		/* of a listener: connections that wait for accept() */
+	__u32 backlog;		/* of a listener: how many may wait */
+	__u8 of;		/* enum reading_of */
+	__u8 limit;		/* enum tcp_chrono: the kind of waiting that goes on */
+	__u8 has_timeouts;	/* 1: this kernel counts timeouts */
+	__u8 locked;		/* 1: the socket was locked, so that no value changed meanwhile */
+};
+
+/* Why the ledger reads a connection. */
+enum account_why {
+	ACCOUNT_OPEN = 0,	/* it is open when xctl starts or ends */
+	ACCOUNT_ENDED,
+	ACCOUNT_TAKEN,		/* another process takes it; `owner` is the owner until then */
+};
+
+/* The counters of a connection until now, and its owner: a record of the ring LEDGER. */
+struct account {
+	struct flow flow;
+	struct owner owner;
+	struct reading reading;
+	__u64 socket;	/* the address of the struct sock */
+	__u64 mono_ns;	/* CLOCK_MONOTONIC */
+	__u32 err;	/* ACCOUNT_ENDED: sk_err, why it ended (errno); 0: it was closed */
+	__u32 rtnl;	/* with settings.by_netns: as in struct netns_key; else 0 */
+	__u8 why;	/* enum account_why */
+	__u8 state;	/* TCP_ESTABLISHED, ...; ACCOUNT_ENDED: the last one before TCP_CLOSE */
+	__u8 wanted;	/* 1: it passes the filters; 0: only the next account of the connection counts from this one on */
+	__u8 mptcp;	/* 1: a subflow of MPTCP */
+	__u8 zero[4];
+};
+
+/* One holder of a socket that was open before xctl started. The iterator it_seed writes it. */
+struct holder {
+	__u64 socket;	/* the socket's address, which is owner.holders too */
+	__u32 tgid;
+	__u8 first;	/* 1: the socket was not remembered before */
+	__u8 zero[3];
+	char comm[COMM_LEN];
+};
+
+#define KINDS 8		/* the number of kinds, rounded up to a power of two */
+
+/* Counted in the kernel, so that lost events do not change them. Failed attempts count in `failed` and `failures` alone. */
 struct totals {
 	__u64 segs[KINDS];
 	__u64 bytes;
 	__u64 retransmits;
 	__u64 failed;		/* segments that the kernel counts in TCPRetransFail */
-	char comm[COMM_LEN];	/* of a process; else empty */
+	__u64 failures;		/* attempts that failed, for any reason */
+	char comm[COMM_LEN];	/* the name of the process; empty without one */
 };
 
 /* Index into the LOST map. */
@@ -142,32 +273,39 @@ enum lost {
 	LOST_PERF = 0,		/* the ring was full */
 	LOST_OUTPUT,		/* any other reason for which a record did not reach a ring */
 	LOST_MAP_FULL,		/* SOCKET_TO_PID had no room for a socket */
-	LOST_IN_FLIGHT,		/* kprobe set: a return without its entry or an entry without its return, or no room for one */
+	LOST_IN_FLIGHT,		/* kprobe set: an entry without its return, a return without its entry, or no room for an entry */
 	LOST_READ,		/* a read of kernel memory failed: nothing was emitted */
-	LOST_UNKNOWN,		/* an event without an owner: incomplete, or not emitted where one owner's are asked for */
-	LOST_TOTALS,		/* a process or namespace that no totals had room for */
-	STOOD_IN,		/* no loss: the kernel skipped a program, and its second did the work */
-	STATE_STOOD_IN,		/* the same, for the programs on inet_sock_set_state */
+	LOST_UNKNOWN,		/* an event that passed every filter has no owner, and so is incomplete */
+	LOST_TOTALS,		/* the totals had no room for a process or namespace */
+	RETRANSMIT_BACKED_UP,	/* no loss: the kernel skipped a program on a retransmit, and its backup did the work */
+	STATE_BACKED_UP,	/* no loss: the same for the programs on inet_sock_set_state */
 	LOST_REFUSED,		/* SOCKET_TO_PID or its cache refused an operation, for another reason than its size */
+	LOST_UNATTRIBUTED,	/* an event without an owner, not emitted because a filter asks for one owner */
+	LOST_LEDGER,		/* the ring LEDGER had no room for the counters of a connection */
 	LOST_KINDS,
 };
 
-/* What the loader fixes before loading: read-only for the programs, so the verifier removes what is switched off. */
+/*
+ * The loader sets these before loading. They are read-only for the programs, so the verifier removes code that they disable.
+ */
 struct settings {
 	__u64 cgroup;		/* cgroup v2 id */
 	__u32 cgroup_level;	/* its depth; the root is 0 */
 	__u32 netns;		/* inode number */
 	__u32 tgid;
+	__u32 cache_mask;	/* the number of slots of SK_CACHE, a power of two, minus one */
 	__u16 port;		/* local or remote, host order */
 	__u8 family;		/* 4 or 6 */
 	__u8 kinds;		/* bit mask of 1 << enum kind; 0: all */
 	char comm[COMM_LEN];
 	__u8 retransmits;	/* 1: emit retransmit events */
 	__u8 sends;		/* 1: emit send events */
-	__u8 births_by_state;	/* 1: inet_sock_set_state is what shows connect() and listen() */
+	__u8 births_by_state;	/* 1: only inet_sock_set_state shows connect() and listen() */
 	__u8 by_netns;		/* 1: count in NETNS_TOTALS too */
-	__u8 by_inode;		/* 1: there are entries under inode numbers */
-	__u8 zero[3];
+	__u8 by_inode;		/* 1: SOCKET_TO_PID was seeded from /proc, and may have entries BY_INODE */
+	__u8 ledger;		/* 1: write accounts */
+	__u8 connections;	/* 1: the end of a connection is an event too, and wakes the reader */
+	__u8 zero[5];
 };
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* struct sock -> four-tuple. The only reader of socket addresses. */
+/* The four-tuple of a socket, and its network namespace. Elsewhere only has_twin() and is_closed() read a port. */
 #ifndef XCTL_FLOW_BPF_H
 #define XCTL_FLOW_BPF_H
 
@@ -15,13 +15,14 @@ static __always_inline long read_ipv4(__u8 to[16], const void *be32)
 }
 
 /*
- * The four-tuple of a full socket or of a request_sock, which share sock_common. False if this is not an inet socket or
- * a read failed: then nothing may be said about it.
+ * The four-tuple of a full socket or of a request_sock, which share sock_common. False if this is not an inet socket or a
+ * read failed: then the caller must not report anything about it.
  *
- * skc_num is host order and skc_dport network order. The family alone decides which addresses count: IPV6_ADDRFORM
- * turns a v4-mapped AF_INET6 socket into an AF_INET one in mid-life, and both give the same flow.
+ * skc_num is host order and skc_dport network order. The family alone decides which addresses count. IPV6_ADDRFORM turns a
+ * v4-mapped AF_INET6 socket into an AF_INET one, and both give the same flow.
  *
- * __noinline, here and elsewhere: nothing that every send does, and so in the object once rather than in each program.
+ * __noinline, here and elsewhere: the object has the function once, and not in each program. Functions on the path of every
+ * send are inlined.
  */
 static __noinline bool flow_of(const struct sock_common *skc, struct flow *flow)
 {
@@ -51,8 +52,8 @@ static __noinline bool flow_of(const struct sock_common *skc, struct flow *flow)
 }
 
 /*
- * The four-tuple of a socket at its end. When inet_sock_set_state reports TCP_CLOSE, inet_put_port() has already zeroed
- * skc_num; inet_sport still holds the port (net/ipv4/tcp.c, tcp_set_state).
+ * The four-tuple of a socket at its end. Before tcp_set_state() calls inet_sock_set_state for TCP_CLOSE, inet_put_port() has
+ * zeroed skc_num. inet_sport still holds the port.
  */
 static __always_inline bool flow_of_closing(const struct sock *sk, struct flow *flow)
 {
@@ -66,6 +67,27 @@ static __always_inline bool flow_of_closing(const struct sock *sk, struct flow *
 		flow->sport = bpf_ntohs(sport);
 	}
 	return true;
+}
+
+/*
+ * The number of the inode that is made together with a struct socket; 0 without one. The inode of its file may be another:
+ * see has_another_sockets_file(). get_next_ino() takes it from a counter of 32 bits, and gives none out twice before it has given
+ * out all.
+ */
+static __always_inline __u64 own_inode(const struct socket *socket)
+{
+	const struct socket_alloc *alloc = (const void *)socket - bpf_core_field_offset(struct socket_alloc, socket);
+
+	return socket ? BPF_CORE_READ(alloc, vfs_inode.i_ino) : 0;
+}
+
+/*
+ * The inode number of the rtnetlink socket. /proc/net/netlink shows user space the same number. Two namespaces of a run do not
+ * share it. net_cookie needs Linux 5.14, and CAP_SYS_ADMIN to query.
+ */
+static __always_inline __u32 rtnl_inode(const struct sock_common *skc)
+{
+	return own_inode(BPF_CORE_READ(skc, skc_net.net, rtnl, sk_socket));
 }
 
 static __always_inline bool flow_is_ipv4(const struct flow *flow)

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * Kprobe set only: what a kretprobe needs from its function's entry.
+ * Kprobe set only: keeps a function's arguments from the kprobe to the kretprobe.
  *
- * The key must be the same at entry and return, and nobody else's in between. pid_tgid is not: it is 0 on every idle
- * CPU. The task's address is (each CPU has its own idle task, and a task that is interrupted runs nowhere else), and it
- * follows a task that migrates, where a per-CPU slot would not.
+ * The key must be the same at entry and return, and unique in between. pid_tgid is not unique: it is 0 on every idle CPU.
+ * The task's address is: each CPU has its own idle task, and an interrupted task runs nowhere else. It also follows a task
+ * that migrates, unlike a slot of each CPU.
  */
 #ifndef XCTL_IN_FLIGHT_BPF_H
 #define XCTL_IN_FLIGHT_BPF_H
@@ -16,20 +16,25 @@ enum attempt {
 
 struct attempt_key {
 	__u64 task;
-	__u32 what;	/* enum attempt: a softirq may run the one while its task is in the other */
-	__u32 level;	/* 1: in a softirq that interrupted the same kind of attempt in its task */
+	__u32 attempt;	/* enum attempt: a softirq may make one kind of attempt while the interrupted task is in the other */
+	__u32 level;	/* 1: in a softirq that interrupted the same kind of attempt of the task */
 };
 
 struct attempt_args {
 	const struct sock *sk;
 	const void *arg;	/* struct sk_buff * or struct request_sock * */
 	/*
-	 * Functions entered with these arguments and not left: tcp_retransmit_skb() calls __tcp_retransmit_skb(), which
-	 * compilers inline there on some kernels (Debian's 6.1) and a loss probe calls directly, so both are probed.
+	 * How many functions are entered with these arguments, and not left. tcp_retransmit_skb() calls
+	 * __tcp_retransmit_skb(). Both are probed: compilers inline the latter on some kernels (Debian's 6.1), and a loss
+	 * probe calls it directly.
 	 */
 	__u64 depth;
 	__u64 began;	/* when, on CLOCK_MONOTONIC */
-	__u64 retrans;	/* how often a SYN-ACK had gone again before: newer kernels count this time before the return */
+	/*
+	 * A value that the function changes before it returns. ATTEMPT_SEGMENT: enum kind, since tcp_retransmit_skb() marks
+	 * the skb. ATTEMPT_SYNACK: how often the SYN-ACK was retransmitted before, since newer kernels count this time too.
+	 */
+	__u64 note;
 };
 
 struct {
@@ -40,8 +45,8 @@ struct {
 } IN_FLIGHT SEC(".maps");
 
 /*
- * What was entered under this key. An attempt takes microseconds: what is older by far has lost its return, which a kprobe
- * may, and its socket may be gone.
+ * The attempt under this key, if it goes on. An attempt takes microseconds. If one is older than a second, the kernel
+ * skipped the kretprobe at its end, and its socket may be gone.
  */
 static __always_inline struct attempt_args *in_flight(const struct attempt_key *key)
 {
@@ -55,10 +60,10 @@ static __always_inline struct attempt_args *in_flight(const struct attempt_key *
 	return NULL;
 }
 
-static __always_inline void attempt_begins(enum attempt what, const struct sock *sk, const void *arg, __u64 retrans)
+static __always_inline void attempt_begins(enum attempt attempt, const struct sock *sk, const void *arg, __u64 note)
 {
-	struct attempt_key key = { .task = bpf_get_current_task(), .what = what };
-	struct attempt_args args = { .sk = sk, .arg = arg, .depth = 1, .began = bpf_ktime_get_ns(), .retrans = retrans };
+	struct attempt_key key = { .task = bpf_get_current_task(), .attempt = attempt };
+	struct attempt_args args = { .sk = sk, .arg = arg, .depth = 1, .began = bpf_ktime_get_ns(), .note = note };
 	struct attempt_args *found = in_flight(&key);
 
 	if (found && found->arg != arg) {
@@ -71,10 +76,10 @@ static __always_inline void attempt_begins(enum attempt what, const struct sock 
 		count_lost(LOST_IN_FLIGHT);
 }
 
-/* The outermost function of an attempt returns. A return whose entry was not seen is counted. */
-static __always_inline bool attempt_ends(enum attempt what, struct attempt_args *args)
+/* Whether the outermost function of an attempt returns. A return without a known entry is counted. */
+static __always_inline bool attempt_ends(enum attempt attempt, struct attempt_args *args)
 {
-	struct attempt_key key = { .task = bpf_get_current_task(), .what = what, .level = 1 };
+	struct attempt_key key = { .task = bpf_get_current_task(), .attempt = attempt, .level = 1 };
 	struct attempt_args *found = in_flight(&key);
 
 	if (!found) {

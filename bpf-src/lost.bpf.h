@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* The ledger: whatever does not reach the user is counted here, by reason. */
+/* Counts each loss, by reason. */
 #ifndef XCTL_LOST_BPF_H
 #define XCTL_LOST_BPF_H
 
@@ -10,7 +10,7 @@ struct {
 	__type(value, __u64);
 } LOST SEC(".maps");
 
-/* Atomic, since a softirq may interrupt the program that counts, on the same CPU. */
+/* Atomic, since a softirq may interrupt this function on the same CPU. */
 static __always_inline void count_lost(enum lost why)
 {
 	__u32 key = why;

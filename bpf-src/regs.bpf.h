@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * The registers that a kprobe sees, in the names that libbpf's PT_REGS_* macros use. They are the one thing that CO-RE
- * does not relocate (a program's context has a fixed layout for each architecture), so they do not come from
- * vmlinux.h, which serves all architectures.
+ * The registers that a kprobe sees, in the names that libbpf's PT_REGS_* macros use.
+ *
+ * CO-RE does not relocate a program's context, whose layout each architecture fixes. So these structs are not in vmlinux.h,
+ * which serves all architectures.
  */
 #ifndef XCTL_REGS_BPF_H
 #define XCTL_REGS_BPF_H

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* Sockets that were open before we came: every file of every process, once, by the kernel's own iterator. */
+/* Learns from the kernel's iterator of files which processes held sockets before xctl started. */
 #ifndef XCTL_SEED_BPF_H
 #define XCTL_SEED_BPF_H
 
@@ -7,8 +7,8 @@
 #define S_IFSOCK 0140000
 
 /*
- * The socket behind a file, or NULL. A named pipe of AF_UNIX opened with O_PATH has the same file type and no struct
- * socket behind it, so the socket must point back at the file.
+ * The socket behind a file, or NULL. A unix socket's path that was opened with O_PATH has the same file type and no struct
+ * socket, so the socket must point back at the file.
  */
 static __always_inline struct sock *socket_of(struct file *file)
 {
@@ -21,8 +21,8 @@ static __always_inline struct sock *socket_of(struct file *file)
 }
 
 /*
- * Under which key the socket is kept, if it is a TCP socket that can retransmit: by its four-tuple when it has one, by
- * its address when it is a listener, is connecting, or is MPTCP's parent.
+ * The key of a TCP socket that can retransmit: its four-tuple, or its address for a listener or MPTCP's parent. False for
+ * any other socket.
  */
 static __always_inline bool seed_key(const struct sock *sk, struct flow *key)
 {
@@ -40,10 +40,28 @@ static __always_inline bool seed_key(const struct sock *sk, struct flow *key)
 }
 
 /*
- * One file of one task. What the hooks have learned meanwhile is newer, so it stays; of several processes that hold the
- * socket the first is taken, the one with the lowest PID: whoever uses it next will be seen doing so.
+ * If a second process holds the socket, one store marks the entry as shared. The hooks may replace the entry meanwhile, and
+ * the kernel may reuse its memory for another socket's entry. Then the mark has no effect: is_shared() compares it with the
+ * entry's socket.
  */
-static __always_inline bool seed(struct task_struct *task, struct file *file)
+static __always_inline bool held_by_others(const struct sock *sk, const struct flow *key, __u32 tgid)
+{
+	struct owner *owner = own_entry(sk, key);
+
+	if (!owner || owner->how != HOW_SEED)
+		return false;
+	if (owner->holders != (__u64)sk && owner->tgid == tgid)	/* a socket may be behind many files of a process */
+		return false;
+	owner->holders = (__u64)sk;
+	drop_cached(sk);	/* the next reader looks at the entry again */
+	return true;
+}
+
+/*
+ * Look at one file of one task; true if it shows a new holder of a socket. An entry that the hooks made meanwhile is newer,
+ * and stays. If several processes hold the socket, the iterator does not show which of them uses it.
+ */
+static __always_inline bool seed(struct task_struct *task, struct file *file, struct holder *holder)
 {
 	struct sock *sk = socket_of(file);
 	struct owner owner;
@@ -54,13 +72,19 @@ static __always_inline bool seed(struct task_struct *task, struct file *file)
 		return false;
 	describe(&owner, task, sk, HOW_SEED);
 	err = bpf_map_update_elem(&SOCKET_TO_PID, &key, &owner, BPF_NOEXIST);
-	if (err == -EEXIST && !key.sk && has_twin(sk, &key)) {
+	if (err == -EEXIST && key.known_by == BY_FLOW && has_twin(sk, &key)) {
 		key = flow_by_address(sk);
 		err = bpf_map_update_elem(&SOCKET_TO_PID, &key, &owner, BPF_NOEXIST);
 	}
-	if (err && err != -EEXIST)	/* a socket may be behind many files */
+	holder->socket = (__u64)sk;
+	holder->tgid = owner.tgid;
+	holder->first = !err;
+	__builtin_memcpy(holder->comm, owner.comm, sizeof(holder->comm));
+	if (err == -EEXIST)
+		return held_by_others(sk, &key, owner.tgid);
+	if (err)
 		no_room(sk, err);
-	if (!err && is_closed(sk, &key)) {	/* nobody has locked it: its end may have come before its entry */
+	if (!err && is_closed(sk, &key)) {	/* the socket is not locked, and may have ended before it had its entry */
 		forget(sk);
 		return false;
 	}

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* Retransmissions counted in the kernel: by process for the summary, by network namespace (--verify) to be held against its own. */
+/*
+ * How much was retransmitted: by each process (for the summary), and in each network namespace (for --verify, which compares
+ * it with the kernel's counters)?
+ */
 #ifndef XCTL_TOTALS_BPF_H
 #define XCTL_TOTALS_BPF_H
 
@@ -10,17 +13,42 @@ struct {
 	__type(value, struct totals);
 } PROCESS_TOTALS SEC(".maps");
 
+/*
+ * The current epoch, which is a part of the keys of PROCESS_TOTALS. User space switches between 0 and 1, and takes the
+ * entries of the old epoch out, so that the table has room however long xctl runs.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} EPOCH SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
-	__type(key, __u32);	/* inode number of the namespace */
+	__type(key, struct netns_key);
 	__type(value, struct totals);
 } NETNS_TOTALS SEC(".maps");
 
-/* Whether the kernel had counted the segments when it failed; it counts them in TCPRetransFail then (__tcp_retransmit_skb()). */
+/*
+ * Whether the kernel counted the segments of a failed attempt; then they are in TCPRetransFail too (__tcp_retransmit_skb()).
+ */
 static __always_inline bool failed_to_leave(int err)
 {
 	return err != -EAGAIN && err != -ENOMEM && err != -EBUSY && err != -EINVAL && err != -EHOSTUNREACH;
+}
+
+/*
+ * Not inline: the kernel gives a program and the functions that it calls 512 bytes of stack together, and the caller has its
+ * record there.
+ */
+static __noinline void add_nothing(void *map, const void *key)
+{
+	struct totals fresh = {};
+
+	/* If another CPU was faster, its entry serves as well. */
+	bpf_map_update_elem(map, key, &fresh, BPF_NOEXIST);
 }
 
 static __always_inline void add_to(void *map, const void *key, const struct retransmit_event *event, const char *comm)
@@ -28,19 +56,17 @@ static __always_inline void add_to(void *map, const void *key, const struct retr
 	struct totals *totals = bpf_map_lookup_elem(map, key);
 
 	if (!totals) {
-		struct totals fresh = {};
-
-		/* Another CPU may have been faster: then its entry is as good. */
-		bpf_map_update_elem(map, key, &fresh, BPF_NOEXIST);
+		add_nothing(map, key);
 		totals = bpf_map_lookup_elem(map, key);
 		if (!totals) {
 			count_lost(LOST_TOTALS);
 			return;
 		}
 	}
-	if (comm && !same_name(totals->comm, comm))	/* it may change: the last one counts */
+	if (comm && !same_name(totals->comm, comm))	/* the last name counts */
 		__builtin_memcpy(totals->comm, comm, sizeof(totals->comm));
 	if (event->err) {
+		__sync_fetch_and_add(&totals->failures, 1);
 		if (failed_to_leave(event->err))
 			__sync_fetch_and_add(&totals->failed, event->segs);
 		return;
@@ -54,16 +80,24 @@ static __always_inline void count_for_process(const struct retransmit_event *eve
 {
 	const struct owner *owner = &event->owner;
 	struct process_key key = { .born = owner->born, .tgid = owner->tgid };
+	__u32 zero = 0;
+	const __u32 *epoch = bpf_map_lookup_elem(&EPOCH, &zero);
 
-	if (owner->how == HOW_UNKNOWN || owner->how == HOW_KERNEL)
-		key.nobody = owner->how + 1;	/* so that 0 is left for processes */
+	if (owner->how == HOW_UNKNOWN || owner->how == HOW_KERNEL || owner->how == HOW_SHARED)
+		key.nobody = owner->how + 1;	/* 0 stays for processes */
+	if (epoch)	/* always true, which the verifier does not know */
+		key.epoch = *epoch;
 	add_to(&PROCESS_TOTALS, &key, event, owner->comm);
 }
 
-static __always_inline void count_for_netns(const struct retransmit_event *event)
+static __always_inline void count_for_netns(const struct retransmit_event *event, const struct sock_common *skc)
 {
-	if (settings.by_netns)
-		add_to(&NETNS_TOTALS, &event->flow.netns, event, NULL);
+	struct netns_key key = { .inum = event->flow.netns };
+
+	if (!settings.by_netns)
+		return;
+	key.rtnl = rtnl_inode(skc);
+	add_to(&NETNS_TOTALS, &key, event, NULL);
 }
 
 #endif

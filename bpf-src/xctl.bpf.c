@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 /*
- * Every program, one short entry a hook, grouped by hook set. No logic here: programs of different sets for the same
- * purpose call the same function. loader/src/hooks.rs says which of them are loaded, and for what.
+ * All BPF programs, grouped by hook set. A program is short, and calls a function of a header. Programs of different sets for
+ * the same purpose call the same function. loader/src/trace/hooks/ says which of them are loaded, and for what.
  */
 #include "vmlinux.h"
 #include "regs.bpf.h"
@@ -26,78 +26,107 @@ const volatile struct settings settings = {};
 
 #include "lost.bpf.h"
 #include "flow.bpf.h"
-#include "owner.bpf.h"
+#include "owner_socket.bpf.h"
+#include "owner_process.bpf.h"
+#include "owner_map.bpf.h"
+#include "owner_cache.bpf.h"
+#include "owner_forget.bpf.h"
+#include "owner_copy.bpf.h"
+#include "owner_lookup.bpf.h"
+#include "filter.bpf.h"
+#include "reading.bpf.h"
+#include "emit.bpf.h"
+#include "ledger.bpf.h"
+#include "owner_remember.bpf.h"
+#include "owner_state.bpf.h"
 #include "totals.bpf.h"
 #include "retransmit.bpf.h"
 #include "in_flight.bpf.h"
-#include "stand_in.bpf.h"
+#include "backup.bpf.h"
 #include "seed.bpf.h"
 #include "sockets.bpf.h"
 
-/* Puts the layouts of the records, which no map mentions, into this object's BTF for the loader to check. */
+/* These variables put the records and enums that no map mentions into this object's BTF, where the loader checks them. */
 const struct retransmit_event *retransmit_event_layout __attribute__((unused));
 const struct send_event *send_event_layout __attribute__((unused));
 const struct socket_record *socket_record_layout __attribute__((unused));
-
-/* ---- raw tracepoints: exact; tp2_ is the second program of tp_ (stand_in.bpf.h) ---- */
-
-SEC("raw_tp/tcp_retransmit_skb")
-int BPF_PROG(tp_retransmit, struct sock *sk, struct sk_buff *skb)
-{
-	if (claim(skb))
-		retransmitted(ctx, sk, skb, 0);
-	return 0;
-}
-
-SEC("raw_tp/tcp_retransmit_skb")
-int BPF_PROG(tp2_retransmit, struct sock *sk, struct sk_buff *skb)
-{
-	if (must_stand_in(skb, STOOD_IN))
-		retransmitted(ctx, sk, skb, 0);
-	return 0;
-}
-
-/* Linux 6.17, and some 6.14: the tracepoint has a third argument, and fires for attempts that failed too. */
-SEC("raw_tp/tcp_retransmit_skb")
-int BPF_PROG(tp_retransmit_err, struct sock *sk, struct sk_buff *skb, int err)
-{
-	if (claim(skb))
-		retransmitted(ctx, sk, skb, err);
-	return 0;
-}
-
-SEC("raw_tp/tcp_retransmit_skb")
-int BPF_PROG(tp2_retransmit_err, struct sock *sk, struct sk_buff *skb, int err)
-{
-	if (must_stand_in(skb, STOOD_IN))
-		retransmitted(ctx, sk, skb, err);
-	return 0;
-}
-
-SEC("raw_tp/tcp_retransmit_synack")
-int BPF_PROG(tp_synack, struct sock *sk, struct request_sock *req)
-{
-	if (claim(req))
-		synack_retransmitted(ctx, sk, req, BPF_CORE_READ_BITFIELD_PROBED(req, num_retrans));
-	return 0;
-}
-
-SEC("raw_tp/tcp_retransmit_synack")
-int BPF_PROG(tp2_synack, struct sock *sk, struct request_sock *req)
-{
-	if (must_stand_in(req, STOOD_IN))
-		synack_retransmitted(ctx, sk, req, BPF_CORE_READ_BITFIELD_PROBED(req, num_retrans));
-	return 0;
-}
+const struct reading *reading_layout __attribute__((unused));
+const struct holder *holder_layout __attribute__((unused));
+const struct account *account_layout __attribute__((unused));
+const enum account_why *account_why_values __attribute__((unused));
+const enum known_by *known_by_values __attribute__((unused));
+const enum how *how_values __attribute__((unused));
+const enum reading_of *reading_of_values __attribute__((unused));
+const enum event_type *event_type_values __attribute__((unused));
+const enum kind *kind_values __attribute__((unused));
+const enum lost *lost_values __attribute__((unused));
 
 /*
- * To handle a change twice changes nothing, so both programs do: newer kernels may preempt them, and skip either for
- * other tasks by the thousand. Claiming only counts what the second alone has done.
+ * Two programs with the same action at one hook. The kernel skips a program that already runs on this CPU; then the other one
+ * still runs. This is only for actions that may happen twice: to remember an owner, or to handle a change of state.
+ */
+#define TWICE(hook, first, second, action, args...) \
+	SEC(hook) \
+	int BPF_PROG(first, args) \
+	{ \
+		action; \
+		return 0; \
+	} \
+\
+	SEC(hook) \
+	int BPF_PROG(second, args) \
+	{ \
+		action; \
+		return 0; \
+	}
+
+/*
+ * A program and its backup (backup.bpf.h): the action happens once, in the backup if the kernel skipped the first program.
+ * `object` is the skb or request that the hook is about.
+ */
+#define WITH_BACKUP(hook, first, backup, object, action, args...) \
+	SEC(hook) \
+	int BPF_PROG(first, args) \
+	{ \
+		if (claim(object)) \
+			action; \
+		return 0; \
+	} \
+\
+	SEC(hook) \
+	int BPF_PROG(backup, args) \
+	{ \
+		if (must_back_up(object, RETRANSMIT_BACKED_UP)) \
+			action; \
+		return 0; \
+	}
+
+/* ---- raw tracepoints: tp2_ is the second program of tp_ ---- */
+
+WITH_BACKUP("raw_tp/tcp_retransmit_skb", tp_retransmit, tp2_retransmit, skb,
+	    retransmitted(ctx, sk, skb, 0, kind_of(sk, skb)),
+	    struct sock *sk, struct sk_buff *skb)
+
+/* Since Linux 6.17, and some 6.14, the tracepoint has a third argument, and fires for failed attempts too. */
+WITH_BACKUP("raw_tp/tcp_retransmit_skb", tp_retransmit_err, tp2_retransmit_err, skb,
+	    retransmitted(ctx, sk, skb, err, kind_of(sk, skb)),
+	    struct sock *sk, struct sk_buff *skb, int err)
+
+WITH_BACKUP("raw_tp/tcp_retransmit_synack", tp_synack, tp2_synack, req,
+	    synack_retransmitted(ctx, sk, req, BPF_CORE_READ_BITFIELD_PROBED(req, num_retrans)),
+	    struct sock *sk, struct request_sock *req)
+
+/*
+ * Both programs handle every change, which is harmless: newer kernels may preempt the programs, and skip either of them for
+ * other tasks thousands of times. claim() serves only to count the changes that the second alone has handled.
  */
 SEC("raw_tp/inet_sock_set_state")
 int BPF_PROG(tp_state, struct sock *sk, int oldstate, int newstate)
 {
-	claim((const char *)sk + newstate);	/* sockets lie further apart than states */
+	bool first = claim((const char *)sk + newstate);	/* sockets lie further apart than states */
+
+	if (newstate == TCP_CLOSE && !seen_by_kprobe(sk) && first)
+		connection_ended(sk, oldstate);
 	state_changed(sk, newstate);
 	return 0;
 }
@@ -105,7 +134,10 @@ int BPF_PROG(tp_state, struct sock *sk, int oldstate, int newstate)
 SEC("raw_tp/inet_sock_set_state")
 int BPF_PROG(tp2_state, struct sock *sk, int oldstate, int newstate)
 {
-	must_stand_in((const char *)sk + newstate, STATE_STOOD_IN);
+	bool alone = must_back_up((const char *)sk + newstate, STATE_BACKED_UP);
+
+	if (newstate == TCP_CLOSE && alone && !seen_by_kprobe(sk))
+		connection_ended(sk, oldstate);
 	state_changed(sk, newstate);
 	return 0;
 }
@@ -118,15 +150,10 @@ int BPF_PROG(tp_sendmsg, struct sock *sk)
 	return 0;
 }
 
-/* To remember twice changes nothing, so this second program needs not to know what the first has done. */
-SEC("raw_tp/tcp_sendmsg_locked")
-int BPF_PROG(tp2_sendmsg, struct sock *sk)
-{
-	remember_sender(sk);
-	return 0;
-}
-
-/* When the call returns: once for each call, for sockets of every protocol. */
+/*
+ * When the call returns: once for each call, for sockets of every protocol, MPTCP's too. Most sends end at the cache's first
+ * lookup. If the kernel skipped tp_sendmsg, this program remembers the sender.
+ */
 SEC("raw_tp/sock_send_length")
 int BPF_PROG(tp_send_length, struct sock *sk, int ret)
 {
@@ -139,14 +166,8 @@ int BPF_PROG(tp_send_length, struct sock *sk, int ret)
 	return 0;
 }
 
-/* The same tracepoint for senders of MPTCP alone, where tcp_sendmsg_locked shows the others. */
-SEC("raw_tp/sock_send_length")
-int BPF_PROG(tp_mptcp_send_length, struct sock *sk)
-{
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) == IPPROTO_MPTCP)
-		remember_mptcp_sender(sk);
-	return 0;
-}
+/* A process, a thread of the kernel or a softirq has read. */
+TWICE("raw_tp/tcp_rcv_space_adjust", tp_read, tp2_read, remember_reader(sk), struct sock *sk)
 
 /* ---- kprobes and kretprobes ---- */
 
@@ -172,9 +193,17 @@ int BPF_KPROBE(kp_listen, struct sock *sk)
 	return 0;
 }
 
+/* A second listen() on a socket does not pass inet_csk_listen_start(). */
+SEC("kprobe/inet_listen")
+int BPF_KPROBE(kp_listen_again, struct socket *socket)
+{
+	remember_listener_again(socket);
+	return 0;
+}
+
 /*
- * accept() hands out a socket: in an entry, since a kretprobe is in so many calls at a time (its maxactive, as few as there
- * are CPUs), and each process that waits in accept() is in one.
+ * accept() hands out a socket. A kretprobe follows at most maxactive calls at a time, sometimes one for each CPU, and each
+ * process that waits in accept() takes one. So this hook is at the entry of a function.
  */
 SEC("kprobe/security_sock_graft")
 int BPF_KPROBE(kp_accept, struct sock *sk)
@@ -183,7 +212,7 @@ int BPF_KPROBE(kp_accept, struct sock *sk)
 	return 0;
 }
 
-/* Where the kernel was built without CONFIG_SECURITY_NETWORK. */
+/* For kernels without CONFIG_SECURITY_NETWORK. */
 SEC("kretprobe/inet_csk_accept")
 int BPF_KRETPROBE(kp_accept_return, struct sock *sk)
 {
@@ -192,47 +221,38 @@ int BPF_KRETPROBE(kp_accept_return, struct sock *sk)
 	return 0;
 }
 
-/* What sets the state of TCP's sockets and of MPTCP's, and has the tracepoint inet_sock_set_state. */
+/* This function sets the state of TCP and MPTCP sockets, and calls the tracepoint inet_sock_set_state. */
 SEC("kprobe/inet_sk_state_store")
 int BPF_KPROBE(kp_state, struct sock *sk, int state)
 {
+	if (state == TCP_CLOSE && claim(SEEN_BY_KPROBE(sk)))
+		connection_ended(sk, BPF_CORE_READ(sk, __sk_common.skc_state));
 	state_changed(sk, state);
 	return 0;
 }
 
-SEC("kprobe/tcp_retransmit_skb")
-int BPF_KPROBE(kp_retransmit, struct sock *sk, struct sk_buff *skb)
-{
-	attempt_begins(ATTEMPT_SEGMENT, sk, skb, 0);
-	return 0;
-}
+/* An attempt to retransmit a segment begins at the entry of a function and ends at its return. */
+#define SEGMENT_ATTEMPT(function, entry, exit) \
+	SEC("kprobe/" function) \
+	int BPF_KPROBE(entry, struct sock *sk, struct sk_buff *skb) \
+	{ \
+		attempt_begins(ATTEMPT_SEGMENT, sk, skb, kind_of(sk, skb)); \
+		return 0; \
+	} \
+\
+	SEC("kretprobe/" function) \
+	int BPF_KRETPROBE(exit, int err) \
+	{ \
+		struct attempt_args args; \
+\
+		if (attempt_ends(ATTEMPT_SEGMENT, &args)) \
+			retransmitted(ctx, args.sk, args.arg, err, args.note); \
+		return 0; \
+	}
 
-SEC("kretprobe/tcp_retransmit_skb")
-int BPF_KRETPROBE(kp_retransmit_return, int err)
-{
-	struct attempt_args args;
+SEGMENT_ATTEMPT("tcp_retransmit_skb", kp_retransmit, kp_retransmit_return)
 
-	if (attempt_ends(ATTEMPT_SEGMENT, &args))
-		retransmitted(ctx, args.sk, args.arg, err);
-	return 0;
-}
-
-SEC("kprobe/__tcp_retransmit_skb")
-int BPF_KPROBE(kp_inner, struct sock *sk, struct sk_buff *skb)
-{
-	attempt_begins(ATTEMPT_SEGMENT, sk, skb, 0);
-	return 0;
-}
-
-SEC("kretprobe/__tcp_retransmit_skb")
-int BPF_KRETPROBE(kp_inner_return, int err)
-{
-	struct attempt_args args;
-
-	if (attempt_ends(ATTEMPT_SEGMENT, &args))
-		retransmitted(ctx, args.sk, args.arg, err);
-	return 0;
-}
+SEGMENT_ATTEMPT("__tcp_retransmit_skb", kp_inner, kp_inner_return)
 
 SEC("kprobe/tcp_rtx_synack")
 int BPF_KPROBE(kp_synack, struct sock *sk, struct request_sock *req)
@@ -247,7 +267,7 @@ int BPF_KRETPROBE(kp_synack_return, int err)
 	struct attempt_args args;
 
 	if (attempt_ends(ATTEMPT_SYNACK, &args) && !err)
-		synack_retransmitted(ctx, args.sk, args.arg, args.retrans);
+		synack_retransmitted(ctx, args.sk, args.arg, args.note);
 	return 0;
 }
 
@@ -273,9 +293,9 @@ int BPF_KPROBE(kp_mptcp_sendmsg, struct sock *sk)
 }
 
 /*
- * ---- fentry and fexit: what kprobes show, at a sixth of the cost; fe2_ is the second program of fe_ ----
+ * ---- fentry and fexit: the same hooks as by kprobe, at a sixth of the cost; fe2_ is the second program of fe_ ----
  *
- * These run preemptibly, and a program is skipped for whoever runs on its CPU while it is preempted.
+ * These programs can be preempted. Then the kernel skips the program for other tasks on that CPU.
  */
 
 SEC("fentry/tcp_sendmsg")
@@ -286,128 +306,70 @@ int BPF_PROG(fe_sendmsg, struct sock *sk, const void *msg, __u64 size)
 	return 0;
 }
 
-SEC("fentry/tcp_sendmsg_locked")
-int BPF_PROG(fe_sendmsg_locked, struct sock *sk)
+TWICE("fentry/tcp_sendmsg_locked", fe_sendmsg_locked, fe2_sendmsg_locked, remember_sender(sk), struct sock *sk)
+
+TWICE("fentry/do_tcp_sendpages", fe_sendpages, fe2_sendpages, remember_sender(sk), struct sock *sk)
+
+TWICE("fentry/mptcp_sendmsg", fe_mptcp_sendmsg, fe2_mptcp_sendmsg, remember_mptcp_sender(sk), struct sock *sk)
+
+TWICE("fentry/tcp_connect", fe_connect, fe2_connect, remember_connection(sk, HOW_CONNECT), struct sock *sk)
+
+TWICE("fentry/inet_csk_listen_start", fe_listen, fe2_listen, remember_by_address(sk, HOW_LISTEN), struct sock *sk)
+
+TWICE("fentry/inet_listen", fe_listen_again, fe2_listen_again, remember_listener_again(socket), struct socket *socket)
+
+/* In Linux 6.10 the four arguments became two; the return value comes after them. */
+TWICE("fexit/inet_csk_accept", fe_accept_4, fe2_accept_4, if (sk) remember_connection(sk, HOW_ACCEPT),
+      struct sock *listener, int flags, int *err, bool kern, struct sock *sk)
+
+TWICE("fexit/inet_csk_accept", fe_accept_2, fe2_accept_2, if (sk) remember_connection(sk, HOW_ACCEPT),
+      struct sock *listener, void *arg, struct sock *sk)
+
+/*
+ * ---- LSM: the kernel never skips such a program (bpf_prog_check_recur(), Linux 6.2) ----
+ *
+ * It allows every send, since it returns 0.
+ */
+
+/* Sockets of every family and protocol. Reads are direct, and the protocol comes first: most sockets may be others. */
+SEC("lsm/socket_sendmsg")
+int BPF_PROG(lsm_sendmsg, struct socket *socket, const void *msg, int size)
 {
-	remember_sender(sk);
+	const struct sock *sk = socket->sk;
+
+	if (!sk)	/* for the verifier */
+		return 0;
+	switch (BPF_CORE_READ_BITFIELD(sk, sk_protocol)) {
+	case IPPROTO_TCP:
+		if (remember_sender(sk) && settings.sends)
+			sent(ctx, sk, size);
+		break;
+	case IPPROTO_MPTCP:
+		remember_mptcp_sender(sk);
+		break;
+	}
 	return 0;
 }
 
-SEC("fentry/tcp_sendmsg_locked")
-int BPF_PROG(fe2_sendmsg_locked, struct sock *sk)
-{
-	remember_sender(sk);
-	return 0;
-}
+/* ---- iterators: they run when user space reads them ---- */
 
-SEC("fentry/do_tcp_sendpages")
-int BPF_PROG(fe_sendpages, struct sock *sk)
-{
-	remember_sender(sk);
-	return 0;
-}
-
-SEC("fentry/do_tcp_sendpages")
-int BPF_PROG(fe2_sendpages, struct sock *sk)
-{
-	remember_sender(sk);
-	return 0;
-}
-
-SEC("fentry/mptcp_sendmsg")
-int BPF_PROG(fe_mptcp_sendmsg, struct sock *sk)
-{
-	remember_mptcp_sender(sk);
-	return 0;
-}
-
-SEC("fentry/mptcp_sendmsg")
-int BPF_PROG(fe2_mptcp_sendmsg, struct sock *sk)
-{
-	remember_mptcp_sender(sk);
-	return 0;
-}
-
-SEC("fentry/tcp_connect")
-int BPF_PROG(fe_connect, struct sock *sk)
-{
-	remember_connection(sk, HOW_CONNECT);
-	return 0;
-}
-
-SEC("fentry/tcp_connect")
-int BPF_PROG(fe2_connect, struct sock *sk)
-{
-	remember_connection(sk, HOW_CONNECT);
-	return 0;
-}
-
-SEC("fentry/inet_csk_listen_start")
-int BPF_PROG(fe_listen, struct sock *sk)
-{
-	remember_by_address(sk, HOW_LISTEN);
-	return 0;
-}
-
-SEC("fentry/inet_csk_listen_start")
-int BPF_PROG(fe2_listen, struct sock *sk)
-{
-	remember_by_address(sk, HOW_LISTEN);
-	return 0;
-}
-
-/* Its four arguments became two in 6.10; the return value comes after them. */
-SEC("fexit/inet_csk_accept")
-int BPF_PROG(fe_accept_4, struct sock *listener, int flags, int *err, bool kern, struct sock *sk)
-{
-	if (sk)
-		remember_connection(sk, HOW_ACCEPT);
-	return 0;
-}
-
-SEC("fexit/inet_csk_accept")
-int BPF_PROG(fe2_accept_4, struct sock *listener, int flags, int *err, bool kern, struct sock *sk)
-{
-	if (sk)
-		remember_connection(sk, HOW_ACCEPT);
-	return 0;
-}
-
-SEC("fexit/inet_csk_accept")
-int BPF_PROG(fe_accept_2, struct sock *listener, void *arg, struct sock *sk)
-{
-	if (sk)
-		remember_connection(sk, HOW_ACCEPT);
-	return 0;
-}
-
-SEC("fexit/inet_csk_accept")
-int BPF_PROG(fe2_accept_2, struct sock *listener, void *arg, struct sock *sk)
-{
-	if (sk)
-		remember_connection(sk, HOW_ACCEPT);
-	return 0;
-}
-
-/* ---- iterators: run when user space reads them ---- */
-
-/* One byte of output for each socket that was remembered. */
+/* Writes one struct holder for each process that holds a socket. */
 SEC("iter/task_file")
 int it_seed(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
-	const char one = 1;
+	struct holder holder = {};
 
-	/* The end of the iteration is one more call, with neither. */
+	/* The last call of an iteration has neither. */
 	if (!task || !file)
 		return 0;
-	if (seed(task, file))
-		bpf_seq_write(ctx->meta->seq, &one, sizeof(one));
+	if (seed(task, file, &holder))
+		bpf_seq_write(ctx->meta->seq, &holder, sizeof(holder));
 	return 0;
 }
 
-/* One socket_record for each socket of the namespace in which the iterator was made. */
+/* Writes one socket_record for each socket of the network namespace in which the iterator was made. */
 SEC("iter/tcp")
 int it_sockets(struct bpf_iter__tcp *ctx)
 {
@@ -416,6 +378,45 @@ int it_sockets(struct bpf_iter__tcp *ctx)
 
 	if (skc && list_socket(skc, &record))
 		bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
+	return 0;
+}
+
+/* Writes a socket_record and a reading for each of these sockets. */
+SEC("iter/tcp")
+int it_readings(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct socket_record record;
+	struct reading reading;
+
+	if (!skc || !list_socket(skc, &record))
+		return 0;
+	read_socket(skc, &reading);
+	/* If there is no room for both, the kernel takes the first back, and shows the socket once more (bpf_seq_read()). */
+	if (!bpf_seq_write(ctx->meta->seq, &record, sizeof(record)))
+		bpf_seq_write(ctx->meta->seq, &reading, sizeof(reading));
+	return 0;
+}
+
+/* Writes an account for each connection and request of that namespace. */
+SEC("iter/tcp")
+int it_accounts(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct account account;
+
+	if (skc && list_account(skc, &account))
+		bpf_seq_write(ctx->meta->seq, &account, sizeof(account));
+	return 0;
+}
+
+/* ---- run by user space (BPF_PROG_TEST_RUN), and attached to nothing ---- */
+
+/* The arguments are the words of a key of SOCKET_TO_PID. */
+SEC("raw_tp")
+int tr_account(__u64 *key)
+{
+	account_of_open(key);
 	return 0;
 }
 

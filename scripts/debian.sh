@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2154 # $arch, $cache and die are of those who read it
-# Debian's packages, of any suite and architecture, without touching this machine's own apt.
+# Downloads Debian's packages, of any suite and architecture, without a change to this machine's own apt.
 
-# The Debian mirror that this machine uses. Its address is asked for, so that none has to be written down here.
-# The fields come from the downloaded Release files: without any, apt names no target at all.
+# The Debian mirror that this machine uses. apt is asked for the address, so that this file needs none. The fields of the
+# format come from the downloaded Release files. With a format without fields, apt names no target at all.
 mirror() {
 	local found=${XCTL_DEBIAN_MIRROR:-}
 	# shellcheck disable=SC2016 # apt expands these, not the shell
@@ -12,7 +12,7 @@ mirror() {
 	echo "$found"
 }
 
-# A line for sources.list. apt checks the suite's signature against Debian's own keys, as ever.
+# A line for sources.list. apt still checks the suite's signature against Debian's own keys.
 source_of() {
 	local uri keys=/usr/share/keyrings/debian-archive-keyring.gpg
 	[ -e $keys ] || die "no $keys: install debian-archive-keyring"
@@ -20,8 +20,8 @@ source_of() {
 	echo "deb [signed-by=$keys] $uri $1 main"
 }
 
-# scratch PARENT: makes an empty folder, $tmp, gone on exit. For apt that is below $shared: the user that apt downloads as
-# may not enter root's cache, say.
+# scratch PARENT: makes an empty folder, $tmp, which is removed on exit. For apt, PARENT is $shared: the user as which apt
+# downloads may not enter root's cache, for example.
 shared=${TMPDIR:-/var/tmp}
 scratch() {
 	tmp=$(mktemp -d "$1/xctl-vm.XXXXXX")
@@ -30,7 +30,7 @@ scratch() {
 	chmod 755 "$tmp"
 }
 
-# debian COMMAND...: apt-get or apt-cache, in a world of its own: one suite, one architecture, nothing installed.
+# debian COMMAND...: runs apt-get or apt-cache with a separate state: one suite, one architecture, nothing installed.
 debian() {
 	"$1" -qq -o Dir::State="$tmp" -o Dir::State::status="$tmp/status" -o Dir::Cache="$tmp/cache" \
 		-o Dir::Etc::sourcelist="$tmp/sources" -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
@@ -39,7 +39,7 @@ debian() {
 		-o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false "${@:2}"
 }
 
-# merged_usr ROOT: a new root in which /bin and the like are symlinks into /usr.
+# merged_usr ROOT: makes a root in which /bin and the like are symlinks into /usr.
 merged_usr() {
 	local name
 	for name in bin sbin lib lib64; do
@@ -48,7 +48,7 @@ merged_usr() {
 	done
 }
 
-# unpack SUITE RULE PACKAGE...: those packages and what they depend on, as far as the names match RULE, into $tmp/tree.
+# unpack SUITE RULE PACKAGE...: unpacks the packages and their dependencies, as far as the names match RULE, into $tmp/tree.
 unpack() {
 	local suite=$1 rule=$2 names
 	rm -rf "${tmp:?}"/*
@@ -63,7 +63,7 @@ unpack() {
 	[ "$EUID" != 0 ] || ! getent passwd _apt >/dev/null || chown _apt "$tmp/debs"
 	(cd "$tmp/debs" && debian apt-get download "${names[@]}")
 	for deb in "$tmp"/debs/*.deb; do
-		# tar, not dpkg-deb -x, which would replace those symlinks with folders
+		# dpkg-deb -x would replace these symlinks by folders; tar does not
 		dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$tmp/tree" --keep-directory-symlink --no-same-owner
 		# shellcheck disable=SC2016 # for dpkg-deb, not the shell
 		dpkg-deb --show --showformat='${Package} ${Version}\n' "$deb"

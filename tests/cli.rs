@@ -1,4 +1,4 @@
-//! The command line as a user meets it, without privilege: what is refused, with which message and exit code.
+//! The command line as a user meets it, without privilege: refusals, their messages and exit codes.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,21 +7,28 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use xctl::embedded;
-use xctl::object::KERNEL_BTF;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use xctl::kernel::source::KERNEL_BTF;
+use xctl::model::embedded;
 
 #[path = "kernel/altered.rs"]
 mod altered;
 
-/// Exit codes of the contract.
+/// The exit codes of the contract.
 const DONE: i32 = 0;
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const HOST: i32 = 3;
 const OBJECT: i32 = 4;
 
+/// The binary under test: the release binary that XCTL names, or else the one that cargo built along with the tests.
+fn binary() -> PathBuf {
+    std::env::var_os("XCTL").unwrap_or_else(|| env!("CARGO_BIN_EXE_xctl").into()).into()
+}
+
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xctl"));
+    let mut command = Command::new(binary());
     command.args(arguments).stdin(Stdio::null());
     command
 }
@@ -30,7 +37,7 @@ fn xctl(arguments: &[&str]) -> Output {
     command(arguments).output().unwrap()
 }
 
-/// A file that is gone with the test.
+/// A file that is removed with the test.
 struct Temporary(PathBuf);
 
 impl Temporary {
@@ -47,17 +54,17 @@ impl Drop for Temporary {
     }
 }
 
-/// `xctl trace` refuses this object with exit code 4 and one message that holds all of `words`.
+/// Checks that `xctl trace` refuses this object with exit code 4 and one message that contains all of `words`.
 fn refused(name: &str, bytes: &[u8], words: &[&str]) {
     let file = Temporary::new(name, bytes);
     let path = file.0.to_str().unwrap();
-    // Were it not refused, it would end all the same.
+    // With --dry-run xctl ends even if it does not refuse the object.
     let output = xctl(&["trace", "--dry-run", "--object", path]);
     assert_eq!(output.stdout, b"", "{name}");
     says(name, &output, path, words);
 }
 
-/// It ended with exit code 4 and one message that holds the object's path and all of `words`.
+/// Checks that xctl ended with exit code 4 and one message that contains the object's path and all of `words`.
 fn says(name: &str, output: &Output, path: &str, words: &[&str]) {
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(OBJECT), "{name}: {message}");
@@ -69,14 +76,14 @@ fn says(name: &str, output: &Output, path: &str, words: &[&str]) {
 }
 
 #[test]
-fn an_object_that_is_none_is_refused_with_one_message() {
+fn a_file_that_is_no_object_is_refused_with_one_message() {
     refused("text", b"This is no object.\n", &["not an ELF file"]);
     refused("empty", b"", &["not an ELF file"]);
-    refused("x86", &fs::read(env!("CARGO_BIN_EXE_xctl")).unwrap(), &["x86-64"]);
+    refused("x86", &fs::read(binary()).unwrap(), &["x86-64"]);
 }
 
 #[test]
-fn an_error_is_an_error_where_traces_of_the_stack_are_asked_for() {
+fn rust_backtrace_does_not_change_the_exit_code() {
     let output = command(&["trace", "--object", "/dev/null"]).env("RUST_BACKTRACE", "1").output().unwrap();
     assert_eq!(output.status.code(), Some(OBJECT), "{output:?}");
 }
@@ -111,9 +118,10 @@ fn a_missing_object_is_named() {
     }
 }
 
-/// To read types is what `inspect` and `btf` do; to the others they are what the host must have.
+/// For `inspect` and `btf`, reading types is the task (exit code 1). For the other commands, types are a feature of the
+/// host (exit code 3).
 #[test]
-fn types_that_are_none_are_named_with_the_exit_code_of_what_they_are_for() {
+fn unusable_btf_is_named_with_the_exit_code_of_the_command() {
     let corrupt = Temporary::new("corrupt", b"\x9f\xeb\x01\x00 twenty bytes of what is no BTF");
     let corrupt = corrupt.0.to_str().unwrap();
     for (file, what) in [("/nonexistent", "No such file"), ("/dev/null", "holds no BTF"), (corrupt, "not valid BTF")] {
@@ -143,12 +151,15 @@ fn wrong_usage_is_exit_code_2() {
         &["trace", "--count", "-1"],
         &["trace", "--attach", "guess"],
         &["trace", "--netns", "/nonexistent"],
-        // as /run/netns/NAME is when its mount is gone
+        // /run/netns/NAME is such a file when its mount is gone
         &["trace", "--netns", "/dev/null"],
         &["trace", "--netns", "/proc/self/ns/mnt"],
         &["trace", "--events", "send", "--kind", "rto"],
+        &["trace", "--events", "send,connection", "--kind", "rto"],
+        &["trace", "--events", "send,guess"],
         &["trace", "--record", "-"],
         &["sockets", "--kind", "rto"],
+        &["report"],
         &["btf"],
         &["btf", "struct sock: +"],
         &["btf", "--object", "/dev/null"],
@@ -164,7 +175,7 @@ fn wrong_usage_is_exit_code_2() {
 fn a_full_disk_is_named() {
     for arguments in [&["inspect"][..], &["btf", "struct sock_common"], &["doctor"], &["doctor", "--json"]] {
         let full = fs::File::create("/dev/full").unwrap();
-        let output = Command::new(env!("CARGO_BIN_EXE_xctl")).args(arguments).stdout(full).output().unwrap();
+        let output = Command::new(binary()).args(arguments).stdout(full).output().unwrap();
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(FAILED), "{arguments:?}: {message}");
         assert!(message.contains("standard output") && message.contains("No space left"), "{arguments:?}: {message}");
@@ -172,7 +183,7 @@ fn a_full_disk_is_named() {
 }
 
 #[test]
-fn the_exit_code_holds_where_nothing_can_be_said() {
+fn the_exit_code_holds_if_standard_error_is_not_writable() {
     let no_netns = ["trace", "--netns", "/nonexistent"];
     let no_object = ["trace", "--object", "/dev/null"];
     let no_btf = ["doctor", "--btf", "/dev/null"];
@@ -185,6 +196,29 @@ fn the_exit_code_holds_where_nothing_can_be_said() {
         let status = command(arguments).stdout(Stdio::null()).stderr(closed).status().unwrap();
         assert_eq!(status.code(), Some(code), "{arguments:?}: {status}");
     }
+}
+
+#[test]
+fn running_out_of_memory_is_one_message_and_exit_code_1() {
+    let output = Command::new("sh").args(["-c", "ulimit -d 1000; exec \"$0\" inspect"]).arg(binary()).output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(FAILED), "{message}");
+    assert!(message.starts_with("xctl: out of memory: ") && message.lines().count() == 1, "{message}");
+}
+
+#[test]
+fn memory_is_limited_while_files_are_read() {
+    let fifo = Temporary(std::env::temp_dir().join(format!("xctl-cli-{}-fifo", std::process::id())));
+    mkfifo(&fifo.0, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    let mut inspect =
+        command(&["inspect", fifo.0.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // This waits until xctl opens the file. Then xctl waits for its content.
+    let writer = fs::File::create(&fifo.0).unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", inspect.id())).unwrap();
+    drop(writer);
+    assert_eq!(inspect.wait().unwrap().code(), Some(OBJECT));
+    let data = limits.lines().find(|line| line.starts_with("Max data size")).unwrap();
+    assert_eq!(data.split_whitespace().nth(3).unwrap(), (1024 << 20).to_string(), "{limits}");
 }
 
 #[test]
@@ -235,7 +269,7 @@ fn altered_objects_are_refused_and_the_place_is_named() {
         let mut words: Vec<&str> = altered.words.iter().map(String::as_str).collect();
         match altered.on_loading {
             None => refused(&name, &altered.bytes, &words),
-            // Without privilege it does not come to loading: that half is a case of tests/kernel.
+            // Without privilege xctl does not load: a case of tests/kernel checks that half.
             Some(_) if !Path::new(KERNEL_BTF).exists() => {
                 println!("{name}: skipped, for `inspect` needs {KERNEL_BTF}");
                 continue;
@@ -249,7 +283,7 @@ fn altered_objects_are_refused_and_the_place_is_named() {
 }
 
 #[test]
-fn maps_that_are_not_what_the_loader_reads_are_refused() {
+fn maps_that_differ_from_the_loaders_are_refused() {
     for altered in altered::maps() {
         let words: Vec<&str> = altered.words.iter().map(String::as_str).collect();
         refused(&altered.what.replace(' ', "-"), &altered.bytes, &words);
@@ -257,7 +291,7 @@ fn maps_that_are_not_what_the_loader_reads_are_refused() {
 }
 
 #[test]
-fn a_run_that_is_refused_is_recorded_too() {
+fn a_refused_run_is_recorded_too() {
     let object = Temporary::new("recorded.o", b"This is no object.\n");
     let record = Temporary::new("recorded.json", b"of an earlier run");
     let (object, file) = (object.0.to_str().unwrap(), record.0.to_str().unwrap());
@@ -272,7 +306,7 @@ fn a_run_that_is_refused_is_recorded_too() {
 }
 
 #[test]
-fn a_record_that_cannot_be_written_is_wrong_usage_and_nothing_is_done() {
+fn an_unwritable_record_is_wrong_usage() {
     for (file, why) in [("/nonexistent/record.json", "No such file"), ("/dev/null", "not a regular file")] {
         let output = xctl(&["trace", "--dry-run", "--record", file]);
         let message = String::from_utf8(output.stderr).unwrap();

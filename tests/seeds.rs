@@ -1,5 +1,5 @@
-//! The fuzz targets' seeds, what fuzzing found, and files that are large on purpose, run through the same code: no panic, no
-//! more than a moment of processor time each, and no more memory than is in proportion.
+//! Runs the fuzz targets' seeds, findings of fuzzing, and deliberately large files through the same code. No file may cause
+//! a panic, more than a moment of processor time, or memory out of proportion.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,22 +9,23 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use xctl::{commands, object};
+use xctl::{commands, kernel, object};
 
 #[path = "../fuzz/src/bodies.rs"]
 mod bodies;
 mod hostile;
 
-/// Of a thread's processor time, for one file: on a machine that is slow and busy, of a build that is not the fastest.
-const MOST_TIME: Duration = Duration::from_secs(1);
+/// The limit of a thread's processor time for one file, on a slow and busy machine. `make fuzz` allows five seconds.
+const MOST_TIME: Duration = Duration::from_secs(4);
 
-/// Of memory, for one file: what `xctl inspect` may take at all, without what a kernel's types take of it.
-const MOST_KB: usize = 24 << 10;
+/// The limit of memory for one file of a megabyte, in KB: the text report keeps the lines on relocations until it knows the
+/// verdict.
+const MOST_KB: usize = 32 << 10;
 
-/// Held by each test: what one takes of the process's memory is measured.
+/// Each test holds this lock, because the memory of the whole process is measured.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// A fuzz target's name, and what it does with its bytes.
+/// A fuzz target's name, and the function that takes the target's bytes.
 type Target = (&'static str, fn(&[u8]));
 
 const TARGETS: [Target; 6] = [
@@ -36,17 +37,17 @@ const TARGETS: [Target; 6] = [
     ("definitions", bodies::definitions),
 ];
 
-/// A line of this process's status, in KB.
+/// A field of this process's status, in KB.
 fn status(field: &str) -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
     line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
 }
 
-/// Runs a body, and says what is too much.
+/// Runs `body`. Returns a message if it takes too much time or memory.
 fn run(what: &str, body: impl FnOnce()) -> Option<String> {
     let clock = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
-    // The peak begins anew.
+    // This resets the peak of the memory (VmHWM).
     fs::write("/proc/self/clear_refs", "5").unwrap();
     let (before, started) = (status("VmRSS"), clock());
     body();
@@ -55,15 +56,15 @@ fn run(what: &str, body: impl FnOnce()) -> Option<String> {
     (time > MOST_TIME || memory > MOST_KB).then(|| format!("{what}: {time:?}, {memory} KB\n"))
 }
 
-/// A hostile object, its report as JSON, and the error that it ends with, whose exit code is 4.
+/// A hostile object, its report as JSON, and the error at the end of the report, which has exit code 4.
 fn refused(name: &str) -> (Vec<u8>, serde_json::Value, String) {
     let (_, bytes) = hostile::all().into_iter().find(|(one, _)| *one == name).unwrap();
     let (text, error) = report(&bytes, true);
-    assert_eq!(xctl::fault::Exit::code_of(&error), 4);
+    assert_eq!(xctl::error::Exit::code_of(&error), 4);
     (bytes, serde_json::from_str(&text).unwrap(), format!("{error:#}"))
 }
 
-/// The report on an object with its own types, and what it ends with.
+/// The report on an object with its own types as the kernel's, and the error at its end.
 fn report(bytes: &[u8], json: bool) -> (String, anyhow::Error) {
     let own = object::elf::section(bytes, ".BTF").unwrap().unwrap();
     let target = || Ok(Some((object::Btf::parse(own)?, "its own types".to_owned())));
@@ -73,12 +74,12 @@ fn report(bytes: &[u8], json: bool) -> (String, anyhow::Error) {
 }
 
 #[test]
-fn an_object_that_asks_too_much_is_told_how_much_is_left() {
+fn a_too_complex_object_is_reported_with_the_number_of_relocations_left() {
     let _alone = ALONE.lock();
     let (bytes, document, error) = refused("accesses");
     let told = document["relocations"].as_array().unwrap();
     let left = document["not_looked_at"].as_u64().unwrap();
-    // Each has an instruction of its own, and the last is the program's end.
+    // Each relocation has its own instruction, and the last instruction is the program's exit.
     let insns = document["programs"][0]["insns"].as_u64().unwrap();
     assert_eq!((told.len() as u64 + left, !told.is_empty(), left > 0), (insns - 1, true, true));
     assert_eq!((&document["relocations_total"], &document["applied"]), (&(insns - 1).into(), &told.len().into()));
@@ -92,7 +93,7 @@ fn an_object_that_asks_too_much_is_told_how_much_is_left() {
 
     let (text, _) = report(&bytes, false);
     assert!(text.contains(&format!(", {left} not looked at\n")), "{text}");
-    assert!(text.ends_with(&format!("\nnot decided: {why}\n")), "{text}");
+    assert!(text.starts_with(&format!("verdict      not decided: {why}\n")), "{text}");
 }
 
 #[test]
@@ -109,7 +110,7 @@ fn problems_are_counted_beyond_those_that_are_listed() {
 }
 
 #[test]
-fn what_is_read_costs_little_whatever_it_is() {
+fn every_file_costs_little_time_and_memory() {
     let _alone = ALONE.lock();
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
     let mut wrong = String::new();
@@ -124,25 +125,11 @@ fn what_is_read_costs_little_whatever_it_is() {
     }
     for (name, bytes) in hostile::all() {
         wrong.extend(run(name, || bodies::elf(&bytes)));
-        // Its own types are those that it would find the most of.
+        // An object finds the most matches in its own types.
         let Some(types) = object::elf::section(&bytes, ".BTF").unwrap() else { continue };
         let length = u32::try_from(bytes.len()).unwrap().to_le_bytes();
         let both = [&length, bytes.as_slice(), types].concat();
         wrong.extend(run(&format!("{name}, with its own types"), || bodies::resolver(&both)));
     }
     assert!(wrong.is_empty(), "too much for\n{wrong}");
-}
-
-#[test]
-fn a_report_is_no_longer_than_an_object_is_worth() {
-    let _alone = ALONE.lock();
-    let (bytes, document, error) = refused("quoted_file");
-    let (text, _) = report(&bytes, true);
-    assert!(text.len() < 13 << 20, "{}", text.len());
-    let told = document["relocations"].as_array().unwrap().len() as u64;
-    let left = document["not_looked_at"].as_u64().unwrap();
-    assert_eq!((&document["relocations_total"], &document["applied"]), (&(told + left).into(), &told.into()));
-    let why = document["ended"].as_str().unwrap();
-    assert!(left > 0 && document["runs"].is_null() && why.contains(&format!(" {left} relocations, was not")), "{why}");
-    assert!(error.ends_with(why), "{error}");
 }

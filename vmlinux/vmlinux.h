@@ -21,6 +21,7 @@ struct kernfs_node;
 struct net;
 struct pid;
 struct seq_file;
+struct sk_buff;
 struct sock;
 struct sock_common;
 struct socket;
@@ -120,7 +121,29 @@ struct ns_common {
 
 struct net {
 	struct ns_common ns;
+	struct sock *rtnl;
 };
+
+struct socket {
+	struct file *file;
+	struct sock *sk;
+};
+
+typedef short unsigned int umode_t;
+
+struct inode {
+	umode_t i_mode;
+	long unsigned int i_ino;
+};
+
+struct socket_alloc {
+	struct socket socket;
+	struct inode vfs_inode;
+};
+
+typedef struct {
+	int counter;
+} atomic_t;
 
 typedef struct {
 	int owned;
@@ -128,15 +151,16 @@ typedef struct {
 
 struct sock {
 	struct sock_common __sk_common;
+	atomic_t sk_drops;
+	int sk_rcvbuf;
+	int sk_err;
 	struct socket *sk_socket;
 	socket_lock_t sk_lock;
 	u16 sk_protocol;
+	int sk_sndbuf;
 	u8 sk_kern_sock:1;
-};
-
-struct socket {
-	struct file *file;
-	struct sock *sk;
+	u32 sk_ack_backlog;
+	u32 sk_max_ack_backlog;
 };
 
 struct inet_sock {
@@ -154,20 +178,79 @@ struct inet_connection_sock {
 	__u8 icsk_ca_state:5;
 	__u8 icsk_retransmits;
 	__u8 icsk_pending;
+	struct {
+		__u8 pending;
+		__u8 quick;
+		__u8 pingpong;
+		__u8 retry;
+		__u32 ato:8;
+		__u32 lrcv_flowlabel:20;
+		__u32 dst_quick_ack:1;
+		__u32 unused:3;
+		__u32 lrcvtime;
+		__u16 last_seg_size;
+		__u16 rcv_mss;
+	} icsk_ack;
+};
+
+struct minmax_sample {
+	u32 t;
+	u32 v;
+};
+
+struct minmax {
+	struct minmax_sample s[3];
 };
 
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
+	struct sk_buff *retransmit_skb_hint;
+	u32 snd_wnd;
 	u32 mss_cache;
 	u32 snd_cwnd;
+	u32 lost_out;
+	u32 sacked_out;
+	u32 copied_seq;
+	u32 retrans_out;
+	u32 lost;
 	u32 snd_ssthresh;
+	struct minmax rtt_min;
+	u32 segs_out;
+	u32 data_segs_out;
+	u64 bytes_sent;
+	u8 chrono_type;
+	u32 chrono_start;
+	u32 chrono_stat[3];
+	u32 write_seq;
+	u32 lsndtime;
+	u32 mdev_us;
 	u64 tcp_mstamp;
+	u32 rcv_nxt;
+	u32 snd_nxt;
+	u32 snd_una;
 	u32 srtt_us;
+	u32 packets_out;
+	u32 delivered;
+	u32 delivered_ce;
+	u32 rcv_wnd;
+	u32 rcv_tstamp;
+	u64 bytes_received;
+	u32 segs_in;
+	u32 data_segs_in;
+	u64 bytes_acked;
 	struct {
 		int space;
 		u32 seq;
 		u64 time;
 	} rcvq_space;
+	u32 dsack_dups;
+	u32 reord_seen;
+	u64 bytes_retrans;
+	u32 total_retrans;
+	u32 rto_stamp;
+	u16 total_rto;
+	u32 total_rto_time;
+	u32 rcv_ooopack;
 	bool is_mptcp;
 };
 
@@ -203,6 +286,7 @@ struct task_struct {
 	struct pid *thread_pid;
 	struct hlist_node pid_links[4];
 	u64 start_boottime;
+	const struct cred *real_cred;
 	const struct cred *cred;
 	char comm[16];
 	struct css_set *cgroups;
@@ -254,13 +338,7 @@ struct bpf_iter_meta {
 struct file {
 	void *private_data;
 	struct inode *f_inode;
-};
-
-typedef short unsigned int umode_t;
-
-struct inode {
-	umode_t i_mode;
-	long unsigned int i_ino;
+	const struct cred *f_cred;
 };
 
 struct bpf_iter__tcp {
@@ -270,6 +348,10 @@ struct bpf_iter__tcp {
 
 struct inet_timewait_sock {
 	unsigned char tw_substate;
+};
+
+struct bpf_tcp_iter_state {
+	unsigned int cur_sk;
 };
 
 enum {
@@ -292,6 +374,15 @@ enum {
 };
 
 enum {
+	BPF_RB_NO_WAKEUP = 1,
+	BPF_RB_FORCE_WAKEUP = 2,
+};
+
+enum {
+	BPF_RB_AVAIL_DATA = 0,
+};
+
+enum {
 	TCP_ESTABLISHED = 1,
 	TCP_SYN_SENT = 2,
 	TCP_SYN_RECV = 3,
@@ -307,7 +398,17 @@ enum {
 };
 
 enum {
+	SOCK_DEAD = 0,
+};
+
+enum {
 	PIDTYPE_TGID = 1,
+};
+
+enum {
+	TCP_CHRONO_BUSY = 1,
+	TCP_CHRONO_RWND_LIMITED = 2,
+	TCP_CHRONO_SNDBUF_LIMITED = 3,
 };
 
 #pragma clang attribute pop

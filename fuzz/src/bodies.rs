@@ -3,13 +3,13 @@
 use std::io::{Cursor, sink};
 
 use crate::commands::inspect;
+use crate::kernel::source::MAX_FILE;
 use crate::object::btf_ext::CoreRelocation;
 use crate::object::cut::{Asked, cut};
 use crate::object::elf::section_of_file;
 use crate::object::image::Image;
 use crate::object::relo::Resolver;
 use crate::object::relo::type_name;
-use crate::object::source::MAX_FILE;
 use crate::object::{Btf, BtfExt, ObjectFile, Relocations, TypeId, cdef};
 
 /// Relocations that are asked about one by one.
@@ -73,11 +73,11 @@ pub fn accesses(bytes: &[u8]) {
         Some((TypeId(root), u32::from(kind.bytes().next()?.wrapping_sub(b'a')), access.to_owned()))
     };
     let all: Vec<_> = accesses.split(|byte| *byte == b'\n').take(MOST).filter_map(relocation).collect();
-    let mut resolver = Resolver::new(&local, &target, all.iter().map(|(root, ..)| *root), bytes.len());
+    let mut resolver = Resolver::new(&local, &target, all.iter().map(|(root, ..)| *root), Default::default());
     for (root, kind, access) in &all {
         let relocation = CoreRelocation { offset: 0, root: *root, access, kind: *kind };
         let _ = Resolver::describe(&local, &relocation);
-        if let Ok(resolution) = resolver.resolve(&relocation) {
+        if let Ok(resolution) = resolver.resolve(&relocation, true) {
             let _ = resolution.local.text(&local, resolution.kind);
             let _ = resolution.target.as_ref().map(|spec| spec.text(&target, resolution.kind));
         }

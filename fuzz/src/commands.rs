@@ -3,8 +3,6 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use crate::object::source::SourceError;
-
 #[path = "../../loader/src/commands/inspect/mod.rs"]
 pub mod inspect;
 
@@ -12,7 +10,7 @@ fn btf_path(_: Option<&Path>) -> PathBuf {
     unreachable!("no file is read here")
 }
 
-fn read_btf(_: &Path) -> Result<Cow<'static, [u8]>, SourceError> {
+fn read_btf(_: &Path) -> anyhow::Result<Cow<'static, [u8]>> {
     unreachable!("no file is read here")
 }
 

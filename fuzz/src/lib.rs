@@ -2,7 +2,7 @@
 
 pub mod bodies;
 pub mod commands;
-#[path = "../../loader/src/fault.rs"]
-pub mod fault;
-#[path = "../../loader/src/object/mod.rs"]
-pub mod object;
+#[path = "../../loader/src/error.rs"]
+pub mod error;
+pub mod kernel;
+pub use bpf_object as object;

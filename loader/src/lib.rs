@@ -1,26 +1,22 @@
 //! xctl: which process is really behind TCP retransmissions.
 //!
-//! The stages, each knowing the one before it only by the value that it was handed:
-//! object bytes -> [`object`] -> [`hooks`] -> [`kernel`] (load, attach, ring memory) -> [`ring`] -> [`events`] ->
-//! [`output`]. The [`commands`] put them together.
+//! The modules are floors, in the order of `scripts/floors`: a module imports only from modules below its own.
+//! `docs/architecture.md` has the picture.
 
-// It panics where that cannot be written to; `say` does not.
+// The standard library's macros panic where standard error cannot be written to; `console` does not.
 #![deny(clippy::print_stderr)]
 
-pub mod attach;
+pub mod audit;
 pub mod cli;
 pub mod commands;
-pub mod embedded;
-pub mod events;
-pub mod fault;
-pub mod hooks;
+pub mod console;
+pub mod error;
 pub mod kernel;
-mod maps;
-pub mod object;
+pub mod ledger;
+pub mod model;
 pub mod output;
-pub mod owners;
-pub mod record;
 pub mod ring;
-pub mod say;
-pub mod tracer;
+pub mod trace;
 pub mod verify;
+
+pub use bpf_object as object;

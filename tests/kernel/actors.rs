@@ -1,7 +1,7 @@
-//! Processes that do to sockets what they are told, one order at a time: make them, hand them on, send on them.
+//! Processes that make sockets, hand sockets on and send on them, one order at a time.
 //!
-//! An actor is this executable once more. It reads an order, a line of JSON, carries it out, and answers with another;
-//! an answer comes after the system call has returned, so what the test then sees was done before.
+//! An actor is another process of this executable. It reads an order (a line of JSON), carries the order out, and answers
+//! with another line. The answer comes after the system call has returned, so the test sees the effect of the order.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Write};
@@ -16,8 +16,8 @@ use nix::errno::Errno;
 use nix::fcntl::{SpliceFFlags, splice};
 use nix::sys::sendfile::sendfile;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockaddrStorage, UnixAddr, getpeername, getsockname, recv,
-    recvmsg, send, sendmsg, setsockopt, shutdown, sockopt,
+    Backlog, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockaddrStorage, UnixAddr, getpeername,
+    getsockname, recv, recvmsg, send, sendmsg, setsockopt, shutdown, sockopt,
 };
 use nix::unistd::pipe;
 use serde::{Deserialize, Serialize};
@@ -27,12 +27,12 @@ use crate::link::Netns;
 use crate::process::{Process, again, end};
 use crate::workers::{Flow, Who, take_name};
 
-/// The hidden first argument that makes an actor of this executable; its name is the second.
+/// The hidden first argument that makes an actor of this executable. The second argument is the actor's name.
 pub const ARGUMENT: &str = "actor";
-/// A third argument: standard error is a socket that the parent shares, the actor's socket 0.
+/// The third argument of a child: standard error is a socket that the parent shares, and becomes the actor's socket 0.
 const INHERITS: &str = "inherits";
 
-/// What one send moves.
+/// The number of bytes of one send.
 const BYTES: usize = 1000;
 
 /// An actor's own number for one of its sockets.
@@ -44,7 +44,7 @@ pub enum Way {
     Send,
     Sendfile,
     Splice,
-    /// send() after the kernel has been given a TLS key.
+    /// send() after the kernel got a TLS key.
     Ktls,
 }
 
@@ -53,11 +53,13 @@ pub enum Way {
 pub enum Protocols {
     Tcp,
     Mptcp,
+    /// SMC, over a socket of AF_SMC.
+    Smc,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Order {
-    /// `shared`: with SO_REUSEPORT.
+    /// `shared`: the listener has SO_REUSEPORT.
     Listen {
         on: SocketAddr,
         protocol: Protocols,
@@ -68,7 +70,8 @@ enum Order {
         protocol: Protocols,
         wait: bool,
     },
-    /// `wait`: blocks until there is one; else takes all that are there.
+    /// `wait`: accept() blocks until there is a connection. Otherwise the actor accepts all connections that are in the
+    /// queue.
     Accept {
         listener: Id,
         wait: bool,
@@ -77,29 +80,41 @@ enum Order {
         on: Id,
         way: Way,
     },
-    /// Gives the kernel a TLS key, and sends without waiting until there is no more room.
+    /// Gives the kernel a TLS key, and sends without blocking until the buffer has no more room.
     Fill {
         on: Id,
     },
-    /// Reads what is there.
+    /// Reads all data that are there.
     Drain {
         from: Id,
     },
     Shutdown {
         of: Id,
     },
-    /// To the actor of that name in the same network namespace, by SCM_RIGHTS.
+    /// Sends the socket to the actor of that name in the same network namespace, by SCM_RIGHTS.
     Give {
         what: Id,
         to: String,
     },
     Take,
-    /// A child of that name, which shares the socket.
+    /// Closes the mailbox, and thereby each unread socket in it.
+    CloseMailbox,
+    /// Leaves the socket in a message between two unix sockets that keep each other alive. No process has these two open.
+    Strand {
+        what: Id,
+    },
+    /// Makes a unix socket and closes it.
+    OpenAndClose,
+    /// Calls listen() on a socket that already listens.
+    ListenAgain {
+        on: Id,
+    },
+    /// Forks a child of that name, which shares the socket.
     Fork {
         comm: String,
         socket: Id,
     },
-    /// Has a child carry out an order, and gives its answer.
+    /// Makes a child carry out an order, and returns the child's answer.
     Child {
         which: Id,
         order: Box<Order>,
@@ -111,18 +126,18 @@ enum Answer {
     Done,
     Sockets(Vec<(Id, Flow)>),
     Child(Id, Who),
-    /// This kernel cannot do it.
+    /// This kernel cannot carry out the order.
     Cannot(String),
     Failed(String),
 }
 
-/// A process that does what it is told; it ends when dropped.
+/// A process that carries out orders. It ends when dropped.
 pub struct Actor {
     process: Process,
     pub who: Who,
 }
 
-/// A child of an actor, in its parent's list.
+/// A child of an actor, by its index in its parent's list.
 pub struct Forked {
     id: Id,
     pub who: Who,
@@ -154,22 +169,35 @@ impl Actor {
     }
 
     fn done(&mut self, order: &Order) -> Result<()> {
+        self.attempt(order)?.map_err(anyhow::Error::msg)
+    }
+
+    /// The inner error says that the kernel cannot carry out the order.
+    fn attempt(&mut self, order: &Order) -> Result<Result<(), String>> {
         match self.order(order)? {
-            Answer::Done => Ok(()),
+            Answer::Done => Ok(Ok(())),
+            Answer::Cannot(why) => Ok(Err(why)),
             other => bail!("{order:?}: {other:?}"),
         }
     }
 
     fn sockets(&mut self, order: &Order) -> Result<Vec<(Id, Flow)>> {
+        self.attempt_sockets(order)?.map_err(anyhow::Error::msg)
+    }
+
+    /// Like [`Actor::attempt`], for an order that makes sockets.
+    fn attempt_sockets(&mut self, order: &Order) -> Result<Result<Vec<(Id, Flow)>, String>> {
         match self.order(order)? {
-            Answer::Sockets(sockets) => Ok(sockets),
+            Answer::Sockets(sockets) if !sockets.is_empty() || matches!(order, Order::Accept { wait: false, .. }) => {
+                Ok(Ok(sockets))
+            }
+            Answer::Cannot(why) => Ok(Err(why)),
             other => bail!("{order:?}: {other:?}"),
         }
     }
 
     fn socket(&mut self, order: &Order) -> Result<(Id, Flow)> {
-        let sockets = self.sockets(order)?;
-        sockets.first().copied().with_context(|| format!("{order:?}: no socket"))
+        Ok(self.sockets(order)?[0])
     }
 
     pub fn listen(&mut self, on: SocketAddr) -> Result<(Id, SocketAddr)> {
@@ -177,31 +205,34 @@ impl Actor {
         Ok((id, flow.local))
     }
 
-    /// One of several that listen there.
+    /// Opens one of several listeners on that address.
     pub fn listen_shared(&mut self, on: SocketAddr) -> Result<(Id, SocketAddr)> {
         let (id, flow) = self.socket(&Order::Listen { on, protocol: Protocols::Tcp, shared: true })?;
         Ok((id, flow.local))
     }
 
-    /// An error that says so where the kernel has no MPTCP.
+    /// The inner error says that the kernel has no MPTCP.
     pub fn listen_mptcp(&mut self, on: SocketAddr) -> Result<Result<(Id, SocketAddr), String>> {
-        match self.order(&Order::Listen { on, protocol: Protocols::Mptcp, shared: false })? {
-            Answer::Sockets(sockets) if sockets.len() == 1 => Ok(Ok((sockets[0].0, sockets[0].1.local))),
-            Answer::Cannot(why) => Ok(Err(why)),
-            other => bail!("{other:?}"),
-        }
+        let made = self.attempt_sockets(&Order::Listen { on, protocol: Protocols::Mptcp, shared: false })?;
+        Ok(made.map(|sockets| (sockets[0].0, sockets[0].1.local)))
     }
 
     pub fn connect(&mut self, to: SocketAddr, protocol: Protocols) -> Result<(Id, Flow)> {
         self.socket(&Order::Connect { to, protocol, wait: true })
     }
 
-    /// Asks for a connection and does not wait for it.
+    /// Connects by SMC. The inner error says that the kernel has no SMC.
+    pub fn connect_smc(&mut self, to: SocketAddr) -> Result<Result<(Id, Flow), String>> {
+        let made = self.attempt_sockets(&Order::Connect { to, protocol: Protocols::Smc, wait: true })?;
+        Ok(made.map(|sockets| sockets[0]))
+    }
+
+    /// Starts to connect and does not wait for the connection.
     pub fn ask(&mut self, to: SocketAddr) -> Result<(Id, Flow)> {
         self.socket(&Order::Connect { to, protocol: Protocols::Tcp, wait: false })
     }
 
-    /// The same by MPTCP.
+    /// Like [`Actor::ask`], by MPTCP.
     pub fn ask_mptcp(&mut self, to: SocketAddr) -> Result<(Id, Flow)> {
         self.socket(&Order::Connect { to, protocol: Protocols::Mptcp, wait: false })
     }
@@ -210,12 +241,12 @@ impl Actor {
         self.socket(&Order::Accept { listener, wait: true })
     }
 
-    /// Takes what is waiting to be accepted.
+    /// Accepts the connections that are in the queue.
     pub fn accept_waiting(&mut self, listener: Id) -> Result<Vec<(Id, Flow)>> {
         self.sockets(&Order::Accept { listener, wait: false })
     }
 
-    /// Begins to wait for a connection; [`Actor::accepted`] says which it got.
+    /// Begins to wait for a connection; [`Actor::accepted`] returns the connection.
     pub fn begin_accept(&mut self, listener: Id) -> Result<()> {
         self.tell(&Order::Accept { listener, wait: true })
     }
@@ -227,22 +258,14 @@ impl Actor {
         sockets.first().copied().context("accept() gave no socket")
     }
 
-    /// An error that says so where the kernel does not know the way.
+    /// The inner error says that the kernel does not know the way.
     pub fn send_by(&mut self, on: Id, way: Way) -> Result<Result<(), String>> {
-        match self.order(&Order::Send { on, way })? {
-            Answer::Done => Ok(Ok(())),
-            Answer::Cannot(why) => Ok(Err(why)),
-            other => bail!("{way:?}: {other:?}"),
-        }
+        self.attempt(&Order::Send { on, way })
     }
 
-    /// By kTLS; an error that says so where the kernel does not know it.
+    /// Fills the buffer by kTLS. The inner error says that the kernel has no kTLS.
     pub fn fill(&mut self, on: Id) -> Result<Result<(), String>> {
-        match self.order(&Order::Fill { on })? {
-            Answer::Done => Ok(Ok(())),
-            Answer::Cannot(why) => Ok(Err(why)),
-            other => bail!("{other:?}"),
-        }
+        self.attempt(&Order::Fill { on })
     }
 
     pub fn drain(&mut self, from: Id) -> Result<()> {
@@ -258,10 +281,34 @@ impl Actor {
         self.done(&Order::Shutdown { of })
     }
 
-    /// Both are in the same network namespace; the giver keeps the socket open.
+    /// Gives a socket to an actor in the same network namespace. The giver keeps the socket open.
     pub fn give(&mut self, what: Id, to: &mut Actor) -> Result<Id> {
         self.done(&Order::Give { what, to: to.who.comm.clone() })?;
         Ok(to.socket(&Order::Take)?.0)
+    }
+
+    /// Puts the socket in the other actor's mailbox. The other actor does not read its mailbox.
+    pub fn mail(&mut self, what: Id, to: &Actor) -> Result<()> {
+        self.done(&Order::Give { what, to: to.who.comm.clone() })
+    }
+
+    /// Takes the first socket in the mailbox.
+    pub fn take(&mut self) -> Result<(Id, Flow)> {
+        self.socket(&Order::Take)
+    }
+
+    pub fn close_mailbox(&mut self) -> Result<()> {
+        self.done(&Order::CloseMailbox)
+    }
+
+    /// Makes the socket unreachable for every process. The socket stays open until the kernel collects it.
+    pub fn strand(&mut self, what: Id) -> Result<()> {
+        self.done(&Order::Strand { what })
+    }
+
+    /// Makes the kernel collect stranded sockets: before 6.10 in this process, later in a worker.
+    pub fn open_and_close(&mut self) -> Result<()> {
+        self.done(&Order::OpenAndClose)
     }
 
     pub fn fork(&mut self, comm: &str, socket: Id) -> Result<Forked> {
@@ -275,7 +322,11 @@ impl Actor {
         self.done(&child.order(Order::Send { on: 0, way: Way::Send }))
     }
 
-    /// The child accepts on the listener that it shares.
+    pub fn child_listens_again(&mut self, child: &Forked) -> Result<()> {
+        self.done(&child.order(Order::ListenAgain { on: 0 }))
+    }
+
+    /// The child accepts on the listener that it shares with its parent.
     pub fn child_accepts(&mut self, child: &Forked) -> Result<(Id, Flow)> {
         self.socket(&child.order(Order::Accept { listener: 0, wait: true }))
     }
@@ -298,12 +349,12 @@ impl Forked {
 
 // ---- from here on: inside the actor ----
 
-/// `args`: what follows [`ARGUMENT`].
+/// `args`: the arguments after [`ARGUMENT`].
 pub fn main(args: &[String]) -> ExitCode {
     end(act(args))
 }
 
-/// A socket that came by SCM_RIGHTS is only a number: to own it takes unsafe code.
+/// A socket from SCM_RIGHTS is only a number here: unsafe code would be needed to own it.
 enum Held {
     Own(OwnedFd),
     Number(RawFd),
@@ -334,7 +385,7 @@ struct Forkling {
 struct Stage {
     sockets: Vec<Held>,
     children: Vec<Forkling>,
-    mailbox: UnixDatagram,
+    mailbox: Option<UnixDatagram>,
 }
 
 fn act(args: &[String]) -> Result<()> {
@@ -342,7 +393,7 @@ fn act(args: &[String]) -> Result<()> {
     take_name(comm)?;
     let address = UnixAddress::from_abstract_name(mailbox_of(comm))?;
     let mailbox = UnixDatagram::bind_addr(&address).context("making its mailbox")?;
-    let mut stage = Stage { sockets: vec![], children: vec![], mailbox };
+    let mut stage = Stage { sockets: vec![], children: vec![], mailbox: Some(mailbox) };
     if args.get(1).is_some_and(|arg| arg == INHERITS) {
         stage.sockets.push(Held::Own(std::io::stderr().as_fd().try_clone_to_owned()?));
     }
@@ -355,7 +406,7 @@ fn act(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Abstract names belong to the network namespace.
+/// The mailbox has an abstract name, which belongs to the network namespace.
 fn mailbox_of(comm: &str) -> Vec<u8> {
     format!("xctl-actor-{comm}").into_bytes()
 }
@@ -381,10 +432,31 @@ impl Stage {
                 let fds = [self.held(what)?.number()];
                 let message = [ControlMessage::ScmRights(&fds)];
                 let to = UnixAddr::new_abstract(&mailbox_of(&to))?;
-                sendmsg(self.mailbox.as_raw_fd(), &[IoSlice::new(b"x")], &message, MsgFlags::empty(), Some(&to))?;
+                sendmsg(self.mailbox()?, &[IoSlice::new(b"x")], &message, MsgFlags::empty(), Some(&to))?;
                 Ok(Answer::Done)
             }
             Order::Take => self.take(),
+            Order::CloseMailbox => {
+                self.mailbox = None;
+                Ok(Answer::Done)
+            }
+            Order::Strand { what } => {
+                let (sends, receives) = UnixDatagram::pair()?;
+                let fds = [self.held(what)?.number(), receives.as_raw_fd()];
+                hand_over(&sends, &fds)?;
+                // the receiver's own message keeps it alive, so closing the receiver collects nothing
+                drop(sends);
+                drop(receives);
+                Ok(Answer::Done)
+            }
+            Order::OpenAndClose => {
+                drop(UnixDatagram::unbound()?);
+                Ok(Answer::Done)
+            }
+            Order::ListenAgain { on } => {
+                nix::sys::socket::listen(self.held(on)?.own()?, Backlog::new(64)?).context("listen()")?;
+                Ok(Answer::Done)
+            }
             Order::Fork { comm, socket } => self.fork(&comm, socket),
             Order::Child { which, order } => {
                 let child = self.children.get_mut(which).context("no such child")?;
@@ -392,6 +464,10 @@ impl Stage {
                 child.answer()
             }
         }
+    }
+
+    fn mailbox(&self) -> Result<RawFd> {
+        self.mailbox.as_ref().map(AsRawFd::as_raw_fd).context("its mailbox is closed")
     }
 
     fn held(&self, id: Id) -> Result<&Held> {
@@ -411,7 +487,7 @@ impl Stage {
     }
 
     fn listen(&mut self, on: SocketAddr, protocol: Protocols, shared: bool) -> Result<Answer> {
-        let Some(socket) = open(on, protocol)? else { return Ok(Answer::Cannot("this kernel has no MPTCP".into())) };
+        let Some(socket) = open(on, protocol)? else { return Ok(no(protocol)) };
         if shared {
             setsockopt(&socket, sockopt::ReusePort, &true)?;
         }
@@ -421,7 +497,7 @@ impl Stage {
     }
 
     fn connect(&mut self, to: SocketAddr, protocol: Protocols, wait: bool) -> Result<Answer> {
-        let Some(socket) = open(to, protocol)? else { return Ok(Answer::Cannot("this kernel has no MPTCP".into())) };
+        let Some(socket) = open(to, protocol)? else { return Ok(no(protocol)) };
         socket.set_nonblocking(!wait)?;
         match socket.connect(&to.into()) {
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) && !wait => {}
@@ -490,8 +566,7 @@ impl Stage {
         let mut buffer = [IoSliceMut::new(&mut byte)];
         let mut space = nix::cmsg_space!(RawFd);
         let number = {
-            let message =
-                recvmsg::<()>(self.mailbox.as_raw_fd(), &mut buffer, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+            let message = recvmsg::<()>(self.mailbox()?, &mut buffer, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
             message.cmsgs()?.find_map(|part| match part {
                 ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
                 _ => None,
@@ -527,17 +602,34 @@ impl Forkling {
     }
 }
 
-/// None where the kernel has no such protocol.
+/// Sends the descriptors in a message on this socket.
+pub fn hand_over(on: &UnixDatagram, fds: &[RawFd]) -> Result<()> {
+    let message = [ControlMessage::ScmRights(fds)];
+    sendmsg::<()>(on.as_raw_fd(), &[IoSlice::new(b"x")], &message, MsgFlags::empty(), None)?;
+    Ok(())
+}
+
+fn no(protocol: Protocols) -> Answer {
+    Answer::Cannot(format!("this kernel has no {}", format!("{protocol:?}").to_uppercase()))
+}
+
+/// None if the kernel has no such protocol.
 pub fn open(address: SocketAddr, protocol: Protocols) -> Result<Option<Socket>> {
-    let number = match protocol {
-        Protocols::Tcp => Protocol::TCP,
-        Protocols::Mptcp => Protocol::MPTCP,
+    const AF_SMC: i32 = 43;
+    const SMCPROTO_SMC: i32 = 0;
+    const SMCPROTO_SMC6: i32 = 1;
+    let domain = Domain::for_address(address);
+    let (domain, number) = match protocol {
+        Protocols::Tcp => (domain, Protocol::TCP),
+        Protocols::Mptcp => (domain, Protocol::MPTCP),
+        Protocols::Smc if domain == Domain::IPV4 => (Domain::from(AF_SMC), SMCPROTO_SMC.into()),
+        Protocols::Smc => (Domain::from(AF_SMC), SMCPROTO_SMC6.into()),
     };
-    match Socket::new(Domain::for_address(address), Type::STREAM, Some(number)) {
+    match Socket::new(domain, Type::STREAM, Some(number)) {
         Ok(socket) => Ok(Some(socket)),
         Err(error)
-            if protocol == Protocols::Mptcp
-                && [libc::EPROTONOSUPPORT, libc::EINVAL, libc::ENOPROTOOPT]
+            if protocol != Protocols::Tcp
+                && [libc::EPROTONOSUPPORT, libc::EINVAL, libc::ENOPROTOOPT, libc::EAFNOSUPPORT]
                     .contains(&error.raw_os_error().unwrap_or(0)) =>
         {
             Ok(None)
@@ -546,7 +638,7 @@ pub fn open(address: SocketAddr, protocol: Protocols) -> Result<Option<Socket>> 
     }
 }
 
-/// Does it again until it would have to wait.
+/// Repeats the call until it would block.
 fn until_blocked(mut call: impl FnMut() -> Result<usize, Errno>) -> Result<Answer> {
     loop {
         match call() {
@@ -558,7 +650,7 @@ fn until_blocked(mut call: impl FnMut() -> Result<usize, Errno>) -> Result<Answe
     }
 }
 
-/// From now on the kernel encrypts what is sent; nobody will want to read it. An error that says why it cannot.
+/// Makes the kernel encrypt all data sent from now on; nobody reads them. The error says why the kernel cannot.
 fn encrypt(socket: &OwnedFd) -> Result<(), String> {
     let cannot = |error| format!("this kernel has no kTLS ({error})");
     setsockopt(socket, sockopt::TcpUlp::default(), b"tls").map_err(cannot)?;

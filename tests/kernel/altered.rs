@@ -1,18 +1,19 @@
-//! Objects that somebody altered: xctl's own, with one thing in it that must not be there.
+//! Copies of xctl's own object, each with one thing in it that must not be there.
 
-use xctl::embedded;
+use xctl::model::embedded;
 use xctl::object::{Btf, BtfExt, Kind, ObjectFile, TypeId};
 
-/// An object to be refused, and words that its refusal must have: what is wrong, and where.
+/// An object that must be refused, and words that its refusal must have: the defect, and its place.
 pub struct Altered {
     pub what: &'static str,
     pub bytes: Vec<u8>,
     pub words: Vec<String>,
-    /// `trace` leaves it to libbpf to notice, on its way to the kernel; what `inspect` says then.
+    /// The words of `inspect`, if `trace` does not refuse the object itself: libbpf notices the defect when it loads the
+    /// object.
     pub on_loading: Option<&'static str>,
 }
 
-/// The object, taken apart far enough to find places in it.
+/// The object, parsed far enough to find places in it.
 struct Parts<'a> {
     bytes: &'a [u8],
     object: ObjectFile<'a>,
@@ -29,12 +30,12 @@ impl Parts<'_> {
         u32::from_le_bytes(self.bytes[at..at + 4].try_into().unwrap_or_default())
     }
 
-    /// Where the first type of a kind begins in the file, and its id.
+    /// The offset in the file of the first type of a kind, and its id.
     fn first(&self, kind: Kind) -> (usize, u32) {
         self.find(|id| self.btf.kind(id) == kind)
     }
 
-    /// The same of the first type that is so.
+    /// The offset in the file of the first type that `wanted` accepts, and its id.
     fn find(&self, wanted: impl Fn(TypeId) -> bool) -> (usize, u32) {
         let mut at = self.section(".BTF") + 24;
         for id in self.btf.ids() {
@@ -54,7 +55,7 @@ impl Parts<'_> {
         panic!("no such type")
     }
 
-    /// Where the type of a member of a map's definition is named in the file.
+    /// The offset in the file of the field that names the type of a member of a map's definition.
     fn of_map(&self, map: &str, member: &str) -> usize {
         let is_it = |id| self.btf.kind(id) == Kind::Var && self.btf.name(id) == map;
         let (_, variable) = self.find(is_it);
@@ -64,7 +65,7 @@ impl Parts<'_> {
         at + 12 + place * 12 + 4
     }
 
-    /// Where the first CO-RE relocation begins, and the section that it is for.
+    /// The offset of the first CO-RE relocation, and the section that the relocation is for.
     fn relocation(&self) -> (usize, String) {
         let ext = self.section(".BTF.ext");
         let table = ext + (self.word(ext + 4) + self.word(ext + 24)) as usize + 4;
@@ -72,7 +73,7 @@ impl Parts<'_> {
         (table + 8, section)
     }
 
-    /// Where the first instruction of a program is in the file whose number is the place of a struct's member.
+    /// The offset in the file of a program's first instruction whose number is the place of a struct's member.
     fn relocated_insn(&self, program: &str) -> usize {
         let program = self.object.programs.iter().find(|other| other.name == program).expect("the program");
         let ext = BtfExt::parse(self.object.btf_ext.expect("its .BTF.ext"), &self.btf).expect("its .BTF.ext");
@@ -85,8 +86,8 @@ impl Parts<'_> {
         self.section(program.section) + of_program.next().expect("a relocation of it").offset as usize
     }
 
-    /// The object with a byte more at the end of its string table, moved to the end of the file, that is no text. No name
-    /// has it: who reads name by name never sees it. And where that byte is.
+    /// The object with a string table that has moved to the end of the file and got one more byte, which is no text. No
+    /// name has this byte, so a reader that goes name by name never sees it. Also returns the offset of this byte.
     fn with_no_text(&self) -> (Vec<u8>, u64) {
         let mut sections = self.object.sections.iter();
         let index = sections.position(|section| section.name == ".strtab").expect("its string table");
@@ -96,7 +97,7 @@ impl Parts<'_> {
         bytes.extend_from_slice(section.bytes(self.bytes));
         let no_text = bytes.len() as u64;
         bytes.extend([0xff, 0]);
-        // Of the header, sh_offset and sh_size.
+        // The fields sh_offset and sh_size of the section header.
         let header = self.word(40) as usize + index * 64;
         bytes[header + 24..header + 32].copy_from_slice(&begins.to_le_bytes());
         bytes[header + 32..header + 40].copy_from_slice(&(section.size + 2).to_le_bytes());
@@ -113,7 +114,7 @@ impl Parts<'_> {
 /// A program that `auto` loads on every kernel.
 pub const LOADED: &str = "tp_state";
 
-/// All of them.
+/// All altered objects.
 pub fn all() -> Vec<Altered> {
     let bytes = &embedded::object().expect("our own object");
     let object = ObjectFile::parse(bytes).expect("our own object");
@@ -156,7 +157,8 @@ pub fn all() -> Vec<Altered> {
                 on_loading: None,
             }
         },
-        // The number under a relocation is not what the types in the object say: whoever applies it must notice.
+        // The number under a relocation differs from the types in the object. The code that applies the relocation must
+        // notice.
         Altered {
             what: "another number under a relocation",
             bytes: {
@@ -167,13 +169,13 @@ pub fn all() -> Vec<Altered> {
                 bytes
             },
             words: vec![format!("'{LOADED}'"), "relo #".to_owned(), "unexpected insn #".to_owned()],
-            on_loading: Some("but in the object's own types it is"),
+            on_loading: Some("but by the object's own types the value is"),
         },
     ]
 }
 
-/// Objects with a map that is not what the loader takes it for: the kernel would write more bytes to it than it has room
-/// for. Nothing is wrong with them but that.
+/// Objects with a map whose sizes differ from those that the loader assumes. The kernel would write more bytes to the
+/// loader's buffer than the buffer has. The objects have no other defect.
 pub fn maps() -> Vec<Altered> {
     let bytes = &embedded::object().expect("our own object");
     let object = ObjectFile::parse(bytes).expect("our own object");
@@ -186,18 +188,36 @@ pub fn maps() -> Vec<Altered> {
         on_loading: None,
     };
     vec![
-        altered("longer values", "SOCKET_TO_PID", "value", "PROCESS_TOTALS", "has values of 104 bytes there and 64"),
-        altered("shorter values", "PROCESS_TOTALS", "value", "SOCKET_TO_PID", "has values of 64 bytes there and 104"),
-        altered("longer keys", "NETNS_TOTALS", "key", "PROCESS_TOTALS", "has keys of 16 bytes there and 4"),
-        altered("longer counters", "LOST", "value", "NETNS_TOTALS", "has values of 104 bytes there and 8"),
+        altered(
+            "longer values",
+            "SOCKET_TO_PID",
+            "value",
+            "PROCESS_TOTALS",
+            "has values of 112 bytes in the object and 88",
+        ),
+        altered(
+            "shorter values",
+            "PROCESS_TOTALS",
+            "value",
+            "SOCKET_TO_PID",
+            "has values of 88 bytes in the object and 112",
+        ),
+        altered("longer keys", "NETNS_TOTALS", "key", "PROCESS_TOTALS", "has keys of 24 bytes in the object and 8"),
+        altered("longer counters", "LOST", "value", "NETNS_TOTALS", "has values of 112 bytes in the object and 8"),
         altered(
             "a counter for all CPUs",
             "LOST",
             "type",
             "EVENTS",
-            "is of type perf_event_array there and percpu_array",
+            "has type perf_event_array in the object and percpu_array",
         ),
-        altered("totals of each CPU", "PROCESS_TOTALS", "type", "LOST", "is of type percpu_array there and hash"),
-        altered("a ring that is none", "SHARED_RING", "type", "LOST", "is of type percpu_array there and ringbuf"),
+        altered("totals of each CPU", "PROCESS_TOTALS", "type", "LOST", "has type percpu_array in the object and hash"),
+        altered(
+            "a ring that is none",
+            "SHARED_RING",
+            "type",
+            "LOST",
+            "has type percpu_array in the object and ringbuf",
+        ),
     ]
 }

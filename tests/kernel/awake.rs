@@ -1,4 +1,4 @@
-//! Are the cases awake? Without a hook, or without a check, the case that is about it must fail, and say why.
+//! Checks that the cases can fail. Without a hook, or without a check, the case about it must fail and say why.
 
 use std::process::ExitCode;
 
@@ -10,11 +10,11 @@ use crate::process::nameless_file;
 use crate::xctl::{Xctl, load};
 use crate::{Family, Verdict, attempt, cases, without};
 
-/// What is taken away.
+/// The part of the object that is taken away.
 enum What {
-    /// Programs that serve one purpose on one kernel or another: none of them does anything.
+    /// Programs that serve one purpose on one kernel or another. None of them does anything then.
     Programs(&'static [&'static str]),
-    /// Something that programs do: its name, and the object without.
+    /// A check that programs make: its name, and a function that makes the object without it.
     Check(&'static str, fn() -> Vec<u8>),
 }
 
@@ -24,9 +24,9 @@ struct Taken {
     what: What,
     /// The case that must fail.
     case: &'static str,
-    /// In these sets; in others something else serves the purpose.
+    /// The case must fail in these sets. In other sets another hook serves the same purpose.
     sets: &'static [Set],
-    /// One of these must be in what it says.
+    /// The message of the failure must contain one of these.
     says: &'static [&'static str],
 }
 
@@ -49,7 +49,7 @@ impl Taken {
     }
 }
 
-// what a record says of somebody whose send, connect() and so on was not seen
+// the owner in a record, if no hook saw the owner's send, connect() and so on
 const UNKNOWN: &[&str] = &["owner: Unknown"];
 const CONNECTED: &[&str] = &["owner: Connect"];
 const SENT: &[&str] = &["it has sent"];
@@ -58,21 +58,22 @@ const MISSING: &[&str] = &["the kernel counted"];
 const DEAD: &[&str] = &["remembered after their end", "remembered after its end"];
 
 const SENDERS: &[&str] = &[
+    "lsm_sendmsg",
     "kp_sendmsg",
     "kp_sendmsg_locked",
     "fe_sendmsg_locked",
     "fe2_sendmsg_locked",
     "tp_sendmsg",
-    "tp2_sendmsg",
     "tp_send_length",
 ];
 const PAGES: &[&str] = &["kp_sendpages", "fe_sendpages", "fe2_sendpages"];
-const MPTCP: &[&str] =
-    &["kp_mptcp_sendmsg", "fe_mptcp_sendmsg", "fe2_mptcp_sendmsg", "tp_send_length", "tp_mptcp_send_length"];
+const MPTCP: &[&str] = &["lsm_sendmsg", "kp_mptcp_sendmsg", "fe_mptcp_sendmsg", "fe2_mptcp_sendmsg", "tp_send_length"];
 const CONNECT: &[&str] = &["kp_connect", "fe_connect", "fe2_connect"];
 const LISTEN: &[&str] = &["kp_listen", "fe_listen", "fe2_listen"];
 const ACCEPT: &[&str] =
     &["kp_accept", "kp_accept_return", "fe_accept_4", "fe2_accept_4", "fe_accept_2", "fe2_accept_2"];
+const LISTEN_AGAIN: &[&str] = &["kp_listen_again", "fe_listen_again", "fe2_listen_again"];
+const READERS: &[&str] = &["tp_read", "tp2_read"];
 const STATES: &[&str] = &["kp_state", "tp_state", "tp2_state"];
 const ACCEPT_AND_STATES: &[&str] = &["kp_accept", "kp_accept_return", "kp_state", "tp_state", "tp2_state"];
 const RETRANSMITS: &[&str] =
@@ -92,15 +93,22 @@ const TAKEN: &[Taken] = &[
     taken(CONNECT, "lost_syn", UNKNOWN),
     taken(LISTEN, "listeners", UNKNOWN),
     taken(LISTEN, "shared_port", UNKNOWN),
+    taken(READERS, "closers", UNKNOWN).only(&[Set::Auto, Set::Tracepoint, Set::Fentry, Set::Mixed]),
+    taken(LISTEN_AGAIN, "listens_again", &["the child listens must be"]).only(&[
+        Set::Kprobe,
+        Set::Auto,
+        Set::Fentry,
+        Set::Mixed,
+    ]),
     taken(ACCEPT, "listeners", CLOSER),
     taken(ACCEPT, "io_uring", CLOSER),
     taken(&["kp_accept"], "crowded_accept", CLOSER),
     taken(&["kp_accept_return"], "accept_return", CLOSER).only(&[Set::Kprobe]),
-    // in its own state machine this set sees connect() and listen(), too
+    // the state changes of this set show connect() and listen(), too
     taken(STATES, "lost_syn", UNKNOWN).only(&[Set::Tracepoint]),
     taken(STATES, "shared_port", UNKNOWN).only(&[Set::Tracepoint]),
     taken(STATES, "blocked_accept", UNKNOWN).only(&[Set::Fentry, Set::Tracepoint]),
-    taken(ACCEPT_AND_STATES, "blocked_accept", UNKNOWN).only(&[Set::Kprobe, Set::Auto]),
+    taken(ACCEPT_AND_STATES, "blocked_accept", UNKNOWN).only(&[Set::Kprobe, Set::Auto, Set::Mixed]),
     taken(STATES, "tuple_in_use", DEAD),
     taken(STATES, "churn", DEAD).only(&[Set::Fentry]),
     taken(STATES, "mptcp", DEAD),
@@ -109,14 +117,14 @@ const TAKEN: &[Taken] = &[
     taken(&["tp_synack", "tp2_synack", "kp_synack"], "kinds", MISSING),
     taken(&["it_seed"], "already_open", &["seeded 0"]).only(&[Set::Auto]),
     check("the check for threads of the kernel", without::kernel_threads, "sockmap", &["a worker forwards must be"]),
-    // where a sender is seen when its call returns, kTLS sends below the socket: neither process nor worker is seen
+    // the sets `tracepoint` and `lsm` see senders at the socket, and kTLS sends below it: they see no worker
     check(
         "the check for threads of the kernel",
         without::kernel_threads,
         "ktls_worker",
         &["after a worker sent must be"],
     )
-    .only(&[Set::Kprobe, Set::Auto, Set::Fentry]),
+    .only(&[Set::Kprobe, Set::Fentry, Set::Mixed]),
     check("the check for sockets of the kernel", without::kernel_sockets, "kernel_mount", &["must be Kernel"]),
     check("the check for sockets of the kernel", without::kernel_sockets, "mptcp_subflows", &["must be Kernel"]),
     check("a look at who sends", without::same_process, "handed_over", &["then the parent must be"]),
@@ -126,11 +134,11 @@ const TAKEN: &[Taken] = &[
     check("a look at whose entry it is", without::own_entries, "tuple_in_use", UNKNOWN),
 ];
 
-/// Tries all, or those about cases of such names, in every set that this kernel has. A case that does not run here shows
-/// nothing, and is told as skipped.
+/// Tries all entries, or those about the named cases, in every set that this kernel has. A case that does not run here
+/// proves nothing, and is reported as skipped.
 pub fn main(names: &[&String]) -> ExitCode {
     let (mut awake, mut asleep, mut skipped) = (0, 0, 0);
-    for set in Set::ALL.iter().copied().filter(|set| set.absent().is_none()) {
+    for set in Set::ALL.iter().copied().filter(|set| set.absent().is_none() && !set.is_taken_by_auto()) {
         let loaded = match loaded(set) {
             Ok(loaded) => loaded,
             Err(error) => {
@@ -174,17 +182,18 @@ pub fn main(names: &[&String]) -> ExitCode {
     if asleep == 0 && awake + skipped > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The programs that the set has on this kernel.
+/// The programs that the set loads on this kernel.
 fn loaded(set: Set) -> Result<Vec<String>> {
     let xctl = Xctl::start(set, &[])?;
     let mut programs: Vec<_> = xctl.ready.hooks.iter().map(|hook| hook.program.clone()).collect();
-    // no hook has it: xctl runs it once
+    // this program has no hook: xctl runs it once
     programs.push("it_seed".into());
     xctl.stop(Signal::SIGINT)?;
     Ok(programs)
 }
 
-/// How the case fails with this object, as it is to; or why it does not run here. An error if it passes, or fails otherwise.
+/// Returns how the case fails with this object, as it must, or why it does not run here. An error if the case passes, or
+/// fails in another way.
 fn fails(case: &str, set: Set, object: &[u8], says: &[&str]) -> Result<Result<String, String>> {
     let case = cases::ALL.iter().find(|other| other.name == case).context("no such case")?;
     let (_file, path) = nameless_file(object)?;

@@ -1,4 +1,4 @@
-//! What a case knows about a connection from then on, and what xctl must have said about its retransmits.
+//! Facts that a case knows about a connection from some time on, and the check of xctl's records against these facts.
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -10,34 +10,53 @@ use crate::workers::{Flow, Who};
 use crate::xctl::{Kind, Owner, Retransmit, Trace, Xctl};
 use crate::{Outcome, Verdict};
 
-/// Whose a connection is.
+/// The owner of a connection.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Whose {
-    /// That process's, known that way.
+    /// This process is the owner, and xctl knows it in this way.
     Of(Who, Owner),
-    /// The kernel's own.
+    /// The kernel is the owner.
     Kernel,
-    /// Somebody's, and nothing has shown whose.
+    /// A process is the owner, and no hook has shown which.
     Unknown,
+    /// One of these processes is the owner, and no hook has shown which.
+    Shared(Vec<Who>),
 }
 
-/// From a moment on a connection is of somebody.
+impl Whose {
+    /// The number of holders that a record lists; a record counts the rest.
+    pub const LISTED: usize = 8;
+
+    /// The holders as a record gives them: those with the lowest PIDs, and the number of the others.
+    pub fn list(holders: &[Who]) -> (Vec<Who>, usize) {
+        let mut all = holders.to_vec();
+        all.sort_by_key(|who| who.pid);
+        let rest = all.split_off(all.len().min(Whose::LISTED));
+        (all, rest.len())
+    }
+}
+
+/// A connection has this owner from some time on.
 pub struct Claim {
     what: String,
     netns: u64,
     flow: Flow,
     since: u64,
+    until: u64,
     kind: Kind,
     whose: Whose,
-    /// Whose it seems to be where the kernel skipped the program that would have shown its owner: who had it before, say.
+    /// The owner that xctl may name if the kernel skipped the program that shows the true owner: the previous owner, for
+    /// example.
     or_else: Option<Who>,
-    /// Whether that process is gone by the time that [`Claims::wait`] is called.
+    /// Whether that process has exited by the time of the call of [`Claims::wait`].
     exited: bool,
 }
 
 impl Claim {
     fn covers(&self, record: &Retransmit) -> bool {
-        record.at.netns == self.netns && record.at.flow() == self.flow && record.mono_ns > self.since
+        record.at.netns == self.netns
+            && record.at.flow() == self.flow
+            && (self.since + 1..self.until).contains(&record.mono_ns)
     }
 
     fn is_true_of(&self, record: &Retransmit) -> bool {
@@ -46,11 +65,16 @@ impl Claim {
         match &self.whose {
             Whose::Of(who, owner) => named == (Some(who.pid), Some(who.comm.clone()), *owner),
             Whose::Kernel => named == (None, None, Owner::Kernel),
+            Whose::Shared(holders) => {
+                let common = holders.iter().all(|who| who.comm == holders[0].comm).then(|| holders[0].comm.clone());
+                let listed = (at.holders.clone(), at.more);
+                (at.pid, at.owner) == (None, Owner::Shared) && at.comm == common && listed == Whose::list(holders)
+            }
             Whose::Unknown => named == (None, None, Owner::Unknown),
         }
     }
 
-    /// Whether it is what xctl knows of it when the kernel has skipped the program that would have shown its owner.
+    /// Whether the record is right if the kernel has skipped the program that shows the connection's owner.
     fn is_behind(&self, record: &Retransmit) -> bool {
         let of = |who: &Who| record.at.is_of(who, self.flow).is_ok();
         record.at.owner == Owner::Unknown || self.or_else.as_ref().is_some_and(of)
@@ -62,19 +86,21 @@ impl Claim {
 pub struct Claims(Vec<Claim>);
 
 impl Claims {
-    /// From now on what this end of the connection sends again is of `whose`, and there will be a retransmit of that kind.
+    /// From now on retransmits of this end of the connection belong to `whose`, and there will be a retransmit of that
+    /// kind.
     pub fn add(&mut self, what: &str, ns: &Netns, flow: Flow, kind: Kind, whose: Whose) -> Result<()> {
         self.add_since(now()?, what, ns, flow, kind, whose);
         Ok(())
     }
 
-    /// The same from an earlier moment on; 0 is before all.
+    /// Like [`Claims::add`], from an earlier time on. 0 is the time before all events.
     pub fn add_since(&mut self, since: u64, what: &str, ns: &Netns, flow: Flow, kind: Kind, whose: Whose) {
         self.0.push(Claim {
             what: what.into(),
             netns: ns.inode,
             flow,
             since,
+            until: u64::MAX,
             kind,
             whose,
             or_else: None,
@@ -82,21 +108,31 @@ impl Claims {
         });
     }
 
-    /// What was claimed last seems to be of `who` where the kernel has skipped the program that shows its owner.
+    /// `who` may be named as the owner in the last claim if the kernel has skipped the program that shows the owner.
     pub fn or_else(&mut self, who: &Who) {
         if let Some(claim) = self.0.last_mut() {
             claim.or_else = Some(who.clone());
         }
     }
 
-    /// The process of what was claimed last has exited.
+    /// The process of the last claim has exited.
     pub fn exited(&mut self) {
         if let Some(claim) = self.0.last_mut() {
             claim.exited = true;
         }
     }
 
-    /// Waits until xctl has printed a retransmit for each claim, in which the process that it names lives, unless it has exited.
+    /// The claims so far end now.
+    pub fn until_now(&mut self) -> Result<()> {
+        let now = now()?;
+        for claim in &mut self.0 {
+            claim.until = claim.until.min(now);
+        }
+        Ok(())
+    }
+
+    /// Waits until xctl has printed a retransmit for each claim. The record names a living process, unless the claim says
+    /// that it has exited.
     pub fn wait(&self, xctl: &mut Xctl) -> Result<()> {
         for claim in &self.0 {
             let seen = xctl.wait_for(|record| claim.covers(record) && record.kind == claim.kind)?;
@@ -109,14 +145,14 @@ impl Claims {
         Ok(())
     }
 
-    /// Ends xctl, and holds all that it said against what is true. `note`: for the reader of the log.
+    /// Stops xctl, and compares all its records with the claims. `note` is for the reader of the log.
     pub fn judge(&self, xctl: Xctl, note: &str) -> Outcome {
         self.hold(&xctl.stop(Signal::SIGINT)?, note)
     }
 
-    /// The same for an xctl that has ended.
+    /// Like [`Claims::judge`], for an xctl that has ended.
     pub fn hold(&self, trace: &Trace, note: &str) -> Outcome {
-        // a set whose programs can be preempted, and the kernel says how many were skipped then: an owner each
+        // programs of this set can be preempted, and the kernel counts the skipped runs: each can hide one owner
         let skipped = if trace.owners_can_be_missed() { trace.summary.lost.missed.unwrap_or(0) } else { 0 };
         let (mut count, mut behind, mut wrong) = (0, 0, vec![]);
         for claim in &self.0 {

@@ -1,4 +1,4 @@
-//! The kernel's own account of a network namespace: its TCP counters and its sockets.
+//! The kernel's own data about a network namespace: its TCP counters and its sockets.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use crate::link::Netns;
 use crate::process::{PATIENCE, poll};
 
-/// `/proc/self/net` shows the namespace of the main thread; this one shows the reading thread's.
+/// `/proc/self/net` shows the namespace of the main thread; this path shows the namespace of the reading thread.
 const NET: &str = "/proc/thread-self/net";
 
 /// TCP counters since the namespace was made.
@@ -28,7 +28,7 @@ impl Counters {
         Ok(Counters(values))
     }
 
-    /// How much the counter grew since `earlier`.
+    /// The growth of the counter since `earlier`.
     pub fn since(&self, earlier: &Counters, name: &str) -> Result<i64> {
         let value = |counters: &Counters| {
             counters.0.get(name).copied().with_context(|| format!("this kernel has no counter {name}"))
@@ -37,14 +37,14 @@ impl Counters {
     }
 }
 
-/// Waits until the kernel has counted `by` more than `before`.
+/// Waits until the kernel's counter is `by` above its value in `before`.
 pub fn wait_until_grown(ns: &Netns, before: &Counters, name: &str, by: i64) -> Result<()> {
     let grown = || Counters::of(ns)?.since(before, name);
     ensure!(poll(PATIENCE, || Ok(grown()? >= by))?, "{name} grew by {} only, not by {by}", grown()?);
     Ok(())
 }
 
-/// The sockets that may still send: neither listening nor in TIME_WAIT, as lines of /proc/net/tcp.
+/// The sockets that may still send (neither listening nor in TIME_WAIT), as lines of /proc/net/tcp.
 pub fn connections(ns: &Netns) -> Result<Vec<String>> {
     const TIME_WAIT: &str = "06";
     const LISTEN: &str = "0A";
@@ -54,12 +54,24 @@ pub fn connections(ns: &Netns) -> Result<Vec<String>> {
     Ok(text.lines().filter(open).map(|line| line.trim().chars().take(100).collect()).collect())
 }
 
-/// Those of them that wait for an acknowledgement, or have something to send.
+/// The sockets that wait for an acknowledgement, or have data to send, as lines of /proc/net/tcp.
 pub fn unacknowledged(ns: &Netns) -> Result<Vec<String>> {
     let mut lines = connections(ns)?;
     // "tx_queue:rx_queue", each in hexadecimal
     lines.retain(|line| line.split_whitespace().nth(4).is_some_and(|queues| !queues.starts_with("00000000:")));
     Ok(lines)
+}
+
+/// The number of IPv4 connections that wait for the answer to a retransmitted SYN.
+pub fn retransmitting_syns(ns: &Netns) -> Result<usize> {
+    const SYN_SENT: &str = "02";
+    let text = ns.enter(|| read("tcp"))?;
+    let retransmits = |line: &str| {
+        let mut fields = line.split_whitespace().skip(3);
+        let is_connecting = fields.next() == Some(SYN_SENT);
+        u32::from_str_radix(fields.nth(2)?, 16).ok().filter(|_| is_connecting)
+    };
+    Ok(text.lines().filter_map(retransmits).filter(|retransmits| *retransmits > 0).count())
 }
 
 fn read(file: &str) -> Result<String> {

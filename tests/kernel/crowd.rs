@@ -1,4 +1,4 @@
-//! Processes of many connections: this executable once more, as in workers.rs, each with its own PID and name.
+//! Processes with many connections. Each is another process of this executable with its own PID and name, as in workers.rs.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -22,24 +22,26 @@ use crate::workers::{Flow, Who, local, open, take_name, told};
 /// The hidden first argument that makes a member of this executable.
 pub const ARGUMENT: &str = "crowd";
 
-/// What a churner's first byte asks of the server.
+/// The first byte that a churner sends; it tells the server how to end the connection.
 const CLOSE: u8 = b'c';
 const RESET: u8 = b'r';
 const JUST_READ: u8 = b'j';
-/// What a [`crate::workers::Puppet`] sends: it gets an answer, and is not closed.
+/// The byte that a [`crate::workers::Puppet`] sends: the server answers and keeps the connection open.
 const KEEP: u8 = b'x';
 
 #[derive(Clone, Serialize, Deserialize)]
 pub enum Job {
-    /// Makes this many connections, ends each in another way, and says when it had which. Told "go".
+    /// Waits for "go", makes this many connections, ends them in different ways, and reports each four-tuple with its
+    /// times.
     Churn { to: SocketAddr, connections: usize, threads: usize },
-    /// Accepts, and does what the first byte of a connection asks for. Told "close", it closes what it need not keep.
+    /// Accepts connections and does for each what its first byte asks for. On "close", closes the connections that need not
+    /// stay open.
     Serve { on: SocketAddr },
-    /// Opens connections, says which, and does what it is told: "each N", "bulk N", "trickle N".
+    /// Opens connections, reports them, and carries out orders: "each N", "bulk N", "trickle N".
     Hold { to: SocketAddr, connections: usize },
 }
 
-/// A connection of a churner, with the times (`CLOCK_MONOTONIC`, ns) between which it got its four-tuple.
+/// A connection of a churner, with the times (`CLOCK_MONOTONIC`, ns) between which the connection got its four-tuple.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Life {
     pub flow: Flow,
@@ -47,7 +49,7 @@ pub struct Life {
     pub got: u64,
 }
 
-/// A running member. Ends when dropped.
+/// A running member. It ends when dropped.
 pub struct Member {
     process: Process,
     pub who: Who,
@@ -59,7 +61,7 @@ impl Member {
         Member::started(ns.enter(|| Process::start(comm, command))?)
     }
 
-    /// One that has exactly this PID; none if it always goes to others.
+    /// Starts a member with exactly this PID. None if other processes always get the PID.
     pub fn with_pid(ns: &Netns, comm: &str, job: &Job, pid: u32) -> Result<Option<Member>> {
         const LAST: &str = "/proc/sys/kernel/ns_last_pid";
         let process = ns.enter(|| {
@@ -86,7 +88,7 @@ impl Member {
         self.process.tell(text)
     }
 
-    /// What it says next. While it works it says that, too.
+    /// The member's next answer. A working member prints lines that say so; these are not answers.
     pub fn said<T: DeserializeOwned>(&mut self) -> Result<T> {
         loop {
             let line = self.process.line()?;
@@ -96,13 +98,13 @@ impl Member {
         }
     }
 
-    /// Tells it something, and waits until that is done.
+    /// Sends an order, and waits until the member has carried it out.
     pub fn order(&mut self, text: &str) -> Result<()> {
         self.tell(text)?;
         self.said()
     }
 
-    /// Kills it: its connections end as the kernel sees fit.
+    /// Kills the member: the kernel ends its connections.
     pub fn kill(mut self) -> Result<()> {
         self.process.signal(Signal::SIGKILL)?;
         self.process.wait().map(drop)
@@ -150,7 +152,7 @@ fn churn(to: SocketAddr, connections: usize, threads: usize) -> Result<()> {
     say(&lives.concat())
 }
 
-/// One connection: the ways to end are taken in turn. What fails in mid-life is part of life.
+/// Makes one connection. The number selects one of the ways to end it. Errors in the middle of a connection are expected.
 fn live(to: SocketAddr, number: usize) -> Result<Life> {
     const SOON: Duration = Duration::from_secs(1);
     let (asked, mut socket) = connecting(to)?;
@@ -159,7 +161,7 @@ fn live(to: SocketAddr, number: usize) -> Result<Life> {
     // a send waits for the connection
     let mut send = |first: u8| socket.write(&[[first].as_slice(), &[b'.'; 599]].concat()).is_ok();
     match number % 5 {
-        // closed with something on the way: the kernel goes on alone
+        // closed with data in flight: the kernel goes on alone
         0 => drop(send(JUST_READ) && send(JUST_READ)),
         1 => {
             send(JUST_READ);
@@ -170,7 +172,7 @@ fn live(to: SocketAddr, number: usize) -> Result<Life> {
             socket.set_read_timeout(Some(SOON))?;
             let _ = socket.read_to_end(&mut Vec::new());
         }
-        // mostly before the handshake is over
+        // mostly aborted before the handshake is over
         3 => abort(&socket)?,
         // a send on a connection that the peer has reset
         _ => {
@@ -183,7 +185,7 @@ fn live(to: SocketAddr, number: usize) -> Result<Life> {
     Ok(life)
 }
 
-/// A socket that has called connect(), and when. While every port is taken, it waits for one.
+/// A socket that has called connect(), and the time of the call. Waits for a port while every port is taken.
 fn connecting(to: SocketAddr) -> Result<(u64, TcpStream)> {
     let end = Instant::now() + Duration::from_secs(60);
     loop {
@@ -197,7 +199,7 @@ fn connecting(to: SocketAddr) -> Result<(u64, TcpStream)> {
     }
 }
 
-/// Lets close() reset the connection.
+/// Makes close() reset the connection.
 fn abort(socket: &TcpStream) -> Result<()> {
     setsockopt(socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).context("setting SO_LINGER")
 }
@@ -223,7 +225,7 @@ fn serve(on: SocketAddr) -> Result<()> {
             fds.iter().map(|fd| fd.any().unwrap_or(true)).collect()
         };
         if ready[0] {
-            // the only order; an error when the test is gone
+            // "close" is the only order; an error if the test is gone
             told()?;
             open.retain(|served| served.kept);
             say(&())?;
@@ -248,7 +250,7 @@ fn serve(on: SocketAddr) -> Result<()> {
     }
 }
 
-/// Reads, and does what is asked for. False: it is to be closed.
+/// Reads, and does what the first byte asks for. False: the connection must be closed.
 fn answer(Served { stream, kept }: &mut Served) -> Result<bool> {
     let mut buffer = [0; 1 << 14];
     match stream.read(&mut buffer) {
@@ -263,7 +265,7 @@ fn answer(Served { stream, kept }: &mut Served) -> Result<bool> {
             return Ok(false);
         }
         KEEP if !*kept => {
-            // so that it has sent, too; on a fresh connection there is room, unless the peer has reset it
+            // the server sends, too; a fresh connection has room for it, unless the peer has reset it
             let _ = stream.write(b"!");
             *kept = true;
         }
@@ -285,16 +287,16 @@ fn hold(to: SocketAddr, connections: usize) -> Result<()> {
         let (what, number) = order.split_once(' ').with_context(|| format!("told {order:?}"))?;
         let number: usize = number.parse()?;
         match what {
-            // one send on each Nth connection
+            // one send on every Nth connection
             "each" => sockets.iter_mut().step_by(number).try_for_each(|socket| socket.write_all(&[b'.'; 1000]))?,
-            // N bytes at once, on the first
+            // one send of N bytes, on the first connection
             "bulk" => sockets[0].write_all(&vec![b'.'; number])?,
-            // N sends one after the other, on the first
+            // N sends with pauses, on the first connection
             "trickle" => (0..number).try_for_each(|_| {
                 thread::sleep(Duration::from_millis(1));
                 sockets[0].write_all(&[b'.'; 500])
             })?,
-            // N sends at once, on the first
+            // N sends without pauses, on the first connection
             "burst" => (0..number).try_for_each(|_| sockets[0].write_all(&[b'.'; 100]))?,
             _ => return Err(anyhow!("told {order:?}")),
         }

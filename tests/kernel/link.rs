@@ -1,4 +1,4 @@
-//! Two network namespaces and the lossy wire between them, gone again when dropped.
+//! Two network namespaces and the lossy wire between them, removed when dropped.
 
 use std::fs::File;
 use std::io::Write;
@@ -17,14 +17,14 @@ use crate::counters;
 use crate::host::tool;
 use crate::process::{PATIENCE, poll};
 
-/// iproute2's own place for named namespaces.
+/// The folder in which iproute2 keeps named namespaces.
 const NAMED: &str = "/var/run/netns";
 
-/// Both ends look the same in every link: it is xctl that must tell namespaces apart.
+/// The device has the same name at both ends of every link: xctl must tell namespaces apart by itself.
 const DEVICE: &str = "veth0";
 /// The second wire of a link that has two.
 const SECOND: &str = "veth1";
-/// Shorter than the first one's 1500.
+/// Lower than the 1500 of the first wire.
 pub const SECOND_MTU: u64 = 1400;
 
 /// An address on the link at which nobody answers.
@@ -33,14 +33,14 @@ pub const DEAD_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0
 
 /// A named network namespace.
 pub struct Netns {
-    name: String,
+    pub name: String,
     file: File,
-    /// What xctl calls `netns`.
+    /// The number that xctl prints as `netns`.
     pub inode: u64,
 }
 
 impl Netns {
-    /// `end` tells namespaces of one link apart.
+    /// `end` distinguishes the namespaces of one link.
     pub fn new(end: &str) -> Result<Netns> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("xctl-{}-{}-{end}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -56,14 +56,24 @@ impl Netns {
         Path::new(NAMED).join(&self.name)
     }
 
-    /// Sets a sysctl of the namespace: `name` is a path below /proc/sys/net/ipv4.
+    /// Sets a sysctl of the namespace. `name` is a path below /proc/sys/net/ipv4.
     pub fn set(&self, name: &str, value: &str) -> Result<()> {
         let file = Path::new("/proc/sys/net/ipv4").join(name);
         self.enter(|| std::fs::write(&file, value).with_context(|| format!("writing {value} to {}", file.display())))
     }
 
-    /// Does `work` inside the namespace. A thread of its own enters it, so that nothing must find the way back;
-    /// what that thread starts is born inside.
+    /// Runs lines of `ip -batch` in the namespace.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        run(tool("ip").args(["-n", &self.name, "-batch", "-"]), lines)
+    }
+
+    /// Adds a veth pair from this namespace to `to`. The device has the same name at both ends.
+    pub fn wire(&self, device: &str, to: &Netns) -> Result<()> {
+        self.ip(&format!("link add {device} type veth peer name {device} netns {}\n", to.name))
+    }
+
+    /// Does `work` inside the namespace. A separate thread enters the namespace, so that no thread has to return from it.
+    /// Processes that this thread starts are born inside.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let inside = || {
             setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering {}", self.name))?;
@@ -88,17 +98,16 @@ pub struct Link {
 impl Link {
     pub fn up() -> Result<Link> {
         let link = Link { a: Netns::new("a")?, b: Netns::new("b")? };
-        let (a, b) = (&link.a.name, &link.b.name);
-        run(tool("ip").args(["-n", a, "link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns", b]), "")?;
+        link.a.wire(DEVICE, &link.b)?;
         for ns in [&link.a, &link.b] {
             let up = format!("link set lo up\nlink set {DEVICE} address {} up\n", link.hardware(ns));
-            run(tool("ip").args(["-n", &ns.name, "-batch", "-"]), &up)?;
+            ns.ip(&up)?;
         }
         for ns in [&link.a, &link.b] {
             let (own, peer) = (link.host(ns), 3 - link.host(ns));
             let mut batch =
                 format!("addr add 10.99.0.{own}/24 dev {DEVICE}\naddr add fd99::{own}/64 dev {DEVICE} nodad\n");
-            // fixed neighbours: an address resolution that is lost costs a second and says nothing about TCP
+            // fixed neighbours: a lost address resolution costs a second and says nothing about TCP
             for (address, mac) in [
                 (format!("10.99.0.{peer}"), peer),
                 (format!("fd99::{peer}"), peer),
@@ -108,22 +117,22 @@ impl Link {
                 batch +=
                     &format!("neigh replace {address} lladdr 02:00:00:00:00:{mac:02x} nud permanent dev {DEVICE}\n");
             }
-            run(tool("ip").args(["-n", &ns.name, "-batch", "-"]), &batch)?;
+            ns.ip(&batch)?;
         }
         Ok(link)
     }
 
-    /// A second wire: on both, `a` is fe80::1 and `b` fe80::2, so that two connections may have the same addresses. The index
-    /// of each device, which says which is meant; at both ends it is the same.
+    /// Adds a second wire. On both wires `a` is fe80::1 and `b` is fe80::2, so that two connections may have the same
+    /// addresses. Returns the index of each wire's device, which distinguishes the wires. A wire's index is the same at
+    /// both ends.
     pub fn second_wire(&self) -> Result<[u32; 2]> {
-        let (a, b) = (&self.a.name, &self.b.name);
-        run(tool("ip").args(["-n", a, "link", "add", SECOND, "type", "veth", "peer", "name", SECOND, "netns", b]), "")?;
+        self.a.wire(SECOND, &self.b)?;
         for ns in [&self.a, &self.b] {
             let own = self.host(ns);
             let up = format!("link set {SECOND} address 02:00:00:00:00:{own:02x} mtu {SECOND_MTU} up\n");
-            run(tool("ip").args(["-n", &ns.name, "-batch", "-"]), &up)?;
+            ns.ip(&up)?;
         }
-        // not before both ends are up
+        // both ends must be up first
         for ns in [&self.a, &self.b] {
             let (own, peer) = (self.host(ns), 3 - self.host(ns));
             let mut batch = String::new();
@@ -132,7 +141,7 @@ impl Link {
                 let mac = format!("02:00:00:00:00:{peer:02x}");
                 batch += &format!("neigh replace fe80::{peer} lladdr {mac} nud permanent dev {device}\n");
             }
-            run(tool("ip").args(["-n", &ns.name, "-batch", "-"]), &batch)?;
+            ns.ip(&batch)?;
         }
         let text = self.a.enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/if_inet6")?))?;
         let index = |device: &str| {
@@ -143,9 +152,9 @@ impl Link {
         Ok([index(DEVICE)?, index(SECOND)?])
     }
 
-    /// From now on TCP of `ns` makes every segment a buffer of its own.
+    /// From now on TCP of `ns` puts every segment into an skb of its own.
     pub fn one_by_one(&self, ns: &Netns) -> Result<()> {
-        run(tool("ip").args(["-n", &ns.name, "link", "set", DEVICE, "gso_max_segs", "1"]), "")
+        ns.ip(&format!("link set {DEVICE} gso_max_segs 1\n"))
     }
 
     /// A link that loses 5 of 100 packets each way.
@@ -155,18 +164,18 @@ impl Link {
         Ok(link)
     }
 
-    /// The hardware address of `ns`.
+    /// The hardware address of the device in `ns`.
     pub fn hardware(&self, ns: &Netns) -> String {
         format!("02:00:00:00:00:{:02x}", self.host(ns))
     }
 
-    /// From now on nothing longer than `bytes` arrives at `ns`, of IPv4, though it lets the peer send more.
+    /// From now on no IPv4 packet longer than `bytes` arrives at `ns`, though `ns` lets the peer send longer ones.
     pub fn narrow(&self, ns: &Netns, bytes: u32) -> Result<()> {
         let batch = format!("route replace 10.99.0.0/24 dev {DEVICE} advmss 1000\nlink set {DEVICE} mtu {bytes}\n");
         self.one_by_one(self.peer(ns))?;
-        // a queue between TCP and the wire, which would tell TCP that it has dropped something
+        // without a queue between them, TCP would learn at once that the wire has dropped a packet
         self.lose_from(self.peer(ns), 0)?;
-        run(tool("ip").args(["-n", &ns.name, "-batch", "-"]), &batch)
+        ns.ip(&batch)
     }
 
     /// The last byte of the addresses of `ns`: 1 for `a`, 2 for `b`.
@@ -182,61 +191,65 @@ impl Link {
         }
     }
 
-    /// The other end.
+    /// The namespace at the other end.
     fn peer(&self, ns: &Netns) -> &Netns {
         if ns.inode == self.a.inode { &self.b } else { &self.a }
     }
 
-    /// Loses that part of the packets from now on, in both directions.
+    /// Loses `percent` of the packets from now on, in both directions.
     pub fn lose(&self, percent: u8) -> Result<()> {
         self.lose_from(&self.a, percent)?;
         self.lose_from(&self.b, percent)
     }
 
-    /// Loses that part of what `ns` sends: by netem where the kernel has it, else by nft where it would arrive.
+    /// Loses `percent` of the packets that `ns` sends. netem drops them where the kernel has it; otherwise nft drops them
+    /// at the peer.
     pub fn lose_from(&self, ns: &Netns, percent: u8) -> Result<()> {
-        self.lose_on(DEVICE, ns, percent)
+        lose_on(DEVICE, ns, self.peer(ns), percent)
     }
 
-    /// The same on the second wire.
+    /// Like [`Link::lose_from`], on the second wire.
     pub fn lose_from_second(&self, ns: &Netns, percent: u8) -> Result<()> {
-        self.lose_on(SECOND, ns, percent)
+        lose_on(SECOND, ns, self.peer(ns), percent)
     }
 
-    fn lose_on(&self, device: &str, ns: &Netns, percent: u8) -> Result<()> {
-        let loss = format!("{percent}%");
-        let netem = run(
-            tool("tc").args(["-n", &ns.name, "qdisc", "replace", "dev", device, "root", "netem", "loss", &loss]),
-            "",
-        );
-        let Err(no_netem) = netem else { return Ok(()) };
-        let which = match percent {
-            0 => "meta l4proto tcp accept".to_owned(),
-            // nft refuses a comparison that is always true
-            100.. => "meta l4proto tcp drop".to_owned(),
-            _ => format!("meta l4proto tcp numgen random mod 100 < {percent} drop"),
-        };
-        let rules = format!(
-            "add table inet {device}\ndelete table inet {device}\nadd table inet {device}\n\
-             add chain inet {device} input {{ type filter hook input priority 0; }}\n\
-             add rule inet {device} input iifname {device} {which}\n"
-        );
-        self.peer(ns)
-            .enter(|| run(tool("nft").args(["-f", "-"]), &rules))
-            .with_context(|| format!("no way to lose packets: netem failed too ({no_netem:#})"))
-    }
-
-    /// Waits until no connection is left in either namespace: whatever TCP still had to say has been said.
+    /// Waits until no connection is left in either namespace: TCP has nothing more to send.
     pub fn quiet(&self) -> Result<()> {
-        for ns in [&self.a, &self.b] {
-            let still = || counters::connections(ns);
-            ensure!(poll(PATIENCE, || Ok(still()?.is_empty()))?, "{}: still open: {:?}", ns.name, still()?);
-        }
-        Ok(())
+        quiet(&[&self.a, &self.b])
     }
 }
 
-/// Removes what a killed run left behind.
+/// Waits until no connection is left in these namespaces.
+pub fn quiet(all: &[&Netns]) -> Result<()> {
+    for ns in all {
+        let still = || counters::connections(ns);
+        ensure!(poll(PATIENCE, || Ok(still()?.is_empty()))?, "{}: still open: {:?}", ns.name, still()?);
+    }
+    Ok(())
+}
+
+/// Loses `percent` of the packets from `ns` to `peer` on the wire whose device has this name at both ends.
+pub fn lose_on(device: &str, ns: &Netns, peer: &Netns, percent: u8) -> Result<()> {
+    let loss = format!("{percent}%");
+    let netem =
+        run(tool("tc").args(["-n", &ns.name, "qdisc", "replace", "dev", device, "root", "netem", "loss", &loss]), "");
+    let Err(no_netem) = netem else { return Ok(()) };
+    let which = match percent {
+        0 => "meta l4proto tcp accept".to_owned(),
+        // nft refuses a comparison that is always true
+        100.. => "meta l4proto tcp drop".to_owned(),
+        _ => format!("meta l4proto tcp numgen random mod 100 < {percent} drop"),
+    };
+    let rules = format!(
+        "add table inet {device}\ndelete table inet {device}\nadd table inet {device}\n\
+         add chain inet {device} input {{ type filter hook input priority 0; }}\n\
+         add rule inet {device} input iifname {device} {which}\n"
+    );
+    peer.enter(|| run(tool("nft").args(["-f", "-"]), &rules))
+        .with_context(|| format!("no way to lose packets: netem failed too ({no_netem:#})"))
+}
+
+/// Removes the namespaces of a killed run.
 pub fn sweep() {
     for entry in std::fs::read_dir(NAMED).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -247,11 +260,11 @@ pub fn sweep() {
     }
 }
 
-fn run(command: &mut Command, input: &str) -> Result<()> {
+pub fn run(command: &mut Command, input: &str) -> Result<()> {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
     if let Some(mut pipe) = child.stdin.take() {
-        // a tool that failed before it read all has more to say about that on standard error
+        // if a tool fails before it has read all its input, its standard error says more about the cause
         let _ = pipe.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().with_context(|| format!("waiting for {command:?}"))?;

@@ -1,11 +1,13 @@
-//! xctl on a real kernel: real processes, real loss, and the kernel's own counters as the judge.
+//! Runs xctl on a real kernel: with real processes and real loss, judged by the kernel's own counters.
 //!
-//! One executable, so that it runs the same on the developer's machine and as the only program of a virtual machine.
-//! It needs root, iproute2, and a way to lose packets (netem or nft). Arguments: parts of the names of cases, or `--list`.
-//! `--auto`: of the sets only `auto`, but for the lossy link, the kinds by kprobe, and tracepoints that few kernels have.
-//! `--kernel`: only what depends on the kernel's version; `--between`: of that not what the oldest and the newest show.
-//! `--full`: as many connections in a virtual machine as elsewhere.
-//! `--awake`: not whether xctl passes the cases, but whether they fail without its hooks; of the cases named, if any are.
+//! The tests are one executable: it runs the same on the developer's machine and as the only program of a virtual machine.
+//! It needs root, iproute2, and netem or nft to lose packets. Arguments: parts of the names of cases, or `--list`.
+//! `--on NAME`: this machine is the virtual machine of that name; without the option, it is the host that builds.
+//! machine.rs decides which cases run where.
+//! `--all`: runs each case in every set of hooks, on every machine. The name of a case as an argument does the same for
+//! this case.
+//! `--full`: makes as many connections in a virtual machine as elsewhere.
+//! `--awake`: tests whether the cases (all, or those named) fail without xctl's hooks, and not whether xctl passes them.
 
 #![forbid(unsafe_code)]
 
@@ -18,10 +20,13 @@ mod counters;
 mod crowd;
 mod host;
 mod link;
+mod machine;
 mod map;
 mod missed;
 mod process;
+mod router;
 mod schema;
+mod tcp_info;
 mod tracee;
 mod tracefs;
 mod ways;
@@ -35,8 +40,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use host::Set;
+use machine::{Machine, Runs, may_skip};
 
-/// Which IP a case runs over.
+/// The IP version that a case runs over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Family {
     /// IPv4.
@@ -54,69 +60,49 @@ impl fmt::Display for Family {
     }
 }
 
-/// How a case ended, when it did not fail.
+/// The result of a case that did not fail.
 pub enum Verdict {
-    /// What was seen, for the reader of the log.
+    /// A note on the run, for the reader of the log.
     Passed(String),
-    /// Why this host cannot run it.
+    /// Why this host cannot run the case.
     Skipped(String),
 }
 
-/// An error is the case's failure, with the chain of what was being done.
+/// An error is the case's failure. Its chain says what was being done.
 pub type Outcome = anyhow::Result<Verdict>;
 
-/// The families that a case runs over.
+/// The IP versions that a case runs over.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Families {
     /// IPv4 alone: the case is about something else.
     V4,
-    /// Both, in every hook set.
+    /// Both: the code that the case tests differs.
     Both,
-    /// IPv4 in every hook set, and IPv6 in one: which set it is and which family have nothing to do with each other.
-    BothInAuto,
+    /// Both, and the code is the same: only the host that builds runs both.
+    Either,
 }
 
 impl Families {
+    /// The IP versions in this hook set. Only `auto` has IPv6: hook set and IP version do not depend on each other.
     fn of(self, set: Set) -> &'static [Family] {
         match self {
-            Families::Both => &[Family::V4, Family::V6],
-            Families::BothInAuto if set == Set::Auto => &[Family::V4, Family::V6],
+            Families::Both | Families::Either if set == Set::Auto => &[Family::V4, Family::V6],
             _ => &[Family::V4],
         }
     }
 }
 
-/// What a case is about.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum About {
-    /// What the kernel does, which differs from one version to the next.
-    Kernel,
-    /// How it takes what is loaded: old kernels one way, new ones another.
-    Era,
-    /// What the host has and xctl makes of it, whichever kernel it is.
-    Host,
-}
-
-/// A case, to be run once for each hook set and each of its families.
+/// A case, which runs once for each hook set and each of its IP versions.
 pub struct Case {
     name: &'static str,
     sets: &'static [Set],
     families: Families,
+    runs: Runs,
     run: fn(Set, Family) -> Outcome,
-    about: About,
 }
 
 impl Case {
-    /// Whether `--auto` asks for it in this set: where the case has no choice, where it is about the set, where the functions
-    /// that kprobes are on depend on how the kernel was compiled, or where the tracepoints are those of few kernels (6.3 to
-    /// 6.15; on one machine, which shows it for all).
-    fn is_for_auto(&self, set: Set) -> bool {
-        let for_every_set = self.name == "lossy_link" || (self.name, set) == ("kinds", Set::Kprobe);
-        let few_have_it = cfg!(target_arch = "x86_64") && set == Set::Tracepoint && !host::shows_senders();
-        set == Set::Auto || self.sets.len() == 1 || for_every_set || few_have_it
-    }
-
-    /// The name of one run of it: what there is a choice of is part of it.
+    /// The name of one run of the case. The name includes the hook set and the IP version if the case has a choice.
     fn name_with(&self, set: Set, family: Family) -> String {
         let mut name = self.name.to_owned();
         if self.sets.len() > 1 {
@@ -145,11 +131,11 @@ fn main() -> ExitCode {
         return crowd::main(job);
     }
     let list = args.iter().any(|arg| arg == "--list");
-    let auto = args.iter().any(|arg| arg == "--auto");
-    let kernel = args.iter().any(|arg| arg == "--kernel");
-    let between = args.iter().any(|arg| arg == "--between");
-    // cargo passes libtest's flags on (--nocapture, --test-threads=1): none means anything here
-    let filters: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let all = args.iter().any(|arg| arg == "--all");
+    let on = args.iter().position(|arg| arg == "--on").and_then(|at| args.get(at + 1));
+    let machine = on.map_or(Machine::Here, |name| Machine::named(name));
+    // cargo passes options of libtest on (--nocapture, --test-threads=1): none has a meaning here
+    let filters: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-') && Some(*arg) != on).collect();
 
     if !list {
         link::sweep();
@@ -163,14 +149,14 @@ fn main() -> ExitCode {
         for (set, family) in
             case.sets.iter().flat_map(|set| case.families.of(*set).iter().map(move |family| (*set, *family)))
         {
-            if auto && !case.is_for_auto(set) {
-                continue;
-            }
-            if kernel && (case.about == About::Host || between && case.about == About::Era) {
-                continue;
-            }
             let name = case.name_with(set, family);
-            if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {
+            let wanted = if filters.is_empty() {
+                // in `auto` the case runs in this set already
+                (all || machine.runs(case, set, family)) && !(case.sets.len() > 1 && set.is_taken_by_auto())
+            } else {
+                filters.iter().any(|filter| name.contains(filter.as_str()))
+            };
+            if !wanted {
                 continue;
             }
             if list {
@@ -180,29 +166,34 @@ fn main() -> ExitCode {
             let began = Instant::now();
             let outcome = attempt(case, set, family);
             let took = began.elapsed().as_secs_f64();
+            let mut fail = |line: String| {
+                println!("{line}");
+                failed.push(line);
+            };
             match outcome {
                 Ok(Verdict::Passed(note)) => {
                     passed += 1;
                     println!("ok    {name:<36} {took:5.1} s  ({note})");
                 }
-                Ok(Verdict::Skipped(why)) => {
+                Ok(Verdict::Skipped(why)) if on.is_none_or(|on| may_skip(on, case.name, &why)) => {
                     skipped += 1;
                     println!("skip  {name}: {why}");
                 }
-                Err(error) => {
-                    let line = format!("FAIL  {name}: {error:#}");
-                    println!("{line}");
-                    failed.push(line);
-                }
+                Ok(Verdict::Skipped(why)) => fail(format!("FAIL  {name}: this machine may not skip it: {why}")),
+                Err(error) => fail(format!("FAIL  {name}: {error:#}")),
             }
         }
     }
-    // a log's reader starts at its end
+    // readers of a log start at its end
     for line in &failed {
         println!("again {line}");
     }
     if !list && !filters.is_empty() && passed + failed.len() + skipped == 0 {
         println!("FAIL  no case has such a name: {filters:?}");
+        return ExitCode::FAILURE;
+    }
+    if !list && filters.is_empty() && passed + failed.len() == 0 && nix::unistd::geteuid().is_root() {
+        println!("FAIL  every case was skipped");
         return ExitCode::FAILURE;
     }
     if !list {
@@ -211,7 +202,7 @@ fn main() -> ExitCode {
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs one case; a panic in it is its failure, not the end of the run.
+/// Runs one case. A panic in the case is its failure, not the end of the run.
 fn attempt(case: &Case, set: Set, family: Family) -> Outcome {
     if !nix::unistd::geteuid().is_root() {
         return Ok(Verdict::Skipped("needs root: it makes network namespaces and loads BPF".into()));

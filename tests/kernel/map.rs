@@ -1,4 +1,4 @@
-//! `SOCKET_TO_PID` of an xctl that runs, as bpftool reads it: an independent reader of the same kernel object.
+//! `SOCKET_TO_PID` of a running xctl, read by bpftool: an independent reader of the same kernel object.
 
 use std::collections::BTreeSet;
 
@@ -6,11 +6,12 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use crate::host::tool;
+use crate::workers::Flow;
 
-/// The socket of an entry that is of none any more, and could not be removed.
+/// The socket address in a dead entry: its socket has ended, and the entry could not be removed.
 const NO_SOCKET: u64 = u64::MAX;
 
-/// What the map says of a socket. A listener has no four-tuple there: ports and namespace are 0.
+/// An entry of the map. A listener has no four-tuple in the map: ports and namespace are 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Entry {
     pub netns: u64,
@@ -27,7 +28,9 @@ struct Map {
 
 #[derive(Deserialize)]
 struct Element {
-    /// Bytes; of an entry that was removed while it was read, an object that says so.
+    /// An array of bytes.
+    key: Vec<String>,
+    /// An array of bytes. For an entry that was removed while bpftool read it, an object that says so.
     value: serde_json::Value,
     formatted: Option<Formatted>,
 }
@@ -48,7 +51,8 @@ struct Key {
 #[derive(Deserialize)]
 struct Value {
     tgid: u32,
-    sk: u64,
+    /// The address of the entry's socket, if the programs made the entry or adopted it.
+    socket: u64,
 }
 
 /// Every entry of the map that this process holds, sorted.
@@ -58,37 +62,62 @@ pub fn entries(pid: u32) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Those of them that name one of these processes.
+/// The entries that name one of these processes.
 pub fn entries_of(pid: u32, owners: &[u32]) -> Result<Vec<Entry>> {
     Ok(entries(pid)?.into_iter().filter(|entry| owners.contains(&entry.pid)).collect())
 }
 
-/// Addresses of the sockets that are known as this process's.
+/// The addresses of the sockets that the map says are this process's.
 pub fn sockets_of(pid: u32, owner: u32) -> Result<BTreeSet<u64>> {
     let of_owner = elements(pid)?.into_iter().map(|element| element.value).filter(|value| value.tgid == owner);
-    Ok(of_owner.map(|value| value.sk).filter(|sk| *sk != NO_SOCKET).collect())
+    Ok(of_owner.map(|value| value.socket).filter(|socket| *socket != NO_SOCKET).collect())
 }
 
-/// Those of them that are of no socket any more, and could not be removed.
+/// The dead entries: their sockets have ended, and the entries could not be removed.
 pub fn dead(pid: u32) -> Result<Vec<Entry>> {
-    Ok(elements(pid)?.iter().filter(|element| element.value.sk == NO_SOCKET).map(entry).collect())
+    Ok(elements(pid)?.iter().filter(|element| element.value.socket == NO_SOCKET).map(entry).collect())
 }
 
 fn entry(Formatted { key, value }: &Formatted) -> Entry {
     Entry { netns: key.netns, sport: key.sport, dport: key.dport, pid: value.tgid }
 }
 
-fn elements(pid: u32) -> Result<Vec<Formatted>> {
+/// Writes the owner of the socket with the flow `from` into the entry of the socket with the flow `to`, as if `to` had got the
+/// memory of `from`.
+pub fn leave_to(pid: u32, from: Flow, to: Flow) -> Result<()> {
+    let id = id(pid)?;
+    let all: Vec<Element> = bpftool(&["map", "dump", "id", &id])?;
+    let of = |flow: Flow| {
+        let is_of = |key: &Key| (key.sport, key.dport) == (flow.local.port(), flow.remote.port());
+        let mut found = all.iter().filter(|element| element.formatted.as_ref().is_some_and(|pair| is_of(&pair.key)));
+        found.next().with_context(|| format!("no entry of {flow:?}"))
+    };
+    let bytes = |element: &Element| -> Result<Vec<String>> { Ok(serde_json::from_value(element.value.clone())?) };
+    let (earlier, later) = (of(from)?, of(to)?);
+    let mut value = bytes(earlier)?;
+    value[..8].clone_from_slice(&bytes(later)?[..8]);
+    let words = ["map", "update", "id", &id, "key"].into_iter().chain(later.key.iter().map(String::as_str));
+    let words = words.chain(["value"]).chain(value.iter().map(String::as_str));
+    let output = tool("bpftool").args(words).output().context("starting bpftool")?;
+    ensure!(output.status.success(), "bpftool: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// The id of the map that this process holds.
+fn id(pid: u32) -> Result<String> {
     let held = held(pid, "map_id:")?;
     let maps: Vec<Map> = bpftool(&["map", "show"])?;
     let mut found = maps.iter().filter(|map| map.name == "SOCKET_TO_PID" && held.contains(&map.id));
-    let id = found.next().with_context(|| format!("process {pid} holds no SOCKET_TO_PID"))?.id.to_string();
-    let elements: Vec<Element> = bpftool(&["map", "dump", "id", &id])?;
+    Ok(found.next().with_context(|| format!("process {pid} holds no SOCKET_TO_PID"))?.id.to_string())
+}
+
+fn elements(pid: u32) -> Result<Vec<Formatted>> {
+    let elements: Vec<Element> = bpftool(&["map", "dump", "id", &id(pid)?])?;
     let there = elements.into_iter().filter(|element| !element.value.is_object());
     there.map(|element| element.formatted.context("bpftool does not tell what an entry means")).collect()
 }
 
-/// The ids of the BPF objects that a process has descriptors of, of the kind that fdinfo calls by this word.
+/// The ids of the BPF objects that a process holds by descriptors. `word` is the kind, as fdinfo names it.
 pub fn held(pid: u32, word: &str) -> Result<BTreeSet<u32>> {
     let mut held = BTreeSet::new();
     for fd in std::fs::read_dir(format!("/proc/{pid}/fdinfo")).context("listing xctl's descriptors")?.flatten() {

@@ -1,12 +1,13 @@
-//! A witness for probe runs that the kernel skipped, by tracefs, which has no part in how xctl works.
+//! A witness of skipped probe runs, by tracefs. xctl itself does not use tracefs.
 //!
-//! A kprobe that fires while another runs on the same CPU is not run. The kernel counts that for every probe of the
-//! address (kprobes_inc_nmissed_count), but tells it only of probes made through tracefs. So the test makes its own
-//! on the functions that xctl hooked, and what those missed, xctl's missed too.
+//! A kprobe that fires while another runs on the same CPU is not run. The kernel counts that for every probe of the address
+//! (kprobes_inc_nmissed_count), but shows the count only for probes made through tracefs. So the test makes its own probes
+//! on the functions that xctl hooked. xctl's probes missed the same runs as the test's probes.
 //!
-//! Raw tracepoints are never skipped that way. But the kernel of the machine that xctl was developed on (6.18, a
-//! sandbox's) runs no BPF program at all, and counts no miss, in a softirq that interrupts a thread of PID 1: of 27,233
-//! retransmits that tracefs saw there, xctl saw all but those 54. So the test counts those as missed, too.
+//! Raw tracepoints are never skipped that way. But the kernel of the machine that xctl was developed on (6.18, in a
+//! sandbox) hides events. It runs no BPF program in a softirq that interrupts a thread of PID 1, and counts no miss. Of
+//! 27,233 retransmits that tracefs saw there, xctl saw all except the 54 in such softirqs. So the test counts such
+//! retransmits as missed, too.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -21,14 +22,14 @@ use crate::tracefs::{self, write};
 use crate::xctl::Hook;
 
 pub struct Witness {
-    /// The name of its group of kprobes, and of its trace instance.
+    /// The name of the witness's group of kprobes, and of its trace instance.
     name: String,
-    /// Name of the probe, and the function it is on.
+    /// The name of each probe, and its function.
     probes: BTreeMap<String, String>,
 }
 
 impl Witness {
-    /// Watches what `hooks` are on.
+    /// Puts probes on the functions of `hooks`.
     pub fn of(hooks: &[Hook]) -> Result<Witness> {
         let pid = std::process::id();
         let mut witness = Witness { name: format!("xctl_test_{pid}"), probes: BTreeMap::new() };
@@ -39,7 +40,7 @@ impl Witness {
                     "kretprobe" => 'r',
                     _ => continue,
                 };
-                // what a tracepoint shows as well is not lost with the kprobe
+                // if a tracepoint shows the same event, a skipped kprobe loses nothing
                 if hook.target == "inet_sk_state_store"
                     && hooks.iter().any(|other| other.target == "inet_sock_set_state")
                 {
@@ -62,30 +63,31 @@ impl Witness {
         Ok(witness)
     }
 
-    /// How many runs were skipped of the probes that see what goes out again.
+    /// The number of skipped runs of the probes that see retransmits.
     pub fn skipped(&self) -> Result<u64> {
         self.skips(sees_what_goes_out)
     }
 
-    /// How many of those that learn who owns a socket.
+    /// The number of skipped runs of the probes that learn who owns a socket.
     pub fn owners_skipped(&self) -> Result<u64> {
         self.skips(|function| !sees_what_goes_out(function))
     }
 
-    /// How many runs were skipped of what learns who owns a socket: those probes', and of xctl's `programs`
-    /// ([`program_misses`]), which the newest kernels preempt in process context, and skip for others meanwhile.
+    /// The number of skipped runs of all that learns who owns a socket: these probes, and xctl's `programs`
+    /// ([`program_misses`]). The newest kernels preempt such programs in process context, and skip them for other tasks
+    /// meanwhile.
     pub fn owners_missed(&self, programs: &BTreeMap<String, u64>) -> Result<u64> {
         let learning = programs.iter().filter(|(name, _)| !name.contains("state") && !sees_what_goes_out(name));
         Ok(self.owners_skipped()? + learning.map(|(_, misses)| misses).sum::<u64>())
     }
 
-    /// How many of those that see a socket's end, where no tracepoint shows that.
+    /// The number of skipped runs of the probes that see a socket's end, if no tracepoint shows the end.
     pub fn ends_skipped(&self) -> Result<u64> {
         self.skips(|function| function == "inet_sk_state_store")
     }
 
-    /// Summed over the functions. A function's entry and return probe share the skips of its address, so the larger of the
-    /// two counts.
+    /// The skipped runs, summed over the functions. A function's entry and return probe share the skips of its address, so
+    /// the larger of the two counts.
     fn skips(&self, which: impl Fn(&str) -> bool) -> Result<u64> {
         let mut missed: BTreeMap<&str, u64> = BTreeMap::new();
         for (function, skips) in self.profile()?.into_iter().filter(|(function, _)| which(function)) {
@@ -95,7 +97,7 @@ impl Witness {
         Ok(missed.values().sum())
     }
 
-    /// Each probe by itself: its function, and how many runs of it were skipped.
+    /// Each probe's function, and the number of its skipped runs.
     fn profile(&self) -> Result<Vec<(&str, u64)>> {
         if self.probes.is_empty() {
             return Ok(vec![]);
@@ -113,17 +115,17 @@ impl Witness {
         Ok(found)
     }
 
-    /// What xctl's `missed` must be, of the xctl that runs as `pid`: no less than what its kprobes missed, and no more than
-    /// that and what bpftool says its programs missed. To be asked when nothing happens any more.
+    /// The range in which `missed` of the xctl with this `pid` must be. The least is the misses of its kprobes; the most
+    /// also includes the misses of its programs as bpftool shows them. The caller must ask after all traffic has ended.
     pub fn told(&self, pid: u32) -> Result<RangeInclusive<u64>> {
         let probes = self.profile()?.iter().map(|(_, skips)| skips).sum::<u64>();
         Ok(probes..=probes + program_misses(pid)?.values().sum::<u64>())
     }
 
-    /// How many retransmits happened in softirqs that interrupted PID 1. A line of the trace is
-    /// `   comm-TID   [CPU] flags time: event: ...`.
+    /// The number of retransmits in softirqs that interrupted PID 1. A line of the trace is `   comm-TID   [CPU] flags
+    /// time: event: ...`.
     pub fn above_pid_1(&self) -> Result<u64> {
-        // the kernels of the virtual machines are not that one
+        // the kernels of the virtual machines do not have this defect
         if is_guest() {
             return Ok(0);
         }
@@ -133,7 +135,7 @@ impl Witness {
         Ok(tids.filter(|tid| Path::new("/proc/1/task").join(tid).exists()).count() as u64)
     }
 
-    /// Why a case that needs every single event cannot tell anything: some were hidden. None: none were.
+    /// Why a case that needs every single event proves nothing: some events were hidden. None if no event was hidden.
     pub fn hidden(&self) -> Result<Option<String>> {
         let hidden = self.above_pid_1()?;
         Ok((hidden > 0)
@@ -158,13 +160,14 @@ impl Drop for Witness {
     }
 }
 
-/// Functions (tcp_retransmit_skb, __tcp_retransmit_skb, tcp_rtx_synack) and programs.
+/// Whether the name is a function (tcp_retransmit_skb, __tcp_retransmit_skb, tcp_rtx_synack) or a program that sees
+/// retransmits.
 fn sees_what_goes_out(function: &str) -> bool {
     ["retransmit", "inner", "rtx", "synack"].iter().any(|part| function.contains(part))
 }
 
-/// The programs that a process holds, each with its runs that the kernel skipped, as bpftool tells them; kernels before 5.12
-/// do not count them.
+/// The programs that a process holds, each with the number of runs that the kernel skipped, as bpftool shows them. Kernels
+/// before 5.12 do not count skipped runs.
 pub fn program_misses(pid: u32) -> Result<BTreeMap<String, u64>> {
     let held = map::held(pid, "prog_id:")?;
     let programs: Vec<Program> = map::bpftool(&["prog", "show"])?;

@@ -1,4 +1,4 @@
-//! A child process that speaks in lines, with a time limit on every wait and no way to outlive its handle.
+//! A child process that prints lines. Every wait has a time limit, and the process cannot outlive its handle.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-/// Long enough for anything that a busy emulated machine may be asked to do; never reached when all is well.
+/// The limit of every wait, long enough for a busy emulated machine. A run without errors never reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
 pub struct Process {
@@ -31,7 +31,7 @@ impl Process {
         Process::start_by(what, command, |command| Ok(command.spawn()?))
     }
 
-    /// The same, where `spawn` starts the command.
+    /// Like [`Process::start`], but `spawn` starts the command.
     pub fn start_by(
         what: &str,
         mut command: Command,
@@ -42,7 +42,7 @@ impl Process {
         let output = child.stdout.take().context("no pipe for its output")?;
         let mut stderr = child.stderr.take().context("no pipe for its errors")?;
         let (line, lines) = mpsc::channel();
-        // ends, and so closes the pipe, at the first line after nobody listens any more
+        // the thread ends at the first line after the receiver is gone, and so closes the pipe
         thread::spawn(move || {
             BufReader::new(output).lines().map_while(Result::ok).try_for_each(|text| line.send(text))
         });
@@ -59,13 +59,13 @@ impl Process {
         self.child.id()
     }
 
-    /// The next line of its output; an error when it ended, with what it said on standard error.
+    /// The next line of the output. An error if the process ended, with its standard error.
     pub fn line(&mut self) -> Result<String> {
         let line = self.line_until(Instant::now() + PATIENCE)?;
         line.with_context(|| format!("{} printed nothing for {PATIENCE:?}", self.what))
     }
 
-    /// The same; none if there is none by then.
+    /// Like [`Process::line`], until `end`. None if there is no line by then.
     pub fn line_until(&mut self, end: Instant) -> Result<Option<String>> {
         match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(line) => Ok(Some(line)),
@@ -77,7 +77,7 @@ impl Process {
         }
     }
 
-    /// All lines up to the end of its output.
+    /// All remaining lines of the output.
     pub fn rest(&mut self) -> Result<Vec<String>> {
         let end = Instant::now() + PATIENCE;
         let mut lines = Vec::new();
@@ -90,13 +90,13 @@ impl Process {
         }
     }
 
-    /// Stops reading its output: from the next line on it writes into a closed pipe.
+    /// Stops reading the output: from the next line on the process writes into a closed pipe.
     pub fn close_output(&mut self) {
         let (_, nobody) = mpsc::channel();
         self.lines = nobody;
     }
 
-    /// Gives it a line to read.
+    /// Sends a line to the standard input.
     pub fn tell(&mut self, text: &str) -> Result<()> {
         let input = self.input.as_mut().context("its input is closed")?;
         writeln!(input, "{text}").with_context(|| format!("writing to {}", self.what))
@@ -107,7 +107,7 @@ impl Process {
             .with_context(|| format!("sending {signal} to {}", self.what))
     }
 
-    /// Waits for its end, and reaps it.
+    /// Waits until the process ends, and reaps it.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -121,14 +121,14 @@ impl Process {
         }
     }
 
-    /// Waits for its end; an error unless it ended well.
+    /// Waits until the process ends. An error unless it ended with success.
     pub fn succeed(&mut self) -> Result<()> {
         let (status, said) = (self.wait()?, self.errors());
         ensure!(status.success(), "{} ended ({status}) and said: {}", self.what, said.trim());
         Ok(())
     }
 
-    /// What it wrote to standard error; only after its end.
+    /// The standard error of the process; only after it has ended.
     pub fn errors(&mut self) -> String {
         self.errors.take().and_then(|reader| reader.join().ok()).unwrap_or_default()
     }
@@ -141,7 +141,8 @@ impl Drop for Process {
     }
 }
 
-/// A file without a name, which nobody has to remove, and the path by which others find it as long as it is open here.
+/// A file without a name, so no one has to remove it. Also returns the path that leads to the file as long as this process
+/// has it open.
 pub fn nameless_file(bytes: &[u8]) -> Result<(File, String)> {
     let mut file = File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).context("making a file")?);
     file.write_all(bytes).context("writing to it")?;
@@ -149,14 +150,14 @@ pub fn nameless_file(bytes: &[u8]) -> Result<(File, String)> {
     Ok((file, path))
 }
 
-/// This executable once more, as what `part` makes of it, with these arguments.
+/// The command that runs this executable again as `part`, with these arguments.
 pub fn again(part: &str, arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("finding this executable")?);
     command.arg(part).args(arguments);
     Ok(command)
 }
 
-/// How such a process ends.
+/// The exit code of a process of [`again`]; prints its error.
 pub fn end(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -167,13 +168,13 @@ pub fn end(result: Result<()>) -> ExitCode {
     }
 }
 
-/// Nanoseconds of the clock that stamps xctl's records.
+/// The time of the clock that stamps xctl's records (`CLOCK_MONOTONIC`), in nanoseconds.
 pub fn now() -> Result<u64> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?;
     Ok(u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?)
 }
 
-/// Asks `done` again and again until it says yes; false if it does not within `limit`.
+/// Calls `done` repeatedly until it returns true. False if it does not within `limit`.
 pub fn poll(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
     let end = Instant::now() + limit;
     loop {

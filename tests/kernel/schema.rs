@@ -1,9 +1,10 @@
-//! JSON Schema, as much of it as the record's schema uses; a keyword beyond that is an error, not ignored.
+//! A validator for JSON Schema, with the keywords that the record's schema uses. Any other keyword is an error, not
+//! ignored.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-/// An error unless `value` is what `schema` says.
+/// Checks `value` against `schema`; an error if it does not fit.
 pub fn check(schema: &Value, value: &Value) -> Result<()> {
     is(schema, schema, value, "")
 }

@@ -1,5 +1,4 @@
-//! The system calls of a process as ptrace shows them: an independent witness of what it did to the kernel, on hosts that
-//! have no strace too.
+//! The system calls of a process as ptrace shows them. ptrace is an independent witness, also on hosts that have no strace.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -18,12 +17,12 @@ use crate::process::{PATIENCE, Process, nameless_file, poll};
 pub struct Call {
     pub name: &'static str,
     pub arguments: [u64; 5],
-    /// As the kernel returned it, if it has: a negative errno is a failure.
+    /// The kernel's return value, if the call has returned. A negative errno is a failure.
     pub result: i64,
     pub returned: bool,
-    /// bpf(2), perf_event_open(2): its attributes before the call.
+    /// The attributes before the call, of bpf(2) and perf_event_open(2).
     pub attributes: Vec<u8>,
-    /// BPF_PROG_LOAD: the program.
+    /// The program's instructions, of BPF_PROG_LOAD.
     pub insns: Vec<u8>,
 }
 
@@ -39,14 +38,14 @@ impl Call {
         u64::from(self.word(at)) | u64::from(self.word(at + 4)) << 32
     }
 
-    /// The name among the attributes at that offset.
+    /// The name at that offset of the attributes.
     pub fn text(&self, at: usize) -> String {
         let bytes = self.attributes.get(at..at + 16).unwrap_or_default();
         bytes.iter().take_while(|&&byte| byte != 0).map(|&byte| char::from(byte)).collect()
     }
 }
 
-/// Number, five arguments, and what it returns.
+/// The number of the system call, its five arguments, and its return value.
 #[cfg(target_arch = "x86_64")]
 fn registers(pid: Pid) -> Result<(i64, [u64; 5], i64)> {
     let regs = ptrace::getregs(pid).context("reading registers")?;
@@ -59,8 +58,8 @@ fn registers(pid: Pid) -> Result<(i64, [u64; 5], i64)> {
     Ok((regs[8] as i64, [regs[0], regs[1], regs[2], regs[3], regs[4]], regs[0] as i64))
 }
 
-/// Interrupts a process that waits in a system call, and has it make that one instead: it goes back to the instruction that
-/// called, with another number.
+/// Interrupts a process that waits in a system call, and makes it call another one instead. The process goes back to the
+/// instruction of the call, with another number.
 pub fn call_instead(pid: u32, number: libc::c_long) -> Result<()> {
     let pid = Pid::from_raw(pid.try_into()?);
     let made = poll(PATIENCE, || {
@@ -84,7 +83,7 @@ fn call_again(pid: Pid, number: libc::c_long) -> Result<()> {
     let mut regs = ptrace::getregs(pid).context("reading registers")?;
     regs.rip -= 2;
     regs.rax = number as u64;
-    // nothing is to be restarted
+    // the kernel must not restart the interrupted call
     regs.orig_rax = u64::MAX;
     ptrace::setregs(pid, regs).context("writing registers")
 }
@@ -103,9 +102,9 @@ pub fn read(memory: &File, at: u64, length: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Runs a command to its end. At each bpf(2) call, before the kernel sees it and when it has returned, and at each
-/// perf_event_open(2) before, `meddle` may alter its memory. In another thread than the first these and ioctl(2) fail (ENOSYS):
-/// none is to be overlooked.
+/// Runs a command to its end. `meddle` may alter the memory of the process: before and after each bpf(2) call, and before
+/// each perf_event_open(2). In threads other than the first these calls and ioctl(2) fail (ENOSYS), so that none is
+/// overlooked.
 pub fn watch(
     what: &str,
     command: &Command,
@@ -155,7 +154,7 @@ fn memory_of(pid: Pid) -> Result<File> {
     OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem")).context("opening its memory")
 }
 
-/// The call that begins now, if it is one of ours.
+/// The system call that begins now, if it is one of those in [`Call`].
 fn enter(pid: Pid, meddle: &mut impl FnMut(&Call, &File) -> Result<()>) -> Result<Option<Call>> {
     let (number, arguments, _) = registers(pid)?;
     let name = match number {

@@ -1,4 +1,4 @@
-//! tracefs, which a host need not have mounted.
+//! Access to tracefs, which a host need not have mounted.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 
 const TRACING: &str = "/sys/kernel/tracing";
 
-/// Does `work` where tracefs is mounted: for this thread alone if it was not. `work` is given the mount point.
+/// Calls `work` with the mount point of tracefs. If tracefs is not mounted, mounts it for this thread alone.
 pub fn with<T: Send>(work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
     let tracing = Path::new(TRACING);
     if tracing.join("events").exists() {
@@ -23,7 +23,7 @@ pub fn with<T: Send>(work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> 
     })
 }
 
-/// Does `work` in a thread of its own: only it, and what it starts, sees what it mounts.
+/// Calls `work` in a separate thread. Only this thread, and processes that it starts, see its mounts.
 pub fn with_private_mounts<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let inside = || {
         private_mounts()?;
@@ -38,7 +38,7 @@ pub fn private_mounts() -> Result<()> {
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).context("making mounts private")
 }
 
-/// Gives one command to a file of tracefs. Appending keeps what others put there.
+/// Writes one command to a file of tracefs. The command is appended, so that commands of others stay.
 pub fn write(file: &Path, command: &str) -> Result<()> {
     let opened = OpenOptions::new().append(true).open(file);
     opened

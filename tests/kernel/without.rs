@@ -1,14 +1,15 @@
-//! xctl's own object without something that it needs: what must fail then, is awake.
+//! Copies of xctl's own object without something that xctl needs. A case about that part must fail with such an object.
 
-use xctl::embedded;
+use xctl::model::embedded;
+use xctl::model::events::Owner;
 use xctl::object::{Btf, BtfExt, ObjectFile};
 
-/// The object, and in it the code of programs, to be altered.
+/// An object, and the code of its programs, to be altered.
 struct Code {
     bytes: Vec<u8>,
-    /// Of each program, and of each function that programs call: its name, where it begins, and how many instructions it has.
+    /// For each program, and each function that programs call: its name, its offset, and its number of instructions.
     programs: Vec<(String, usize, usize)>,
-    /// Where instructions are that somebody is to relocate.
+    /// The offsets of instructions that will be relocated.
     relocated: Vec<usize>,
 }
 
@@ -19,7 +20,7 @@ const AND: u8 = 0x57;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 const JUMP_IF_EQUAL: u8 = 0x15;
-/// Of a number of 64 bits, with the place after it.
+/// The code of an instruction that loads a number of 64 bits. The next instruction is its second half.
 const LOAD_64: u8 = 0x18;
 
 impl Code {
@@ -41,14 +42,14 @@ impl Code {
         Code { programs, relocated, bytes: bytes.clone() }
     }
 
-    /// An instruction that works on `r0`.
+    /// Writes an instruction that works on `r0`.
     fn put(&mut self, at: usize, code: u8, jump: i16, number: i32) {
         self.bytes[at..at + 2].copy_from_slice(&[code, 0]);
         self.bytes[at + 2..at + 4].copy_from_slice(&jump.to_le_bytes());
         self.bytes[at + 4..at + 8].copy_from_slice(&number.to_le_bytes());
     }
 
-    /// Every instruction of every program that has this code and this number.
+    /// The offsets of all instructions of all programs that have this code and this number.
     fn find(&self, code: u8, number: i32) -> Vec<usize> {
         let all = self.programs.iter().flat_map(|(_, begin, insns)| (*begin..begin + insns * 8).step_by(8));
         let number = number.to_le_bytes();
@@ -58,18 +59,18 @@ impl Code {
     }
 }
 
-/// Without these programs: they are there, and do nothing.
+/// Disables these programs: they are in the object, and do nothing.
 pub fn programs(programs: &[&str]) -> Vec<u8> {
     let mut code = Code::of_ours();
     for name in programs {
         let (_, begin, insns) = code.programs.iter().find(|(own, ..)| own == name).expect("the program").clone();
         let at = |number: usize| begin + number * 8;
-        // neither relocated, nor half of an instruction that takes two places
+        // such an instruction is not relocated, and not half of an instruction that takes two places
         let free = |number: usize| {
             let halves = [at(number.saturating_sub(1)), at(number)].iter().any(|at| code.bytes[*at] == LOAD_64);
             !code.relocated.contains(&at(number)) && !halves
         };
-        // the verifier refuses what nothing leads to: so a condition, which is always true
+        // the verifier refuses unreachable instructions: so the jump has a condition, which is always true
         let first = (0..insns - 1).find(|number| free(*number) && free(number + 1)).expect("two instructions");
         let jump = first + 1;
         let exit = (0..insns).rfind(|number| code.bytes[at(*number)] == EXIT).expect("an exit");
@@ -79,7 +80,7 @@ pub fn programs(programs: &[&str]) -> Vec<u8> {
     code.bytes
 }
 
-/// Without a program: it has another name.
+/// Removes a program, by another name.
 pub fn name(program: &str) -> Vec<u8> {
     let mut bytes = embedded::object().expect("our own object");
     let text = format!("\0{program}\0");
@@ -91,12 +92,12 @@ pub fn name(program: &str) -> Vec<u8> {
     bytes
 }
 
-/// Without an argument that a program of a raw tracepoint reads: it reads the last that any could have.
+/// Removes an argument that a program of a raw tracepoint reads: the program reads the last possible argument instead.
 pub fn argument(program: &str) -> Vec<u8> {
     const LAST: i16 = 11 * 8;
     let mut code = Code::of_ours();
     let (_, begin, insns) = code.programs.iter().find(|(own, ..)| own == program).expect("the program").clone();
-    // the arguments are where r1 points to when it begins, and what that is copied to
+    // r1 points to the arguments when the program begins, and other registers get copies of this pointer
     let mut pointers = vec![1];
     let mut load = None;
     for at in (begin..begin + insns * 8).step_by(8) {
@@ -116,7 +117,7 @@ pub fn argument(program: &str) -> Vec<u8> {
     code.bytes
 }
 
-/// Without the check for threads of the kernel: it takes them for processes.
+/// Removes the check for kernel threads: the programs take them for processes.
 pub fn kernel_threads() -> Vec<u8> {
     const PF_KTHREAD: i32 = 0x0020_0000;
     let mut code = Code::of_ours();
@@ -126,7 +127,7 @@ pub fn kernel_threads() -> Vec<u8> {
     code.bytes
 }
 
-/// Without the check for sockets of the kernel's own: another field of theirs is read, which is zero.
+/// Removes the check for the kernel's own sockets: the programs read another field of the socket, which is zero.
 pub fn kernel_sockets() -> Vec<u8> {
     const FIELD: &[u8] = b"\0sk_kern_sock\0";
     const ZERO: &[u8] = b"\0sk_userlocks\0";
@@ -137,12 +138,13 @@ pub fn kernel_sockets() -> Vec<u8> {
     bytes
 }
 
-/// Without a look at who sends on a socket that somebody is known to have sent on: it is the same process.
+/// Removes the check whether another process sends on a socket with a known sender: the programs always find the same
+/// process.
 pub fn same_process() -> Vec<u8> {
     const IF_GREATER: u8 = 0x2d;
     const COPY: u8 = 0xbf;
     let mut code = Code::of_ours();
-    // the halves of the ids that differ are the upper ones: their difference is more than 32 bits of ones
+    // only the upper halves of the ids are compared: their difference is greater than 32 bits of ones
     for at in code.find(LOAD_64, -1).into_iter().map(|at| at + 16) {
         if code.bytes[at] == IF_GREATER {
             let to = code.bytes[at + 1] & 15;
@@ -152,7 +154,7 @@ pub fn same_process() -> Vec<u8> {
     code.bytes
 }
 
-/// Without the times when processes began: all began at once.
+/// Removes the start times of processes: all processes have the same start time.
 pub fn start_times() -> Vec<u8> {
     const DIVIDE: u8 = 0x37;
     const TICK: i32 = 10_000_000;
@@ -164,20 +166,21 @@ pub fn start_times() -> Vec<u8> {
     code.bytes
 }
 
-/// Without a look at whose an entry of SOCKET_TO_PID is, where one that is tied to no socket may be meant: it is whoever's that
-/// asks.
+/// Removes the check whether an entry of SOCKET_TO_PID belongs to the socket, for entries that are tied to no socket. Every
+/// socket that asks gets such an entry.
 pub fn own_entries() -> Vec<u8> {
     const IF: [u8; 2] = [0x1d, 0x5d];
-    const IF_NUMBER: [u8; 2] = [JUMP_IF_EQUAL, 0x55];
+    const LOAD_BYTE: u8 = 0x71;
+    let known_by = (std::mem::offset_of!(Owner, known_by) as u16).to_le_bytes();
     let mut code = Code::of_ours();
     let mut altered = 0;
-    // the entry's first field, compared with a register, then with zero
+    // the entry's first field is compared with a register; the next instruction reads the byte with the field's kind
     for at in code.find(LOAD, 0) {
-        let [read, like, zero] = [0, 8, 16].map(|more| &code.bytes[at + more..at + more + 8]);
+        let [read, like, kind] = [0, 8, 16].map(|more| &code.bytes[at + more..at + more + 8]);
         let to = read[1] & 15;
-        let compared = IF.contains(&like[0]) && like[1] & 15 == to && IF_NUMBER.contains(&zero[0]) && zero[1] == to;
+        let compared = IF.contains(&like[0]) && like[1] & 15 == to && kind[0] == LOAD_BYTE && kind[2..4] == known_by;
         if read[2..4] == [0, 0] && compared {
-            // the field is what it is
+            // the comparison is of the field with itself
             code.bytes[at + 9] = to << 4 | to;
             altered += 1;
         }
@@ -186,7 +189,7 @@ pub fn own_entries() -> Vec<u8> {
     code.bytes
 }
 
-/// Without output: no record reaches a ring.
+/// Disables all output: no record reaches a ring.
 pub fn output() -> Vec<u8> {
     const PERF_EVENT_OUTPUT: i32 = 25;
     const RINGBUF_OUTPUT: i32 = 130;
@@ -198,7 +201,7 @@ pub fn output() -> Vec<u8> {
     code.bytes
 }
 
-/// Without removal from maps: they are always busy.
+/// Disables removal from maps: every map is always busy.
 pub fn removal() -> Vec<u8> {
     const MAP_DELETE_ELEM: i32 = 3;
     const EBUSY: i32 = 16;
@@ -209,24 +212,24 @@ pub fn removal() -> Vec<u8> {
     code.bytes
 }
 
-/// Without room for more than so many processes in the totals.
+/// Limits the number of processes in the totals.
 pub fn room_for_totals(processes: u32) -> Vec<u8> {
     room(4096, processes)
 }
 
-/// Without room for more than so many network namespaces in the totals.
+/// Limits the number of network namespaces in the totals.
 pub fn room_for_netns_totals(namespaces: u32) -> Vec<u8> {
     room(1024, namespaces)
 }
 
-/// The one map that has this much room gets that much.
+/// Gives the one map that has room for `was` entries room for `entries`.
 fn room(was: u32, entries: u32) -> Vec<u8> {
     const ARRAY: u32 = 3 << 24;
     let mut bytes = embedded::object().expect("our own object");
     let object = ObjectFile::parse(&bytes).expect("our own object");
     let section = object.sections.iter().find(|section| section.name == ".BTF").expect("its BTF");
     let begin = section.offset as usize;
-    // a map's size is the length of an array that its BTF names: no name, kind, 0, element, index, length
+    // a map's size is the length of an array type in its BTF: no name, kind, 0, element, index, length
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
     let sizes = (begin..begin + section.size as usize - 20).step_by(4);
     let sizes: Vec<_> =

@@ -1,7 +1,7 @@
-//! The processes that make traffic: this executable once more, each with its own PID and name.
+//! The processes that make traffic. Each is another process of this executable, with its own PID and name.
 //!
-//! A worker is given its job as JSON, and says as JSON what it knows about itself; that is the truth that xctl's
-//! records are held against.
+//! A worker gets its job as JSON, and reports facts about itself as JSON. The test compares xctl's records with these
+//! facts.
 
 use std::ffi::CString;
 use std::io::{Read, Write};
@@ -24,21 +24,22 @@ use nix::sys::socket::{
 use nix::unistd::{Pid, gettid};
 use serde::{Deserialize, Serialize};
 
+use ::xctl::kernel::capability::{self, Capabilities};
 use ::xctl::kernel::confine::{Needs, confine};
-use ::xctl::kernel::privilege::{self, Capabilities, User};
+use ::xctl::kernel::privilege::{self, User};
 
 use crate::Family;
-use crate::counters::{Counters, wait_until_grown};
+use crate::counters::{Counters, retransmitting_syns, wait_until_grown};
 use crate::link::{Link, Netns};
 use crate::process::{PATIENCE, Process, again, end, poll};
 
 /// The hidden first argument that makes a worker of this executable.
 pub const ARGUMENT: &str = "worker";
 
-/// The user and group that own nothing.
+/// The number of the user and group `nobody`, which own nothing.
 pub const NOBODY: u32 = 65534;
 
-/// A connection as its local process sees it; v4-mapped IPv6 addresses are written as IPv4.
+/// A connection as its local process sees it. v4-mapped IPv6 addresses are written as IPv4.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Flow {
     pub local: SocketAddr,
@@ -46,20 +47,20 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// The same connection, as its other end sees it.
+    /// The same connection as the other end sees it.
     pub fn reversed(self) -> Flow {
         Flow { local: self.remote, remote: self.local }
     }
 }
 
-/// A process, by what xctl must call it.
+/// A process: the PID and name that xctl must give it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Who {
     pub pid: u32,
     pub comm: String,
 }
 
-/// What a worker says about itself.
+/// A worker's report about itself.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Truth {
     pub who: Who,
@@ -71,18 +72,18 @@ impl Truth {
         self.sent.iter().map(|sent| sent.flow)
     }
 
-    /// The flow of a worker that made just one.
+    /// The flow of a worker that made exactly one connection.
     pub fn flow(&self) -> Result<Flow> {
         let [one] = self.sent.as_slice() else { bail!("one connection expected: {self:?}") };
         Ok(one.flow)
     }
 }
 
-/// What went over one of its connections: calls of send and their bytes.
+/// The sends on one connection: the number of calls of send() and of their bytes.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Sent {
     pub flow: Flow,
-    /// The thread that does so.
+    /// The thread that sends.
     pub tid: i32,
     pub sends: u64,
     pub bytes: u64,
@@ -106,10 +107,10 @@ enum Job {
     Become { capabilities: Vec<String>, command: Vec<String> },
 }
 
-/// A system call for a confined process to make.
+/// A system call that a confined process is to make.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub enum Call {
-    /// Allowed: read a file.
+    /// An allowed call: reads a file.
     Read,
     Write,
     Socket,
@@ -117,25 +118,25 @@ pub enum Call {
     Signal,
 }
 
-/// What a sender does: connections one after the other until `sends` or `time` is used up.
+/// The job of a sender: it makes connections one after the other until `sends` or `time` is used up.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Plan {
     pub comm: String,
     pub to: SocketAddr,
-    /// The local address and port; the kernel's choice if none.
+    /// The local address and port. If none, the kernel chooses them.
     pub from: Option<SocketAddr>,
-    /// Bytes of each send, in turn.
+    /// The number of bytes of each send, in turn.
     pub sizes: Vec<usize>,
-    /// Sends between pauses.
+    /// The number of sends between pauses.
     pub burst: u64,
     pub pause: Duration,
     pub sends: u64,
     pub time: Duration,
-    /// Sends after which a connection is closed and a new one made.
+    /// The number of sends after which the sender closes the connection and makes a new one.
     pub sends_a_connection: u64,
-    /// Send from a thread with another name than the process's.
+    /// The sends are made by a thread with another name than the process's.
     pub second_thread: bool,
-    /// Send as user and group [`NOBODY`].
+    /// The sends are made as user and group [`NOBODY`].
     pub as_nobody: bool,
 }
 
@@ -157,7 +158,7 @@ impl Plan {
     }
 }
 
-/// A process that sends by a plan: started, it waits for [`Sender::go`].
+/// A process that sends by a plan. After its start it waits for [`Sender::go`].
 pub struct Sender {
     process: Process,
     pub who: Who,
@@ -173,7 +174,7 @@ impl Sender {
         self.process.tell("go")
     }
 
-    /// Waits until it has sent all, the peer has read all, and it is gone.
+    /// Waits until the process has sent all data, the peer has read them, and the process has ended.
     pub fn finish(mut self) -> Result<Truth> {
         let line = self.process.line()?;
         self.process.succeed()?;
@@ -181,22 +182,22 @@ impl Sender {
     }
 }
 
-/// Lets all send at the same time, and waits for all.
+/// Lets all senders send at the same time, and waits for them.
 pub fn send_all(mut senders: Vec<Sender>) -> Result<Vec<Truth>> {
     senders.iter_mut().try_for_each(Sender::go)?;
     senders.into_iter().map(Sender::finish).collect()
 }
 
-/// A process that listens, accepts, and reads to the end, without ever sending. Ends when dropped.
+/// A process that listens, accepts, and reads to the end, without ever sending. It ends when dropped.
 pub struct Receiver {
     process: Process,
     pub who: Who,
-    /// Where it listens.
+    /// The address of the listener.
     pub at: SocketAddr,
 }
 
 impl Receiver {
-    /// Port 0 leaves the choice to the kernel.
+    /// With port 0 the kernel chooses the port.
     pub fn new(ns: &Netns, comm: &str, address: IpAddr, port: u16) -> Result<Receiver> {
         let job = Job::Receive { comm: comm.into(), on: (address, port).into() };
         let (process, truth) = start(ns, comm, &job)?;
@@ -204,7 +205,7 @@ impl Receiver {
         Ok(Receiver { process, who: truth.who, at })
     }
 
-    /// From now on it neither accepts nor reads.
+    /// From now on the process neither accepts nor reads.
     pub fn freeze(&self) -> Result<()> {
         self.process.signal(Signal::SIGSTOP)?;
         let tasks = format!("/proc/{}/task", self.process.pid());
@@ -217,8 +218,8 @@ impl Receiver {
     }
 }
 
-/// A process that asks for a connection with someone who never answers, and gives up when its SYN has gone again `syns`
-/// times, by the kernel's own count.
+/// Runs a process that connects to a peer that never answers. The process gives up when the kernel has counted `syns`
+/// retransmits of its SYN.
 pub fn connect_in_vain(ns: &Netns, comm: &str, to: SocketAddr, syns: i64) -> Result<Truth> {
     let before = Counters::of(ns)?;
     let (mut process, truth) = start(ns, comm, &Job::Connect { comm: comm.into(), to })?;
@@ -228,12 +229,26 @@ pub fn connect_in_vain(ns: &Netns, comm: &str, to: SocketAddr, syns: i64) -> Res
     Ok(truth)
 }
 
-/// A process that has the kernel mount a share of a server that does not answer; how long that takes is the kernel's affair.
+/// Like [`connect_in_vain`], for this many processes at once, over IPv4: the kernel has retransmitted the SYN of each.
+pub fn crowd_in_vain(ns: &Netns, comm: &str, to: SocketAddr, processes: usize) -> Result<Vec<Truth>> {
+    let job = Job::Connect { comm: comm.into(), to };
+    let mut all = (0..processes).map(|_| start(ns, comm, &job)).collect::<Result<Vec<_>>>()?;
+    ensure!(
+        poll(PATIENCE, || Ok(retransmitting_syns(ns)? >= processes))?,
+        "{} of {processes}",
+        retransmitting_syns(ns)?
+    );
+    all.iter_mut().try_for_each(|(process, _)| process.tell("give up"))?;
+    let ended = |(mut process, truth): (Process, Truth)| process.succeed().map(|()| truth);
+    all.into_iter().map(ended).collect()
+}
+
+/// Starts a process that mounts a share of a server that does not answer. The kernel decides how long the mount call takes.
 pub fn mount_in_vain(ns: &Netns, comm: &str, server: IpAddr) -> Result<Process> {
     start(ns, comm, &Job::Mount { comm: comm.into(), server }).map(|(process, _)| process)
 }
 
-/// A process that has connected, and does what it is told.
+/// A process that has connected, and carries out orders.
 pub struct Puppet {
     process: Process,
     pub truth: Truth,
@@ -244,29 +259,31 @@ impl Puppet {
         Puppet::from(ns, comm, None, to)
     }
 
-    /// The same from that address and port, or those of the kernel's choice.
+    /// Like [`Puppet::new`], from this address and port. If none, the kernel chooses them.
     pub fn from(ns: &Netns, comm: &str, from: Option<SocketAddr>, to: SocketAddr) -> Result<Puppet> {
         let (process, truth) = start(ns, comm, &Job::Obey { comm: comm.into(), from, to })?;
         Ok(Puppet { process, truth })
     }
 
-    /// It sends 1000 bytes; how soon, it does not say.
+    /// Tells the process to send 1000 bytes. The process does not report when it has sent them.
     pub fn send(&mut self) -> Result<()> {
         self.process.tell("send")
     }
 
-    /// It says that it will send no more, and keeps the socket.
+    /// Tells the process to shut its socket down for sending, and to keep the socket.
     pub fn shut(&mut self) -> Result<()> {
         self.process.tell("shut")
     }
 
-    /// It exits without closing first, as soon as it has done what it was told before. Returns when it is reaped.
+    /// Makes the process exit without closing first, after it has carried out its earlier orders. Returns when the process
+    /// is reaped.
     pub fn exit(mut self) -> Result<()> {
         self.process.tell("exit")?;
         self.process.succeed()
     }
 
-    /// The same, but it is not reaped until what is given back is dropped. Returns when it has exited.
+    /// Like [`Puppet::exit`], but the process is reaped only when the returned value is dropped. Returns when the process
+    /// has exited.
     pub fn exit_unreaped(mut self) -> Result<Process> {
         self.process.tell("exit")?;
         let stat = format!("/proc/{}/stat", self.process.pid());
@@ -276,7 +293,7 @@ impl Puppet {
     }
 }
 
-/// A connection over a link that loses everything: `comm` has sent, and its data have gone again once already.
+/// Makes a connection over a link that loses every packet: `comm` has sent, and its data have been retransmitted once.
 pub fn unanswered(link: &Link, family: Family, comm: &str) -> Result<(Receiver, Puppet)> {
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let mut sender = Puppet::new(&link.a, comm, receiver.at)?;
@@ -287,7 +304,7 @@ pub fn unanswered(link: &Link, family: Family, comm: &str) -> Result<(Receiver, 
     Ok((receiver, sender))
 }
 
-/// One busy process pinned to each CPU, so that "the current process" of a softirq is a plausible wrong one.
+/// Pins one busy process to each CPU: "the current process" of a softirq is then a plausible wrong one.
 pub fn keep_cpus_busy(ns: &Netns) -> Result<Vec<Process>> {
     let allowed = sched_getaffinity(Pid::from_raw(0)).context("asking which CPUs there are")?;
     (0..CpuSet::count())
@@ -299,7 +316,7 @@ pub fn keep_cpus_busy(ns: &Netns) -> Result<Vec<Process>> {
         .collect()
 }
 
-/// Starts a worker in `ns` and reads the first thing that it says.
+/// Starts a worker in `ns` and reads its first report.
 fn start(ns: &Netns, comm: &str, job: &Job) -> Result<(Process, Truth)> {
     let command = worker(job)?;
     let mut process = ns.enter(|| Process::start(comm, command))?;
@@ -308,7 +325,7 @@ fn start(ns: &Netns, comm: &str, job: &Job) -> Result<(Process, Truth)> {
     Ok((process, truth))
 }
 
-/// Makes that call in a process that confined itself as xctl does, after it has said so.
+/// Starts a process that confines itself as xctl does, says so, and then makes this call.
 pub fn confined(call: Call) -> Result<Process> {
     let mut process = Process::start("the confined", worker(&Job::Confine { call })?)?;
     let line = process.line()?;
@@ -316,7 +333,7 @@ pub fn confined(call: Call) -> Result<Process> {
     Ok(process)
 }
 
-/// A command that is run by nobody (user and group 65534), who has these capabilities and no others.
+/// The command, run by nobody (user and group 65534) with these capabilities and no others.
 pub fn by_nobody(capabilities: &[&str], command: &Command) -> Result<Command> {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let command = words.map(|word| word.to_str().map(str::to_owned).context("not UTF-8")).collect::<Result<_>>()?;
@@ -338,7 +355,7 @@ fn work(job: Job) -> Result<()> {
         Job::Send(plan) => {
             take_name(&plan.comm)?;
             if plan.as_nobody {
-                User { uid: NOBODY, gid: NOBODY }.become_it()?;
+                privilege::switch_user(User { uid: NOBODY, gid: NOBODY })?;
             }
             say(&plan.comm, vec![])?;
             told()?;
@@ -394,10 +411,10 @@ fn work(job: Job) -> Result<()> {
             Ok(())
         }
         Job::Become { capabilities, command } => {
-            let known = [privilege::BPF, privilege::PERFMON].into_iter().chain(privilege::OPTIONAL);
+            let known = [capability::BPF, capability::PERFMON].into_iter().chain(capability::OPTIONAL);
             let list: Vec<_> = known.filter(|one| capabilities.iter().any(|name| name == one.name)).collect();
             ensure!(list.len() == capabilities.len(), "unknown among {capabilities:?}");
-            User { uid: NOBODY, gid: NOBODY }.become_it()?;
+            privilege::switch_user(User { uid: NOBODY, gid: NOBODY })?;
             privilege::hand_on(Capabilities::of(&list))?;
             let (program, arguments) = command.split_first().context("no command")?;
             Err(Command::new(program).args(arguments).exec().into())
@@ -416,26 +433,26 @@ fn work(job: Job) -> Result<()> {
     }
 }
 
-/// Names the process: to be called on its main thread, and before anything that xctl may see.
+/// Names the process. The caller must be the main thread, before any action that xctl may see.
 pub fn take_name(comm: &str) -> Result<()> {
     prctl::set_name(&CString::new(comm)?).context("setting the name of the process")
 }
 
-/// Tells the test who it is and what it has done so far.
+/// Reports to the test the process and its sends so far.
 fn say(comm: &str, sent: Vec<Sent>) -> Result<()> {
     let truth = Truth { who: Who { pid: std::process::id(), comm: comm.into() }, sent };
     println!("{}", serde_json::to_string(&truth)?);
     Ok(())
 }
 
-/// The next line that the test tells; an error when the test is gone.
+/// The next line from the test. An error if the test is gone.
 pub fn told() -> Result<String> {
     let mut line = String::new();
     ensure!(std::io::stdin().read_line(&mut line)? > 0, "the test ended before it said what to do");
     Ok(line.trim_end().to_owned())
 }
 
-/// A killed test cannot stop its workers: they notice that the pipe from it is closed.
+/// Ends this process when the pipe from the test is closed: a killed test cannot stop its workers.
 pub fn end_with_parent() {
     thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
@@ -456,7 +473,7 @@ fn send(plan: &Plan) -> Result<Vec<Sent>> {
         let mut sent = Sent::nothing(flow);
         while more(total) && sent.sends < plan.sends_a_connection {
             let size = *sizes.next().context("a plan without sizes")?;
-            // one call is one tcp_sendmsg: a blocking socket takes all
+            // one call is one tcp_sendmsg: a blocking socket takes all the data
             let taken = socket.write(&data[..size])?;
             ensure!(taken == size, "a send of {size} took {taken}");
             sent.sends += 1;
@@ -466,7 +483,7 @@ fn send(plan: &Plan) -> Result<Vec<Sent>> {
                 thread::sleep(plan.pause);
             }
         }
-        // closing is part of the conversation: it ends when the peer has read everything
+        // closing is part of the conversation, which ends when the peer has read everything
         socket.shutdown(Shutdown::Write)?;
         socket.read_to_end(&mut Vec::new())?;
         done.push(sent);
@@ -490,7 +507,7 @@ fn receive(comm: &str, on: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// A socket that has called connect(), and what that said: nothing, or in progress.
+/// A socket that has called connect(), and the result of the call: no error, or "in progress".
 pub fn open(from: Option<SocketAddr>, to: SocketAddr, flags: SockFlag) -> Result<(TcpStream, Option<Errno>)> {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, flags | SockFlag::SOCK_CLOEXEC, None).context("making a socket")?;
@@ -506,10 +523,10 @@ pub fn open(from: Option<SocketAddr>, to: SocketAddr, flags: SockFlag) -> Result
     Ok((TcpStream::from(socket), refused))
 }
 
-/// What [`connect_fast`] sends with its SYN.
+/// The number of bytes that [`connect_fast`] sends with its SYN.
 pub const FAST: usize = 500;
 
-/// A connection of this process's own whose SYN carries data (TCP Fast Open), and is not waited for.
+/// Starts a connection of this process, and does not wait for it. Its SYN carries data (TCP Fast Open).
 pub fn connect_fast(ns: &Netns, to: SocketAddr) -> Result<(TcpStream, Flow)> {
     const ASK_WITHOUT_COOKIES: u32 = 0x1 | 0x4;
     ns.set("tcp_fastopen", &ASK_WITHOUT_COOKIES.to_string())?;
@@ -531,7 +548,7 @@ pub fn local(socket: &TcpStream) -> Result<SocketAddr> {
     socket.local_addr().map(canonical).context("asking for the local address")
 }
 
-/// `::ffff:a.b.c.d` as `a.b.c.d`.
+/// Turns `::ffff:a.b.c.d` into `a.b.c.d`.
 fn canonical(address: SocketAddr) -> SocketAddr {
     (address.ip().to_canonical(), address.port()).into()
 }

@@ -2,7 +2,7 @@
  * What the objects in this directory are written with. Each file has two halves: with -DTARGET it gives the types of an
  * imagined kernel, else programs that were compiled for other types and ask about that kernel's. What comes after //
  * is the answer, relocation by relocation: a number, `poison`, or two numbers where byte order matters (little|big).
- * tests/relocations.rs compares it with xctl's answer and libbpf's.
+ * tests/relocations/ compares it with xctl's answer and libbpf's.
  */
 #define SEC(name) __attribute__((section(name), used))
 #define RELOCATED __attribute__((preserve_access_index))

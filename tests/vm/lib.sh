@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034 # its variables are for the scripts that read it
-# What setup, fetch and run share: where things live, and Debian's packages.
+# Functions and settings that setup, fetch and run share: the places of files, and Debian's packages.
 
 set -euo pipefail
 
@@ -11,7 +11,7 @@ die() {
 	exit 1
 }
 
-# The kernel's name says its architecture: 6.12-arm64 is arm64, all others are amd64.
+# The name of a kernel gives its architecture: 6.12-arm64 is for arm64, and all others are for amd64.
 arch_of() {
 	case $1 in *-arm64) echo arm64 ;; *) echo amd64 ;; esac
 }

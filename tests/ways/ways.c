@@ -8,12 +8,19 @@
  *	listen ADDRESS			connect ADDRESS PORT		accept SOCKET HOW
  *	ask ADDRESS PORT		a connection by io_uring, not waited for
  *	send SOCKET HOW			1000 bytes
- *	contend SOCKET TIMES		a child sends 1 byte and it another at the same time, then it alone 100
+ *	contend SOCKET TIMES		a child "rival" sends 1 byte and it another at the same time, on two CPUs; then it
+ *					alone 100, and the child alone 101; the child's PID
  *	shutdown SOCKET			sends FIN
+ *	no_window SOCKET		lets the kernel think that the peer has closed its window
  *	take PID SOCKET			another process's socket
+ *	pour SOCKET BYTES SIZE		a thread writes so many bytes, in writes of SIZE
+ *	drain SOCKET SIZE MS		a thread reads SIZE at a time, with a pause of MS behind each, until the end
+ *	tcp_info SOCKET			TCP_INFO and SO_MEMINFO of the socket, as hexadecimal digits
  *	forward FROM TO			lets the kernel send to one what comes in on the other
  *	crowd				keeps every CPU in a map operation of bpf(2)'s half the time, from now on
- *	fork NAME			a child that shares all; its number
+ *	fork NAME			a child that shares all; its number and PID
+ *	succeed SOCKET FIRST SECOND	two children: FIRST sends a byte and exits, SECOND gets its PID within the clock tick in
+ *					which FIRST was born, and is as of fork
  *	child NUMBER ORDER...		has a child carry out an order
  *	rename HOW NAME			takes another name: by prctl (without more), exec, or thread (exec() in another thread)
  *
@@ -30,7 +37,10 @@
 #include <linux/bpf.h>
 #include <linux/filter.h>
 #include <linux/io_uring.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -44,6 +54,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static FILE *answers;
@@ -282,35 +293,64 @@ static void send_on(int fd, const char *how)
 		failed("send()");
 }
 
+/* Keep the caller on the first of its CPUs, or on the last. */
+static void stay_on(bool first)
+{
+	cpu_set_t mine, one;
+	int cpu, chosen = -1;
+
+	if (sched_getaffinity(0, sizeof(mine), &mine))
+		return;
+	for (cpu = 0; cpu < CPU_SETSIZE; cpu++)
+		if (CPU_ISSET(cpu, &mine) && (chosen < 0 || !first))
+			chosen = cpu;
+	CPU_ZERO(&one);
+	CPU_SET(chosen, &one);
+	sched_setaffinity(0, sizeof(one), &one);
+}
+
+static void wait_for(int *turn, int time)
+{
+	while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) < time)
+		sched_yield();
+}
+
 static void contend(int fd, int times)
 {
-	static const char data[100];
+	static const char data[101];
 	int *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0), time, ours = 0;
+	pid_t rival;
 
 	if (shared == MAP_FAILED) {
 		failed("memory to share");
 		return;
 	}
-	if (!fork()) {
+	rival = fork();
+	if (!rival) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		prctl(PR_SET_NAME, "rival");
+		stay_on(false);
 		for (time = 1; time <= times; time++) {
-			while (__atomic_load_n(&shared[0], __ATOMIC_ACQUIRE) < time)
-				sched_yield();
+			wait_for(&shared[0], 2 * time - 1);
 			send(fd, data, 1, 0);
-			__atomic_store_n(&shared[1], time, __ATOMIC_RELEASE);
+			__atomic_store_n(&shared[1], 2 * time - 1, __ATOMIC_RELEASE);
+			wait_for(&shared[0], 2 * time);
+			send(fd, data, 101, 0);
+			__atomic_store_n(&shared[1], 2 * time, __ATOMIC_RELEASE);
 		}
 		exit(0);
 	}
+	stay_on(true);
 	for (time = 1; time <= times; time++) {
-		__atomic_store_n(&shared[0], time, __ATOMIC_RELEASE);
+		__atomic_store_n(&shared[0], 2 * time - 1, __ATOMIC_RELEASE);
 		ours += send(fd, data, 1, 0) == 1;
-		while (__atomic_load_n(&shared[1], __ATOMIC_ACQUIRE) < time)
-			sched_yield();
-		ours += send(fd, data, sizeof(data), 0) == sizeof(data);
+		wait_for(&shared[1], 2 * time - 1);
+		ours += send(fd, data, 100, 0) == 100;
+		__atomic_store_n(&shared[0], 2 * time, __ATOMIC_RELEASE);
+		wait_for(&shared[1], 2 * time);
 	}
 	if (ours == 2 * times)
-		fputs("done\n", answers);
+		fprintf(answers, "done %d\n", rival);
 	else
 		failed("send()");
 }
@@ -429,18 +469,28 @@ static struct child {
 
 static void obey_all(FILE *orders, const char *name);
 
-static void fork_one(const char *name)
+/* With this PID, or with any where it is 0. */
+static pid_t fork_as(pid_t pid)
 {
-	int number = 0, pid = 0, down[2], up[2];
-	char line[64];
+	struct clone_args args = {
+		.exit_signal = SIGCHLD, .set_tid = (__u64)(unsigned long)&pid, .set_tid_size = 1,
+	};
+
+	return pid ? syscall(SYS_clone3, &args, sizeof(args)) : fork();
+}
+
+/* The child's number, and its PID, which may be asked for; -1: there is none. */
+static int begin_child(const char *name, pid_t *pid)
+{
+	int number = 0, down[2], up[2];
+	pid_t child;
 
 	while (number < CHILDREN && children[number].orders)
 		number++;
-	if (number == CHILDREN || pipe(down) || pipe(up)) {
-		failed("room for a child");
-		return;
-	}
-	if (!fork()) {
+	if (number == CHILDREN || pipe(down) || pipe(up))
+		return -1;
+	child = fork_as(*pid);
+	if (!child) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		close(down[1]);
 		close(up[0]);
@@ -450,11 +500,96 @@ static void fork_one(const char *name)
 	}
 	close(down[0]);
 	close(up[1]);
+	if (child < 0) {
+		close(down[1]);
+		close(up[0]);
+		return -1;
+	}
+	*pid = child;
 	children[number] = (struct child){ fdopen(down[1], "w"), fdopen(up[0], "r") };
+	return number;
+}
+
+static void end_child(int number, pid_t pid)
+{
+	fclose(children[number].orders);
+	fclose(children[number].answers);
+	children[number] = (struct child){ NULL, NULL };
+	waitpid(pid, NULL, 0);
+}
+
+static void introduce(int number)
+{
+	char line[64];
+	int pid;
+
 	if (!fgets(line, sizeof(line), children[number].answers) || sscanf(line, "done %d", &pid) != 1)
-		failed("fork()");
+		failed("a child's first words");
 	else
 		fprintf(answers, "done %d %d\n", number, pid);
+}
+
+static void fork_one(const char *name)
+{
+	pid_t pid = 0;
+	int number = begin_child(name, &pid);
+
+	if (number < 0)
+		failed("fork()");
+	else
+		introduce(number);
+}
+
+/* The clock tick in which a process started, as /proc tells it, also while nobody has waited for it; -1: it does not. */
+static long long tick_of(pid_t pid)
+{
+	char path[32], text[1024] = "", *at;
+	long long tick = -1;
+	FILE *stat;
+	int field;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	stat = fopen(path, "r");
+	if (!stat)
+		return -1;
+	text[fread(text, 1, sizeof(text) - 1, stat)] = 0;
+	fclose(stat);
+	at = strrchr(text, ')');
+	for (field = 2; at && field < 22; field++)	/* from the name to the start */
+		at = strchr(at + 1, ' ');
+	if (at)
+		sscanf(at, "%lld", &tick);
+	return tick;
+}
+
+static void succeed(int fd, const char *first, const char *second)
+{
+	long long tick = -1;
+	int tries, number;
+	siginfo_t ended;
+	pid_t pid;
+
+	for (tries = 0; tries < 500; tries++) {
+		pid = fork();
+		if (!pid) {
+			prctl(PR_SET_NAME, first);
+			_exit(send(fd, "", 1, 0) != 1);
+		}
+		if (waitid(P_PID, pid, &ended, WEXITED | WNOWAIT) || ended.si_status)
+			break;
+		tick = tick_of(pid);
+		waitpid(pid, NULL, 0);
+		number = begin_child(second, &pid);
+		if (number < 0 && errno != EEXIST)
+			break;
+		if (number >= 0 && tick_of(pid) == tick) {
+			introduce(number);
+			return;
+		}
+		if (number >= 0)
+			end_child(number, pid);
+	}
+	failed("a child within the tick of the one before it");
 }
 
 static void have_child(int number, const char *order)
@@ -500,10 +635,95 @@ static void rename_to(const char *how, char *name)
 	}
 }
 
+/* As if an ACK had said so. The peer's next ACK says otherwise. */
+static void close_window(int fd)
+{
+	int repair = 1, repaired = -1;	/* TCP_REPAIR_ON, TCP_REPAIR_OFF_NO_WP: sends nothing */
+	struct tcp_repair_window window;
+	socklen_t size = sizeof(window);
+	bool done = !setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &repair, sizeof(repair)) &&
+		    !getsockopt(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, &size);
+
+	window.snd_wnd = 0;
+	if (!done || setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, size) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &repaired, sizeof(repaired)))
+		failed("setting TCP_REPAIR_WINDOW");
+	else
+		fputs("done\n", answers);
+}
+
+/* ---- traffic in the background, and what the kernel tells the process about it ---- */
+
+struct flow {
+	int fd;
+	size_t bytes, size;
+	useconds_t pause;
+};
+
+static void *pour(void *of)
+{
+	struct flow *flow = of;
+	char *data = calloc(1, flow->size);
+
+	while (flow->bytes) {
+		ssize_t sent = send(flow->fd, data, flow->size < flow->bytes ? flow->size : flow->bytes, MSG_NOSIGNAL);
+
+		if (sent <= 0)
+			break;
+		flow->bytes -= sent;
+	}
+	return NULL;
+}
+
+static void *drain(void *of)
+{
+	struct flow *flow = of;
+	char *data = malloc(flow->size);
+
+	while (read(flow->fd, data, flow->size) > 0)
+		if (flow->pause)
+			usleep(flow->pause);
+	return NULL;
+}
+
+static void in_background(void *(*what)(void *), struct flow flow)
+{
+	struct flow *own = malloc(sizeof(*own));
+	pthread_t thread;
+
+	*own = flow;
+	errno = pthread_create(&thread, NULL, what, own);
+	if (errno)
+		return failed("pthread_create()");
+	fputs("done\n", answers);
+}
+
+static bool print_option(int fd, int level, int option)
+{
+	unsigned char bytes[512];
+	socklen_t size = sizeof(bytes);
+
+	if (getsockopt(fd, level, option, bytes, &size))
+		return false;
+	fputc(' ', answers);
+	for (socklen_t at = 0; at < size; at++)
+		fprintf(answers, "%02x", bytes[at]);
+	return true;
+}
+
+static void tell_tcp_info(int fd)
+{
+	fputs("done", answers);
+	if (!print_option(fd, IPPROTO_TCP, TCP_INFO) || !print_option(fd, SOL_SOCKET, SO_MEMINFO))
+		failed("getsockopt()");
+	else
+		fputc('\n', answers);
+}
+
 static void obey(const char *order)
 {
 	char word[64] = "", name[64] = "";
-	int number, other, rest = 0;
+	int third, number, other, rest = 0;
 
 	if (sscanf(order, "listen %63s", word) == 1)
 		listen_on(word);
@@ -519,6 +739,14 @@ static void obey(const char *order)
 		contend(number, other);
 	else if (sscanf(order, "shutdown %d", &number) == 1)
 		shutdown(number, SHUT_WR) ? failed("shutdown()") : (void)fputs("done\n", answers);
+	else if (sscanf(order, "no_window %d", &number) == 1)
+		close_window(number);
+	else if (sscanf(order, "pour %d %d %d", &number, &other, &third) == 3)
+		in_background(pour, (struct flow){ .fd = number, .bytes = other, .size = third });
+	else if (sscanf(order, "drain %d %d %d", &number, &other, &third) == 3)
+		in_background(drain, (struct flow){ .fd = number, .size = other, .pause = third * 1000 });
+	else if (sscanf(order, "tcp_info %d", &number) == 1)
+		tell_tcp_info(number);
 	else if (sscanf(order, "take %d %d", &number, &other) == 2)
 		take(number, other);
 	else if (sscanf(order, "forward %d %d", &number, &other) == 2)
@@ -527,6 +755,8 @@ static void obey(const char *order)
 		crowd();
 	else if (sscanf(order, "fork %63s", word) == 1)
 		fork_one(word);
+	else if (sscanf(order, "succeed %d %63s %63s", &number, word, name) == 3)
+		succeed(number, word, name);
 	else if (sscanf(order, "rename %63s %63s", word, name) == 2)
 		rename_to(word, name);
 	else if (sscanf(order, "child %d %n", &number, &rest) == 1 && rest)

@@ -1,4 +1,5 @@
-//! `xctl btf`: C definitions of kernel types, from BTF; or of that BTF what the object needs. Needs no privilege.
+//! `xctl btf`: print C definitions of kernel types, from BTF; or cut that BTF down to the types that the object needs. The
+//! command needs no privilege.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -6,36 +7,23 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 
 use super::{btf_path, read_btf};
-use crate::fault::Exit;
+use crate::cli::BtfOptions;
+use crate::error::Exit;
+use crate::kernel::source;
 use crate::object::cut::{CutError, cut};
-use crate::object::{Btf, cdef, source};
-use crate::tracer;
-
-/// What was asked for.
-#[derive(Clone, Debug, Default)]
-pub struct Args {
-    /// Types, as in a list: `struct sock`, `sock_common`, `struct sock: sk_protocol`.
-    pub types: Vec<String>,
-    /// A file that lists types, one a line.
-    pub list: Option<PathBuf>,
-    /// BTF to use instead of the running kernel's: raw, or an ELF file with a `.BTF` section.
-    pub btf: Option<PathBuf>,
-    /// Instead of definitions, write here what the object needs of the BTF.
-    pub min: Option<PathBuf>,
-    /// That object; the one inside the binary if there is none.
-    pub object: Option<PathBuf>,
-}
+use crate::object::{Btf, cdef};
+use crate::trace::target::ASKED;
 
 /// Writes a C header with the types to `out`.
 ///
 /// # Errors
-/// BTF that cannot be read, a list that cannot, a type or member that the BTF does not have.
-pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
+/// The BTF or the list cannot be read, or the BTF lacks a type or member.
+pub fn run(args: &BtfOptions, out: &mut dyn Write) -> Result<()> {
     if let Some(min) = &args.min {
         return write_min(args, min, out);
     }
     if args.types.is_empty() && args.list.is_none() {
-        let why = "which types? For example:\n  \
+        let why = "no type is named. For example:\n  \
                    xctl btf 'struct sock' 'struct sock_common'\n  \
                    xctl btf 'struct sock: sk_protocol sk_type'\n  \
                    xctl btf --list vmlinux/types.list";
@@ -55,14 +43,14 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         Some(list) => format!("{} for {}", list.display(), path.display()),
         None => path.display().to_string(),
     })?;
-    out.write_all(header.as_bytes()).context("writing the definitions")
+    out.write_all(header.as_bytes()).context("cannot write the definitions")
 }
 
-/// The BTF that was asked for, and where it is.
-fn whole(args: &Args) -> Result<(PathBuf, Btf)> {
+/// The BTF that the user asked for, and its path.
+fn whole(args: &BtfOptions) -> Result<(PathBuf, Btf)> {
     let path = btf_path(args.btf.as_deref());
     let bytes = read_btf(&path).with_context(|| match args.btf {
-        Some(_) => "reading BTF".to_owned(),
+        Some(_) => "cannot read BTF".to_owned(),
         None => "this kernel's BTF (needs Linux 5.4 or newer with CONFIG_DEBUG_INFO_BTF=y; \
                  --btf FILE takes another's)"
             .to_owned(),
@@ -71,15 +59,15 @@ fn whole(args: &Args) -> Result<(PathBuf, Btf)> {
     Ok((path, btf))
 }
 
-/// Nothing is written unless every question has the answer that it has with the whole.
-fn write_min(args: &Args, to: &Path, out: &mut dyn Write) -> Result<()> {
+/// Write BTF that is cut down. Nothing is written unless the cut BTF gives the same answers as the whole one.
+fn write_min(args: &BtfOptions, to: &Path, out: &mut dyn Write) -> Result<()> {
     let (path, btf) = whole(args)?;
     if to.canonicalize().ok().is_some_and(|to| path.canonicalize().is_ok_and(|path| path == to)) {
         let why = format!("{} would be replaced by a part of itself: --min names the file to write", to.display());
         return Err(anyhow!(why).context(Exit::Usage));
     }
     let (object, shown) = super::object(args.object.as_deref())?;
-    let cut = cut(&object, &btf, &tracer::ASKED).map_err(|error| {
+    let cut = cut(&object, &btf, &ASKED).map_err(|error| {
         let what = format!("{shown}, with the types of {}", path.display());
         match error {
             CutError::Object(_) | CutError::Misfit(_) => anyhow!(error).context(what).context(Exit::Object),
@@ -89,7 +77,7 @@ fn write_min(args: &Args, to: &Path, out: &mut dyn Write) -> Result<()> {
     std::fs::write(to, &cut.bytes).with_context(|| format!("cannot write {}", to.display()))?;
     writeln!(
         out,
-        "{}: {} types of {}, {} bytes of {}; all {} relocations of {shown} come out the same",
+        "{}: {} types of {}, {} bytes of {}; all {} relocations of {shown} have the same results",
         to.display(),
         cut.types,
         btf.len(),
@@ -97,14 +85,14 @@ fn write_min(args: &Args, to: &Path, out: &mut dyn Write) -> Result<()> {
         btf.bytes().len(),
         cut.relocations
     )
-    .context("writing what was done")
+    .context("cannot write the result")
 }
 
-/// The command that makes the same again: the list and the types, but no fact about this host.
-fn made_by(args: &Args) -> String {
+/// A command that makes the same header again. It names the list and the types, but no fact about this host.
+fn made_by(args: &BtfOptions) -> String {
     let mut command = "xctl btf".to_owned();
     if let Some(list) = &args.list {
-        // An absolute path would be different on every machine.
+        // An absolute path would differ between machines.
         let shown = if list.is_absolute() { list.file_name().map(Path::new).unwrap_or(list) } else { list };
         command.push_str(&format!(" --list {}", shown.display()));
     }
@@ -115,18 +103,17 @@ fn made_by(args: &Args) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::object::KERNEL_BTF;
+    use crate::kernel::source::KERNEL_BTF;
 
-    fn fails(args: &Args) -> String {
+    fn fails(args: &BtfOptions) -> String {
         format!("{:#}", run(args, &mut Vec::new()).unwrap_err())
     }
 
     #[test]
-    fn without_types_it_shows_how() {
-        assert!(fails(&Args::default()).contains("xctl btf --list vmlinux/types.list"));
+    fn without_types_the_error_shows_examples() {
+        assert!(fails(&BtfOptions::default()).contains("xctl btf --list vmlinux/types.list"));
     }
 
     #[test]
@@ -136,22 +123,25 @@ mod tests {
         let (list, other) = (dir.join("a.list"), dir.join("b.btf"));
         std::fs::write(&list, "# fine\nstruct a b c\n").unwrap();
         std::fs::write(&other, "int main;\n").unwrap();
-        let error = fails(&Args { list: Some(list.clone()), ..Args::default() });
+        let error = fails(&BtfOptions { list: Some(list.clone()), ..BtfOptions::default() });
         assert!(error.contains("a.list: line 2: \"struct a b c\" is not a type"), "{error}");
         let types = vec!["sock".to_owned()];
-        let error = fails(&Args { types: types.clone(), btf: Some(other), ..Args::default() });
+        let error = fails(&BtfOptions { types: types.clone(), btf: Some(other), ..BtfOptions::default() });
         assert!(error.contains("b.btf holds no BTF: not an ELF file: it looks like text"), "{error}");
-        let error = fails(&Args { types, btf: Some(dir.join("none")), ..Args::default() });
+        let error = fails(&BtfOptions { types, btf: Some(dir.join("none")), ..BtfOptions::default() });
         assert!(error.contains("cannot read"), "{error}");
         std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
-    fn the_command_it_names_is_the_same_everywhere() {
-        let args =
-            Args { list: Some("/home/me/types.list".into()), types: vec!["struct sock".into()], ..Args::default() };
+    fn the_named_command_is_the_same_everywhere() {
+        let args = BtfOptions {
+            list: Some("/home/me/types.list".into()),
+            types: vec!["struct sock".into()],
+            ..BtfOptions::default()
+        };
         assert_eq!(made_by(&args), "xctl btf --list types.list 'struct sock'");
-        let args = Args { list: Some("vmlinux/types.list".into()), ..Args::default() };
+        let args = BtfOptions { list: Some("vmlinux/types.list".into()), ..BtfOptions::default() };
         assert_eq!(made_by(&args), "xctl btf --list vmlinux/types.list");
     }
 
@@ -162,7 +152,7 @@ mod tests {
             return println!("skipped: needs {KERNEL_BTF} and {}", list.display());
         }
         let mut out = Vec::new();
-        run(&Args { list: Some(list), ..Args::default() }, &mut out).unwrap();
+        run(&BtfOptions { list: Some(list), ..BtfOptions::default() }, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         for wanted in ["struct sock_common {", "struct tcp_sock {", "enum bpf_map_type {", "\tTCP_LISTEN = 10,"] {
             assert!(text.contains(wanted), "{wanted}");

@@ -1,66 +1,62 @@
-//! `xctl doctor`: what this host offers, found out by trying.
+//! `xctl doctor`: try everything that `xctl trace` needs on this host, and report what works.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 
 use anyhow::{Error, Result, anyhow};
 use serde::Serialize;
 
 use super::{btf_path, check_mounts, check_privilege, default_max_sockets};
-use crate::attach;
-use crate::cli::{LEAST_SOCKETS, PERF_PAGES};
-use crate::events::Settings;
-use crate::fault::{Blocked, Exit};
-use crate::hooks::{self, Attach, Hook, Kind, Plan};
-use crate::kernel::libbpf;
-use crate::kernel::{host, netns, privilege, symbols};
-use crate::tracer::{self, Audit, Checked, Kernel, Shown, Sizes, Tracer};
+use crate::cli::{DoctorOptions, LEAST_SOCKETS, PERF_PAGES};
+use crate::error::{Blocked, Exit};
+use crate::kernel::{capability, host, libbpf, limits, netns, privilege, symbols};
+use crate::model::events::Settings;
+use crate::model::hooks::{Hook, HookKind};
+use crate::trace::attach::attach_hook;
+use crate::trace::check::{CheckedObject, check_object};
+use crate::trace::hooks::{self, Attach, HookSet};
+use crate::trace::load::{self, load_programs};
+use crate::trace::plan::{Request, first_accepted};
+use crate::trace::rings;
+use crate::trace::session;
+use crate::trace::target::{Feature, KernelFeatures, Target};
 
-/// Options of `xctl doctor`.
-#[derive(Debug)]
-pub struct Args {
-    /// One JSON document instead of text.
-    pub json: bool,
-    /// Another BTF than the kernel's own.
-    pub btf: Option<PathBuf>,
-}
-
-/// One thing that was looked at.
+/// The outcome of one check.
 #[derive(Debug, Serialize)]
-struct Record {
+struct Finding {
     check: String,
-    /// Whether it is as xctl needs it; none: it decides nothing here, or could not be tried.
+    /// Whether the check found the state that xctl needs. None: nothing depends on the check here, or the check could not be
+    /// tried.
     ok: Option<bool>,
     found: String,
     remedy: Option<String>,
 }
 
-/// All of it.
+/// All checks.
 #[derive(Debug, Serialize)]
 struct Report {
     version: &'static str,
-    checks: Vec<Record>,
-    /// The hook set that `--attach auto` takes; none: it cannot run.
+    checks: Vec<Finding>,
+    /// The hook set that `--attach auto` takes. None: `xctl trace` cannot run.
     attach: Option<&'static str>,
 }
 
 impl Report {
     fn add(&mut self, check: impl Into<String>, ok: Option<bool>, found: impl Into<String>, remedy: Option<String>) {
-        self.checks.push(Record { check: check.into(), ok, found: found.into(), remedy });
+        self.checks.push(Finding { check: check.into(), ok, found: found.into(), remedy });
     }
 
     fn yes(&mut self, check: impl Into<String>, found: impl Into<String>) {
         self.add(check, Some(true), found, None);
     }
 
-    /// What `trace` would say, in its words.
+    /// The error that `trace` would print.
     fn no(&mut self, check: impl Into<String>, error: &Error) {
         let (found, remedy) = words(error);
         self.add(check, Some(false), found, Some(remedy.unwrap_or_else(|| "`xctl trace -v` says more".into())));
     }
 
-    /// Nothing depends on it here.
+    /// Add a check on which nothing depends here.
     fn note(&mut self, check: impl Into<String>, found: impl Into<String>) {
         self.add(check, None, found, None);
     }
@@ -73,7 +69,7 @@ impl Report {
     }
 }
 
-/// What an error found, and its remedy.
+/// The two parts of an error: the finding, and its remedy.
 fn words(error: &Error) -> (String, Option<String>) {
     let class: Option<&Exit> = error.downcast_ref();
     let blocked: Option<&Blocked> = error.downcast_ref();
@@ -83,7 +79,7 @@ fn words(error: &Error) -> (String, Option<String>) {
     if let Some(blocked) = blocked {
         chain.insert(0, blocked.found.clone());
     }
-    // What libbpf adds decides only where the object is at fault: else the errno has said it.
+    // libbpf's messages matter only if the object is at fault. Otherwise the errno says enough.
     let lines = if class == Some(&Exit::Object) { usize::MAX } else { 1 };
     let text: Vec<_> = chain.iter().flat_map(|text| text.lines().take(lines)).map(str::trim).collect();
     (text.join(": "), blocked.map(|blocked| blocked.remedy.clone()))
@@ -93,10 +89,10 @@ fn words(error: &Error) -> (String, Option<String>) {
 ///
 /// # Errors
 /// [`Exit::Host`] if this host cannot run `xctl trace`.
-pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
+pub fn run(options: &DoctorOptions, out: &mut impl Write) -> Result<()> {
     libbpf::collect_messages(false);
-    let report = examine(args)?;
-    if args.json {
+    let report = examine(options)?;
+    if options.json {
         serde_json::to_writer_pretty(&mut *out, &report).map_err(io::Error::from)?;
         writeln!(out)?;
     } else {
@@ -105,13 +101,13 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     out.flush()?;
     match report.attach {
         Some(_) => Ok(()),
-        None => Err(anyhow!("`xctl trace` would fail, as said above").context(Exit::Host)),
+        None => Err(anyhow!("`xctl trace` would fail: see the checks marked NO").context(Exit::Host)),
     }
 }
 
 fn text(report: &Report, out: &mut impl Write) -> io::Result<()> {
     let width = report.checks.iter().map(|record| record.check.len()).max().unwrap_or(0);
-    for Record { check, ok, found, remedy } in &report.checks {
+    for Finding { check, ok, found, remedy } in &report.checks {
         let mark = match ok {
             Some(true) => "yes",
             Some(false) => "NO",
@@ -128,73 +124,76 @@ fn text(report: &Report, out: &mut impl Write) -> io::Result<()> {
     }
 }
 
-fn examine(args: &Args) -> Result<Report> {
+fn examine(options: &DoctorOptions) -> Result<Report> {
     let (bytes, _) = super::object(None)?;
-    let object = tracer::check_object(&bytes)?;
-    let btf = &btf_path(args.btf.as_deref());
+    let object = check_object(&bytes)?;
+    let btf = &btf_path(options.btf.as_deref());
     let mut report = Report { version: env!("CARGO_PKG_VERSION"), checks: Vec::new(), attach: None };
     if let Err(error) = check_mounts() {
         report.no("mounts", &error);
         return Ok(report);
     }
     report.note("kernel", host::release()?);
-    let kernel = Kernel::ask(btf).and_then(|kernel| kernel.check(btf, &object).map(|()| kernel));
-    let kernel = match kernel {
-        Ok(kernel) => {
+    let target = Target::ask(btf, &object).and_then(|target| target.check(&object).map(|()| target));
+    let target = match target {
+        Ok(target) => {
             report.yes("btf", btf.display().to_string());
-            Some(kernel)
+            Some(target)
         }
         Err(error) => {
             report.no("btf", &error);
             None
         }
     };
-    may_we(&mut report, kernel.as_ref())?;
-    where_are_we(&mut report);
-    rings(&mut report, PERF_PAGES);
-    let Some(kernel) = kernel else {
-        report.note("hooks", "not tried: which there are, the BTF tells");
+    check_privileges(&mut report, target.as_ref())?;
+    check_namespaces(&mut report);
+    check_rings(&mut report, PERF_PAGES);
+    let Some(target) = target else {
+        report.note("hooks", "not tried: without BTF the hooks are unknown");
         return Ok(report);
     };
     if let Err(error) = check_privilege() {
         report.note("hooks", format!("not tried: {}", words(&error).0));
         return Ok(report);
     }
-    sets(&mut report, &object, &kernel, btf);
-    // The real thing, all of it, for a moment.
-    let attempt = hooks::choose(Attach::Auto, false, &kernel).and_then(|plans| {
-        let sizes = Sizes { max_sockets: default_max_sockets()?, perf_pages: PERF_PAGES, seed: None };
-        Tracer::start(&object, plans, &kernel, btf, settings(), sizes, &mut Audit::default())
-            .map_err(|error| hooks::refused(Attach::Auto, error))
+    check_sets(&mut report, &object, &target);
+    // Do the same as `xctl trace`, for a moment.
+    let attempt = default_max_sockets().and_then(|max_sockets| {
+        let request =
+            Request { attach: Attach::Auto, settings: settings(), max_sockets, perf_pages: PERF_PAGES, seed: None };
+        let start = |plan| session::attach(load::load(&object, plan, &target)?, target.kprobe_support());
+        let running = request.plans(&target).and_then(|plans| first_accepted(plans, start));
+        running.map_err(|error| hooks::adapt_remedy(Attach::Auto, error))
     });
     match attempt {
-        Ok(tracer) => {
-            report.yes("trace", format!("runs; {} sockets were open already", tracer.seeded.sockets));
-            report.attach = Some(tracer.plan.name);
+        Ok(running) => {
+            report.yes("trace", format!("runs; {} sockets were open already", running.seeded.sockets));
+            report.attach = Some(running.set.name);
         }
         Err(error) => report.no("trace", &error),
     }
     Ok(report)
 }
 
-/// What `xctl trace` without options sets: programs that are told to report nothing are not the same programs.
+/// The settings for trying hooks. `births_by_state` and `by_inode` are on, so that the verifier also checks the code
+/// that they enable. `xctl trace` takes these two from its plan.
 fn settings() -> Settings {
     Settings { retransmits: 1, births_by_state: 1, by_inode: 1, ..Settings::default() }
 }
 
-/// Privilege, and what the host makes depend on it.
-fn may_we(report: &mut Report, kernel: Option<&Kernel>) -> Result<()> {
+/// Check the capabilities, and the settings of this host that decide which capabilities are needed.
+fn check_privileges(report: &mut Report, target: Option<&Target>) -> Result<()> {
     let held = privilege::effective()?;
     let allowed = check_privilege();
     let unprivileged = allowed.is_err();
     report.add_result("capabilities", allowed.map(|()| held.to_string()));
-    for capability in privilege::OPTIONAL {
+    for capability in capability::OPTIONAL {
         let found = if held.has(capability) { "held" } else { "not held" };
         report.note(capability.name, format!("{found}; {}", capability.purpose));
     }
-    match privilege::lockdown().as_deref() {
+    match limits::lockdown().as_deref() {
         Some("confidentiality") => {
-            report.add("lockdown", Some(false), "confidentiality", Some(privilege::LOCKED_DOWN.into()));
+            report.add("lockdown", Some(false), "confidentiality", Some(limits::LOCKED_DOWN.into()));
         }
         Some(mode) => report.yes("lockdown", mode),
         None => report.note("lockdown", "the kernel does not tell: it has none, or securityfs is not mounted"),
@@ -204,22 +203,22 @@ fn may_we(report: &mut Report, kernel: Option<&Kernel>) -> Result<()> {
         ("perf_event_paranoid", "/proc/sys/kernel/perf_event_paranoid"),
     ] {
         match std::fs::read_to_string(path) {
-            // Only some kernels know a level 3: the rings below tell.
-            Ok(value) if unprivileged || (value.trim() == "3" && !held.has(privilege::SYS_ADMIN)) => {
+            // Only some kernels have a level 3. Opening the rings below shows its effect.
+            Ok(value) if unprivileged || (value.trim() == "3" && !held.has(capability::SYS_ADMIN)) => {
                 report.note(name, value.trim());
             }
             Ok(value) => report.yes(name, format!("{}, which does not matter with these capabilities", value.trim())),
             Err(error) => report.note(name, error.to_string()),
         }
     }
-    // Until 5.10 a map remembers what it was charged.
-    let counts = kernel.map(|kernel| kernel.shows(Shown::ChargedMaps));
-    let limit = privilege::memlock_limit();
+    // Until 5.10 a map remembers the memory charged for it.
+    let counts = target.map(|target| target.shows(Feature::ChargedMaps));
+    let limit = limits::memlock_limit();
     let limit_text = limit.map_or("unlimited".into(), |bytes| format!("{} KiB", bytes / 1024));
     match (counts, limit) {
-        (Some(true), Some(bytes)) if !held.has(privilege::SYS_RESOURCE) => {
-            // Whether it is enough, the attempt below tells.
-            report.add("memlock", None, limit_text, Some(privilege::memlock_remedy(bytes)));
+        (Some(true), Some(bytes)) if !held.has(capability::SYS_RESOURCE) => {
+            // The attempt below shows whether the limit is enough.
+            report.add("memlock", None, limit_text, Some(limits::memlock_remedy(bytes)));
         }
         (Some(true), _) => report.yes("memlock", format!("{limit_text}, and may be raised")),
         (Some(false), _) => report.yes("memlock", format!("{limit_text}; this kernel does not count maps against it")),
@@ -240,8 +239,8 @@ fn may_we(report: &mut Report, kernel: Option<&Kernel>) -> Result<()> {
     Ok(())
 }
 
-/// Which part of the host this process sees.
-fn where_are_we(report: &mut Report) {
+/// Check the namespaces that this process sees.
+fn check_namespaces(report: &mut Report) {
     match host::in_initial_pid_namespace() {
         Ok(true) => report.yes("pid_namespace", "the initial one: every process can be seen"),
         Ok(false) => report.add(
@@ -252,50 +251,50 @@ fn where_are_we(report: &mut Report) {
         ),
         Err(error) => report.note("pid_namespace", format!("{error:#}")),
     }
-    let own = host::netns_inode("/proc/self/ns/net");
+    let own = netns::find("/proc/self/ns/net");
     match (own, netns::all()) {
         (Ok(own), Ok(all)) => {
             let others = all.iter().filter(|netns| netns.inode != own).count();
             report.yes(
                 "network_namespace",
-                format!("{own}, and {others} others to be found; programs see all of the host's"),
+                format!("{own}, and {others} others were found; programs see all of the host's"),
             );
         }
         (Err(error), _) | (_, Err(error)) => report.note("network_namespace", format!("{error:#}")),
     }
 }
 
-/// A ring for each CPU, as tracing maps them.
-fn rings(report: &mut Report, pages: usize) {
+/// Map a ring for each CPU, as tracing does.
+fn check_rings(report: &mut Report, pages: usize) {
     let mapped = host::online_cpus().and_then(|cpus| {
-        tracer::fits(cpus.len(), pages)?;
-        let rings: Result<Vec<_>> = cpus.iter().map(|&cpu| tracer::map_ring(cpu, pages)).collect();
-        Ok((cpus.len(), rings?.iter().map(crate::kernel::mmap::Mapped::bytes).sum::<usize>()))
+        rings::fits(cpus.len(), pages)?;
+        let mapped: Result<Vec<_>> = cpus.iter().map(|&cpu| rings::map_ring(cpu, pages)).collect();
+        Ok((cpus.len(), mapped?.iter().map(|(ring, _)| ring.bytes()).sum::<usize>()))
     });
     let what = |(cpus, bytes)| format!("{cpus} CPUs online, a ring for each, {} KiB together", bytes / 1024);
     report.add_result("perf_rings", mapped.map(what));
 }
 
-/// Every hook of every set, and every set.
-fn sets(report: &mut Report, object: &Checked<'_>, kernel: &Kernel, btf: &Path) {
-    let plans = [Attach::Mixed, Attach::Fentry, Attach::Tracepoint, Attach::Kprobe]
-        .map(|set| (set.name(), hooks::choose(set, false, kernel).map(|mut plans| plans.remove(0))));
+/// Check every hook of every set, and every set.
+fn check_sets(report: &mut Report, object: &CheckedObject<'_>, target: &Target) {
+    let plans = [Attach::Lsm, Attach::Mixed, Attach::Fentry, Attach::Tracepoint, Attach::Kprobe]
+        .map(|set| (set.name(), hooks::choose(set, false, target).map(|mut sets| sets.remove(0))));
     let mut all: Vec<Hook> = Vec::new();
     for hook in plans.iter().filter_map(|(_, plan)| plan.as_ref().ok()).flat_map(|plan| &plan.hooks) {
         if !all.contains(hook) {
             all.push(*hook);
         }
     }
-    let results = try_hooks(&all, object, kernel, btf);
-    let is_probe = |hook: &&Hook| matches!(hook.kind, Kind::Kprobe | Kind::Kretprobe);
+    let results = try_hooks(&all, object, target);
+    let is_probe = |hook: &&Hook| matches!(hook.kind, HookKind::Kprobe | HookKind::Kretprobe);
     let counts = symbols::count(all.iter().filter(is_probe).map(Hook::target_name)).unwrap_or_default();
     let blacklist = symbols::blacklist();
     for (hook, result) in all.iter().zip(&results) {
         let check = format!("{} {}", hook.kind.name(), hook.target_name());
-        let found = details(hook, kernel, &counts, blacklist.as_deref());
+        let found = details(hook, target, &counts, blacklist.as_deref());
         match result {
             Ok(true) => report.yes(check, found),
-            Ok(false) => report.note(check, format!("this kernel has not got it, and does without ({found})")),
+            Ok(false) => report.note(check, format!("not in this kernel, which does not need it ({found})")),
             Err(error) => {
                 report.no(check, error);
                 if let Some(record) = report.checks.last_mut().filter(|_| !found.is_empty()) {
@@ -310,8 +309,8 @@ fn sets(report: &mut Report, object: &Checked<'_>, kernel: &Kernel, btf: &Path) 
     }
 }
 
-/// How many hooks a plan has, if all of them work.
-fn works(plan: &Plan, all: &[Hook], results: &[Result<bool>]) -> Result<usize> {
+/// The number of hooks in a set, if all of them work.
+fn works(plan: &HookSet, all: &[Hook], results: &[Result<bool>]) -> Result<usize> {
     let failed = all.iter().zip(results).find(|(hook, result)| result.is_err() && plan.hooks.contains(hook));
     match failed {
         None => {
@@ -321,25 +320,24 @@ fn works(plan: &Plan, all: &[Hook], results: &[Result<bool>]) -> Result<usize> {
         }
         Some((hook, _)) => {
             let found = format!("{} {} does not work", hook.kind.name(), hook.target_name());
-            Err(Blocked::new(found, "see there").by_host())
+            Err(Blocked::new(found, "see the line of that hook").by_host())
         }
     }
 }
 
-/// What the kernel says about a hook's place.
-fn details(hook: &Hook, kernel: &Kernel, counts: &HashMap<&str, usize>, blacklist: Option<&[String]>) -> String {
-    use crate::hooks::Offer;
+/// The kernel's own facts about the function or tracepoint of a hook.
+fn details(hook: &Hook, target: &Target, counts: &HashMap<&str, usize>, blacklist: Option<&[String]>) -> String {
     let name = hook.target_name();
     match hook.kind {
-        Kind::RawTracepoint => {
-            let arguments = kernel.tracepoint_args(name);
+        HookKind::RawTracepoint => {
+            let arguments = target.tracepoint_args(name);
             arguments.map_or("not in the BTF".into(), |count| format!("arguments: {count}"))
         }
-        Kind::Fentry | Kind::Fexit => {
-            let arguments = kernel.function_args(name);
+        HookKind::Fentry | HookKind::Fexit | HookKind::Lsm => {
+            let arguments = target.function_args(&hook.function());
             arguments.map_or("not in the BTF".into(), |count| format!("arguments: {count}"))
         }
-        Kind::Kprobe | Kind::Kretprobe => {
+        HookKind::Kprobe | HookKind::Kretprobe => {
             let count = counts.get(name).map_or("not known how often".into(), usize::to_string);
             let forbidden = blacklist.is_some_and(|list| list.iter().any(|entry| entry == name));
             format!("{count} in kallsyms{}", if forbidden { ", and blacklisted" } else { "" })
@@ -347,15 +345,21 @@ fn details(hook: &Hook, kernel: &Kernel, counts: &HashMap<&str, usize>, blacklis
     }
 }
 
-/// Attach each hook for a moment. They are loaded together where the kernel takes them together, else kind by kind, else
-/// one by one, so that one that is refused says nothing about another. False: optional, and not there.
-fn try_hooks(all: &[Hook], object: &Checked<'_>, kernel: &Kernel, btf: &Path) -> Vec<Result<bool>> {
+/// Attach each hook for a moment. Hooks are loaded together if the kernel takes them together, else kind by kind, else one
+/// by one. So the refusal of one hook says nothing about another. False: the hook is optional, and the kernel lacks it.
+fn try_hooks(all: &[Hook], object: &CheckedObject<'_>, target: &Target) -> Vec<Result<bool>> {
+    let options = load::Options {
+        settings: settings(),
+        max_sockets: LEAST_SOCKETS,
+        shared_ring: target.shows(Feature::RingBuffers),
+        statistics: false,
+    };
     let load = |hooks: &[Hook]| {
         let wanted = |program: &str| hooks.iter().flat_map(Hook::programs).any(|own| own == program);
-        tracer::load(object, wanted, btf, &settings(), LEAST_SOCKETS, kernel.shows(Shown::RingBuffers))
+        load_programs(object, wanted, target, &options)
     };
     let together = load(all).ok();
-    let trampolines = |hook: &Hook| matches!(hook.kind, Kind::Fentry | Kind::Fexit);
+    let trampolines = |hook: &Hook| hook.kind.by_trampoline();
     let (by_trampoline, others): (Vec<_>, Vec<_>) = all.iter().copied().partition(trampolines);
     let halves = match together {
         Some(_) => (None, None),
@@ -374,7 +378,7 @@ fn try_hooks(all: &[Hook], object: &Checked<'_>, kernel: &Kernel, btf: &Path) ->
         let cpus = host::online_cpus()?;
         let mut attached = true;
         for program in hook.programs() {
-            attached &= attach::attach(hook, program, loaded, kernel.probes(), &cpus)?.is_some();
+            attached &= attach_hook(hook, program, loaded, target.kprobe_support(), &cpus)?.is_some();
         }
         Ok(attached)
     };
@@ -386,7 +390,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_those_of_the_error_without_its_class() {
+    fn found_and_remedy_come_from_the_error_without_its_class() {
         let refused = io::Error::from_raw_os_error(libc::EPERM);
         let error = Error::new(refused).context(Blocked::new("cannot map it", "take less")).context(Exit::Host);
         let (found, remedy) = words(&error);
@@ -397,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_wrong_has_a_remedy() {
+    fn every_failed_check_has_a_remedy() {
         let mut report = Report { version: "", checks: Vec::new(), attach: None };
         report.no("known", &Blocked::new("found", "do this").by_host());
         report.no("unknown", &anyhow!("what nobody thought of"));

@@ -1,8 +1,10 @@
-//! One file a command.
+//! One file or folder a command.
 
 pub mod btf;
 pub mod doctor;
+mod filters;
 pub mod inspect;
+pub mod report;
 pub mod sockets;
 pub mod trace;
 
@@ -13,28 +15,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::cli::{LEAST_SOCKETS, MOST_SOCKETS};
-use crate::embedded;
-use crate::fault::{Blocked, Exit};
+use crate::console::say;
+use crate::error::{Blocked, Exit};
+use crate::kernel::source::{self, KERNEL_BTF};
 use crate::kernel::{self, host, netns, privilege};
-use crate::object::KERNEL_BTF;
-use crate::object::source::{self, SourceError};
-use crate::say::say;
+use crate::model::embedded;
 
-/// Whether an error only says that nobody reads our output any more (`xctl | head`): no reason to complain.
-#[must_use]
-pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
-}
-
-/// Standard output, whose errors say that they are its own.
+/// Standard output. Its errors name standard output.
 pub fn stdout() -> impl io::Write {
     Named(io::stdout().lock())
 }
 
-/// Standard output by another writer, whose errors say so too.
+/// Another writer to standard output. Its errors name standard output too.
 struct Named<W>(W);
 
 impl<W: io::Write> io::Write for Named<W> {
@@ -51,17 +43,17 @@ fn name(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot write to standard output: {error}"))
 }
 
-/// The BTF to use: the one that was asked for, or else this kernel's own, or what an image of it has.
+/// The BTF file to use: `--btf`, or this kernel's own, or an image of this kernel.
 fn btf_path(asked: Option<&Path>) -> PathBuf {
     asked.map(Path::to_owned).or_else(host::own_btf).unwrap_or_else(|| KERNEL_BTF.into())
 }
 
 /// The bytes of the BTF in a file.
-fn read_btf(path: &Path) -> Result<Cow<'static, [u8]>, SourceError> {
+fn read_btf(path: &Path) -> Result<Cow<'static, [u8]>> {
     kernel::btf::read(path)
 }
 
-/// Whether the kernel can be asked at all.
+/// Whether /proc and /sys are mounted.
 fn check_mounts() -> Result<()> {
     match host::not_mounted() {
         None => Ok(()),
@@ -81,7 +73,7 @@ fn check_privilege() -> Result<()> {
         .by_host())
 }
 
-/// The bytes of the object in this file, or of the one inside this binary, and what to call it.
+/// The bytes of the object in this file, or of the object inside this binary; and a name for messages.
 fn object(path: Option<&Path>) -> Result<(Vec<u8>, String)> {
     let Some(path) = path else {
         let shown = "the object inside this binary".to_owned();
@@ -91,18 +83,18 @@ fn object(path: Option<&Path>) -> Result<(Vec<u8>, String)> {
     Ok((bytes, path.display().to_string()))
 }
 
-/// Says that nothing leads to the network namespace that is asked for. It may be one that is yet to come.
+/// Report that nothing leads to the network namespace of `--netns`, if so. The namespace may be made later.
 fn say_absent(netns: Option<u32>) -> Result<()> {
     let Some(wanted) = netns else { return Ok(()) };
     if !netns::all()?.iter().any(|netns| netns.inode == wanted) {
         say(format_args!(
-            "--netns {wanted}: no process that may be seen is in such a network namespace, and no mount leads there"
+            "--netns {wanted}: no visible process is in such a network namespace, and no mount leads to one"
         ));
     }
     Ok(())
 }
 
-/// Four times the sockets that exist now, so that the map has room for those to come.
+/// Four times the number of sockets that exist now, so that the map has room for more.
 fn default_max_sockets() -> Result<u32> {
     let sockets = host::tcp_sockets()?.saturating_mul(4);
     Ok(sockets.clamp(LEAST_SOCKETS, MOST_SOCKETS))

@@ -1,93 +1,75 @@
-//! `xctl sockets`: every TCP socket of the host and its owner, as the tracer would know them.
+//! `xctl sockets`: every TCP socket of the host and its owner, as `xctl trace` would know them. With `--stats`, also what each
+//! connection has counted, and the verdict about it.
 
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 
+use super::filters::Filters;
 use super::{btf_path, check_privilege, default_max_sockets, say_absent};
-use crate::cli::Filters;
-use crate::events::{self, SocketRecord, address};
-use crate::fault::Exit;
-use crate::kernel::{libbpf, privilege};
-use crate::output::sockets;
-use crate::owners;
-use crate::say::{say, say_all};
-use crate::tracer::{self, Kernel, Shown};
-
-/// Options of `xctl sockets`.
-#[derive(Debug)]
-pub struct Args {
-    /// JSON lines instead of text.
-    pub json: bool,
-    /// What to keep to.
-    pub filters: Filters,
-    /// Another BTF than the kernel's own.
-    pub btf: Option<PathBuf>,
-    /// Show libbpf's messages and the verifier's log whole.
-    pub verbose: bool,
-}
+use crate::cli::SocketsOptions;
+use crate::console::{say, say_all};
+use crate::error::Exit;
+use crate::kernel::{clock, libbpf, privilege};
+use crate::output::{connections, sockets};
+use crate::trace::check::check_object;
+use crate::trace::load::{Options, load_programs};
+use crate::trace::seed::SEED;
+use crate::trace::seed::listing::{Listed, list, program};
+use crate::trace::target::{Feature, Target};
 
 /// Run the command.
 ///
 /// # Errors
-/// Whatever the message says; [`Exit`] in its chain decides the exit code.
-pub fn run(args: &Args) -> Result<()> {
-    libbpf::collect_messages(args.verbose);
-    let result = print(args);
-    if args.verbose {
+/// Any error of the listing; [`Exit`] in its chain decides the exit code.
+pub fn run(options: &SocketsOptions) -> Result<()> {
+    let filters = Filters::find(&options.filters)?;
+    libbpf::collect_messages(options.verbose);
+    let result = print(options, &filters);
+    if options.verbose {
         say_all(&libbpf::take_messages());
     }
     result
 }
 
-fn print(args: &Args) -> Result<()> {
+fn print(options: &SocketsOptions, filters: &Filters) -> Result<()> {
     let (bytes, shown) = super::object(None)?;
-    let object = tracer::check_object(&bytes).context(shown)?;
+    let object = check_object(&bytes).context(shown)?;
     check_privilege()?;
-    let btf = btf_path(args.btf.as_deref());
-    let kernel = Kernel::ask(&btf)?;
-    kernel.check(&btf, &object)?;
-    if !kernel.has_iterators(&[Shown::FileIterator, Shown::SocketIterator]) {
+    let btf = btf_path(options.btf.as_deref());
+    let target = Target::ask(&btf, &object)?;
+    target.check(&object)?;
+    if !target.has_iterators(&[Feature::FileIterator, Feature::SocketIterator]) {
         return Err(anyhow!(
             "this kernel has no iterators over open files and TCP sockets, or its own BTF is not here to tell: Linux 5.9 \
              and newer with CONFIG_DEBUG_INFO_BTF=y have them"
         )
         .context(Exit::Host));
     }
-    drop(kernel);
-    let max_sockets = default_max_sockets()?;
-    let wanted = |program: &str| program == owners::SEED || program == owners::LIST;
-    say_absent(args.filters.netns)?;
-    let settings = args.filters.settings();
-    let mut listing = owners::list(|| tracer::load(&object, wanted, &btf, &settings, max_sockets, false))?;
-    listing.sockets.retain(|socket| is_wanted(&args.filters, socket));
+    let wanted = |name: &str| name == SEED || name == program(options.stats);
+    let load = Options {
+        max_sockets: default_max_sockets()?,
+        settings: filters.settings(),
+        shared_ring: false,
+        statistics: false,
+    };
+    say_absent(filters.netns)?;
+    let mut listing = list(options.stats, || load_programs(&object, wanted, &target, &load))?;
+    let holders = &listing.holders;
+    listing.sockets.retain(|Listed { socket, .. }| filters.want(socket, holders.of(socket.owner.holders)));
     if listing.unreachable > 0 {
-        let who = match privilege::to_see_others()? {
-            None => "no process is in and no mount leads to".to_owned(),
-            Some(remedy) => format!("nothing leads to that may be seen: {remedy}"),
-        };
-        say(format_args!("{} sockets more are open in network namespaces that {who}", listing.unreachable));
+        let why =
+            privilege::to_see_others()?.unwrap_or_else(|| "no process is in them, and no mount leads to them".into());
+        let count = listing.unreachable;
+        say(format_args!("{count} more sockets are open in network namespaces that xctl cannot reach: {why}"));
     }
     let mut out = BufWriter::new(super::stdout());
-    if args.json {
-        sockets::json(&mut out, &listing)?
-    } else {
-        sockets::text(&mut out, &listing)?
+    let hz = clock::jiffies_per_second()?;
+    match (options.json, options.stats) {
+        (true, _) => sockets::json(&mut out, &listing, hz)?,
+        (false, true) => connections::text(&mut out, &listing, hz, options.explain)?,
+        (false, false) => sockets::text(&mut out, &listing)?,
     }
     out.flush()?;
     Ok(())
-}
-
-/// As the programs judge of events: wanted() in retransmit.bpf.h.
-fn is_wanted(filters: &Filters, socket: &SocketRecord) -> bool {
-    let Filters { pid, comm, port, netns, cgroup, family, kinds: _ } = filters;
-    let SocketRecord { flow, owner, .. } = socket;
-    let family_is = |family| address(flow.saddr).is_ipv4() == (family == 4);
-    pid.is_none_or(|pid| owner.tgid == pid)
-        && comm.as_ref().is_none_or(|comm| events::comm(&owner.comm) == *comm)
-        && port.is_none_or(|port| [flow.sport, flow.dport].contains(&port))
-        && netns.is_none_or(|netns| flow.netns == netns)
-        && (cgroup.is_none() || owner.in_cgroup != 0)
-        && family.is_none_or(family_is)
 }

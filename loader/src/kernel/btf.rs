@@ -1,4 +1,4 @@
-//! The running kernel's BTF, where it lies.
+//! The running kernel's BTF, read where it lies.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -6,45 +6,46 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::slice;
 
+use anyhow::Result;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::statfs::{SYSFS_MAGIC, fstatfs};
 
-use crate::object::KERNEL_BTF;
-use crate::object::source::{SourceError, read_btf};
+use super::source::{KERNEL_BTF, read_btf};
 
-/// The bytes of the BTF in a file, as [`read_btf`] reads them; the running kernel's own are not copied where it can be helped.
+/// The bytes of the BTF in a file, as [`read_btf`] reads them. The running kernel's own BTF is mapped rather than
+/// copied, where the kernel can do that.
 ///
 /// # Errors
-/// Those of [`read_btf`].
-pub fn read(path: &Path) -> Result<Cow<'static, [u8]>, SourceError> {
+/// The errors of [`read_btf`].
+pub fn read(path: &Path) -> Result<Cow<'static, [u8]>> {
     let own = if path == Path::new(KERNEL_BTF) { mapped() } else { None };
     own.map_or_else(|| read_btf(path).map(Cow::Owned), |bytes| Ok(Cow::Borrowed(bytes)))
 }
 
-/// The kernel's own pages, mapped for as long as the process lives; they are none of its memory. None where the kernel
-/// does not do that (before 6.16, `btf_sysfs_vmlinux_mmap` in kernel/bpf/sysfs_btf.c).
+/// The pages of the kernel's own BTF, mapped for as long as the process lives. These pages do not count as memory of
+/// the process. None where the kernel cannot map them (before 6.16, `btf_sysfs_vmlinux_mmap` in
+/// kernel/bpf/sysfs_btf.c).
 fn mapped() -> Option<&'static [u8]> {
     let file = File::open(KERNEL_BTF).ok()?;
-    // Another file may be mounted there, and could change.
+    // Another file may be mounted over this path, and that file could change.
     if fstatfs(&file).ok()?.filesystem_type() != SYSFS_MAGIC {
         return None;
     }
     let len = NonZeroUsize::new(file.metadata().ok()?.len().try_into().ok()?)?;
     // SAFETY: a new mapping at an address of the kernel's choice.
     let base = unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, &file, 0) }.ok()?;
-    // SAFETY: `len` bytes are mapped there and stay so; the kernel never changes its BTF.
+    // SAFETY: `len` bytes are mapped there and stay mapped; the kernel never changes its BTF.
     Some(unsafe { slice::from_raw_parts(base.cast().as_ptr(), len.get()) })
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
 
     use super::*;
 
     #[test]
-    fn what_is_mapped_is_what_one_reads() {
+    fn mapped_btf_equals_the_btf_that_is_read() {
         match mapped() {
             Some(bytes) => assert!(bytes == fs::read(KERNEL_BTF).unwrap()),
             None => println!("skipped: this kernel does not let its BTF be mapped"),

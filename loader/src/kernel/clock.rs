@@ -1,13 +1,13 @@
-//! The host's clocks, also from inside a time namespace, where the kernel adds offsets to what it tells: records carry the
-//! host's times, and processes are known by the host's time of their start. Safe code.
+//! The host's clocks, also from inside a time namespace, where the kernel adds offsets to the clocks. Records carry the
+//! host's times, and a process is identified by the host's time of its start. Safe code.
 
 use std::fs;
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result};
-use nix::time::{ClockId, clock_gettime};
+use anyhow::{Context, Result, ensure};
+use nix::time::{ClockId, clock_getres, clock_gettime};
 
-/// What this process's time namespace adds to clocks, in ns.
+/// The offsets that this process's time namespace adds to the clocks, in ns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Offsets {
     monotonic: i64,
@@ -15,8 +15,8 @@ struct Offsets {
 }
 
 impl Offsets {
-    /// From the text of /proc/self/timens_offsets: of each clock its name, seconds, and nanoseconds, which are never
-    /// negative.
+    /// Parse the text of /proc/self/timens_offsets. A line has a clock's name, its seconds, and its nanoseconds, which
+    /// are never negative.
     fn parse(text: &str) -> Self {
         let of = |clock: &str| -> Option<i64> {
             let line = text.lines().find_map(|line| line.strip_prefix(clock))?;
@@ -27,7 +27,8 @@ impl Offsets {
         Self { monotonic: of("monotonic").unwrap_or(0), boottime: of("boottime").unwrap_or(0) }
     }
 
-    /// None are where the kernel has no time namespaces (before 5.6). They cannot change any more: somebody is in there.
+    /// The offsets of this process; zero where the kernel has no time namespaces (before 5.6). The offsets are read
+    /// once: the kernel fixes the offsets of a time namespace as soon as a process is in it.
     fn own() -> Self {
         static OWN: OnceLock<Offsets> = OnceLock::new();
         *OWN.get_or_init(|| {
@@ -36,38 +37,62 @@ impl Offsets {
     }
 }
 
-/// The host's CLOCK_BOOTTIME where this namespace's is `ns`.
+/// The host's CLOCK_BOOTTIME at the time when this namespace's CLOCK_BOOTTIME is `ns`.
 #[must_use]
 pub fn boottime_of_host(ns: u64) -> u64 {
     ns.wrapping_sub_signed(Offsets::own().boottime)
 }
 
-/// The host's CLOCK_MONOTONIC, in nanoseconds: the clock of `bpf_ktime_get_ns()`.
+/// The host's CLOCK_BOOTTIME, in nanoseconds. The kernel writes start times of processes in this clock.
 ///
 /// # Errors
-/// If the kernel does not tell.
+/// If the clock cannot be read.
+pub fn boottime_ns() -> Result<u64> {
+    Ok(boottime_of_host(now(ClockId::CLOCK_BOOTTIME)?))
+}
+
+/// The host's CLOCK_MONOTONIC, in nanoseconds. This is the clock of `bpf_ktime_get_ns()`.
+///
+/// # Errors
+/// If the clock cannot be read.
 pub fn monotonic_ns() -> Result<u64> {
     Ok(now(ClockId::CLOCK_MONOTONIC)?.wrapping_sub_signed(Offsets::own().monotonic))
 }
 
-/// CLOCK_REALTIME, in nanoseconds since 1970, UTC. It has no offset.
+/// CLOCK_REALTIME, in nanoseconds since 1970, UTC. Time namespaces add no offset to this clock.
 ///
 /// # Errors
-/// If the kernel does not tell.
+/// If the clock cannot be read.
 pub fn realtime_ns() -> Result<u64> {
     now(ClockId::CLOCK_REALTIME)
 }
 
-/// A clock, in nanoseconds.
+/// The number of jiffies in a second (CONFIG_HZ). A coarse clock has the resolution of one jiffy (TICK_NSEC).
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn jiffies_per_second() -> Result<u64> {
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("cannot ask for a clock's resolution")?;
+    let ns = u64::try_from(tick.tv_nsec()).unwrap_or(0);
+    ensure!(tick.tv_sec() == 0 && ns > 0, "a clock has the resolution of {tick}, which is no jiffy");
+    Ok((1_000_000_000 + ns / 2) / ns)
+}
+
+/// Read a clock, in nanoseconds.
 fn now(clock: ClockId) -> Result<u64> {
     let time = clock_gettime(clock).context("cannot read a clock")?;
     let ns = i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec());
-    u64::try_from(ns).context("a clock before its epoch")
+    u64::try_from(ns).context("a clock shows a negative time")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_has_one_of_the_usual_numbers_of_jiffies() {
+        assert!(matches!(jiffies_per_second(), Ok(100 | 250 | 300 | 1000)));
+    }
 
     #[test]
     fn offsets_are_seconds_and_nanoseconds() {

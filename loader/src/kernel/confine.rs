@@ -1,48 +1,48 @@
-//! A seccomp filter: once everything is attached, only the system calls that reading, printing and ending make are left.
-//! Any other ends the process with SIGSYS.
+//! A seccomp filter. Once everything is attached, xctl needs only the system calls for reading, printing and ending.
+//! Any other system call ends the process with SIGSYS.
 
 use std::io;
 
 use libbpf_sys as sys;
 
-/// What still has to be possible besides reading events and printing them.
+/// Tasks that must still be possible besides reading events and printing them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// To look for network namespaces and enter them, in threads of their own: `--verify`.
+    /// Look for network namespaces and enter them, in threads of their own: `--verify`.
     pub namespaces: bool,
-    /// To put a file on disk and give it its final name: `--record`.
+    /// Put a file on disk and give it its final name: `--record`.
     pub record: bool,
 }
 
-/// Which calls of one number are allowed. Only the low 32 bits of an argument are looked at: the arguments in question
-/// have no others.
+/// The condition under which one system call is allowed. The filter compares only the low 32 bits of an argument: the
+/// arguments in question have no other bits.
 #[derive(Clone, Copy, Debug)]
 enum Rule {
-    /// All.
+    /// Every call is allowed.
     All(libc::c_long),
-    /// Those whose argument of this index is one of these.
+    /// A call is allowed if the argument of this index is one of these values.
     OneOf(libc::c_long, u32, &'static [u32]),
-    /// Those whose argument of this index has, of the first bits, the second and no others.
+    /// A call is allowed if its argument of this index, masked with the first bits, equals the second bits.
     Bits(libc::c_long, u32, u32, u32),
-    /// None, and this kernel seems not to have it (ENOSYS): whoever asks knows another way.
+    /// No call is allowed, and the call fails as on a kernel that lacks it (ENOSYS). The callers have another way.
     Absent(libc::c_long),
 }
 
 use Rule::{Absent, All, Bits, OneOf};
 
-/// Those whose argument of this index has none of these bits.
+/// Allow calls whose argument of this index has none of these bits.
 const fn without(number: libc::c_long, index: u32, bits: u32) -> Rule {
     Bits(number, index, bits, 0)
 }
 
-/// Every open(2) that could change a file.
+/// The flags of open(2) with which a file could change.
 const WRITING: u32 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND) as u32;
 const EXECUTABLE: u32 = libc::PROT_EXEC as u32;
 
-/// The only signal that abort() sends, to its own thread; a panic ends with that.
+/// The only signal that abort() sends, to its own thread. A panic ends with abort().
 const ABORT: &[u32] = &[libc::SIGABRT as u32];
 
-/// Whether clone(2) makes a thread, and what puts it into namespaces of its own.
+/// The flags with which clone(2) makes a thread, and those that would put the thread into namespaces of its own.
 const THREAD: u32 = (libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM) as u32;
 const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
@@ -52,18 +52,29 @@ const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET) as u32;
 
-/// The commands of bpf(2) that still are made; the last takes the ring of a CPU that went offline out of its map.
-const READING: &[u32] =
-    &[sys::BPF_MAP_LOOKUP_ELEM, sys::BPF_MAP_GET_NEXT_KEY, sys::BPF_OBJ_GET_INFO_BY_FD, sys::BPF_MAP_DELETE_ELEM];
+/// The commands of bpf(2) that are still made. The last two switch the epoch of PROCESS_TOTALS and remove the entries
+/// of the epoch before. The last one also removes the ring of a CPU that went offline from its map.
+const ON_MAPS: &[u32] = &[
+    sys::BPF_MAP_LOOKUP_ELEM,
+    sys::BPF_MAP_GET_NEXT_KEY,
+    sys::BPF_OBJ_GET_INFO_BY_FD,
+    sys::BPF_MAP_UPDATE_ELEM,
+    sys::BPF_MAP_DELETE_ELEM,
+    // The accounts of connections that are open at the end.
+    sys::BPF_MAP_LOOKUP_BATCH,
+    sys::BPF_PROG_TEST_RUN,
+    // The same for --verify, by an iterator that is attached already.
+    sys::BPF_ITER_CREATE,
+];
 
-/// The main loop and the end, on every architecture; the most frequent first.
+/// The calls of the main loop and of the end, on every architecture; the most frequent first.
 const ALWAYS: &[Rule] = &[
     All(libc::SYS_epoll_pwait),
     All(libc::SYS_ppoll),
     All(libc::SYS_write),
     All(libc::SYS_read),
-    All(libc::SYS_clock_gettime), // where the vDSO cannot tell
-    // What became of an owner: /proc/PID/stat.
+    All(libc::SYS_clock_gettime), // where the vDSO cannot read the clock
+    // The state of an owner is read from /proc/PID/stat.
     without(libc::SYS_openat, 2, WRITING),
     All(libc::SYS_statx),
     All(libc::SYS_newfstatat),
@@ -72,21 +83,21 @@ const ALWAYS: &[Rule] = &[
     All(libc::SYS_close),
     // musl sets close-on-exec once more.
     OneOf(libc::SYS_fcntl, 1, &[libc::F_SETFD as u32]),
-    // Whether it is there at all, where /proc hides it: signal 0 does nothing else.
+    // Signal 0 tells whether a process exists where /proc hides it. Signal 0 does nothing else.
     OneOf(libc::SYS_kill, 1, &[0]),
-    // Reading maps, and asking programs and links how many runs were skipped.
-    OneOf(libc::SYS_bpf, 0, READING),
-    // The allocator; HashMap's seed.
+    // Maps are read, and totals are moved out of a map. Programs and links are asked for the number of skipped runs.
+    OneOf(libc::SYS_bpf, 0, ON_MAPS),
+    // The allocator needs these calls, and HashMap needs a seed.
     All(libc::SYS_brk),
     without(libc::SYS_mmap, 2, EXECUTABLE),
     without(libc::SYS_mprotect, 2, EXECUTABLE),
     All(libc::SYS_munmap),
-    // Letting go of the ring of a CPU that went offline.
+    // The ring of a CPU that went offline is no longer watched.
     OneOf(libc::SYS_epoll_ctl, 1, &[libc::EPOLL_CTL_DEL as u32]),
     All(libc::SYS_mremap),
     All(libc::SYS_madvise),
     All(libc::SYS_getrandom),
-    // The standard library and the C library.
+    // The standard library and the C library make these calls.
     All(libc::SYS_writev),
     All(libc::SYS_futex),
     All(libc::SYS_clock_nanosleep),
@@ -97,11 +108,11 @@ const ALWAYS: &[Rule] = &[
     All(libc::SYS_rt_sigaction),
     All(libc::SYS_rt_sigreturn),
     All(libc::SYS_sigaltstack),
-    // The end, also by a panic.
+    // These calls end the process, also by a panic.
     All(libc::SYS_getpid),
     All(libc::SYS_gettid),
     OneOf(libc::SYS_tgkill, 2, ABORT), // abort() of glibc
-    OneOf(libc::SYS_tkill, 1, ABORT),  // and of musl
+    OneOf(libc::SYS_tkill, 1, ABORT),  // abort() of musl
     All(libc::SYS_exit),
     All(libc::SYS_exit_group),
 ];
@@ -119,17 +130,18 @@ const OLDER: &[Rule] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[Rule] = &[];
 
-/// Looking for network namespaces, and entering them.
+/// The calls for looking for network namespaces and entering them.
 const NAMESPACES: &[Rule] = &[
-    // Whether they may be entered.
+    // capget(2) tells whether network namespaces may be entered.
     All(libc::SYS_capget),
     All(libc::SYS_getdents64),
     All(libc::SYS_readlinkat),
-    // Whether a file stands for one, before it is opened and after.
+    // The type of a file is checked before it is opened and after: the file must stand for a network namespace.
     All(libc::SYS_fstatfs),
     OneOf(libc::SYS_ioctl, 1, &[libc::NS_GET_NSTYPE as u32]),
     OneOf(libc::SYS_setns, 1, &[libc::CLONE_NEWNET as u32]),
-    // A thread of its own for each. clone3() has its flags in memory, where no filter sees them: glibc then takes clone().
+    // Each namespace gets a thread of its own. clone3() has its flags in memory, where no filter sees them; after
+    // ENOSYS glibc calls clone() instead.
     Bits(libc::SYS_clone, 0, THREAD | NEW_NAMESPACES, THREAD),
     Absent(libc::SYS_clone3),
     All(libc::SYS_set_robust_list),
@@ -137,7 +149,7 @@ const NAMESPACES: &[Rule] = &[
     All(libc::SYS_sched_getaffinity),
 ];
 
-/// Putting a file on disk and giving it its final name, or removing it where that fails.
+/// The calls for putting a file on disk and giving it its final name, or removing the file after a failure.
 const RECORD: &[Rule] =
     &[All(libc::SYS_fsync), All(libc::SYS_renameat), All(libc::SYS_renameat2), All(libc::SYS_unlinkat)];
 #[cfg(target_arch = "x86_64")]
@@ -150,7 +162,7 @@ const ARCH: u32 = 0xc000_003e; // AUDIT_ARCH_X86_64
 #[cfg(target_arch = "aarch64")]
 const ARCH: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
 
-/// Offsets in struct seccomp_data; arguments are 64 bits wide, and both architectures are little-endian.
+/// Offsets in struct seccomp_data. Arguments are 64 bits wide, and both architectures are little-endian.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const ARGUMENTS: u32 = 16;
@@ -160,7 +172,7 @@ pub(super) const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
 const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
 pub(super) const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 
-/// An instruction; `yes` and `no` are how many to skip after a comparison.
+/// An instruction of classic BPF; `yes` and `no` are the numbers of instructions to skip after a comparison.
 pub(super) const fn instruction(code: u32, k: u32, yes: u8, no: u8) -> libc::sock_filter {
     libc::sock_filter { code: code as u16, jt: yes, jf: no, k }
 }
@@ -168,8 +180,8 @@ pub(super) const fn instruction(code: u32, k: u32, yes: u8, no: u8) -> libc::soc
 const ALLOW: libc::sock_filter = instruction(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0);
 const KILL: libc::sock_filter = instruction(RETURN, libc::SECCOMP_RET_KILL_PROCESS, 0, 0);
 
-/// The filter program (classic BPF): the architecture, then rule by rule the number and, where it decides, an argument.
-/// x32 calls have numbers of their own, which are in no rule.
+/// The filter program (classic BPF). The program compares the architecture, then for each rule the number and, if the
+/// rule has one, an argument. x32 calls have numbers of their own, which are in no rule.
 fn program(rules: &[&[Rule]]) -> Vec<libc::sock_filter> {
     let argument = |index: u32| instruction(LOAD, ARGUMENTS + 8 * index, 0, 0);
     let mut program = vec![instruction(LOAD, ARCHITECTURE, 0, 0), instruction(EQUAL, ARCH, 1, 0), KILL];
@@ -185,7 +197,7 @@ fn program(rules: &[&[Rule]]) -> Vec<libc::sock_filter> {
             OneOf(number, index, values) => {
                 let mut body = vec![argument(index)];
                 for (at, &value) in values.iter().enumerate() {
-                    // Over the other comparisons and the refusal.
+                    // A match skips the other comparisons and the refusal.
                     body.push(instruction(EQUAL, value, (values.len() - at) as u8, 0));
                 }
                 body.extend([KILL, ALLOW]);
@@ -199,8 +211,8 @@ fn program(rules: &[&[Rule]]) -> Vec<libc::sock_filter> {
     program
 }
 
-/// Leave the calling thread, and those that it starts, only the system calls that are still needed. `no_new_privs` must be
-/// set. Nothing undoes it.
+/// Restrict the calling thread, and the threads that it starts, to the system calls that are still needed.
+/// `no_new_privs` must be set. Nothing undoes the restriction.
 ///
 /// # Errors
 /// `EINVAL` or `ENOSYS`: this kernel has no seccomp filters.
@@ -233,7 +245,7 @@ mod tests {
         }
     }
 
-    /// What the filter answers, by an interpreter of the few instructions that it consists of.
+    /// The answer of the filter, by an interpreter of the few instructions that the filter consists of.
     fn answer(program: &[libc::sock_filter], arch: u32, number: libc::c_long, arguments: [u64; 6]) -> u32 {
         let load = |offset: u32| match offset {
             NUMBER => number as u32,
@@ -256,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_is_allowed_and_nothing_else() {
+    fn only_needed_system_calls_are_allowed() {
         let program = program(&[ALWAYS, OLDER]);
         let allowed = |number, arguments| match answer(&program, ARCH, number, arguments) {
             libc::SECCOMP_RET_ALLOW => true,
@@ -270,10 +282,10 @@ mod tests {
             assert!(!allowed(number, none), "{number}");
         }
         let command = |command: u32| [u64::from(command), 0, 0, 0, 0, 0];
-        for &read in READING {
-            assert!(allowed(libc::SYS_bpf, command(read)), "{read}");
+        for &needed in ON_MAPS {
+            assert!(allowed(libc::SYS_bpf, command(needed)), "{needed}");
         }
-        for write in [sys::BPF_MAP_CREATE, sys::BPF_MAP_UPDATE_ELEM, sys::BPF_PROG_LOAD, sys::BPF_LINK_CREATE] {
+        for write in [sys::BPF_MAP_CREATE, sys::BPF_PROG_LOAD, sys::BPF_LINK_CREATE] {
             assert!(!allowed(libc::SYS_bpf, command(write)), "{write}");
         }
         let third = |value: i32| [0, 0, value as u64, 0, 0, 0];
@@ -292,11 +304,11 @@ mod tests {
         }
     }
 
-    /// `pthread_create` of musl and of glibc.
+    /// The flags of clone(2) in `pthread_create` of musl and of glibc.
     const THREADS: [u64; 2] = [0x7d_0f00, 0x3d_0f00];
 
     #[test]
-    fn threads_are_made_where_namespaces_are_entered_and_nothing_else_is() {
+    fn threads_may_be_made_only_to_enter_namespaces() {
         let program = program(&[ALWAYS, OLDER, NAMESPACES]);
         let clone = |flags: u64| answer(&program, ARCH, libc::SYS_clone, [flags, 0, 0, 0, 0, 0]);
         for thread in THREADS {
@@ -304,7 +316,7 @@ mod tests {
             for needed in [libc::CLONE_THREAD, libc::CLONE_SIGHAND, libc::CLONE_VM] {
                 assert_eq!(clone(thread & !(needed as u64)), libc::SECCOMP_RET_KILL_PROCESS, "{needed:#x}");
             }
-            // CLONE_NEW*; CLONE_NEWTIME is for clone3() and unshare() alone.
+            // These are the bits of CLONE_NEW*. CLONE_NEWTIME is for clone3() and unshare() alone.
             for bit in [17, 25, 26, 27, 28, 29, 30] {
                 assert_eq!(clone(thread | 1 << bit), libc::SECCOMP_RET_KILL_PROCESS, "{bit}");
             }
@@ -316,7 +328,7 @@ mod tests {
             let call = answer(&program, ARCH, libc::SYS_prctl, [option, 0, 0, 0, 0, 0]);
             assert_eq!(call, libc::SECCOMP_RET_KILL_PROCESS, "prctl {option}");
         }
-        // Without namespaces to enter there are no threads to make.
+        // Without the need for namespaces, no thread may be made.
         let alone = super::program(&[ALWAYS, OLDER]);
         assert_eq!(answer(&alone, ARCH, libc::SYS_clone, [THREADS[0], 0, 0, 0, 0, 0]), libc::SECCOMP_RET_KILL_PROCESS);
     }

@@ -1,26 +1,23 @@
-//! What this host is, as its files tell: CPUs, the kprobe PMU, namespaces, processes. Safe code.
+//! Facts about this host, as its files tell them: CPUs, the kprobe PMU, namespaces, processes. Safe code.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 
 use super::clock;
-use crate::object::source;
+use super::file::read;
+use super::source;
 
 const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe";
 
-/// A file of the kernel's as text.
-pub(super) fn read(path: impl AsRef<Path>) -> Result<String> {
-    let path = path.as_ref();
-    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
-}
-
-/// Parse a CPU list such as `0-3,8,10-11`: there can be gaps.
+/// Parse a CPU list such as `0-3,8,10-11`. The list can have gaps.
 fn parse_cpu_list(list: &str) -> Option<Vec<u32>> {
     let mut cpus = Vec::new();
     for range in list.trim().split(',').filter(|range| !range.is_empty()) {
@@ -46,7 +43,7 @@ pub fn online_cpus() -> Result<Vec<u32>> {
         .ok_or_else(|| anyhow!("{ONLINE} holds {list:?}, which is not a list of CPUs"))
 }
 
-/// Bytes of memory that can be had without swapping; none if the kernel does not tell.
+/// Bytes of memory that are available without swapping; none if the kernel does not tell.
 #[must_use]
 pub fn available_memory() -> Option<u64> {
     let meminfo = read("/proc/meminfo").ok()?;
@@ -55,35 +52,36 @@ pub fn available_memory() -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The file systems through which the kernel tells of itself: a place that each has, and how to mount it.
+/// The file systems with the kernel's own files. Each entry has the mount point, a path that must exist on it, and the
+/// command that mounts it.
 const FILE_SYSTEMS: [(&str, &str, &str); 2] = [
     ("/proc", "/proc/self/stat", "mount -t proc proc /proc"),
     ("/sys", "/sys/devices/system/cpu/online", "mount -t sysfs sysfs /sys"),
 ];
 
-/// Which of them is not mounted, and how to mount it.
+/// The first of these file systems that is not mounted, and the command that mounts it.
 #[must_use]
 pub fn not_mounted() -> Option<(&'static str, &'static str)> {
     let missing = FILE_SYSTEMS.iter().find(|(_, place, _)| !Path::new(place).exists());
     missing.map(|&(root, _, remedy)| (root, remedy))
 }
 
-/// How to ask perf for a kprobe.
+/// The numbers with which perf is asked for a kprobe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KprobePmu {
-    /// perf_event_attr.type
+    /// The value of perf_event_attr.type.
     pub pmu: u32,
-    /// The bit of perf_event_attr.config that makes it a return probe.
+    /// The number of the bit in perf_event_attr.config that asks for a return probe.
     pub return_bit: u32,
 }
 
-/// The kernel's kprobe PMU, or none if it was built without.
+/// The kernel's kprobe PMU; none if the kernel was built without it.
 ///
 /// # Errors
-/// If its files hold something else than they should.
+/// If the files of the PMU hold unexpected text.
 pub fn kprobe_pmu() -> Result<Option<KprobePmu>> {
     let pmu = Path::new(KPROBE_PMU);
-    // A container may have an empty folder there.
+    // A container may have an empty folder at this path.
     if !pmu.join("type").exists() {
         return Ok(None);
     }
@@ -108,8 +106,8 @@ pub fn release() -> Result<String> {
     Ok(read("/proc/sys/kernel/osrelease")?.trim().to_string())
 }
 
-/// Where this kernel's own types are, if anywhere. Only the kernel's own have the numbers of types by which libbpf tells it
-/// where to attach fentry programs, and what iterators are.
+/// The file with this kernel's own types, if there is one. libbpf passes numbers of types to the kernel: the place of a
+/// fentry program, and the kind of an iterator. Only the kernel's own BTF has these numbers.
 pub fn own_btf() -> Option<PathBuf> {
     source::find(&release().ok()?)
 }
@@ -124,13 +122,13 @@ pub fn in_initial_pid_namespace() -> Result<bool> {
     Ok(fs::metadata(OWN).with_context(|| format!("cannot read {OWN}"))?.ino() == INITIAL)
 }
 
-/// How many TCP sockets this host has, in all its network namespaces.
+/// The number of TCP sockets of this host, in all its network namespaces.
 ///
 /// # Errors
 /// If /proc does not tell.
 pub fn tcp_sockets() -> Result<u32> {
     const SOCKSTAT: &str = "/proc/net/sockstat";
-    // TCP: inuse 2 orphan 0 tw 0 alloc 3 mem 0: what is allocated is the host's, the rest the namespace's.
+    // In `TCP: inuse 2 orphan 0 tw 0 alloc 3 mem 0`, `alloc` is the host's. The other numbers are the namespace's.
     let sockstat = read(SOCKSTAT)?;
     let tcp = sockstat.lines().find_map(|line| line.strip_prefix("TCP: "));
     tcp.and_then(|tcp| tcp.split(' ').skip_while(|&word| word != "alloc").nth(1))
@@ -138,34 +136,16 @@ pub fn tcp_sockets() -> Result<u32> {
         .ok_or_else(|| anyhow!("{SOCKSTAT} does not tell how many TCP sockets are allocated"))
 }
 
-/// The inode number that names a network namespace, from itself, from a file that stands for it (`/proc/PID/ns/net`), or from
-/// the name that `ip netns` knows it by.
+/// The id of a cgroup v2 directory and its depth (the root is 0).
 ///
 /// # Errors
-/// If it is none of these.
-pub fn netns_inode(text: &str) -> Result<u32> {
-    const NAMED: &str = "/run/netns";
-    match text.parse() {
-        Ok(0) => bail!("no network namespace has the inode number 0"),
-        Ok(inode) => return Ok(inode),
-        Err(_) => {}
-    }
-    let folder = Path::new(if text.contains('/') { "" } else { NAMED });
-    let (_, inode) = super::netns::open(&folder.join(text)).with_context(|| {
-        format!("cannot find network namespace {text}: give its inode number, its name in {NAMED}, or a path such as /proc/PID/ns/net")
-    })?;
-    Ok(inode)
-}
-
-/// A cgroup v2 directory's id and its depth (the root is 0).
-///
-/// # Errors
-/// If the path is not such a directory.
+/// If the path is not a cgroup v2 directory.
 pub fn cgroup_id(path: &Path) -> Result<(u64, u32)> {
     let full = path.canonicalize().with_context(|| format!("cannot find cgroup {}", path.display()))?;
     let mut depth = 0;
     let mut root = full.as_path();
-    // Only directories of a cgroup2 file system hold cgroup.controllers; its root is the topmost.
+    // Only directories of a cgroup2 file system hold cgroup.controllers; the root of the file system is the topmost of
+    // them.
     if !root.join("cgroup.controllers").exists() {
         let mounts = read("/proc/self/mountinfo")?;
         let place = cgroup2(&mounts).map_or_else(
@@ -181,7 +161,8 @@ pub fn cgroup_id(path: &Path) -> Result<(u64, u32)> {
     Ok((fs::metadata(&full)?.ino(), depth))
 }
 
-/// Where cgroup v2 is mounted, by the lines of mountinfo: `30 23 0:26 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw`.
+/// The mount point of cgroup v2, from the lines of mountinfo, such as
+/// `30 23 0:26 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw`.
 fn cgroup2(mountinfo: &str) -> Option<&str> {
     let (mount, _) = mountinfo
         .lines()
@@ -190,8 +171,9 @@ fn cgroup2(mountinfo: &str) -> Option<&str> {
     mount.split(' ').nth(4)
 }
 
-/// Whether the process that started at `born` (ns of CLOCK_BOOTTIME) still exists under this PID. A PID that was reused
-/// since belongs to a process that started later; one that nobody has waited for yet exists no longer.
+/// Whether the process that started at `born` (ns of CLOCK_BOOTTIME) still exists under this PID. A reused PID belongs
+/// to a process that started later. A process that has ended counts as gone, even if its parent has not waited for it
+/// yet.
 #[must_use]
 pub fn is_alive(tgid: u32, born: u64) -> bool {
     match fs::read(format!("/proc/{tgid}/stat")) {
@@ -199,7 +181,7 @@ pub fn is_alive(tgid: u32, born: u64) -> bool {
             Some(stat) => !stat.ended && stat.may_have_started(born),
             None => true,
         },
-        // /proc may hide other users' processes (hidepid); signal 0 tells all the same.
+        // /proc may hide other users' processes (hidepid). Signal 0 tells all the same whether they exist.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let pid = i32::try_from(tgid).map(nix::unistd::Pid::from_raw);
             pid.is_ok_and(|pid| kill(pid, None) != Err(Errno::ESRCH))
@@ -211,8 +193,8 @@ pub fn is_alive(tgid: u32, born: u64) -> bool {
 /// The clock tick in which /proc counts (USER_HZ), in ns.
 const TICK: u64 = 10_000_000;
 
-/// When a process started, in ns of CLOCK_BOOTTIME, rounded down to a clock tick of 10 ms; none if the kernel writes
-/// something else than we know.
+/// The start time of a process, in ns of CLOCK_BOOTTIME, rounded down to a clock tick of 10 ms; none if the text of the
+/// kernel has an unknown format.
 ///
 /// # Errors
 /// `NotFound`: there is no such process.
@@ -221,22 +203,38 @@ pub fn started(tgid: u32) -> io::Result<Option<u64>> {
     Ok(Stat::parse(&stat).map(|stat| stat.started / TICK * TICK))
 }
 
-/// What /proc/PID/stat tells of a process.
+/// The start time as in [`started()`], once the clock tick of the start is over. From then on no other process can have
+/// the same PID and the same tick.
+#[must_use]
+pub fn started_for_good(tgid: u32) -> Option<u64> {
+    // In a time namespace the start may be in the next tick of the host's clock.
+    const OVER: u64 = 2 * TICK;
+    loop {
+        let born = started(tgid).ok()??;
+        let age = clock::boottime_ns().ok()?.saturating_sub(born);
+        if age >= OVER {
+            return Some(born);
+        }
+        thread::sleep(Duration::from_nanos(OVER - age));
+    }
+}
+
+/// The fields of /proc/PID/stat that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stat {
-    /// All of its threads have exited.
+    /// All threads of the process have exited.
     ended: bool,
-    /// ns of CLOCK_BOOTTIME: not before this, and within a tick.
+    /// The start time, in ns of CLOCK_BOOTTIME. The process started at this time or less than a tick later.
     started: u64,
 }
 
 impl Stat {
     fn parse(stat: &[u8]) -> Option<Self> {
-        // The name, field 2, may hold anything but ends with the last parenthesis.
+        // The name, field 2, may hold any character, and ends with the last parenthesis.
         let stat = String::from_utf8_lossy(stat);
         let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-        // Fields 3, 20 and 22: the state, which is the main thread's; how many threads there are, itself included until
-        // somebody has waited for it; the start time in clock ticks.
+        // Field 3 is the state of the main thread. Field 20 is the number of threads; the main thread counts until its
+        // parent has waited for it. Field 22 is the start time in clock ticks.
         let state = fields.next()?;
         let threads: u64 = fields.nth(16)?.parse().ok()?;
         let ticks: u64 = fields.nth(1)?.parse().ok()?;
@@ -244,7 +242,8 @@ impl Stat {
         Some(Self { ended, started: clock::boottime_of_host(ticks.checked_mul(TICK)?) })
     }
 
-    /// In a time namespace whose offset is no number of ticks, two ticks of the host's come into question.
+    /// In a time namespace whose offset is not a whole number of ticks, the start may be in either of two ticks of the
+    /// host's clock.
     fn may_have_started(self, born: u64) -> bool {
         let born = born / TICK * TICK;
         born >= self.started / TICK * TICK && born < self.started.saturating_add(TICK)
@@ -253,7 +252,6 @@ impl Stat {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -275,6 +273,17 @@ mod tests {
     }
 
     #[test]
+    fn a_known_start_time_lies_in_a_tick_that_has_passed() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let born = started_for_good(child.id());
+        let now = clock::boottime_ns().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(born.is_some_and(|born| born + TICK <= now), "{born:?}, {now}");
+        assert_eq!(started_for_good(u32::MAX), None);
+    }
+
+    #[test]
     fn a_process_has_ended_when_its_last_thread_has() {
         let stat = |state: &str, threads: u32| {
             let text = format!("7 (a) Z 1) {state} 1 7 7 0 -1 4227084 0 0 0 0 0 0 0 0 20 0 {threads} 0 500 0 0\n");
@@ -282,7 +291,7 @@ mod tests {
         };
         assert_eq!(stat("S", 1), Stat { ended: false, started: 5_000_000_000 });
         assert!(stat("Z", 1).ended && stat("X", 1).ended);
-        // Its main thread is gone, another lives on.
+        // The main thread is gone, and another thread lives on.
         assert!(!stat("Z", 2).ended);
         assert_eq!(Stat::parse(b"7 (a) S 1"), None);
     }
@@ -296,21 +305,11 @@ mod tests {
     }
 
     #[test]
-    fn where_cgroup_v2_is_mounted() {
+    fn the_mount_of_cgroup_v2_is_found() {
         let hybrid = "25 1 0:23 / /sys rw - sysfs sysfs rw\n30 25 0:26 / /sys/fs/cgroup ro,nosuid shared:4 - tmpfs tmpfs ro\n\
                       31 30 0:27 / /sys/fs/cgroup/unified rw shared:5 - cgroup2 cgroup2 rw,nsdelegate\n\
                       32 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
         assert_eq!(cgroup2(hybrid), Some("/sys/fs/cgroup/unified"));
         assert_eq!(cgroup2(hybrid.replace("cgroup2", "cgroup").as_str()), None);
-    }
-
-    #[test]
-    fn a_namespace_is_named_by_number_or_file() {
-        let inode = fs::metadata("/proc/self/ns/net").unwrap().ino();
-        assert_eq!(u64::from(netns_inode("/proc/self/ns/net").unwrap()), inode);
-        assert_eq!(netns_inode("4026531840").unwrap(), 4_026_531_840);
-        for wrong in ["/nonexistent", "/proc/self/ns/mnt", "/dev/null", "0", "", "no-such-name"] {
-            assert!(netns_inode(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -1,4 +1,5 @@
-//! CPUs that come and go while we run, as the kernel announces them (kobject uevents). Nothing else wakes the reader.
+//! CPUs that go online and offline during the run, as the kernel announces them (kobject uevents). Other uevents do not
+//! wake the reader.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,33 +7,35 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::confine::{EQUAL, LOAD, RETURN, instruction};
 
-/// What became of a CPU.
+/// A change of a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It is there, from now on.
+    /// The CPU is online from now on.
     Online(u32),
-    /// It is gone.
+    /// The CPU is offline.
     Offline(u32),
 }
 
-/// Changes, as they are announced. Suspending the machine, which takes CPUs offline and back, is not.
+/// The changes that the kernel announces. The kernel does not announce that it takes CPUs offline and back when the
+/// machine is suspended.
 pub struct Changes(File);
 
 impl Changes {
-    /// Listen from now on. It takes no privilege.
+    /// Listen from now on. Listening takes no privilege.
     ///
     /// # Errors
-    /// With the kernel's errno, where it has no such sockets or something forbids them.
+    /// The kernel's errno, if the kernel has no such sockets or something forbids them.
     pub fn listen() -> io::Result<Self> {
         let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        // SAFETY: three numbers.
+        // SAFETY: the call takes three numbers.
         let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_KOBJECT_UEVENT) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
+        // SAFETY: the kernel has just returned this descriptor, and nothing else uses it.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        // Before it is bound, so that nothing else gets in. Texts begin with what happened: "online@" or "offline@".
+        // The filter is set before the socket is bound, so that no other text gets in. A text begins with the action:
+        // "online@" or "offline@".
         let starts_with = |text: &[u8; 4], yes, no| instruction(EQUAL, u32::from_be_bytes(*text), yes, no);
         let mut program = [
             instruction(LOAD, 0, 0, 0),
@@ -51,7 +54,7 @@ impl Changes {
         if result < 0 {
             return Err(io::Error::last_os_error());
         }
-        /// What the kernel itself sends, and not what udev makes of it.
+        /// The multicast group of the kernel's own uevents, without those that udev has processed.
         const KERNEL: u32 = 1;
         // SAFETY: the structure is plain numbers, for which 0 is a value.
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
@@ -63,10 +66,10 @@ impl Changes {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(Self(File::from(socket))) }
     }
 
-    /// The next change that was announced; none if there is none by now.
+    /// The next change that was announced; none if there is none at the moment.
     ///
     /// # Errors
-    /// With the kernel's errno.
+    /// The kernel's errno.
     pub fn take(&mut self) -> io::Result<Option<Change>> {
         let mut text = [0; 2048];
         loop {
@@ -77,7 +80,8 @@ impl Changes {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                // Some got lost for want of room. Records of CPUs that we heard nothing of are not.
+                // The socket had no room for some changes, and these are lost. Records of CPUs whose change was lost
+                // are not lost.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -85,14 +89,14 @@ impl Changes {
         }
     }
 
-    /// To wait for it.
+    /// The descriptor that is readable when there is a change.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-/// `offline@/devices/system/cpu/cpu3`, a NUL, and what else is to be said.
+/// Parse `offline@/devices/system/cpu/cpu3`, a NUL, and more fields.
 fn parse(text: &[u8]) -> Option<Change> {
     let first = text.split(|&byte| byte == 0).next()?;
     let (what, path) = std::str::from_utf8(first).ok()?.split_once('@')?;
@@ -109,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_all_devices_cpus_alone_are_told() {
+    fn only_cpus_are_reported_among_all_devices() {
         assert_eq!(parse(b"offline@/devices/system/cpu/cpu12\0ACTION=offline\0"), Some(Change::Offline(12)));
         assert_eq!(parse(b"online@/devices/system/cpu/cpu3\0"), Some(Change::Online(3)));
         for other in [
@@ -125,8 +129,8 @@ mod tests {
     }
 
     #[test]
-    fn while_nothing_happens_nothing_is_told() {
-        // Somebody's own machine keeps its CPUs: what else is announced does not get through.
+    fn nothing_is_reported_without_an_event() {
+        // A developer's machine keeps its CPUs: no other announcement gets through the filter.
         if let Ok(mut changes) = Changes::listen() {
             assert_eq!(changes.take().unwrap_or_default(), None);
         }

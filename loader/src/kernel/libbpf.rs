@@ -1,24 +1,29 @@
-//! libbpf, wrapped once: it opens, sizes, relocates and loads the object. Attaching and reading are not its business.
+//! libbpf, wrapped once. This module opens, sizes, relocates and loads the object; other modules attach programs and
+//! read.
 
-use std::ffi::{CStr, CString, c_char, c_int};
-use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::ffi::{CStr, CString, c_char, c_int, c_long};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::ptr::{self, NonNull};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail};
 use libbpf_sys as sys;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::bpf;
-use super::calls::{Account, By};
+use super::call::By;
+use super::calls::Account;
 use super::map::Map;
-use crate::fault::Exit;
+use crate::error::Exit;
+use crate::object::TypeId;
 
-/// The object's name, with which libbpf begins those of the maps that it makes for variables.
+/// The object's name. libbpf begins the names of the maps that it makes for variables with this name.
 const NAME: &CStr = c"xctl";
 
-/// What libbpf says while it works, verifier logs included.
+/// libbpf's messages, verifier logs included.
 static MESSAGES: Mutex<Messages> = Mutex::new(Messages { text: Vec::new(), debug: false });
 
 struct Messages {
@@ -31,8 +36,8 @@ fn messages() -> MutexGuard<'static, Messages> {
 }
 
 unsafe extern "C" {
-    /// The `va_list` is passed on untouched. On x86_64 it is an array, on aarch64 a structure too large for registers:
-    /// either way the caller hands over a pointer, so a pointer is what this declaration says.
+    /// This function passes the `va_list` on untouched. The `va_list` is an array on x86_64, and a structure too large
+    /// for registers on aarch64. The caller passes a pointer in both cases, so this declaration has a pointer.
     fn vasprintf(to: *mut *mut c_char, format: *const c_char, args: *mut sys::__va_list_tag) -> c_int;
 }
 
@@ -48,7 +53,7 @@ unsafe extern "C" fn collect(
         let mut line: *mut c_char = ptr::null_mut();
         // SAFETY: libbpf passes a printf format and its arguments; vasprintf stores an allocated string on success only.
         if unsafe { vasprintf(&mut line, format, args) } >= 0 {
-            // SAFETY: vasprintf succeeded: `line` is a NUL-terminated string that is ours to free.
+            // SAFETY: vasprintf succeeded: `line` is a NUL-terminated string, which this function must free.
             unsafe {
                 messages.text.extend_from_slice(CStr::from_ptr(line).to_bytes());
                 libc::free(line.cast());
@@ -59,44 +64,113 @@ unsafe extern "C" fn collect(
     0
 }
 
-/// Collect libbpf's messages instead of letting it print. With `debug` also those that describe normal work.
+/// Collect libbpf's messages, instead of letting libbpf print them. With `debug`, messages about normal work are
+/// collected too.
 pub fn collect_messages(debug: bool) {
     messages().debug = debug;
     // SAFETY: `collect` has the type that libbpf asks for and lives as long as the program.
     unsafe { sys::libbpf_set_print(Some(collect)) };
 }
 
-/// The messages so far, in libbpf's own words; the collection starts anew. Verifier logs may hold bytes that are not
-/// UTF-8: they are replaced.
+/// The messages so far, in libbpf's own words. The collection then starts anew. Verifier logs may hold bytes that are
+/// not UTF-8; these bytes are replaced.
 pub fn take_messages() -> String {
     String::from_utf8_lossy(&std::mem::take(&mut messages().text)).into_owned()
 }
 
+/// Sections of programs that attach to a type of the kernel's own BTF: the beginning of the name, the type of the program,
+/// and how it is attached.
+const BY_TYPE: [(&CStr, sys::bpf_prog_type, sys::bpf_attach_type); 5] = [
+    (c"fentry/", sys::BPF_PROG_TYPE_TRACING, sys::BPF_TRACE_FENTRY),
+    (c"fexit/", sys::BPF_PROG_TYPE_TRACING, sys::BPF_TRACE_FEXIT),
+    (c"tp_btf/", sys::BPF_PROG_TYPE_TRACING, sys::BPF_TRACE_RAW_TP),
+    (c"iter/", sys::BPF_PROG_TYPE_TRACING, sys::BPF_TRACE_ITER),
+    (c"lsm/", sys::BPF_PROG_TYPE_LSM, sys::BPF_LSM_MAC),
+];
+
+/// The programs that attach to a type, with the number of the type, of the object that is loaded next.
+static ATTACH_TYPES: Mutex<Vec<(String, TypeId)>> = Mutex::new(Vec::new());
+
+fn attach_types() -> MutexGuard<'static, Vec<(String, TypeId)>> {
+    ATTACH_TYPES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Let libbpf ask [`attach_to_type`] for the types that programs attach to. libbpf itself would read all types of the
+/// kernel as soon as it sees a program of such a type. So the programs have another type until they are loaded.
+fn attach_by_type() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for (section, program_type, attach_type) in BY_TYPE {
+            let options = sys::libbpf_prog_handler_opts {
+                sz: size_of::<sys::libbpf_prog_handler_opts>() as _,
+                cookie: program_type.into(),
+                prog_prepare_load_fn: Some(attach_to_type),
+                ..Default::default()
+            };
+            let until_loaded = sys::BPF_PROG_TYPE_RAW_TRACEPOINT;
+            // SAFETY: libbpf copies the name and the options, and the function lives as long as the program. A section that
+            // is not registered, for lack of memory, is left to libbpf.
+            unsafe { sys::libbpf_register_prog_handler(section.as_ptr(), until_loaded, attach_type, &options) };
+        }
+    });
+}
+
+/// Give a program its type, and the type that it attaches to. libbpf calls this function right before it loads the program.
+unsafe extern "C" fn attach_to_type(
+    program: *mut sys::bpf_program,
+    options: *mut sys::bpf_prog_load_opts,
+    program_type: c_long,
+) -> c_int {
+    // SAFETY: libbpf passes a program of an open object; its name is NUL-terminated.
+    let name = unsafe { CStr::from_ptr(sys::bpf_program__name(program)) };
+    let types = attach_types();
+    let Some((_, id)) = types.iter().find(|(program, _)| program.as_bytes() == name.to_bytes()) else {
+        return -libc::ESRCH;
+    };
+    // SAFETY: the program is not loaded yet, and libbpf passes the options of its load.
+    unsafe {
+        (*options).attach_btf_id = id.0;
+        sys::bpf_program__set_type(program, program_type as sys::bpf_prog_type)
+    }
+}
+
 /// An object that libbpf has opened and not yet loaded.
-pub struct Open {
-    object: NonNull<sys::bpf_object>,
+pub struct OpenObject {
+    object: Object,
+    /// The part of the kernel's types that libbpf reads when it loads.
+    _types: Option<File>,
 }
 
-/// An object in the kernel. Dropping it unloads what nothing else holds.
-pub struct Loaded {
-    object: NonNull<sys::bpf_object>,
+/// The types that libbpf relocates an object against, if not all of the running kernel's own.
+pub enum Types<'a> {
+    /// The types in a file: raw BTF, or an ELF file with a .BTF section.
+    File(&'a Path),
+    /// A part of the types that has every answer, as BTF.
+    Part(&'a [u8]),
 }
 
-impl Drop for Open {
-    fn drop(&mut self) {
-        // SAFETY: the pointer came from bpf_object__open_mem and is closed once: `load` forgets `self`.
-        unsafe { sys::bpf_object__close(self.object.as_ptr()) };
+/// An object that is loaded into the kernel. Dropping it unloads the programs and maps that nothing else holds.
+pub struct LoadedObject {
+    object: Object,
+}
+
+/// An object of libbpf. Dropping it unloads the programs and maps that nothing else holds.
+struct Object(NonNull<sys::bpf_object>);
+
+impl Object {
+    fn as_ptr(&self) -> *mut sys::bpf_object {
+        self.0.as_ptr()
     }
 }
 
-impl Drop for Loaded {
+impl Drop for Object {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from an `Open`, which gave up its own.
-        unsafe { sys::bpf_object__close(self.object.as_ptr()) };
+        // SAFETY: the pointer came from bpf_object__open_mem, and this value alone closes it.
+        unsafe { sys::bpf_object__close(self.as_ptr()) };
     }
 }
 
-/// libbpf returns a negative errno.
+/// Turn a result of libbpf into an error; a failure is a negative errno.
 fn check(result: c_int, what: impl FnOnce() -> String) -> Result<()> {
     if result < 0 {
         return Err(io::Error::from_raw_os_error(-result)).with_context(what);
@@ -108,16 +182,28 @@ fn c_string(text: &str) -> Result<CString> {
     CString::new(text).with_context(|| format!("{text:?} holds a NUL byte"))
 }
 
-impl Open {
-    /// Open an object from memory, to be relocated against the BTF in the file `btf` (raw BTF, or an ELF file with a
-    /// .BTF section); none: the running kernel's own, which libbpf then reads once for all purposes. libbpf copies what it
-    /// needs.
+impl OpenObject {
+    /// Open an object from memory. libbpf relocates the object against `types`. Without them, libbpf uses the running
+    /// kernel's own BTF. libbpf copies all data that it needs.
     ///
     /// # Errors
-    /// If libbpf refuses the object; its messages say why.
-    pub fn from_bytes(object: &[u8], btf: Option<&Path>) -> Result<Self> {
-        let name = |path: &Path| c_string(path.to_str().ok_or_else(|| anyhow!("{} is not UTF-8", path.display()))?);
-        let btf = btf.map(name).transpose()?;
+    /// If libbpf refuses the object; libbpf's messages say why.
+    pub fn from_bytes(object: &[u8], types: Option<Types<'_>>) -> Result<Self> {
+        attach_by_type();
+        let file = |bytes: &[u8]| {
+            let mut file = File::from(memfd_create(c"types", MFdFlags::MFD_CLOEXEC)?);
+            file.write_all(bytes).map(|()| file)
+        };
+        let (btf, types) = match types {
+            None => (None, None),
+            Some(Types::File(path)) => {
+                (Some(c_string(path.to_str().ok_or_else(|| anyhow!("{} is not UTF-8", path.display()))?)?), None)
+            }
+            Some(Types::Part(bytes)) => {
+                let file = file(bytes).context("cannot keep the types for libbpf in memory")?;
+                (Some(c_string(&format!("/proc/self/fd/{}", file.as_raw_fd()))?), Some(file))
+            }
+        };
         let options = sys::bpf_object_open_opts {
             sz: size_of::<sys::bpf_object_open_opts>() as _,
             object_name: NAME.as_ptr(),
@@ -125,17 +211,18 @@ impl Open {
             ..Default::default()
         };
         let _account = Account::of(By::Libbpf);
-        // SAFETY: the buffer and the options, with the strings they point to, outlive the call; libbpf keeps copies.
+        // SAFETY: the buffer outlives the call, and so do the options with the strings that they point to; libbpf keeps
+        // copies.
         let object = unsafe { sys::bpf_object__open_mem(object.as_ptr().cast(), object.len() as _, &options) };
         match NonNull::new(object) {
-            Some(object) => Ok(Self { object }),
+            Some(object) => Ok(Self { object: Object(object), _types: types }),
             None => Err(io::Error::last_os_error()).context("libbpf cannot open the object"),
         }
     }
 
-    /// Load only the programs that `wanted` names. Maps that none of them uses are created all the same.
+    /// Load only the programs that `wanted` selects. Maps that none of these programs uses are created all the same.
     pub fn select_programs(&mut self, wanted: impl Fn(&str) -> bool) -> Result<()> {
-        for (program, name) in programs(self.object) {
+        for (program, name) in programs(&self.object) {
             // SAFETY: the program belongs to this object, which is not loaded yet.
             let result = unsafe { sys::bpf_program__set_autoload(program, wanted(&name)) };
             check(result, || format!("cannot select program {name}"))?;
@@ -143,11 +230,17 @@ impl Open {
         Ok(())
     }
 
-    /// Let the verifier say how much work each program was. What it says of a program that it refuses is less then.
+    /// Attach programs to types of the kernel's own BTF, each by its name and the number of the type. A program that is not
+    /// in the list cannot be loaded, if its section says that it attaches to a type.
+    pub fn attach_to_types(&mut self, programs: Vec<(String, TypeId)>) {
+        *attach_types() = programs;
+    }
+
+    /// Let the verifier log how much work each program was. The log of a refused program is shorter then.
     pub fn ask_for_statistics(&mut self) -> Result<()> {
         /// BPF_LOG_STATS (include/linux/bpf_verifier.h)
         const STATISTICS: u32 = 4;
-        for (program, name) in programs(self.object) {
+        for (program, name) in programs(&self.object) {
             // SAFETY: the program belongs to this object, which is not loaded yet.
             let result = unsafe { sys::bpf_program__set_log_level(program, STATISTICS) };
             check(result, || format!("cannot ask for statistics of program {name}"))?;
@@ -162,7 +255,7 @@ impl Open {
         NonNull::new(map).ok_or_else(|| anyhow!("the object has no map {name}").context(Exit::Object))
     }
 
-    /// Give a map another capacity, in entries.
+    /// Set the capacity of a map, in entries.
     pub fn set_max_entries(&mut self, map: &str, entries: u32) -> Result<()> {
         let found = self.map(map)?;
         // SAFETY: the map belongs to this object, which is not loaded yet.
@@ -170,7 +263,7 @@ impl Open {
         check(result, || format!("cannot give map {map} {entries} entries"))
     }
 
-    /// Do not create this map: no program that is loaded gets to where it uses it.
+    /// Do not create this map. No loaded program reaches an instruction that uses the map.
     pub fn leave_out(&mut self, map: &str) -> Result<()> {
         let found = self.map(map)?;
         // SAFETY: the map belongs to this object, which is not loaded yet.
@@ -188,8 +281,8 @@ impl Open {
         if value.is_null() || end.is_none_or(|end| end > size as usize) {
             return Err(anyhow!("map {map} has no {} bytes at offset {offset}", bytes.len()).context(Exit::Object));
         }
-        // SAFETY: `value` points to `size` bytes that libbpf owns until the object is closed; the range was checked, and
-        // Rust memory does not overlap it.
+        // SAFETY: `value` points to `size` bytes that libbpf owns until the object is closed. The range was checked,
+        // and Rust memory does not overlap it.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), value.cast::<u8>().add(offset), bytes.len()) };
         Ok(())
     }
@@ -197,33 +290,31 @@ impl Open {
     /// Create the maps, relocate and load the selected programs.
     ///
     /// # Errors
-    /// With the kernel's errno; [`take_messages`] then holds the verifier log.
-    pub fn load(self) -> Result<Loaded, io::Error> {
+    /// The kernel's errno; [`take_messages`] then holds the verifier log.
+    pub fn load(self) -> Result<LoadedObject, io::Error> {
         let _account = Account::of(By::Libbpf);
         // SAFETY: the object is open and was not loaded before.
         let result = unsafe { sys::bpf_object__load(self.object.as_ptr()) };
         if result < 0 {
             return Err(io::Error::from_raw_os_error(-result));
         }
-        let loaded = Loaded { object: self.object };
-        std::mem::forget(self);
-        Ok(loaded)
+        Ok(LoadedObject { object: self.object })
     }
 }
 
-impl Loaded {
+impl LoadedObject {
     fn borrow(&self, fd: RawFd, what: impl FnOnce() -> String) -> Result<BorrowedFd<'_>> {
         if fd < 0 {
             bail!("{} is not in the kernel", what());
         }
-        // SAFETY: libbpf keeps this descriptor open until the object is closed, which `self` outlives.
+        // SAFETY: libbpf keeps this descriptor open until the object is closed. The borrow of `self` ends before that.
         Ok(unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
     /// The descriptor of a loaded program.
     pub fn program(&self, name: &str) -> Result<BorrowedFd<'_>> {
         let c_name = c_string(name)?;
-        // SAFETY: the object is loaded and the name is NUL-terminated; a program that is not found is null.
+        // SAFETY: the object is loaded and the name is NUL-terminated; the result is null if there is no such program.
         let fd = unsafe {
             let program = sys::bpf_object__find_program_by_name(self.object.as_ptr(), c_name.as_ptr());
             if program.is_null() { -1 } else { sys::bpf_program__fd(program) }
@@ -231,21 +322,21 @@ impl Loaded {
         self.borrow(fd, || format!("program {name}"))
     }
 
-    /// The programs that are in the kernel, by name, in the order of the object.
+    /// The programs that are in the kernel, with their names, in the order of the object.
     pub fn programs(&self) -> Vec<(String, BorrowedFd<'_>)> {
-        let fds = programs(self.object).into_iter().filter_map(|(program, name)| {
+        let fds = programs(&self.object).into_iter().filter_map(|(program, name)| {
             // SAFETY: the program belongs to this object.
             let fd = unsafe { sys::bpf_program__fd(program) };
-            // The others were not asked for.
+            // A program without a descriptor was not selected.
             Some((name, self.borrow(fd, String::new).ok()?))
         });
         fds.collect()
     }
 
-    /// The maps, by their names in the object: of those for variables, their section's.
+    /// The maps, with their names in the object. The name of a map for variables is the name of its section.
     pub fn maps(&self) -> Vec<(String, BorrowedFd<'_>)> {
         let created = self.all_maps().filter_map(|(map, name)| {
-            // libbpf holds a placeholder for what it was told to leave out.
+            // libbpf holds a placeholder for a map that was left out.
             // SAFETY: the map belongs to this object.
             let fd = unsafe { if sys::bpf_map__autocreate(map) { sys::bpf_map__fd(map) } else { -1 } };
             self.borrow(fd, String::new).ok().map(|fd| (name, fd))
@@ -253,7 +344,7 @@ impl Loaded {
         created.collect()
     }
 
-    /// The maps that were left out, by name, and the number that libbpf has for each.
+    /// The maps that were left out, by name, each with its index in libbpf's order.
     pub fn maps_left_out(&self) -> Vec<(String, usize)> {
         let all = self.all_maps().enumerate();
         // SAFETY: the map belongs to this object.
@@ -270,7 +361,7 @@ impl Loaded {
             if map.is_null() {
                 return None;
             }
-            // SAFETY: the map belongs to this object; its name is NUL-terminated and lives as long as that.
+            // SAFETY: the map belongs to this object; its name is NUL-terminated and lives as long as the map.
             let name = unsafe { CStr::from_ptr(sys::bpf_map__name(map)) }.to_string_lossy();
             let section = name.strip_prefix(&*NAME.to_string_lossy()).filter(|rest| rest.starts_with('.'));
             Some((map, section.unwrap_or(&name).to_owned()))
@@ -278,10 +369,10 @@ impl Loaded {
         .fuse()
     }
 
-    /// How many runs of a program the kernel has skipped ([`bpf::ProgramInfo::skipped`]).
+    /// The number of runs of a program that the kernel has skipped ([`bpf::ProgramInfo::skipped`]).
     ///
     /// # Errors
-    /// With the kernel's errno.
+    /// The kernel's errno.
     pub fn skipped(&self, name: &str) -> Result<u64> {
         let info = bpf::program_info(self.program(name)?);
         Ok(info.with_context(|| format!("cannot ask about program {name}"))?.skipped)
@@ -295,14 +386,14 @@ impl Loaded {
         self.borrow(fd, || format!("map {name}"))
     }
 
-    /// A map, to read and change what is in it.
-    pub fn contents(&self, name: &str) -> Result<Map<'_>> {
+    /// A map, for reading and changing its entries.
+    pub fn contents(&self, name: &str) -> Result<Map<BorrowedFd<'_>>> {
         Map::new(self.map(name)?).with_context(|| format!("map {name}"))
     }
 }
 
-/// Every program of an object that is open, with its name, in the order of the object.
-fn programs(object: NonNull<sys::bpf_object>) -> Vec<(*mut sys::bpf_program, String)> {
+/// Every program of an open object, with its name, in the order of the object.
+fn programs(object: &Object) -> Vec<(*mut sys::bpf_program, String)> {
     let mut all = Vec::new();
     let mut program = ptr::null_mut();
     loop {

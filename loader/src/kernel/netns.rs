@@ -1,4 +1,4 @@
-//! The network namespaces of this host, and how to do something inside one.
+//! The network namespaces of this host, and running code inside one.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -9,42 +9,44 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
-use super::privilege;
-use crate::fault::{Blocked, Exit};
+use super::{capability, privilege};
+use crate::error::{Blocked, Exit};
 
-/// What the asking thread sees, whatever the process does: its namespace, and what /proc tells of that.
+/// The calling thread's own namespace, and the folder of /proc that describes it. A thread can be in another namespace
+/// than its process.
 const OWN: &str = "/proc/thread-self/ns/net";
 const OWN_NET: &str = "/proc/thread-self/net";
 
-/// A network namespace that something on this host leads to.
+/// A network namespace that a file on this host leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Netns {
-    /// The inode number that names it.
+    /// The inode number, which identifies the namespace.
     pub inode: u32,
-    /// A file that stands for it, as long as what it belongs to lives.
+    /// A file that stands for the namespace, as long as the thread or mount of that file lives.
     pub path: PathBuf,
 }
 
-/// Every network namespace that a thread is in, or that is mounted (`ip netns`, container runtimes) in any mount
-/// namespace; each once, those that are mounted by their mount if that may be entered. Where only an open descriptor or a
-/// socket keeps a namespace, /proc leads nowhere, and it is not among them.
+/// Every network namespace that a thread is in, or that is mounted in any mount namespace (by `ip netns` or a container
+/// runtime). Each namespace is listed once. A mounted namespace is listed with its mount, if it may be entered. A
+/// namespace that only an open descriptor or a socket keeps is missing, since /proc does not lead to it.
 ///
 /// # Errors
-/// If /proc cannot be read at all. Processes that end meanwhile are passed over.
+/// If /proc cannot be read at all. Processes that end meanwhile are skipped.
 pub fn all() -> Result<Vec<Netns>> {
     let mut found = Found::default();
     let processes: Vec<_> = fs::read_dir("/proc").context("cannot read /proc")?.flatten().collect();
     let pids = processes.iter().filter(|entry| is_number(&entry.file_name()));
     let pids: Vec<_> = pids.map(fs::DirEntry::path).collect();
-    // A mount lasts longer than most processes. But who may not enter one can still read what /proc tells of a process.
-    if privilege::effective()?.has(privilege::SYS_ADMIN) {
+    // A mount lasts longer than most processes. But a user who may not enter a mount can still read the files of /proc
+    // about a process.
+    if privilege::effective()?.has(capability::SYS_ADMIN) {
         found.mounted(&pids);
         found.of_threads(&pids);
     } else {
@@ -65,14 +67,14 @@ struct Found {
 }
 
 impl Found {
-    /// Add it, if it is a new one.
+    /// Add this namespace, if it is a new one.
     fn add(&mut self, inode: u32, path: PathBuf) {
         if self.seen.insert(inode) {
             self.all.push(Netns { inode, path });
         }
     }
 
-    /// Those that are mounted where these processes are.
+    /// Add the namespaces that are mounted in the mount namespaces of these processes.
     fn mounted(&mut self, pids: &[PathBuf]) {
         let mut mount_namespaces = HashSet::new();
         for process in pids {
@@ -83,7 +85,7 @@ impl Found {
                 let root = if own { PathBuf::from("/") } else { process.join("root") };
                 for path in nsfs_mounts(&mounts) {
                     let path = root.join(path.strip_prefix("/").unwrap_or(&path));
-                    // It may be mounted over, by whoever made that mount namespace, with anything.
+                    // The owner of that mount namespace may have mounted anything over this path.
                     if let Ok((_, inode)) = open(&path) {
                         self.add(inode, path);
                     }
@@ -92,7 +94,7 @@ impl Found {
         }
     }
 
-    /// Those that threads of these processes are in.
+    /// Add the namespaces that threads of these processes are in.
     fn of_threads(&mut self, pids: &[PathBuf]) {
         for process in pids {
             for thread in fs::read_dir(process.join("task")).into_iter().flatten().flatten() {
@@ -110,14 +112,15 @@ fn inode(path: &Path) -> io::Result<u32> {
     u32::try_from(fs::metadata(path)?.ino()).map_err(io::Error::other)
 }
 
-/// Open a file if it stands for a network namespace; with the inode number that names that. Another file is not touched:
-/// opening can wait for ever (a FIFO), and do anything (a device).
+/// Open a file if it stands for a network namespace. The result also has the inode number, which identifies the
+/// namespace. Another file is not opened: opening a FIFO can wait for ever, and opening a device can do anything.
 ///
 /// # Errors
-/// `InvalidInput` if it is something else; else the kernel's errno.
+/// `InvalidInput` if the file stands for something else; otherwise the kernel's errno.
 pub fn open(path: &Path) -> io::Result<(File, u32)> {
     let other = || io::Error::new(io::ErrorKind::InvalidInput, "it does not stand for a network namespace");
-    // Not by the standard library, which with musl takes O_PATH for a part of the access mode and leaves it out.
+    // This open does not go through the standard library. With musl, the library takes O_PATH for a part of the access
+    // mode and leaves it out.
     let place = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     if fstatfs(&place)?.filesystem_type() != NSFS_MAGIC {
         return Err(other());
@@ -130,15 +133,35 @@ pub fn open(path: &Path) -> io::Result<(File, u32)> {
     Ok((file, inode))
 }
 
-/// The flag of clone(2) that makes such a namespace.
+/// The inode number of the network namespace that a user names. The text is this number, a file that stands for the
+/// namespace (`/proc/PID/ns/net`), or the name for `ip netns`.
+///
+/// # Errors
+/// If the text is none of these.
+pub fn find(text: &str) -> Result<u32> {
+    const NAMED: &str = "/run/netns";
+    match text.parse() {
+        Ok(0) => bail!("no network namespace has the inode number 0"),
+        Ok(inode) => return Ok(inode),
+        Err(_) => {}
+    }
+    let folder = Path::new(if text.contains('/') { "" } else { NAMED });
+    let (_, inode) = open(&folder.join(text)).with_context(|| {
+        format!("cannot find network namespace {text}: give its inode number, its name in {NAMED}, or a path such as /proc/PID/ns/net")
+    })?;
+    Ok(inode)
+}
+
+/// The flag of clone(2) that makes a namespace of this kind.
 fn kind_of_namespace(file: BorrowedFd<'_>) -> io::Result<CloneFlags> {
     nix::ioctl_none_bad!(get_kind, libc::NS_GET_NSTYPE);
     // SAFETY: the request takes no argument, and changes nothing.
     Ok(CloneFlags::from_bits_retain(unsafe { get_kind(file.as_raw_fd()) }?))
 }
 
-/// Where network namespaces are mounted, according to a mountinfo file: its fields are separated by spaces, the fourth is
-/// the root of the mount (`net:[4026531840]`) and the fifth its place, with some bytes as octal escapes (proc(5)).
+/// The mount points of network namespaces, according to a mountinfo file. The fields of a line are separated by spaces.
+/// The fourth field is the root of the mount (`net:[4026531840]`). The fifth is its mount point, with some bytes as
+/// octal escapes (proc(5)).
 fn nsfs_mounts(mountinfo: &[u8]) -> impl Iterator<Item = PathBuf> {
     mountinfo.split(|&byte| byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|&byte| byte == b' ').skip(3);
@@ -147,7 +170,7 @@ fn nsfs_mounts(mountinfo: &[u8]) -> impl Iterator<Item = PathBuf> {
     })
 }
 
-/// `\040` and the like as the bytes that they stand for.
+/// Decode `\040` and other octal escapes into the bytes that they stand for.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -168,11 +191,11 @@ fn unescape(text: &[u8]) -> Vec<u8> {
 }
 
 impl Netns {
-    /// Do `work` inside. A thread of its own enters, so that nothing must find the way back. None: it is gone, or its file
-    /// stands for another by now.
+    /// Do `work` inside the namespace. A thread of its own enters the namespace, so that no thread has to return from
+    /// there. None: the namespace is gone, or its file stands for another namespace by now.
     ///
     /// # Errors
-    /// [`Exit::Host`] if it may not be entered; else those of `work`.
+    /// [`Exit::Host`] if the namespace may not be entered; otherwise the errors of `work`.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<Option<T>> {
         let file = match open(&self.path) {
             Ok((file, inode)) if inode == self.inode => file,
@@ -195,11 +218,20 @@ impl Netns {
             .map(Some)
     }
 
-    /// Let `read` see what `/proc/.../net` tells of it, a folder. What we see ourselves, or a thread does, can be read
-    /// without entering, which takes CAP_SYS_ADMIN. None: it is gone, or its file stands for another by now.
+    /// As [`Netns::enter`], and without a capability if the calling thread is in the namespace.
     ///
     /// # Errors
-    /// As [`Netns::enter`].
+    /// The errors of [`Netns::enter`].
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<Option<T>> {
+        if inode(Path::new(OWN)).is_ok_and(|inode| inode == self.inode) { work().map(Some) } else { self.enter(work) }
+    }
+
+    /// Call `read` with a `/proc/.../net` folder of the namespace. Entering takes CAP_SYS_ADMIN. That capability is not
+    /// needed if the calling thread, or the thread behind the path, is in the namespace. None: the namespace is gone,
+    /// or its file stands for another namespace by now.
+    ///
+    /// # Errors
+    /// The errors of [`Netns::enter`].
     pub fn read_net<T: Send>(&self, read: impl FnOnce(&Path) -> Result<T> + Send) -> Result<Option<T>> {
         let leads_here = |path: &Path| inode(path).is_ok_and(|inode| inode == self.inode);
         if leads_here(Path::new(OWN)) {
@@ -209,7 +241,7 @@ impl Netns {
             return self.enter(|| read(Path::new(OWN_NET)));
         };
         match read(&folder) {
-            // Asked afterwards: meanwhile the thread may have ended, or moved.
+            // This check comes after the read: the thread may have ended or moved meanwhile.
             Ok(what) => Ok(leads_here(&self.path).then_some(what)),
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error),
@@ -217,7 +249,7 @@ impl Netns {
     }
 }
 
-/// `/proc/PID/task/TID/net`, of `/proc/PID/task/TID/ns/net`.
+/// The folder `/proc/PID/task/TID/net` for the path `/proc/PID/task/TID/ns/net`.
 fn folder_of(path: &Path) -> Option<PathBuf> {
     let thread = path.strip_prefix("/proc").ok()?.to_str()?.strip_suffix("/ns/net")?;
     let is_thread = matches!(thread.split('/').collect::<Vec<_>>()[..], [_, "task", _]);
@@ -225,14 +257,13 @@ fn folder_of(path: &Path) -> Option<PathBuf> {
 }
 
 fn is_gone(error: &Error) -> bool {
-    // A zombie has no namespaces: EINVAL. A thread that ended has no files: ENOENT, or ESRCH where one was open.
+    // A zombie has no namespaces: EINVAL. A thread that has ended has no files: ENOENT, or ESRCH if a file was open.
     let code = error.downcast_ref().and_then(io::Error::raw_os_error);
     matches!(code, Some(libc::ENOENT | libc::ESRCH | libc::EINVAL))
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -243,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_a_network_namespace_is_taken_for_one() {
+    fn only_network_namespaces_are_accepted() {
         let (_, inode) = open(Path::new("/proc/self/ns/net")).unwrap();
         assert_eq!(inode, super::inode(Path::new("/proc/self/ns/net")).unwrap());
         for other in ["/proc/self/ns/mnt", "/proc/self/stat", "/dev/null", "/"] {
@@ -252,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_read_where_it_is() {
+    fn a_threads_own_network_namespace_is_read() {
         let net = folder_of(Path::new("/proc/12/task/13/ns/net"));
         assert_eq!(net, Some(PathBuf::from("/proc/12/task/13/net")));
         assert_eq!(folder_of(&Path::new("/proc/12/root").join("run/netns/a")), None);
@@ -268,5 +299,15 @@ mod tests {
         assert_eq!(found, [PathBuf::from("/run/netns/a b\\")]);
         assert_eq!(unescape(b"\\04"), b"\\04");
         assert_eq!(unescape(b"\\999"), b"\\999");
+    }
+
+    #[test]
+    fn a_namespace_is_named_by_number_or_file() {
+        let inode = fs::metadata("/proc/self/ns/net").unwrap().ino();
+        assert_eq!(u64::from(find("/proc/self/ns/net").unwrap()), inode);
+        assert_eq!(find("4026531840").unwrap(), 4_026_531_840);
+        for wrong in ["/nonexistent", "/proc/self/ns/mnt", "/dev/null", "0", "", "no-such-name"] {
+            assert!(find(wrong).is_err(), "{wrong}");
+        }
     }
 }

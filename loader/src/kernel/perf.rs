@@ -6,10 +6,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libbpf_sys as sys;
 
-/// Linux has the same number on x86_64 and aarch64: `_IO('$', 0)` and `_IOW('$', 8, __u32)`; libbpf-sys does not have
-/// them, as bindgen cannot evaluate the macros.
+/// The numbers of the ioctls are the same on x86_64 and aarch64: `_IO('$', 0)`, `_IO('$', 5)` and `_IOW('$', 8, __u32)`.
+/// libbpf-sys lacks them, as bindgen cannot evaluate the macros.
 mod ioctls {
     nix::ioctl_write_int_bad!(enable, nix::request_code_none!(b'$', 0));
+    nix::ioctl_write_int_bad!(set_output, nix::request_code_none!(b'$', 5));
     nix::ioctl_write_int!(set_bpf, b'$', 8);
 }
 
@@ -17,7 +18,7 @@ mod ioctls {
 fn open(attributes: &sys::perf_event_attr, cpu: u32) -> io::Result<OwnedFd> {
     const ANY_PROCESS: libc::pid_t = -1;
     const NO_GROUP: i32 = -1;
-    // SAFETY: the attributes are initialised, carry their own size, and what they point to outlives the call.
+    // SAFETY: the attributes are initialised and carry their own size. The memory that they point to outlives the call.
     let fd = unsafe {
         libc::syscall(
             libc::SYS_perf_event_open,
@@ -31,7 +32,7 @@ fn open(attributes: &sys::perf_event_attr, cpu: u32) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
+    // SAFETY: the kernel has just returned this descriptor, and nothing else uses it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
@@ -39,12 +40,13 @@ fn attributes() -> sys::perf_event_attr {
     sys::perf_event_attr { size: size_of::<sys::perf_event_attr>() as u32, ..Default::default() }
 }
 
-/// Let an event happen: programs run, records are written.
+/// Enable an event. From then on, its program runs and its records are written.
 ///
 /// # Errors
-/// With the kernel's errno.
+/// The kernel's errno.
 pub fn enable(event: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: the argument is a set of flags (PERF_IOC_FLAG_GROUP), though the request's number says that there is none.
+    // SAFETY: the argument is a set of flags (PERF_IOC_FLAG_GROUP), though the request's number says that there is no
+    // argument.
     unsafe { ioctls::enable(event.as_raw_fd(), 0) }?;
     Ok(())
 }
@@ -52,31 +54,33 @@ pub fn enable(event: BorrowedFd<'_>) -> io::Result<()> {
 /// Run a program whenever the event happens, until the event is closed.
 ///
 /// # Errors
-/// With the kernel's errno.
+/// The kernel's errno.
 pub fn set_program(event: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: the argument is the descriptor of a program, which the kernel takes a reference to.
+    // SAFETY: the argument is the descriptor of a program, and the kernel takes a reference to the program.
     unsafe { ioctls::set_bpf(event.as_raw_fd(), program.as_raw_fd() as _) }?;
     Ok(())
 }
 
-/// Where a probe goes.
+/// The place of a probe.
 #[derive(Clone, Copy, Debug)]
 pub struct Probe<'a> {
-    /// `type` of the kprobe PMU, from sysfs.
+    /// The `type` of the kprobe PMU, from sysfs.
     pub pmu: u32,
-    /// The bit of `config` that asks for a return probe, from sysfs; none: at the function's entry.
+    /// The number of the bit of `config` that asks for a return probe, from sysfs. None: the probe is at the function's
+    /// entry.
     pub return_bit: Option<u32>,
     /// The kernel function.
     pub function: &'a CStr,
-    /// An online CPU. The probe runs on all of them; perf wants one to hang it on.
+    /// An online CPU. The probe runs on all CPUs, but perf needs one CPU for the event.
     pub cpu: u32,
 }
 
-/// A perf event for a kernel function, disabled and without a program.
+/// Open a perf event for a kernel function, disabled and without a program.
 ///
 /// # Errors
-/// `ENOENT` (return probes before 5.11: `EINVAL`): no such function. `EADDRNOTAVAIL`: several of that name. `EINVAL`: it may
-/// not be probed (`check_kprobe_address_safe`). `EACCES`, `EPERM`: privilege.
+/// `ENOENT` (return probes before 5.11: `EINVAL`): there is no such function. `EADDRNOTAVAIL`: several functions have
+/// the name. `EINVAL`: the function may not be probed (`check_kprobe_address_safe`). `EACCES`, `EPERM`: a privilege is
+/// missing.
 pub fn open_probe(probe: &Probe<'_>) -> io::Result<OwnedFd> {
     let mut attributes = attributes();
     attributes.type_ = probe.pmu;
@@ -86,16 +90,33 @@ pub fn open_probe(probe: &Probe<'_>) -> io::Result<OwnedFd> {
     open(&attributes, probe.cpu)
 }
 
-/// The event whose ring bpf_perf_event_output() on `cpu` writes to, waking a reader at every record.
+/// Let an event write its records into the ring of `owner`, which is mapped. Both events are of one CPU.
 ///
 /// # Errors
-/// With the kernel's errno; `ENODEV` if the CPU is offline.
-pub fn open_ring(cpu: u32) -> io::Result<OwnedFd> {
+/// The kernel's errno.
+pub fn write_into(event: BorrowedFd<'_>, owner: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the argument is the descriptor of an event, and the kernel takes a reference to the event's ring.
+    unsafe { ioctls::set_output(event.as_raw_fd(), owner.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// Open an event of `cpu` through which bpf_perf_event_output() writes into a ring. A ring that belongs to an event wakes
+/// its reader each time that `wake` more bytes were written. None: the event wakes the reader with each of its records.
+///
+/// # Errors
+/// The kernel's errno; `ENODEV` if the CPU is offline.
+pub fn open_ring(cpu: u32, wake: Option<u32>) -> io::Result<OwnedFd> {
     let mut attributes = attributes();
     attributes.type_ = sys::PERF_TYPE_SOFTWARE;
     attributes.config = sys::PERF_COUNT_SW_BPF_OUTPUT.into();
     attributes.sample_type = sys::PERF_SAMPLE_RAW.into();
     attributes.__bindgen_anon_1.sample_period = 1;
-    attributes.__bindgen_anon_2.wakeup_events = 1;
+    match wake {
+        Some(bytes) => {
+            attributes.set_watermark(1);
+            attributes.__bindgen_anon_2.wakeup_watermark = bytes;
+        }
+        None => attributes.__bindgen_anon_2.wakeup_events = 1,
+    }
     open(&attributes, cpu)
 }

@@ -1,10 +1,11 @@
-//! The memory of a ring that all CPUs share: the reader's page, the writer's page, and the data, which the kernel maps
-//! twice in a row.
+//! The memory of a ring that all CPUs share: the reader's page, the writer's page, and the data. The kernel maps the
+//! data twice in a row.
 
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
+use std::slice;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use libbpf_sys as sys;
@@ -15,14 +16,14 @@ use super::mmap::page_size;
 use crate::ring::Memory;
 use crate::ring::shared::SharedMemory;
 
-/// Such a ring, mapped; unmapped when dropped.
+/// A shared ring, mapped; dropping it unmaps the ring.
 pub struct SharedRing {
-    /// How far we have read.
+    /// The reader's page, with the position up to which this program has read.
     consumer: NonNull<u8>,
-    /// How far the kernel has written, and a page later the data.
+    /// The writer's page, with the position up to which the kernel has written. The data start one page later.
     producer: NonNull<u8>,
     page: NonZeroUsize,
-    /// Of the producer's page and the data.
+    /// Bytes of the mapping of the writer's page and the data.
     length: NonZeroUsize,
     size: usize,
 }
@@ -34,7 +35,7 @@ impl SharedRing {
     /// Map the ring of this map.
     ///
     /// # Errors
-    /// With the kernel's errno; `InvalidInput` if the map is no ring.
+    /// The kernel's errno; `InvalidInput` if the map is no ring.
     pub fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
         let info = bpf::map_info(map)?;
         if info.map_type != sys::BPF_MAP_TYPE_RINGBUF {
@@ -44,14 +45,14 @@ impl SharedRing {
         let page = NonZeroUsize::new(page_size()).ok_or(io::ErrorKind::InvalidInput)?;
         let length = size.checked_add(page.get()).and_then(NonZeroUsize::new).ok_or(io::ErrorKind::InvalidInput)?;
         let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new shared mapping of the reader's page, at an address of the kernel's choice.
+        // SAFETY: this is a new shared mapping of the reader's page, at an address of the kernel's choice.
         let consumer = unsafe { mmap(None, page, both, MapFlags::MAP_SHARED, map, 0) }?;
         let offset = page.get() as libc::off_t;
-        // SAFETY: likewise, of the page and the data that follow, which may only be read.
+        // SAFETY: this is likewise a new mapping, of the writer's page and the data after it, which may only be read.
         match unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, map, offset) } {
             Ok(producer) => Ok(Self { consumer: consumer.cast(), producer: producer.cast(), page, length, size }),
             Err(error) => {
-                // SAFETY: the whole mapping that was just made. There is nothing better to do about an error.
+                // SAFETY: this is the whole mapping that was just made. Nothing better can be done about an error.
                 let _ = unsafe { munmap(consumer, page.get()) };
                 Err(error.into())
             }
@@ -60,7 +61,7 @@ impl SharedRing {
 
     fn data(&self, offset: usize, length: usize) -> *const u8 {
         assert!(offset.checked_add(length).is_some_and(|end| end <= self.size), "read outside the ring");
-        // SAFETY: the range lies within the data, which begin one page after the producer's.
+        // SAFETY: the range lies within the data, which begin one page after the writer's page.
         unsafe { self.producer.as_ptr().add(self.page.get() + offset) }
     }
 
@@ -72,8 +73,8 @@ impl SharedRing {
 
 impl Drop for SharedRing {
     fn drop(&mut self) {
-        // SAFETY: these are the whole mappings that `new` made, and no reference into them outlives `self`.
-        // An error would mean that the arguments are not those of the mappings: there is nothing better to do about it.
+        // SAFETY: these are the whole mappings that `new` made, and no reference into them outlives `self`. An error
+        // would mean that the arguments are not those of the mappings; nothing better can be done about that.
         let _ = unsafe { munmap(self.consumer.cast(), self.page.get()) };
         // SAFETY: as above.
         let _ = unsafe { munmap(self.producer.cast(), self.length.get()) };
@@ -94,23 +95,25 @@ impl Memory for SharedRing {
     }
 
     fn set_tail(&mut self, tail: u64) {
-        // What was read is read before the kernel may overwrite it.
+        // The release store orders all reads of the records before the kernel may overwrite them.
         self.position(self.consumer).store(tail, Ordering::Release);
     }
 
-    fn copy(&self, offset: usize, to: &mut [u8]) {
-        let data = self.data(offset, to.len());
+    fn slice(&self, offset: usize, length: usize) -> &[u8] {
+        let data = self.data(offset, length);
         // SAFETY: the range is mapped, as `data` asserted. The ring logic reads only finished records between tail and
-        // head, which the kernel does not write until the tail moves.
-        unsafe { ptr::copy_nonoverlapping(data, to.as_mut_ptr(), to.len()) };
+        // head. The kernel does not write there until the tail moves, and `set_tail` needs `self` as mutable: no slice
+        // lives until then.
+        unsafe { slice::from_raw_parts(data, length) }
     }
 }
 
 impl SharedMemory for SharedRing {
     fn header(&self, offset: usize) -> u32 {
         let data = self.data(offset, size_of::<u32>()).cast::<AtomicU32>();
-        // SAFETY: mapped, as `data` asserted, and aligned, since records begin at multiples of 8. The kernel writes it with
-        // an exchange when the record is finished (bpf_ringbuf_commit), with which this pairs.
+        // SAFETY: the address is mapped, as `data` asserted. The address is aligned, since records begin at multiples
+        // of 8. The kernel writes the length with an exchange when the record is finished (bpf_ringbuf_commit); this
+        // load pairs with that exchange.
         unsafe { &*data }.load(Ordering::Acquire)
     }
 }

@@ -1,4 +1,4 @@
-//! What the kernel says about its own functions. Safe code.
+//! The kernel's information about its own functions. Safe code.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader};
 
 use anyhow::{Context, Result};
 
-use super::host::read;
+use super::file::read;
 
 const KALLSYMS: &str = "/proc/kallsyms";
 
@@ -19,7 +19,7 @@ struct Symbol<'l> {
 
 impl<'l> Symbol<'l> {
     fn parse(line: &'l [u8]) -> Option<Self> {
-        // a module's name in brackets may follow
+        // A module's name in brackets may follow.
         let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
         Some(Self { address: words.next()?, kind: words.next()?, name: words.next()? })
     }
@@ -29,7 +29,7 @@ impl<'l> Symbol<'l> {
     }
 }
 
-/// Line by line, since there are more than 100,000.
+/// Read line by line, since there are more than 100,000 lines.
 fn for_each(mut kallsyms: impl BufRead, mut each: impl FnMut(Symbol<'_>)) -> io::Result<()> {
     let mut line = Vec::new();
     while kallsyms.read_until(b'\n', &mut line)? > 0 {
@@ -39,7 +39,8 @@ fn for_each(mut kallsyms: impl BufRead, mut each: impl FnMut(Symbol<'_>)) -> io:
     Ok(())
 }
 
-/// How many functions of each of these names the kernel has. A kprobe can only go to a name that is there once.
+/// The number of functions with each of these names in the kernel. A kprobe can only be attached to a name that exists
+/// once.
 ///
 /// # Errors
 /// If /proc/kallsyms cannot be read.
@@ -56,8 +57,8 @@ pub fn count<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<HashMap<&'a
     Ok(counts)
 }
 
-/// The addresses of these symbols, of those that the kernel shows to us: an address that is hidden, and a name that several
-/// symbols have, is not in it.
+/// The addresses of these symbols. The result lacks a symbol if the kernel hides its address from this process, or if
+/// several symbols have its name.
 #[must_use]
 pub fn addresses(names: &[String]) -> HashMap<String, u64> {
     File::open(KALLSYMS).map(|file| find(names, BufReader::new(file))).unwrap_or_default()
@@ -65,7 +66,7 @@ pub fn addresses(names: &[String]) -> HashMap<String, u64> {
 
 fn find(names: &[String], kallsyms: impl BufRead) -> HashMap<String, u64> {
     let mut found: HashMap<String, Vec<u64>> = HashMap::new();
-    // Where it cannot be read to its end, the rest is hidden.
+    // If the file cannot be read to its end, the rest counts as hidden.
     let _ = for_each(kallsyms, |symbol| {
         if names.iter().any(|name| name == symbol.name)
             && let Ok(address) = u64::from_str_radix(symbol.address, 16)
@@ -84,17 +85,16 @@ fn find(names: &[String], kallsyms: impl BufRead) -> HashMap<String, u64> {
 #[must_use]
 pub fn blacklist() -> Option<Vec<String>> {
     let text = read("/sys/kernel/debug/kprobes/blacklist").ok()?;
-    // 0xffffffff81001234-0xffffffff81001278	name
+    // A line is `0xffffffff81001234-0xffffffff81001278	name`.
     Some(text.lines().filter_map(|line| line.split_ascii_whitespace().nth(1)).map(str::to_string).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
-    fn only_code_is_a_function() {
+    fn only_symbols_of_code_are_functions() {
         let function = |line| Symbol::parse(line).filter(Symbol::is_code).map(|symbol| symbol.name);
         assert_eq!(function(b"ffffffff81a0 T tcp_sendmsg\n"), Some("tcp_sendmsg"));
         assert_eq!(function(b"0000000000000000 t x\t[module]\n"), Some("x"));

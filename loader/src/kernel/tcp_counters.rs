@@ -1,4 +1,4 @@
-//! What the kernel counted about TCP itself, network namespace by network namespace. Safe code.
+//! The kernel's own counters of TCP, for each network namespace. Safe code.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,33 +8,58 @@ use anyhow::{Context, Result};
 
 use super::netns;
 
-/// Counters of one network namespace since it was made (Documentation/networking/snmp_counter.rst). All only grow.
+/// Counters of one network namespace since its creation (Documentation/networking/snmp_counter.rst). The counters only
+/// grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// RetransSegs: segments whose retransmission was begun, SYN-ACKs only if they went out.
+    /// RetransSegs: segments whose retransmission was begun. A SYN-ACK counts only if it was sent.
     pub retrans_segs: u64,
-    /// TCPRetransFail: those that then failed; in segments since 5.1 (`__tcp_retransmit_skb`).
+    /// TCPRetransFail: retransmissions that then failed; counted in segments since 5.1 (`__tcp_retransmit_skb`).
     pub retrans_fail: u64,
-    /// TCPFastRetrans: segments sent again outside the state Loss (`tcp_xmit_retransmit_queue`).
+    /// TCPFastRetrans: segments retransmitted outside the state Loss (`tcp_xmit_retransmit_queue`).
     pub fast: u64,
-    /// TCPSlowStartRetrans: segments sent again by ACKs in the state Loss (the same).
+    /// TCPSlowStartRetrans: segments retransmitted by ACKs in the state Loss (`tcp_xmit_retransmit_queue`).
     pub slow_start: u64,
-    /// TCPSynRetrans: SYNs, counted before they are sent, and SYN-ACKs, counted after.
+    /// TCPSynRetrans: retransmitted SYNs, counted before they are sent, and retransmitted SYN-ACKs, counted after.
     pub syn: u64,
-    /// TCPLossProbes: tail loss probes that went out, with old or with new data.
+    /// TCPLossProbes: tail loss probes that were sent, with old or with new data.
     pub loss_probes: u64,
     /// TCPFastOpenActiveFail: connections whose SYN carried data that the peer did not take.
     pub fast_open_fail: u64,
-    /// ActiveOpens, PassiveOpens, InSegs, OutSegs: for no other purpose than to tell two namespaces apart.
-    pub life: [u64; 4],
+    /// The counters for the ledger; none if this kernel lacks one of them.
+    pub ledger: Option<OfLedger>,
+    /// Inode number of the namespace's rtnetlink socket. The socket's number distinguishes the namespace from others of
+    /// the same number.
+    pub rtnl: u32,
+}
+
+/// The counters that the sums of all connections are compared with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OfLedger {
+    /// TCPDelivered: segments that an ACK told to have arrived (`tcp_newly_delivered`).
+    pub delivered: u64,
+    /// TCPDeliveredCE: of these, segments acknowledged with ECE.
+    pub delivered_ce: u64,
+    /// PassiveOpens: connections that were made from requests (`tcp_create_openreq_child`).
+    pub passive_opens: u64,
+    /// EstabResets: connections that went to CLOSE from ESTABLISHED or CLOSE_WAIT (`tcp_set_state`).
+    pub estab_resets: u64,
+    /// TCPAbortOnTimeout: connections that a timer ended (`tcp_write_err`).
+    pub aborts_on_timeout: u64,
+    /// TCPDSACKRecvSegs: segments that the peer had twice, if the kernel believes the peer (`tcp_dsack_seen`).
+    pub dsack_segs: u64,
+    /// TCPSACKReorder, TCPTSReorder and TCPRenoReorder: reorderings that the sender saw.
+    pub reorderings: u64,
+    /// TCPFastOpenActive: connections whose SYN carried data that the peer took.
+    pub fast_open: u64,
 }
 
 impl Counters {
-    /// From the text of /proc/net/snmp and /proc/net/netstat.
+    /// Parse the text of /proc/net/snmp, /proc/net/netstat and /proc/net/netlink.
     ///
     /// # Errors
-    /// If a counter is not there.
-    pub fn parse(snmp: &str, netstat: &str) -> Result<Self> {
+    /// If a counter or the rtnetlink socket is missing.
+    pub fn parse(snmp: &str, netstat: &str, netlink: &str) -> Result<Self> {
         let tcp = |name| counter(snmp, "Tcp:", name);
         let ext = |name| counter(netstat, "TcpExt:", name);
         Ok(Self {
@@ -45,23 +70,49 @@ impl Counters {
             syn: ext("TCPSynRetrans")?,
             loss_probes: ext("TCPLossProbes")?,
             fast_open_fail: ext("TCPFastOpenActiveFail")?,
-            life: [tcp("ActiveOpens")?, tcp("PassiveOpens")?, tcp("InSegs")?, tcp("OutSegs")?],
+            ledger: OfLedger::parse(snmp, netstat).ok(),
+            rtnl: rtnl(netlink)?,
         })
-    }
-
-    /// Whether these cannot be later values of the same namespace's counters.
-    #[must_use]
-    pub fn went_back_since(&self, earlier: &Self) -> bool {
-        let all = |of: &Self| {
-            let [a, b, c, d] = of.life;
-            let Self { retrans_segs, retrans_fail, fast, slow_start, syn, loss_probes, fast_open_fail, .. } = *of;
-            [retrans_segs, retrans_fail, fast, slow_start, syn, loss_probes, fast_open_fail, a, b, c, d]
-        };
-        all(self).iter().zip(all(earlier)).any(|(now, then)| *now < then)
     }
 }
 
-/// A group is two lines that begin alike: the names, then the values. Their order and number differ by kernel.
+impl OfLedger {
+    fn parse(snmp: &str, netstat: &str) -> Result<Self> {
+        let tcp = |name| counter(snmp, "Tcp:", name);
+        let ext = |name| counter(netstat, "TcpExt:", name);
+        Ok(Self {
+            delivered: ext("TCPDelivered")?,
+            delivered_ce: ext("TCPDeliveredCE")?,
+            passive_opens: tcp("PassiveOpens")?,
+            estab_resets: tcp("EstabResets")?,
+            aborts_on_timeout: ext("TCPAbortOnTimeout")?,
+            dsack_segs: ext("TCPDSACKRecvSegs")?,
+            reorderings: ext("TCPSACKReorder")? + ext("TCPTSReorder")? + ext("TCPRenoReorder")?,
+            fast_open: ext("TCPFastOpenActive")?,
+        })
+    }
+}
+
+/// The [`Counters::rtnl`] of the calling thread's network namespace.
+///
+/// # Errors
+/// If /proc cannot be read.
+pub fn own_rtnl() -> Result<u32> {
+    const FILE: &str = "/proc/thread-self/net/netlink";
+    rtnl(&fs::read_to_string(FILE).with_context(|| format!("cannot read {FILE}"))?)
+}
+
+/// The inode number of the kernel's own rtnetlink socket: protocol 0 and port 0 (`netlink_native_seq_show`).
+fn rtnl(netlink: &str) -> Result<u32> {
+    let mut sockets = netlink.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let socket = sockets.find(|fields| matches!(fields[..], [_, "0", "0", ..]));
+    socket
+        .and_then(|fields| fields.last()?.parse().ok())
+        .context("/proc/net/netlink does not show the kernel's rtnetlink socket")
+}
+
+/// Find a counter. A group is two lines that begin with the same word: the names, then the values. Their order and
+/// number differ by kernel.
 fn counter(text: &str, group: &str, name: &str) -> Result<u64> {
     let mut lines = text.lines().filter(|line| line.split(' ').next() == Some(group));
     let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
@@ -73,15 +124,17 @@ fn counter(text: &str, group: &str, name: &str) -> Result<u64> {
         .with_context(|| format!("this kernel does not tell its counter {name}"))
 }
 
-/// The counters of a namespace, or why they cannot be read.
+/// The counters of a namespace, or the reason why they cannot be read.
 pub type Reading = Result<Counters, String>;
 
 /// The counters of every network namespace that [`netns::all`] finds, by inode number.
 ///
 /// # Errors
-/// If namespaces cannot be looked for. One that cannot be read is no error, but its own entry.
+/// If the search for namespaces fails. A namespace that cannot be read is not an error, but has an entry with the
+/// reason.
 pub fn read_all() -> Result<HashMap<u32, Reading>> {
-    /// A thread that leads to a namespace may end before it was asked; by then another one may lead there.
+    /// A thread that leads to a namespace may end before its file is read. By then another thread may lead to the
+    /// namespace.
     const ROUNDS: usize = 3;
     let mut all = HashMap::new();
     for _ in 0..ROUNDS {
@@ -90,7 +143,7 @@ pub fn read_all() -> Result<HashMap<u32, Reading>> {
             if all.contains_key(&netns.inode) {
                 continue;
             }
-            let reading = match netns.read_net(read_in) {
+            let reading = match netns.read_net(read_in).map(Option::flatten) {
                 Ok(None) => {
                     again = true;
                     continue;
@@ -107,56 +160,82 @@ pub fn read_all() -> Result<HashMap<u32, Reading>> {
     Ok(all)
 }
 
-fn read_in(directory: &Path) -> Result<Counters> {
+/// Read the counters in a folder. None: the folder led to another namespace meanwhile.
+fn read_in(directory: &Path) -> Result<Option<Counters>> {
     let file = |name: &str| {
         let path = directory.join(name);
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
     };
-    Counters::parse(&file("snmp")?, &file("netstat")?)
+    let before = rtnl(&file("netlink")?)?;
+    let counters = Counters::parse(&file("snmp")?, &file("netstat")?, &file("netlink")?)?;
+    Ok((counters.rtnl == before).then_some(counters))
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+
+    const NETLINK: &str = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n\
+                           0000000021a3c5b7 4   0          00000000 0        0        0     2        0        8\n\
+                           00000000bf6be2c5 0   1234       00000111 0        0        0     2        0        9\n\
+                           000000005a7b2d5c 0   0          00000000 0        0        0     2        0        7\n";
 
     const SNMP: &str = "Ip: Forwarding InReceives\nIp: 1 9\nTcp: RtoAlgorithm MaxConn ActiveOpens PassiveOpens InSegs \
                         OutSegs RetransSegs\nTcp: 1 -1 2 3 4 5 60\nUdpLite: InSegs\nUdpLite: 7\n";
 
     #[test]
-    fn names_decide_and_not_places() {
+    fn counters_are_found_by_name_not_by_position() {
         let older = "TcpExt: TCPFastRetrans TCPSlowStartRetrans TCPRetransFail TCPLossProbes TCPSynRetrans \
                      TCPFastOpenActiveFail\nTcpExt: 1 2 3 4 5 6\nIpExt: TCPFastRetrans\nIpExt: 99\n";
         let newer = "TcpExt: TCPFastOpenActiveFail TCPSynRetrans New TCPLossProbes TCPRetransFail TCPSlowStartRetrans \
                      TCPFastRetrans\nTcpExt: 6 5 77 4 3 2 1\n";
-        let counters = Counters::parse(SNMP, older).unwrap();
-        assert_eq!(counters, Counters::parse(SNMP, newer).unwrap());
+        let counters = Counters::parse(SNMP, older, NETLINK).unwrap();
+        assert_eq!(counters, Counters::parse(SNMP, newer, NETLINK).unwrap());
         assert_eq!((counters.retrans_segs, counters.retrans_fail, counters.loss_probes), (60, 3, 4));
         assert_eq!((counters.fast, counters.slow_start, counters.syn, counters.fast_open_fail), (1, 2, 5, 6));
-        assert_eq!(counters.life, [2, 3, 4, 5]);
+        assert_eq!(counters.rtnl, 7);
     }
 
     #[test]
-    fn a_counter_that_is_not_there_is_named() {
-        let error = Counters::parse(SNMP, "TcpExt: TCPRetransFail\nTcpExt: 1\n").unwrap_err();
+    fn counters_of_the_ledger_are_all_or_none() {
+        let snmp = "Tcp: PassiveOpens EstabResets RetransSegs\nTcp: 11 12 13\n";
+        let (names, values) = (
+            "TCPDelivered TCPDeliveredCE TCPAbortOnTimeout TCPDSACKRecvSegs TCPSACKReorder TCPTSReorder TCPRenoReorder",
+            "1 2 3 4 100 20 3",
+        );
+        let all = OfLedger::parse(snmp, &format!("TcpExt: {names} TCPFastOpenActive\nTcpExt: {values} 9\n")).unwrap();
+        let expected = OfLedger {
+            delivered: 1,
+            delivered_ce: 2,
+            passive_opens: 11,
+            estab_resets: 12,
+            aborts_on_timeout: 3,
+            dsack_segs: 4,
+            reorderings: 123,
+            fast_open: 9,
+        };
+        assert_eq!(all, expected);
+        assert!(OfLedger::parse(snmp, &format!("TcpExt: {names}\nTcpExt: {values}\n")).is_err());
+    }
+
+    #[test]
+    fn a_missing_counter_is_named() {
+        let error = Counters::parse(SNMP, "TcpExt: TCPRetransFail\nTcpExt: 1\n", NETLINK).unwrap_err();
         assert!(error.to_string().contains("TCPFastRetrans"), "{error}");
-        assert!(Counters::parse("Tcp: RetransSegs\n", "").is_err());
+        assert!(Counters::parse("Tcp: RetransSegs\n", "", NETLINK).is_err());
     }
 
     #[test]
-    fn another_namespace_is_told_by_any_counter_that_went_back() {
-        let earlier = Counters { syn: 1, life: [1, 1, 9, 9], ..Counters::default() };
-        assert!(!earlier.went_back_since(&earlier));
-        assert!(Counters { syn: 2, life: [1, 1, 8, 20], ..earlier }.went_back_since(&earlier));
-        assert!(Counters { syn: 0, ..earlier }.went_back_since(&earlier));
+    fn the_rtnetlink_socket_is_the_kernels() {
+        assert!(rtnl("sk Eth Pid Groups\n00 0 12 0 3\n00 4 0 0 3\n").is_err());
     }
 
     #[test]
     fn our_own_namespace_can_be_read() {
         let own = u32::try_from(fs::metadata("/proc/self/ns/net").unwrap().ino()).unwrap();
         let counters = read_all().unwrap().remove(&own).unwrap().unwrap();
-        assert!(!read_in(Path::new("/proc/thread-self/net")).unwrap().went_back_since(&counters));
+        assert_eq!(read_in(Path::new("/proc/thread-self/net")).unwrap().unwrap().rtnl, counters.rtnl);
     }
 }

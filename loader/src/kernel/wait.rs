@@ -1,5 +1,5 @@
-//! Waiting: for records, for SIGINT, SIGTERM and SIGHUP, for the reader of our output to go away, and for a time to pass. Safe
-//! code over nix.
+//! Waiting for records, for SIGINT, SIGTERM and SIGHUP, for the reader of the output to go away, and for a time to
+//! pass. Safe code over nix.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
@@ -15,8 +15,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::fstat;
 
-/// Why a wait ended.
+/// The reason why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Woken {
     /// There are records to read.
@@ -25,9 +26,9 @@ pub enum Woken {
     Timeout,
     /// SIGINT, SIGTERM or SIGHUP asked to end.
     Signal,
-    /// Nobody reads our standard output any more.
+    /// The reader of standard output is gone.
     OutputClosed,
-    /// A CPU came or went.
+    /// A CPU went online or offline.
     Cpus,
 }
 
@@ -36,28 +37,37 @@ const SIGNAL: u64 = 1;
 const OUTPUT: u64 = 2;
 const CPUS: u64 = 3;
 
-/// Everything that can end a wait. SIGINT, SIGTERM and SIGHUP are blocked as long as it lives, and read from here instead.
+/// All sources that can end a wait. While this value lives, SIGINT, SIGTERM and SIGHUP are blocked, and this value
+/// reads them.
 pub struct Waiter {
     all: Epoll,
-    /// The same without the rings, for a pause that records do not cut short.
+    /// The same sources without the rings, for a pause that records do not shorten.
     pause: Epoll,
     signals: SignalFd,
-    /// Standard output, where that is a terminal.
-    terminal: Option<File>,
+    /// Standard output, opened once more so that no write waits; none if it cannot be opened so.
+    reopened: Option<File>,
+    /// The most bytes of one write to standard output, once poll(2) says that it has room.
+    most: usize,
 }
 
-/// No signal ends this process by itself: they are blocked, or one has come already.
+/// Set while no signal ends this process by itself: the signals are blocked, or one has already arrived.
 static SIGNALS_HELD: AtomicBool = AtomicBool::new(false);
 
-/// Standard error, where that is a terminal.
+/// Standard error, if it is a terminal.
 static TERMINAL: OnceLock<File> = OnceLock::new();
 
-/// A terminal once more, so that writing to it never waits: it has room for a byte as soon as poll(2) says that it has room.
-/// As another description, since whoever else has this one would get `O_NONBLOCK` too. None: something else, or it may
-/// not be opened.
-fn again(fd: impl IsTerminal + AsRawFd) -> Option<File> {
-    let path = fd.is_terminal().then(|| format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+/// Open a terminal or a pipe once more, so that writing to it never waits. A terminal has room for one byte as soon as
+/// poll(2) says that it has room, and a pipe for one page. The result is another file description: `O_NONBLOCK` on the old
+/// one would hold for all other users of it. None: the descriptor is neither of them, or may not be opened.
+fn again(fd: impl IsTerminal + AsRawFd + AsFd) -> Option<File> {
+    let reopens = fd.is_terminal() || kind(fd.as_fd()) == libc::S_IFIFO;
+    let path = reopens.then(|| format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).ok()
+}
+
+/// The kind of a file, as in `st_mode`; 0 if it is closed.
+fn kind(fd: BorrowedFd<'_>) -> libc::mode_t {
+    fstat(fd).map_or(0, |status| status.st_mode & libc::S_IFMT)
 }
 
 fn ending_signals() -> SigSet {
@@ -69,7 +79,7 @@ fn ending_signals() -> SigSet {
 }
 
 impl Drop for Waiter {
-    /// From now on they end the process again, but not the one for which it is ending.
+    /// From now on the signals end the process again. A signal that already makes the process end is dropped.
     fn drop(&mut self) {
         let mut taken = false;
         while let Ok(Some(_)) = self.signals.read_signal() {
@@ -84,7 +94,7 @@ impl Waiter {
     /// Block the signals that end a run and begin to watch.
     ///
     /// # Errors
-    /// If the kernel has no descriptor left for us.
+    /// If the kernel has no descriptor left.
     pub fn new() -> Result<Self> {
         let signals = ending_signals();
         signals.thread_block().context("cannot block SIGINT, SIGTERM and SIGHUP")?;
@@ -95,11 +105,17 @@ impl Waiter {
             let _ = TERMINAL.set(terminal);
         }
         let epoll = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot open an epoll instance");
-        let waiter = Self { all: epoll()?, pause: epoll()?, signals, terminal: again(io::stdout()) };
+        let reopened = again(io::stdout());
+        // A write to a file or to /dev/null waits for no reader, and a pipe that has room has room for `PIPE_BUF` bytes.
+        let never_waits =
+            matches!(kind(io::stdout().as_fd()), libc::S_IFREG | libc::S_IFCHR) && !io::stdout().is_terminal();
+        let most = if never_waits || reopened.is_some() { usize::MAX } else { libc::PIPE_BUF };
+        let waiter = Self { all: epoll()?, pause: epoll()?, signals, reopened, most };
         for set in [&waiter.all, &waiter.pause] {
             set.add(&waiter.signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNAL)).context("cannot watch signals")?;
             match set.add(io::stdout().as_fd(), EpollEvent::new(EpollFlags::empty(), OUTPUT)) {
-                // A regular file cannot be watched, and has no reader that could go away; nor has a closed stdout.
+                // A regular file cannot be watched, and has no reader that could go away. The same holds for a closed
+                // standard output.
                 Ok(()) | Err(Errno::EPERM | Errno::EBADF) => {}
                 Err(error) => return Err(error).context("cannot watch standard output"),
             }
@@ -110,15 +126,15 @@ impl Waiter {
     /// Let records in this ring end a wait.
     ///
     /// # Errors
-    /// If the kernel refuses to watch it.
+    /// If the kernel refuses to watch the ring.
     pub fn add_ring(&self, ring: BorrowedFd<'_>) -> Result<()> {
         self.all.add(ring, EpollEvent::new(EpollFlags::EPOLLIN, RECORDS)).context("cannot watch a perf ring")
     }
 
-    /// Let a ring go that [`Waiter::add_ring`] was given.
+    /// Stop watching a ring that was passed to [`Waiter::add_ring`].
     ///
     /// # Errors
-    /// If it is not watched.
+    /// If the ring is not watched.
     pub fn remove_ring(&self, ring: BorrowedFd<'_>) -> Result<()> {
         self.all.delete(ring).context("cannot let a perf ring go")
     }
@@ -126,13 +142,13 @@ impl Waiter {
     /// Let changes of CPUs end a wait, and a pause.
     ///
     /// # Errors
-    /// If the kernel refuses to watch them.
+    /// If the kernel refuses to watch the changes.
     pub fn add_cpus(&self, changes: BorrowedFd<'_>) -> Result<()> {
         let watch = |set: &Epoll| set.add(changes, EpollEvent::new(EpollFlags::EPOLLIN, CPUS));
         watch(&self.all).and_then(|()| watch(&self.pause)).context("cannot watch CPUs")
     }
 
-    /// Wait until something happens, or until `deadline`.
+    /// Wait until an event arrives, or until `deadline`.
     ///
     /// # Errors
     /// If the kernel cannot wait.
@@ -140,7 +156,7 @@ impl Waiter {
         until(&self.all, deadline)
     }
 
-    /// Wait for `time`, whatever records come meanwhile.
+    /// Wait for `time`, even if records arrive meanwhile.
     ///
     /// # Errors
     /// If the kernel cannot wait.
@@ -149,18 +165,19 @@ impl Waiter {
     }
 }
 
-/// How long the reader of our output may take nothing, once a signal asked to end.
+/// The time for which the reader of the output may read nothing, once a signal asked to end.
 const GRACE: Duration = Duration::from_millis(1000);
 
-/// Write what there is room for, once there is some: waiting until `end`, and from a signal in `signals` on at most
-/// [`GRACE`]. Not by `O_NONBLOCK`: that would be everybody's who has this pipe; but `PIPE_BUF` bytes have room in a pipe that
-/// has room.
+/// Wait for room, and then write as much as there is room for. The wait lasts until `end`; after a signal in `signals`,
+/// it lasts at most [`GRACE`]. The function does not set `O_NONBLOCK`, which would hold for all other users of the
+/// pipe. At most `most` bytes are written, for which the room suffices.
 ///
 /// # Errors
-/// `TimedOut`; else the kernel's errno.
+/// `TimedOut`; otherwise the kernel's errno.
 fn write_when_read(
     to: BorrowedFd<'_>,
     bytes: &[u8],
+    most: usize,
     mut signals: Option<BorrowedFd<'_>>,
     mut end: Option<Instant>,
 ) -> io::Result<usize> {
@@ -169,16 +186,16 @@ fn write_when_read(
         let timeout = match end.map(|end| end.saturating_duration_since(Instant::now())) {
             None => PollTimeout::NONE,
             Some(Duration::ZERO) => return Err(io::ErrorKind::TimedOut.into()),
-            // Rounded up, as in `until`.
+            // The time is rounded up, as in `until`.
             Some(left) => milliseconds(left + Duration::from_millis(1)),
         };
         let mut both = [PollFd::new(to, PollFlags::POLLOUT), PollFd::new(signals.unwrap_or(to), PollFlags::POLLIN)];
         match poll(&mut both[..1 + usize::from(signals.is_some())], timeout) {
-            // A stop and continue (SIGSTOP, SIGCONT).
+            // A stop and continue (SIGSTOP, SIGCONT) interrupted the call.
             Err(Errno::EINTR) => continue,
             result => result?,
         };
-        // An error or a reader that went away counts too: write(2) says which.
+        // An error or a gone reader counts too: write(2) tells which of the two it is.
         let [has_room, asked_to_end] = both.map(|one| one.any().unwrap_or(true));
         if asked_to_end && signals.take().is_some() {
             end = Some(Instant::now() + GRACE);
@@ -186,8 +203,9 @@ fn write_when_read(
         if !has_room {
             continue;
         }
-        match nix::unistd::write(to, &bytes[..bytes.len().min(libc::PIPE_BUF)]) {
-            // Another process that has this pipe took the room; or a terminal has room for one byte, and a line feed is two.
+        match nix::unistd::write(to, &bytes[..bytes.len().min(most)]) {
+            // Another process that has this pipe took the room. Or a terminal has room for one byte, and a line feed is
+            // two bytes.
             Err(Errno::EAGAIN) => {
                 let _ = poll(&mut [], milliseconds(Duration::from_millis(10)));
             }
@@ -197,15 +215,16 @@ fn write_when_read(
     }
 }
 
-/// Standard output of a process whose signals a [`Waiter`] reads. A write waits for room, and for those signals: after one it
-/// goes on only as long as the reader does. So a reader that is slow gets all, and one that stopped does not keep us.
+/// Standard output of a process whose signals a [`Waiter`] reads. A write waits for room and for those signals. After a
+/// signal, a write goes on only as long as the reader reads. So a slow reader gets all output, and a reader that
+/// stopped does not keep the process.
 pub struct Stdout<'w> {
     waiter: &'w Waiter,
     unread: bool,
 }
 
 impl<'w> Stdout<'w> {
-    /// With the signals of this waiter.
+    /// Standard output with the signals of this waiter.
     pub fn new(waiter: &'w Waiter) -> Self {
         Self { waiter, unread: false }
     }
@@ -214,17 +233,18 @@ impl<'w> Stdout<'w> {
 impl Write for Stdout<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let stdout = io::stdout();
-        let to = self.waiter.terminal.as_ref().map_or(stdout.as_fd(), AsFd::as_fd);
+        let to = self.waiter.reopened.as_ref().map_or(stdout.as_fd(), AsFd::as_fd);
         let end = self.unread.then(Instant::now);
-        match write_when_read(to, bytes, Some(self.waiter.signals.as_fd()), end) {
-            // Closed from the start, as for the standard library: nobody wants to read it.
+        match write_when_read(to, bytes, self.waiter.most, Some(self.waiter.signals.as_fd()), end) {
+            // Standard output was closed from the start. The standard library too counts this as success, since nobody
+            // wants to read it.
             Err(error) if error.raw_os_error() == Some(libc::EBADF) => Ok(bytes.len()),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 self.unread = true;
                 Err(io::Error::new(
                     io::ErrorKind::TimedOut,
                     format!(
-                        "asked to end, and nobody has read it for {} ms: what was not read, the summary too, is lost",
+                        "xctl was asked to end, and nobody has read its output for {} ms: unread records and the summary are lost",
                         GRACE.as_millis()
                     ),
                 ))
@@ -238,7 +258,7 @@ impl Write for Stdout<'_> {
     }
 }
 
-/// Standard error. A write waits for room: as long as it takes where a signal ends that, else not for long.
+/// Standard error. A write waits for room: without limit if a signal would end the process, otherwise at most for `GRACE`.
 pub struct Stderr;
 
 impl Write for Stderr {
@@ -246,7 +266,7 @@ impl Write for Stderr {
         let stderr = io::stderr();
         let to = TERMINAL.get().map_or(stderr.as_fd(), AsFd::as_fd);
         let end = SIGNALS_HELD.load(Ordering::Relaxed).then(|| Instant::now() + GRACE);
-        write_when_read(to, bytes, None, end)
+        write_when_read(to, bytes, libc::PIPE_BUF, None, end)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -259,7 +279,7 @@ fn until(epoll: &Epoll, deadline: Option<Instant>) -> Result<Woken> {
     loop {
         let timeout = match deadline {
             None => EpollTimeout::NONE,
-            // Rounded up: waking a fraction of a millisecond early would make this loop spin.
+            // The time is rounded up: waking a fraction of a millisecond early would make this loop spin.
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 let ms = left.as_nanos().div_ceil(1_000_000);

@@ -1,35 +1,49 @@
 //! JSON lines, version 1 of the event format.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::summary::{Lost, Process, Summary};
-use super::{Moment, Output, Ready};
-use crate::events::{Flow, KINDS, Kind, Owner, Retransmit, Send, address, comm, state_name};
-use crate::hooks;
-use crate::kernel::calendar::rfc3339;
-use crate::verify::{self, Report};
+use super::line::Line;
+use super::{Interval, Moment, Output, Ready};
+use crate::kernel::calendar::Calendar;
+use crate::ledger::connection::Connection;
+use crate::ledger::figures::Ledger;
+use crate::ledger::summary::{self, Process, Summary};
+use crate::model::events::{Flow, How, KINDS, Kind, Owner, Retransmit, Send, address, comm, state_name};
+use crate::model::hooks::HookKind;
+use crate::model::lost::Lost;
+use crate::trace::seed::holders::{self, common_name};
+use crate::verify::report::{self, Report};
 
-/// Version of the event format.
+/// The version of the event format.
 pub(super) const SCHEMA: u32 = 1;
 
-/// Prints one object a line.
+/// An output that prints one object a line.
 pub struct Json<W> {
     out: W,
+    line: Line,
+    calendar: Calendar,
 }
 
 impl<W: Write> Json<W> {
-    /// To this writer.
+    /// Print to this writer.
     pub fn new(out: W) -> Self {
-        Self { out }
+        Self { out, line: Line::default(), calendar: Calendar::default() }
     }
 
     fn line(&mut self, record: &impl Serialize) -> io::Result<()> {
-        serde_json::to_writer(&mut self.out, record)?;
-        self.out.write_all(b"\n")
+        line(&mut self.out, &mut self.line, record)
     }
+}
+
+/// Write a record. Its line is put together in `line`, where the one before was: nothing is allocated for it.
+fn line(out: &mut impl Write, line: &mut Line, record: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *line, record)?;
+    line.write_all(b"\n")?;
+    out.write_all(line.take())
 }
 
 #[derive(Serialize)]
@@ -56,54 +70,91 @@ impl From<&Flow> for FlowFields {
     }
 }
 
+/// The number of holders of a shared socket that are listed; the others are only counted.
+const HOLDERS: usize = 8;
+
 #[derive(Serialize)]
-struct OwnerFields {
+struct HolderFields<'a> {
+    pid: u32,
+    comm: Cow<'a, str>,
+}
+
+/// The fields that only a shared socket has.
+#[derive(Serialize)]
+pub(super) struct HoldersFields<'a> {
+    holders: Vec<HolderFields<'a>>,
+    more: usize,
+}
+
+impl<'a> HoldersFields<'a> {
+    pub(super) fn new(owner: &Owner, holders: &'a [holders::Process]) -> Option<Self> {
+        let field = |holder: &'a holders::Process| HolderFields { pid: holder.tgid, comm: comm(&holder.comm) };
+        (owner.how() == How::Shared).then(|| Self {
+            holders: holders.iter().take(HOLDERS).map(field).collect(),
+            more: holders.len().saturating_sub(HOLDERS),
+        })
+    }
+}
+
+/// The owner's name, or the common name of all holders of a shared socket.
+pub(super) fn name_of<'a>(owner: &'a Owner, holders: &'a [holders::Process]) -> Option<Cow<'a, str>> {
+    match owner.how() {
+        How::Shared => common_name(holders).map(comm),
+        _ => owner.is_process().then(|| comm(&owner.comm)),
+    }
+}
+
+#[derive(Serialize)]
+struct OwnerFields<'a> {
     pid: Option<u32>,
-    comm: Option<String>,
+    comm: Option<Cow<'a, str>>,
     tid: Option<u32>,
     uid: Option<u32>,
     cgroup: Option<u64>,
     owner: &'static str,
     exited: bool,
+    #[serde(flatten)]
+    holders: Option<HoldersFields<'a>>,
 }
 
-impl OwnerFields {
-    fn new(owner: &Owner, exited: bool) -> Self {
+impl<'a> OwnerFields<'a> {
+    fn new(owner: &'a Owner, moment: &Moment<'a>) -> Self {
         let process = owner.is_process().then_some(owner);
         Self {
             pid: process.map(|owner| owner.tgid),
-            comm: process.map(|owner| comm(&owner.comm)),
+            comm: name_of(owner, moment.holders),
             tid: process.map(|owner| owner.tid),
             uid: process.map(|owner| owner.uid),
             cgroup: process.map(|owner| owner.cgroup),
             owner: owner.how().name(),
-            exited,
+            exited: moment.exited,
+            holders: HoldersFields::new(owner, moment.holders),
         }
     }
 }
 
 #[derive(Serialize)]
-struct CurrentFields {
+struct CurrentFields<'a> {
     pid: u32,
-    comm: String,
+    comm: Cow<'a, str>,
 }
 
 #[derive(Serialize)]
-struct RetransmitRecord {
+struct RetransmitRecord<'a> {
     r#type: &'static str,
-    time: String,
+    time: &'a str,
     mono_ns: u64,
     kind: &'static str,
     segs: u32,
     bytes: u32,
     err: i32,
     fin: bool,
-    state: String,
+    state: Cow<'static, str>,
     #[serde(flatten)]
     flow: FlowFields,
     #[serde(flatten)]
-    owner: OwnerFields,
-    current: CurrentFields,
+    owner: OwnerFields<'a>,
+    current: CurrentFields<'a>,
     srtt_us: Option<u32>,
     cwnd: Option<u32>,
     ssthresh: Option<u32>,
@@ -113,21 +164,36 @@ struct RetransmitRecord {
 }
 
 #[derive(Serialize)]
-struct SendRecord {
+struct SendRecord<'a> {
     r#type: &'static str,
-    time: String,
+    time: &'a str,
     mono_ns: u64,
     bytes: u64,
     #[serde(flatten)]
     flow: FlowFields,
     #[serde(flatten)]
-    owner: OwnerFields,
+    owner: OwnerFields<'a>,
     cpu: u32,
 }
 
 #[derive(Serialize)]
+struct ConnectionRecord<'a> {
+    r#type: &'static str,
+    time: &'a str,
+    mono_ns: u64,
+    state: Cow<'static, str>,
+    err: u32,
+    #[serde(flatten)]
+    flow: FlowFields,
+    #[serde(flatten)]
+    owner: OwnerFields<'a>,
+    #[serde(flatten)]
+    ledger: Ledger,
+}
+
+#[derive(Serialize)]
 struct HookFields {
-    hook: hooks::Kind,
+    hook: HookKind,
     target: &'static str,
     program: &'static str,
 }
@@ -146,38 +212,73 @@ struct ReadyRecord<'a> {
     proven: Option<bool>,
 }
 
-/// `serialize_with` hands over a reference to the field, which is one already.
+/// `serialize_with` passes a reference to the field, and the field is itself a reference.
 fn by_name<S: serde::Serializer>(kinds: &&[u64; KINDS], to: S) -> Result<S::Ok, S::Error> {
-    super::summary::by_name(kinds, to)
+    summary::by_name(kinds, to)
+}
+
+/// The fields of a summary that an interval has too.
+#[derive(Serialize)]
+struct TotalsFields<'a> {
+    retransmits: u64,
+    segs: u64,
+    failed: u64,
+    #[serde(serialize_with = "by_name")]
+    kinds: &'a [u64; KINDS],
+    lost: &'a Lost,
+}
+
+impl<'a> From<&'a Summary> for TotalsFields<'a> {
+    fn from(summary: &'a Summary) -> Self {
+        let Summary { retransmits, segs, failed, kinds, lost, .. } = summary;
+        Self { retransmits: *retransmits, segs: *segs, failed: *failed, kinds, lost }
+    }
 }
 
 #[derive(Serialize)]
 struct SummaryRecord<'a> {
     r#type: &'static str,
-    retransmits: u64,
-    segs: u64,
-    #[serde(serialize_with = "by_name")]
-    kinds: &'a [u64; KINDS],
-    lost: &'a Lost,
+    #[serde(flatten)]
+    totals: TotalsFields<'a>,
     processes: &'a [Process],
     verified: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct IntervalRecord<'a> {
+    r#type: &'static str,
+    time: &'a str,
+    mono_ns: u64,
+    interval_us: u64,
+    #[serde(flatten)]
+    totals: TotalsFields<'a>,
+}
+
+#[derive(Serialize)]
+struct ProcessRecord<'a> {
+    r#type: &'static str,
+    time: &'a str,
+    mono_ns: u64,
+    interval_us: u64,
+    #[serde(flatten)]
+    process: &'a Process,
 }
 
 #[derive(Serialize)]
 struct VerifyRecord<'a> {
     r#type: &'static str,
     #[serde(flatten)]
-    record: &'a verify::Record,
+    record: &'a report::Comparison,
 }
 
 impl<W: Write> Output for Json<W> {
     fn ready(&mut self, ready: &Ready<'_>) -> io::Result<()> {
-        let hooks = ready.plan.hooks.iter().flat_map(|hook| hook.programs().map(move |program| (hook, program)));
+        let hooks = ready.hooks.iter().flat_map(|hook| hook.programs().map(move |program| (hook, program)));
         self.line(&ReadyRecord {
             r#type: if ready.attached { "ready" } else { "loaded" },
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION"),
-            attach: ready.plan.name,
+            attach: ready.attach,
             hooks: hooks
                 .map(|(hook, program)| HookFields { hook: hook.kind, target: hook.target_name(), program })
                 .collect(),
@@ -189,12 +290,12 @@ impl<W: Write> Output for Json<W> {
         })
     }
 
-    fn retransmit(&mut self, event: &Retransmit, moment: Moment) -> io::Result<()> {
-        // A SYN-ACK goes out before its connection's socket exists.
+    fn retransmit(&mut self, event: &Retransmit, moment: Moment<'_>) -> io::Result<()> {
+        // A SYN-ACK is sent before the socket of its connection exists.
         let socket = |value| (event.kind() != Kind::Synack).then_some(value);
-        self.line(&RetransmitRecord {
+        let record = RetransmitRecord {
             r#type: "retransmit",
-            time: rfc3339(moment.realtime_ns),
+            time: self.calendar.rfc3339(moment.realtime_ns),
             mono_ns: event.header.mono_ns,
             kind: event.kind().name(),
             segs: event.segs,
@@ -203,7 +304,7 @@ impl<W: Write> Output for Json<W> {
             fin: event.fin != 0,
             state: state_name(event.state),
             flow: (&event.flow).into(),
-            owner: OwnerFields::new(&event.owner, moment.exited),
+            owner: OwnerFields::new(&event.owner, &moment),
             current: CurrentFields { pid: event.current_tgid, comm: comm(&event.current_comm) },
             srtt_us: socket(event.srtt_us),
             cwnd: socket(event.cwnd),
@@ -211,19 +312,47 @@ impl<W: Write> Output for Json<W> {
             mss: socket(event.mss),
             cpu: event.header.cpu,
             sk_retrans: event.sk_retrans,
-        })
+        };
+        line(&mut self.out, &mut self.line, &record)
     }
 
-    fn send(&mut self, event: &Send, moment: Moment) -> io::Result<()> {
-        self.line(&SendRecord {
+    fn send(&mut self, event: &Send, moment: Moment<'_>) -> io::Result<()> {
+        let record = SendRecord {
             r#type: "send",
-            time: rfc3339(moment.realtime_ns),
+            time: self.calendar.rfc3339(moment.realtime_ns),
             mono_ns: event.header.mono_ns,
             bytes: event.bytes,
             flow: (&event.flow).into(),
-            owner: OwnerFields::new(&event.owner, moment.exited),
+            owner: OwnerFields::new(&event.owner, &moment),
             cpu: event.header.cpu,
-        })
+        };
+        line(&mut self.out, &mut self.line, &record)
+    }
+
+    fn connection(&mut self, connection: &Connection, moment: Moment<'_>) -> io::Result<()> {
+        let record = ConnectionRecord {
+            r#type: "connection",
+            time: self.calendar.rfc3339(moment.realtime_ns),
+            mono_ns: connection.mono_ns,
+            state: state_name(connection.state),
+            err: connection.err,
+            flow: (&connection.flow).into(),
+            owner: OwnerFields::new(&connection.owner, &moment),
+            ledger: Ledger::new(&connection.row, connection.mono_ns),
+        };
+        line(&mut self.out, &mut self.line, &record)
+    }
+
+    fn interval(&mut self, interval: &Interval) -> io::Result<()> {
+        let &Interval { realtime_ns, mono_ns, took_us: interval_us, ref summary } = interval;
+        let time = self.calendar.rfc3339(realtime_ns);
+        let record = IntervalRecord { r#type: "interval", time, mono_ns, interval_us, totals: summary.into() };
+        line(&mut self.out, &mut self.line, &record)?;
+        for process in &summary.processes {
+            let record = ProcessRecord { r#type: "process", time, mono_ns, interval_us, process };
+            line(&mut self.out, &mut self.line, &record)?;
+        }
+        Ok(())
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
@@ -232,10 +361,7 @@ impl<W: Write> Output for Json<W> {
         }
         self.line(&SummaryRecord {
             r#type: "summary",
-            retransmits: summary.retransmits,
-            segs: summary.segs,
-            kinds: &summary.kinds,
-            lost: &summary.lost,
+            totals: summary.into(),
             processes: &summary.processes,
             verified: summary.verify.as_ref().and_then(Report::verified),
         })
@@ -248,15 +374,13 @@ impl<W: Write> Output for Json<W> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::events::How;
     use serde_json::Value;
     use std::net::Ipv6Addr;
 
     fn printed(event: &Retransmit, exited: bool) -> Value {
         let mut json = Json::new(Vec::new());
-        json.retransmit(event, Moment { realtime_ns: 1_700_000_000_123_456_789, exited }).unwrap();
+        json.retransmit(event, Moment { realtime_ns: 1_700_000_000_123_456_789, exited, holders: &[] }).unwrap();
         assert_eq!(json.out.iter().filter(|&&byte| byte == b'\n').count(), 1);
         serde_json::from_slice(&json.out).unwrap()
     }
@@ -283,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_is_null_and_so_are_a_syn_acks_measures() {
+    fn unknown_values_and_measures_of_syn_acks_are_null() {
         let mut event = event();
         event.owner = Owner::default();
         event.kind = Kind::Synack as u8;

@@ -1,21 +1,29 @@
-//! What xctl prints. Nothing here asks the kernel anything.
+//! The output, from values to bytes. No code in this folder asks the kernel anything.
 
+pub mod connections;
 pub mod json;
+mod line;
+mod names;
 pub mod sockets;
-pub mod summary;
+mod stats;
 pub mod text;
+mod top;
 
 use std::io;
 
-use crate::events::{Retransmit, Send};
-use crate::hooks::Plan;
-use summary::Summary;
+use crate::ledger::connection::Connection;
+use crate::ledger::summary::Summary;
+use crate::model::events::{Retransmit, Send};
+use crate::model::hooks::Hook;
+use crate::trace::seed::holders::Process;
 
-/// What was loaded, once everything is attached.
+/// The facts of a run, once everything is attached.
 #[derive(Debug)]
 pub struct Ready<'a> {
+    /// The name of the hook set, as `--attach` takes it.
+    pub attach: &'static str,
     /// The hooks in use.
-    pub plan: &'a Plan,
+    pub hooks: &'a [Hook],
     /// The BTF that the object was relocated against.
     pub btf: &'a str,
     /// SHA-256 of the object, in hexadecimal digits.
@@ -24,46 +32,71 @@ pub struct Ready<'a> {
     pub max_sockets: u32,
     /// Sockets known before the first event.
     pub seeded: usize,
-    /// False: everything was only loaded.
+    /// False: the programs are only loaded.
     pub attached: bool,
-    /// Whether what is in the kernel was proven to be what the object says; none if it could not be compared.
+    /// Whether the programs in the kernel are proven to be the object's; none if they could not be compared.
     pub proven: Option<bool>,
 }
 
-/// What user space adds to an event.
+/// The facts that user space adds to an event.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    /// When the kernel saw it, ns since 1970, UTC.
+pub struct Moment<'a> {
+    /// The time at which the kernel saw the event, ns since 1970, UTC.
     pub realtime_ns: u64,
-    /// The owner no longer existed when the event was read.
+    /// Whether the owner no longer existed when the event was read.
     pub exited: bool,
+    /// The processes that share the socket, if it is not known which of them uses it.
+    pub holders: &'a [Process],
+}
+
+/// An interval of `xctl top`.
+#[derive(Debug)]
+pub struct Interval {
+    /// Its end, ns since 1970, UTC.
+    pub realtime_ns: u64,
+    /// Its end, ns of CLOCK_MONOTONIC.
+    pub mono_ns: u64,
+    /// Its length.
+    pub took_us: u64,
+    /// What happened in it. Losses are those since the run began.
+    pub summary: Summary,
 }
 
 /// A format to print in.
 pub trait Output {
-    /// Everything is attached, or loaded if nothing is to be attached.
+    /// Print that everything is attached, or loaded if nothing is to be attached.
     ///
     /// # Errors
-    /// If standard output does not take it; so for the other three.
+    /// If standard output refuses the bytes; the same holds for the other functions.
     fn ready(&mut self, ready: &Ready<'_>) -> io::Result<()>;
-    /// A retransmit.
+    /// Print a retransmit.
     ///
     /// # Errors
-    /// As for `ready`.
-    fn retransmit(&mut self, event: &Retransmit, moment: Moment) -> io::Result<()>;
-    /// A send.
+    /// The errors of `ready`.
+    fn retransmit(&mut self, event: &Retransmit, moment: Moment<'_>) -> io::Result<()>;
+    /// Print a send.
     ///
     /// # Errors
-    /// As for `ready`.
-    fn send(&mut self, event: &Send, moment: Moment) -> io::Result<()>;
-    /// The end.
+    /// The errors of `ready`.
+    fn send(&mut self, event: &Send, moment: Moment<'_>) -> io::Result<()>;
+    /// Print the end of a connection.
     ///
     /// # Errors
-    /// As for `ready`.
+    /// The errors of `ready`.
+    fn connection(&mut self, connection: &Connection, moment: Moment<'_>) -> io::Result<()>;
+    /// Print an interval.
+    ///
+    /// # Errors
+    /// The errors of `ready`.
+    fn interval(&mut self, interval: &Interval) -> io::Result<()>;
+    /// Print the summary at the end.
+    ///
+    /// # Errors
+    /// The errors of `ready`.
     fn summary(&mut self, summary: &Summary) -> io::Result<()>;
-    /// Hand over to the reader what was printed so far.
+    /// Pass on to the reader the output so far.
     ///
     /// # Errors
-    /// As for `ready`.
+    /// The errors of `ready`.
     fn flush(&mut self) -> io::Result<()>;
 }

@@ -1,26 +1,32 @@
 //! A list of sockets: as text, and as JSON lines.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
-use super::json::{FlowFields, SCHEMA};
-use super::text::{name, pid};
-use crate::events::{SocketRecord, address, comm, state_name};
-use crate::owners::Listing;
+use super::json::{FlowFields, HoldersFields, SCHEMA, name_of};
+use super::names::{name, pid};
+use super::stats::Stats;
+use crate::model::events::{SocketRecord, address, state_name};
+use crate::trace::seed::listing::{Listed, Listing};
 
 #[derive(Serialize)]
-struct SocketLine {
+struct SocketLine<'a> {
     r#type: &'static str,
-    state: String,
+    state: Cow<'static, str>,
     #[serde(flatten)]
     flow: FlowFields,
     pid: Option<u32>,
-    comm: Option<String>,
+    comm: Option<Cow<'a, str>>,
     uid: Option<u32>,
     owner: &'static str,
+    #[serde(flatten)]
+    holders: Option<HoldersFields<'a>>,
+    #[serde(flatten)]
+    stats: Option<Stats>,
 }
 
 #[derive(Serialize)]
@@ -32,25 +38,28 @@ struct SocketsLine {
     namespaces: usize,
     unreachable: usize,
     owners: BTreeMap<&'static str, usize>,
-    states: BTreeMap<String, usize>,
+    states: BTreeMap<Cow<'static, str>, usize>,
 }
 
-/// One `socket` a line, and `sockets` with the counts.
+/// Print one `socket` a line, and then `sockets` with the counts. The kernel has `hz` jiffies in a second.
 ///
 /// # Errors
-/// If the writer does not take it.
-pub fn json(out: &mut impl Write, listing: &Listing) -> io::Result<()> {
+/// If the writer refuses the bytes.
+pub fn json(out: &mut impl Write, listing: &Listing, hz: u64) -> io::Result<()> {
     let (mut owners, mut states) = (BTreeMap::new(), BTreeMap::new());
-    for SocketRecord { flow, owner, state, .. } in &listing.sockets {
+    for Listed { socket: SocketRecord { flow, owner, state, .. }, reading } in &listing.sockets {
         let process = owner.is_process().then_some(owner);
+        let holders = listing.holders.of(owner.holders);
         let line = SocketLine {
             r#type: "socket",
             state: state_name(*state),
             flow: flow.into(),
             pid: process.map(|owner| owner.tgid),
-            comm: process.map(|owner| comm(&owner.comm)),
+            comm: name_of(owner, holders),
             uid: process.map(|owner| owner.uid),
             owner: owner.how().name(),
+            holders: HoldersFields::new(owner, holders),
+            stats: reading.as_deref().map(|reading| Stats::new(owner, *state, reading, hz)),
         };
         *owners.entry(line.owner).or_default() += 1;
         *states.entry(line.state.clone()).or_default() += 1;
@@ -71,12 +80,13 @@ pub fn json(out: &mut impl Write, listing: &Listing) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
-/// A table, each column as wide as it needs to be.
+/// Print a table. Each column is as wide as its widest entry.
 ///
 /// # Errors
-/// If the writer does not take it.
+/// If the writer refuses the bytes.
 pub fn text(out: &mut impl Write, listing: &Listing) -> io::Result<()> {
-    let rows = || listing.sockets.iter().map(addresses);
+    let sockets = || listing.sockets.iter().map(|listed| &listed.socket);
+    let rows = || sockets().map(addresses);
     let local = rows().map(|(local, _)| local.len()).max().unwrap_or(0).max("LOCAL".len());
     let remote = rows().map(|(_, remote)| remote.len()).max().unwrap_or(0).max("REMOTE".len());
     writeln!(
@@ -84,12 +94,12 @@ pub fn text(out: &mut impl Write, listing: &Listing) -> io::Result<()> {
         "{:>7} {:<15} {:<12} {:<local$} -> {:<remote$} {:<10} OWNER",
         "PID", "COMM", "STATE", "LOCAL", "REMOTE", "NETNS"
     )?;
-    for (socket, (from, to)) in listing.sockets.iter().zip(rows()) {
+    for (socket, (from, to)) in sockets().zip(rows()) {
         writeln!(
             out,
             "{:>7} {:<15} {:<12} {from:<local$} -> {to:<remote$} {:<10} {}",
             pid(&socket.owner),
-            name(&socket.owner, false),
+            name(&socket.owner, false, listing.holders.of(socket.owner.holders)),
             state_name(socket.state),
             socket.flow.netns,
             socket.owner.how().name(),
@@ -98,8 +108,8 @@ pub fn text(out: &mut impl Write, listing: &Listing) -> io::Result<()> {
     Ok(())
 }
 
-/// Both ends; a listener's other end is anybody.
-fn addresses(socket: &SocketRecord) -> (String, String) {
+/// The addresses of both ends. The other end of a listening socket can be any address.
+pub(super) fn addresses(socket: &SocketRecord) -> (String, String) {
     let end = |ip: IpAddr, port| SocketAddr::new(ip, port).to_string();
     let flow = &socket.flow;
     let remote = address(flow.daddr);
@@ -110,9 +120,8 @@ fn addresses(socket: &SocketRecord) -> (String, String) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::events::{Flow, How, Owner};
+    use crate::model::events::{Flow, How, KnownBy, Owner};
     use serde_json::Value;
     use std::net::Ipv6Addr;
 
@@ -121,10 +130,12 @@ mod tests {
         let flow = Flow {
             saddr: ip("::ffff:10.0.0.1"),
             daddr: ip("::ffff:0.0.0.0"),
-            sk: u64::MAX,
+            socket: u64::MAX,
             netns: 17,
             sport: 80,
             dport: 0,
+            known_by: KnownBy::Address as u8,
+            zero: [0; 7],
         };
         let listener = SocketRecord {
             flow,
@@ -143,13 +154,13 @@ mod tests {
             state: 200,
             ..SocketRecord::default()
         };
-        Listing { sockets: vec![listener, orphan], namespaces: 1, unreachable: 0 }
+        Listing { sockets: vec![listener.into(), orphan.into()], namespaces: 1, unreachable: 0, ..Listing::default() }
     }
 
     #[test]
     fn json_has_the_contracts_fields_and_no_kernel_address() {
         let mut out = Vec::new();
-        json(&mut out, &listing()).unwrap();
+        json(&mut out, &listing(), 250).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(!text.contains(&u64::MAX.to_string()) && !text.contains("\"sk\""), "{text}");
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -164,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_aligned_and_plays_no_tricks_on_a_terminal() {
+    fn a_table_is_aligned_and_cannot_steer_a_terminal() {
         let mut out = Vec::new();
         text(&mut out, &listing()).unwrap();
         let text = String::from_utf8(out).unwrap();

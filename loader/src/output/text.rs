@@ -2,79 +2,134 @@
 
 use std::io::{self, Write};
 
-use super::summary::Summary;
-use super::{Moment, Output, Ready};
-use crate::events::{Flow, How, Kind, Owner, Retransmit, Send, address, comm, state_name};
-use crate::kernel::calendar::rfc3339;
-use crate::say::say;
-use crate::verify::{self, Check, Record, Report, Verdict};
+use super::connections::{bytes, say as say_verdict, share, time};
+use super::names::{addresses, name, pid, printable, whose};
+use super::{Interval, Moment, Output, Ready, top};
+use crate::console::say;
+use crate::kernel::calendar::Calendar;
+use crate::ledger::connection::Connection;
+use crate::ledger::counters::Rtt;
+use crate::ledger::figures::Ledger;
+use crate::ledger::row::{Fates, Row};
+use crate::ledger::summary::Summary;
+use crate::model::events::{Kind, Owner, Retransmit, Send, comm, state_name};
+use crate::verify::report::{Check, Comparison, Report, Verdict, range};
 
-/// How many processes the summary shows.
+/// The number of processes that the summary shows.
 const WORST: usize = 20;
 
-/// Prints text.
+/// An output that prints text.
 pub struct Text<W> {
     out: W,
     current: bool,
+    events: bool,
+    calendar: Calendar,
 }
 
 impl<W: Write> Text<W> {
-    /// To this writer; with `current`, a column for whom softirq interrupted.
+    /// Print to this writer. With `current`, a column shows the process that softirq interrupted.
     pub fn new(out: W, current: bool) -> Self {
-        Self { out, current }
+        Self { out, current, events: true, calendar: Calendar::default() }
+    }
+
+    /// Print intervals, and no events, to this writer.
+    pub fn of_intervals(out: W) -> Self {
+        Self { events: false, ..Self::new(out, false) }
+    }
+
+    /// Print the columns of every record: its time, what it is, its owner and, if wanted, the current process.
+    fn begin_line(
+        &mut self,
+        moment: Moment<'_>,
+        what: &str,
+        segs: Option<u32>,
+        owner: &Owner,
+        current: &str,
+    ) -> io::Result<()> {
+        let time = time_of_day(&mut self.calendar, moment.realtime_ns);
+        let segs = segs.map(|segs| segs.to_string()).unwrap_or_default();
+        let name = name(owner, moment.exited, moment.holders);
+        write!(self.out, "{time:<15} {what:<10} {segs:>4} {:>7} {name:<24} ", pid(owner))?;
+        if self.current { write!(self.out, "{current:<26} ") } else { Ok(()) }
     }
 }
 
-/// A name as one word that cannot play tricks on a terminal.
-fn printable(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() || c == '\u{fffd}' { '?' } else { c }).collect()
-}
-
-pub(super) fn pid(owner: &Owner) -> String {
-    match owner.how() {
-        How::Unknown => "?".into(),
-        How::Kernel => "-".into(),
-        _ => owner.tgid.to_string(),
+/// The table of what the connections of each process have counted. Figures of connections that were open before xctl are
+/// marked with a star: they begin with the run. If accounts were lost, each row has the star.
+fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
+    let rows = || summary.processes.iter().filter(|process| process.ledger.tcp.is_some());
+    if rows().next().is_none() {
+        return Ok(());
     }
-}
-
-pub(super) fn name(owner: &Owner, exited: bool) -> String {
-    match owner.how() {
-        How::Unknown => "unknown".into(),
-        How::Kernel => "kernel".into(),
-        _ if exited => format!("{} (exited)", printable(&comm(&owner.comm))),
-        _ => printable(&comm(&owner.comm)),
+    writeln!(
+        out,
+        "\n{:>6} {:>9} {:>9} {:>7} {:>8} {:>7}  {:<16} VERDICT",
+        "CONNS", "SENT", "RECEIVED", "AGAIN", "RTT", "PID", "COMM"
+    )?;
+    for process in rows().take(WORST) {
+        let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), complete, rtt, .. } =
+            &process.ledger
+        else {
+            continue;
+        };
+        let (pid, comm) = whose(process);
+        let rtt = rtt.as_ref().map_or_else(Rtt::default, |worst| worst.rtt);
+        let (sent, received) = (bytes(tcp.bytes_sent), bytes(tcp.bytes_received));
+        let again = share(tcp.bytes_retrans, tcp.bytes_sent);
+        let shown = rtt.srtt_us.map_or_else(|| "-".to_owned(), time);
+        let star = if *complete == Some(true) { ' ' } else { '*' };
+        let said = say_verdict(tcp, rtt, verdict);
+        writeln!(
+            out,
+            "{:>5}{star} {sent:>9} {received:>9} {again:>7} {shown:>8} {pid:>7}  {comm:<16} {said}",
+            fates.open + fates.ended
+        )?;
     }
-}
-
-fn addresses(flow: &Flow) -> String {
-    let end = |bytes, port| std::net::SocketAddr::new(address(bytes), port);
-    format!("{} -> {}", end(flow.saddr, flow.sport), end(flow.daddr, flow.dport))
+    let more = rows().count().saturating_sub(WORST);
+    if more > 0 {
+        writeln!(out, "and {more} more processes")?;
+    }
+    if summary.lost.ledger > 0 {
+        writeln!(out, "* not complete: the counters of {} connections were lost", summary.lost.ledger)?;
+    } else if rows().any(|process| process.ledger.complete != Some(true)) {
+        writeln!(out, "* figures since xctl started: a connection was open before")?;
+    }
+    Ok(())
 }
 
 /// The time of day, to the microsecond.
-fn time_of_day(realtime_ns: u64) -> String {
-    rfc3339(realtime_ns).get(11..26).unwrap_or_default().to_string()
+fn time_of_day(calendar: &mut Calendar, realtime_ns: u64) -> &str {
+    calendar.rfc3339(realtime_ns).get(11..26).unwrap_or_default()
 }
 
-/// The comparison with the kernel's counters: a line for each, but for those of namespaces where nothing was sent again.
+/// The result of `--verify`, if everything could be compared.
+#[must_use]
+pub fn result_of_verify(equal: bool) -> &'static str {
+    match equal {
+        true => "verified against the kernel's counters",
+        false => "NOT verified: it differs from the kernel's counters",
+    }
+}
+
+/// Print the comparison with the kernel's counters: a line for each comparison. Namespaces without any retransmission
+/// are left out.
 fn verified(out: &mut impl Write, report: &Report) -> io::Result<()> {
-    let idle = |records: &[Record]| {
-        let zero = |record: &Record| record.xctl == 0 && record.kernel == Some([0, 0]);
+    let idle = |records: &[Comparison]| {
+        let zero = |record: &Comparison| record.xctl == 0 && record.kernel == Some([0, 0]);
         records.iter().all(|record| record.verdict == Verdict::Equal && (zero(record) || record.check == Check::Tlp))
     };
     let netns: Vec<_> = report.records.chunk_by(|one, next| one.netns == next.netns).collect();
     let shown: Vec<_> = netns.iter().filter(|records| !idle(records)).collect();
     if !shown.is_empty() {
-        writeln!(out, "\n{:>10}  {:<12} {:>16} {:>12}  VERDICT", "NETNS", "SEGMENTS", "KERNEL", "XCTL")?;
+        writeln!(out, "\n{:>10}  {:<16} {:>16} {:>12}  VERDICT", "NETNS", "CHECK", "KERNEL", "XCTL")?;
     }
     for record in shown.iter().flat_map(|records| records.iter()) {
         let kernel = match record.kernel {
             Some([_, high]) if record.check == Check::Tlp => format!("at most {high}"),
-            kernel => verify::range(kernel),
+            kernel => range(kernel),
         };
         let (name, verdict) = (record.check.name(), record.verdict.name());
-        write!(out, "{:>10}  {name:<12} {kernel:>16} {:>12}  {verdict}", record.netns, record.xctl)?;
+        write!(out, "{:>10}  {name:<16} {kernel:>16} {:>12}  {verdict}", record.netns.inum, record.xctl)?;
         match &record.note {
             Some(note) => writeln!(out, " ({note})")?,
             None => writeln!(out)?,
@@ -82,24 +137,27 @@ fn verified(out: &mut impl Write, report: &Report) -> io::Result<()> {
     }
     let quiet = netns.len() - shown.len();
     if quiet > 0 {
-        writeln!(out, "\nin {quiet} network namespaces nothing was sent again, as the kernel says too")?;
+        writeln!(out, "\nnetwork namespaces in which neither the kernel nor xctl counted anything: {quiet}")?;
     }
     match report.verified() {
-        Some(true) => writeln!(out, "verified against the kernel's counters"),
-        Some(false) => writeln!(out, "NOT verified: it differs from the kernel's counters"),
+        Some(equal) => writeln!(out, "{}", result_of_verify(equal)),
         None if report.uncompared() == 0 => writeln!(out, "not verified: nothing could be compared"),
         None => {
-            writeln!(out, "not verified: what {} network namespaces had could not be compared", report.uncompared())
+            writeln!(out, "not verified: network namespaces that could not be compared: {}", report.uncompared())
         }
     }
 }
 
 impl<W: Write> Output for Text<W> {
     fn ready(&mut self, ready: &Ready<'_>) -> io::Result<()> {
-        let (hooks, name) = (ready.plan.hooks.len(), ready.plan.name);
+        let (hooks, name) = (ready.hooks.len(), ready.attach);
         if !ready.attached {
             let proven = if ready.proven == Some(true) { ", proven to be what the object says" } else { "" };
             return writeln!(self.out, "loaded the programs of {hooks} hooks ({name}){proven}; attached nothing");
+        }
+        if !self.events {
+            say(format_args!("watching TCP connections with {hooks} hooks ({name}); Ctrl-C ends"));
+            return self.out.flush();
         }
         say(format_args!("tracing TCP retransmits with {hooks} hooks ({name}); Ctrl-C ends"));
         write!(self.out, "{:<15} {:<10} {:>4} {:>7} {:<24} ", "TIME (UTC)", "KIND", "SEGS", "PID", "COMM")?;
@@ -110,22 +168,12 @@ impl<W: Write> Output for Text<W> {
         self.out.flush()
     }
 
-    fn retransmit(&mut self, event: &Retransmit, moment: Moment) -> io::Result<()> {
-        write!(
-            self.out,
-            "{:<15} {:<10} {:>4} {:>7} {:<24} ",
-            time_of_day(moment.realtime_ns),
-            event.kind().name(),
-            event.segs,
-            pid(&event.owner),
-            name(&event.owner, moment.exited),
-        )?;
-        if self.current {
-            // The mark says: blaming this one would have been wrong.
-            let wrong = event.owner.is_process() && event.current_tgid != event.owner.tgid;
-            let current = format!("{} {}", event.current_tgid, printable(&comm(&event.current_comm)));
-            write!(self.out, "{:<26} ", format!("{}{current}", if wrong { "!" } else { " " }))?;
-        }
+    fn retransmit(&mut self, event: &Retransmit, moment: Moment<'_>) -> io::Result<()> {
+        // The mark shows that it would have been wrong to blame the current process.
+        let wrong = event.owner.is_process() && event.current_tgid != event.owner.tgid;
+        let mark = if wrong { "!" } else { " " };
+        let current = format!("{mark}{} {}", event.current_tgid, printable(&comm(&event.current_comm)));
+        self.begin_line(moment, event.kind().name(), Some(event.segs), &event.owner, &current)?;
         write!(self.out, "{:<12} {}", state_name(event.state), addresses(&event.flow))?;
         if event.err != 0 {
             write!(self.out, "  not sent: {}", io::Error::from_raw_os_error(-event.err))?;
@@ -133,48 +181,29 @@ impl<W: Write> Output for Text<W> {
         writeln!(self.out)
     }
 
-    fn send(&mut self, event: &Send, moment: Moment) -> io::Result<()> {
-        write!(
-            self.out,
-            "{:<15} {:<10} {:>4} {:>7} {:<24} ",
-            time_of_day(moment.realtime_ns),
-            "send",
-            "",
-            pid(&event.owner),
-            name(&event.owner, moment.exited),
-        )?;
-        if self.current {
-            write!(self.out, "{:<26} ", "")?;
-        }
+    fn send(&mut self, event: &Send, moment: Moment<'_>) -> io::Result<()> {
+        self.begin_line(moment, "send", None, &event.owner, "")?;
         writeln!(self.out, "{:<12} {}", format!("{} bytes", event.bytes), addresses(&event.flow))
     }
 
+    fn connection(&mut self, connection: &Connection, moment: Moment<'_>) -> io::Result<()> {
+        let Row { fates, counters, rtt, .. } = &connection.row;
+        let fate = match fates {
+            Fates { reset: 1.., .. } => "reset",
+            Fates { timed_out: 1.., .. } => "timed out",
+            Fates { refused: 1.., .. } => "refused",
+            _ => "ended",
+        };
+        let verdict = Ledger::new(&connection.row, connection.mono_ns).judged.unwrap_or_default();
+        let said = say_verdict(counters, rtt.map_or_else(Rtt::default, |(rtt, _)| rtt), &verdict);
+        let (sent, received) = (bytes(counters.bytes_sent), bytes(counters.bytes_received));
+        self.begin_line(moment, "connection", None, &connection.owner, "")?;
+        writeln!(self.out, "{fate:<12} {}  {sent} sent, {received} received: {said}", addresses(&connection.flow))
+    }
+
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        self.totals(summary)?;
         let out = &mut self.out;
-        writeln!(out, "\n{} segments sent again in {} retransmits", summary.segs, summary.retransmits)?;
-        let kinds: Vec<_> = Kind::ALL
-            .iter()
-            .zip(summary.kinds)
-            .filter(|(_, segs)| *segs > 0)
-            .map(|(kind, segs)| format!("{} {segs}", kind.name()))
-            .collect();
-        if !kinds.is_empty() {
-            writeln!(out, "segments by kind: {}", kinds.join(", "))?;
-        }
-        let processes = &summary.processes;
-        if !processes.is_empty() {
-            writeln!(out, "\n{:>8} {:>12} {:>11} {:>7}  COMM", "SEGS", "BYTES", "RETRANSMITS", "PID")?;
-        }
-        for process in processes.iter().take(WORST) {
-            let nobody = if process.kernel { "-" } else { "?" };
-            let pid = process.pid.map_or_else(|| nobody.into(), |pid| pid.to_string());
-            let nobody = if process.kernel { How::Kernel } else { How::Unknown };
-            let comm = process.comm.as_deref().map_or_else(|| nobody.name().into(), printable);
-            writeln!(out, "{:>8} {:>12} {:>11} {:>7}  {comm}", process.segs, process.bytes, process.retransmits, pid)?;
-        }
-        if processes.len() > WORST {
-            writeln!(out, "and {} more processes", processes.len() - WORST)?;
-        }
         let lost: Vec<_> = summary
             .lost
             .entries()
@@ -186,32 +215,84 @@ impl<W: Write> Output for Text<W> {
         summary.verify.as_ref().map_or(Ok(()), |report| verified(out, report))
     }
 
+    fn interval(&mut self, interval: &Interval) -> io::Result<()> {
+        top::block(&mut self.out, &mut self.calendar, interval)
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
 }
 
+impl<W: Write> Text<W> {
+    /// Print the tables of a summary, without its losses.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn totals(&mut self, summary: &Summary) -> io::Result<()> {
+        let out = &mut self.out;
+        write!(out, "\n{} segments sent again in {} retransmits", summary.segs, summary.retransmits)?;
+        match summary.failed {
+            0 => writeln!(out)?,
+            failed => writeln!(out, "; {failed} attempts failed")?,
+        }
+        let kinds: Vec<_> = Kind::ALL
+            .iter()
+            .zip(summary.kinds)
+            .filter(|(_, segs)| *segs > 0)
+            .map(|(kind, segs)| format!("{} {segs}", kind.name()))
+            .collect();
+        if !kinds.is_empty() {
+            writeln!(out, "segments by kind: {}", kinds.join(", "))?;
+        }
+        let processes: Vec<_> = summary.processes.iter().filter(|process| process.segs > 0).collect();
+        if !processes.is_empty() {
+            writeln!(out, "\n{:>8} {:>12} {:>11} {:>7}  COMM", "SEGS", "BYTES", "RETRANSMITS", "PID")?;
+        }
+        for process in processes.iter().take(WORST) {
+            let (pid, comm) = whose(process);
+            writeln!(out, "{:>8} {:>12} {:>11} {:>7}  {comm}", process.segs, process.bytes, process.retransmits, pid)?;
+        }
+        if processes.len() > WORST {
+            writeln!(out, "and {} more processes", processes.len() - WORST)?;
+        }
+        connections_of(out, summary)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn a_name_cannot_play_tricks_on_a_terminal() {
-        assert_eq!(printable("a\u{1b}[2Jb\u{fffd}"), "a?[2Jb?");
-    }
+    use crate::ledger::counters::Counters;
+    use crate::model::events::{Flow, How};
 
     #[test]
     fn a_wrong_current_is_marked_and_a_right_one_is_not() {
         let mut text = Text::new(Vec::new(), true);
         let mut event = Retransmit::default();
         (event.owner.tgid, event.owner.how, event.current_tgid) = (7, How::Send as u8, 0);
-        let moment = Moment { realtime_ns: 0, exited: false };
+        let moment = Moment { realtime_ns: 0, exited: false, holders: &[] };
         text.retransmit(&event, moment).unwrap();
         event.current_tgid = 7;
         text.retransmit(&event, moment).unwrap();
         let lines = String::from_utf8(text.out).unwrap();
         let marked: Vec<_> = lines.lines().map(|line| line.contains('!')).collect();
         assert_eq!(marked, [true, false]);
+    }
+
+    #[test]
+    fn the_end_of_a_connection_is_one_line() {
+        let fates = Fates { ended: 1, reset: 1, ..Fates::default() };
+        let counters = Counters { bytes_sent: 1_600_000_000, busy_us: 1, bytes_retrans: 48_000_000, ..Counters::ZERO };
+        let row = Row { fates, counters, since_ns: 0, ..Row::default() };
+        let mut owner = Owner { tgid: 7, how: How::Send as u8, ..Owner::default() };
+        owner.comm[..5].copy_from_slice(b"rsync");
+        let connection = Connection { mono_ns: 1000, state: 1, err: 104, flow: Flow::default(), owner, row };
+        let mut text = Text::new(Vec::new(), false);
+        text.connection(&connection, Moment { realtime_ns: 0, exited: false, holders: &[] }).unwrap();
+        let line = String::from_utf8(text.out).unwrap();
+        let expected = "00:00:00.000000 connection            7 rsync                    reset        [::]:0 -> [::]:0  1.6 GB \
+                        sent, 0 B received: network: loss 3.0 %\n";
+        assert_eq!(line, expected);
     }
 }

@@ -1,67 +1,72 @@
 //! A ring that all CPUs share (BPF_MAP_TYPE_RINGBUF), over any memory.
 //!
-//! Each record is preceded by 8 bytes, of which the first 4 are its length and two flags, and begins at a multiple of 8
-//! (kernel/bpf/ringbuf.c). Space is reserved in order, but written to at the same time: a record that is still being
-//! written holds up those behind it.
+//! Each record begins at a multiple of 8 and has 8 bytes in front. The first 4 of these are the record's length and two
+//! flags (kernel/bpf/ringbuf.c). Space is reserved in order, but several CPUs write at the same time. A record that is
+//! still being written therefore holds up the records behind it.
 
-use super::{Corrupt, Memory};
+use super::{Corrupt, Memory, piece};
 
 const HEADER: u64 = 8;
-/// BPF_RINGBUF_BUSY_BIT, BPF_RINGBUF_DISCARD_BIT.
+/// The flags are BPF_RINGBUF_BUSY_BIT and BPF_RINGBUF_DISCARD_BIT.
 const BUSY: u32 = 1 << 31;
 const DISCARDED: u32 = 1 << 30;
 
-/// The memory of such a ring.
+/// The memory of a shared ring.
 pub trait SharedMemory: Memory {
-    /// The length and flags at this offset. What a finished record holds may be read after this call.
+    /// The length and the flags at this offset. The bytes of a finished record may be read after this call.
     fn header(&self, offset: usize) -> u32;
 }
 
 /// Reads the records in the order in which their space was reserved.
 pub struct Reader<M> {
     memory: M,
-    record: Vec<u8>,
+    /// A copy of the current record, if the record wraps around the end.
+    wrapped: Vec<u8>,
 }
 
 impl<M: SharedMemory> Reader<M> {
-    /// A reader that goes on where the memory's tail is.
+    /// Make a reader that starts at the memory's tail.
     pub fn new(memory: M) -> Self {
-        Self { memory, record: Vec::new() }
+        Self { memory, wrapped: Vec::new() }
     }
 
-    /// Hand over every record up to the first that is still being written. Each record's space is given back to the
-    /// kernel after it was handed over.
+    /// Hand over every record up to the first that is still being written. Then the kernel gets the space of all of them
+    /// back. Returns whether there is no record that is still being written: behind one there may be others that are
+    /// finished.
     ///
     /// # Errors
-    /// [`Corrupt`], and the ring is left where it is.
-    pub fn drain(&mut self, mut on_record: impl FnMut(&[u8])) -> Result<(), Corrupt> {
+    /// [`Corrupt`]; the ring's tail then stays at the position of the error.
+    pub fn drain(&mut self, on_record: impl FnMut(&[u8])) -> Result<bool, Corrupt> {
         let head = self.memory.head();
-        let mut tail = self.memory.tail();
-        let size = self.memory.size() as u64;
-        if head.wrapping_sub(tail) > size {
-            return Err(Corrupt { position: tail, why: "more data than the ring can hold" });
+        let start = self.memory.tail();
+        if head.wrapping_sub(start) > self.memory.size() as u64 {
+            return Err(Corrupt { position: start, why: "more data than the ring can hold" });
         }
-        while tail != head {
-            let header = self.memory.header((tail % size) as usize);
+        let mut tail = start;
+        let result = self.records(&mut tail, head, on_record);
+        if tail != start {
+            self.memory.set_tail(tail);
+        }
+        result.map(|()| tail == head)
+    }
+
+    /// Hand over the finished records between `tail` and `head`, and move `tail` past each of them.
+    fn records(&mut self, tail: &mut u64, head: u64, mut on_record: impl FnMut(&[u8])) -> Result<(), Corrupt> {
+        let Self { memory, wrapped } = self;
+        while *tail != head {
+            let header = memory.header((*tail % memory.size() as u64) as usize);
             if header & BUSY != 0 {
                 break;
             }
             let length = header & !(BUSY | DISCARDED);
             let whole = (u64::from(length) + HEADER).next_multiple_of(8);
-            if whole > head.wrapping_sub(tail) {
-                return Err(Corrupt { position: tail, why: "a record that ends after the data" });
+            if whole > head.wrapping_sub(*tail) {
+                return Err(Corrupt { position: *tail, why: "a record that ends after the data" });
             }
             if header & DISCARDED == 0 {
-                self.record.resize(length as usize, 0);
-                let start = ((tail + HEADER) % size) as usize;
-                let before_end = self.record.len().min(size as usize - start);
-                let (first, second) = self.record.split_at_mut(before_end);
-                self.memory.copy(start, first);
-                self.memory.copy(0, second);
-                on_record(&self.record);
+                on_record(piece(memory, tail.wrapping_add(HEADER), length as usize, wrapped));
             }
-            tail = tail.wrapping_add(whole);
-            self.memory.set_tail(tail);
+            *tail = tail.wrapping_add(whole);
         }
         Ok(())
     }
@@ -69,7 +74,6 @@ impl<M: SharedMemory> Reader<M> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::ring::tests::Plain;
 
@@ -94,11 +98,11 @@ mod tests {
         }
     }
 
-    fn read(memory: Plain) -> (Vec<Vec<u8>>, Plain, bool) {
+    fn read(memory: Plain) -> (Vec<Vec<u8>>, Plain, Result<bool, Corrupt>) {
         let mut reader = Reader::new(memory);
         let mut records = Vec::new();
-        let sound = reader.drain(|bytes| records.push(bytes.to_vec())).is_ok();
-        (records, reader.memory, sound)
+        let whole = reader.drain(|bytes| records.push(bytes.to_vec()));
+        (records, reader.memory, whole)
     }
 
     #[test]
@@ -108,9 +112,9 @@ mod tests {
             memory.put(0, b"one");
             memory.put(DISCARDED, b"never mind");
             memory.put(0, b"0123456789ab");
-            let (records, memory, sound) = read(memory);
+            let (records, memory, whole) = read(memory);
             assert_eq!(records, [b"one".to_vec(), b"0123456789ab".to_vec()], "{start}");
-            assert!(sound && memory.tail == memory.head);
+            assert!(whole == Ok(true) && memory.tail == memory.head);
         }
     }
 
@@ -120,9 +124,9 @@ mod tests {
         memory.put(0, b"one");
         memory.put(BUSY, b"two");
         memory.put(0, b"three");
-        let (records, memory, sound) = read(memory);
+        let (records, memory, whole) = read(memory);
         assert_eq!(records, [b"one".to_vec()]);
-        assert!(sound && memory.tail == 16);
+        assert!(whole == Ok(false) && memory.tail == 16);
     }
 
     #[test]
@@ -130,9 +134,9 @@ mod tests {
         let mut memory = Plain::new(0);
         memory.put(0, b"one");
         memory.data[0] = 200;
-        assert!(!read(memory).2);
+        assert!(read(memory).2.is_err());
         let mut memory = Plain::new(0);
         memory.head = 72;
-        assert!(!read(memory).2);
+        assert!(read(memory).2.is_err());
     }
 }

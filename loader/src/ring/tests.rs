@@ -1,8 +1,6 @@
-#![allow(clippy::unwrap_used)]
-
 use super::*;
 
-/// A ring in plain memory, with the kernel's side of it.
+/// A ring in plain memory, with the kernel's side of the ring.
 pub(super) struct Plain {
     pub(super) data: Vec<u8>,
     pub(super) head: u64,
@@ -22,18 +20,18 @@ impl Memory for Plain {
     fn set_tail(&mut self, tail: u64) {
         self.tail = tail;
     }
-    fn copy(&self, offset: usize, to: &mut [u8]) {
-        to.copy_from_slice(&self.data[offset..offset + to.len()]);
+    fn slice(&self, offset: usize, length: usize) -> &[u8] {
+        &self.data[offset..offset + length]
     }
 }
 
 impl Plain {
-    /// A ring whose positions begin at `start`.
+    /// Make a ring whose positions begin at `start`.
     fn at(size: usize, start: u64) -> Self {
         Self { data: vec![0xee; size], head: start, tail: start }
     }
 
-    /// Write as the kernel does: false if there is no room.
+    /// Write as the kernel does; false if there is no room.
     fn write(&mut self, bytes: &[u8]) -> bool {
         if bytes.len() as u64 > self.data.len() as u64 - self.head.wrapping_sub(self.tail) {
             return false;
@@ -67,7 +65,7 @@ fn lost(count: u64) -> Vec<u8> {
     record(LOST, &body)
 }
 
-/// What a reader hands over, as text.
+/// The records that a reader hands over, as text.
 fn drain(reader: &mut Reader<Plain>) -> Result<Vec<String>, Corrupt> {
     let mut seen = Vec::new();
     reader.drain(|record| {
@@ -118,7 +116,7 @@ fn a_full_ring_is_read_whole() {
 }
 
 #[test]
-fn what_cannot_be_is_corruption_and_ends_the_reading() {
+fn impossible_records_are_corruption_and_end_the_reading() {
     let mut huge_sample = 1000u32.to_ne_bytes().to_vec();
     huge_sample.extend([0; 4]);
     let cases: [(Vec<u8>, &str); 6] = [
@@ -142,7 +140,7 @@ fn what_cannot_be_is_corruption_and_ends_the_reading() {
 }
 
 #[test]
-fn any_bytes_end_without_a_panic() {
+fn arbitrary_bytes_cause_no_panic() {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = || {
         state ^= state << 13;

@@ -1,13 +1,21 @@
-#![allow(clippy::unwrap_used)]
+use super::report::{NOTHING_KNOWN, OTHER_KIND};
 use super::*;
+use crate::kernel::tcp_counters::OfLedger;
+use crate::model::events::Kind;
+use crate::model::lost::Lost;
+use crate::verify::report::range;
 
-const NETNS: u32 = 4_026_531_840;
+const INUM: u32 = 4_026_531_840;
+/// The namespace of every reading, unless the test says otherwise; and the next namespace of that number.
+const NETNS: NetnsKey = NetnsKey { inum: INUM, rtnl: 7 };
+const NEXT: NetnsKey = NetnsKey { inum: INUM, rtnl: 8 };
 
-/// One network namespace or none, as two lists of readings: the last one of each is there to stay.
+/// One network namespace or none, as two lists of readings: the last reading of each list is repeated.
 #[derive(Default)]
 struct Script {
     kernel: Vec<Option<Reading>>,
     xctl: Vec<Totals>,
+    ledger: Vec<Result<Sums, String>>,
     settled: usize,
 }
 
@@ -17,10 +25,13 @@ fn next<T: Clone>(list: &mut Vec<T>) -> T {
 
 impl Source for Script {
     fn kernel(&mut self) -> Result<HashMap<u32, Reading>> {
-        Ok(next(&mut self.kernel).map(|reading| (NETNS, reading)).into_iter().collect())
+        Ok(next(&mut self.kernel).map(|reading| (INUM, reading)).into_iter().collect())
     }
-    fn xctl(&mut self) -> Result<HashMap<u32, Totals>> {
+    fn xctl(&mut self) -> Result<HashMap<NetnsKey, Totals>> {
         Ok(HashMap::from([(NETNS, next(&mut self.xctl))]))
+    }
+    fn ledger(&mut self) -> Result<Option<Ledger>> {
+        Ok(self.ledger.len().min(1).checked_sub(1).map(|_| HashMap::from([(NETNS, next(&mut self.ledger))])))
     }
     fn settle(&mut self) -> Result<()> {
         self.settled += 1;
@@ -28,20 +39,24 @@ impl Source for Script {
     }
 }
 
-/// `fast` segments of kind fast, and nothing else.
+/// Totals with `fast` segments of kind fast, and nothing else.
 fn ours(fast: u64) -> Totals {
     let mut totals = Totals::default();
     totals.segs[Kind::Fast as usize] = fast;
     totals
 }
 
-/// A kernel that counted just that since a past of its own.
+/// Counters of a kernel that counted `fast` segments since an earlier state of its own.
 fn theirs(fast: u64) -> Counters {
-    Counters { retrans_segs: 1000 + fast, retrans_fail: 10, fast: 500 + fast, life: [7; 4], ..Counters::default() }
+    Counters { retrans_segs: 1000 + fast, retrans_fail: 10, fast: 500 + fast, rtnl: NETNS.rtnl, ..Counters::default() }
 }
 
 fn script(kernel: &[Counters], xctl: &[Totals]) -> Script {
-    Script { kernel: kernel.iter().map(|counters| Some(Ok(*counters))).collect(), xctl: xctl.to_vec(), settled: 0 }
+    Script {
+        kernel: kernel.iter().map(|counters| Some(Ok(*counters))).collect(),
+        xctl: xctl.to_vec(),
+        ..Script::default()
+    }
 }
 
 fn run(start: &mut Script, end: &mut Script) -> Report {
@@ -52,13 +67,13 @@ fn run_where(start: &mut Script, end: &mut Script, failures_are_shown: bool) -> 
     Verifier::begin(start, failures_are_shown).unwrap().finish(end).unwrap()
 }
 
-fn of(report: &Report, check: Check) -> &Record {
+fn of(report: &Report, check: Check) -> &Comparison {
     report.records.iter().find(|record| record.check == check).unwrap()
 }
 
 #[test]
 fn equal_growth_is_equal_whatever_was_before() {
-    // Three of them were counted before the first reading.
+    // Three of these segments were counted before the first reading.
     let mut end = script(&[theirs(20)], &[ours(20)]);
     let report = run(&mut script(&[theirs(3)], &[ours(3)]), &mut end);
     assert_eq!(report.records.len(), Check::ALL.len());
@@ -78,13 +93,13 @@ fn one_segment_is_a_difference() {
         assert_eq!(of(&report, Check::Syn).verdict, Verdict::Equal);
         assert_eq!(report.verified(), Some(false));
         let said = report.difference().unwrap();
-        assert!(said.starts_with(&format!("retrans_segs of network namespace {NETNS}")), "{said}");
+        assert!(said.starts_with(&format!("retrans_segs of network namespace {INUM}")), "{said}");
         assert!(said.contains(&format!("kernel counted {counted}, xctl {seen}")) && said.contains("1 more"), "{said}");
     }
 }
 
 #[test]
-fn what_moves_is_read_again_until_it_stands() {
+fn moving_counters_are_read_again_until_they_stand_still() {
     let mut end = script(&[theirs(5), theirs(8), theirs(8), theirs(9), theirs(9)], &[ours(6), ours(8), ours(9)]);
     let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut end);
     assert_eq!(of(&report, Check::Fast).kernel, Some([9, 9]));
@@ -92,7 +107,7 @@ fn what_moves_is_read_again_until_it_stands() {
 }
 
 #[test]
-fn what_never_stands_is_an_interval_and_says_so() {
+fn counters_that_never_stand_still_are_shown_as_an_interval() {
     let mut end = script(&[], &[ours(12)]);
     end.kernel = (5..25).map(|fast| Some(Ok(theirs(fast * 2)))).collect();
     let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut end);
@@ -100,7 +115,7 @@ fn what_never_stands_is_an_interval_and_says_so() {
     assert_eq!((fast.kernel, fast.verdict), (Some([26, 28]), Verdict::Differs), "the last of equally exact ones");
     assert!(fast.note.as_ref().unwrap().starts_with("not exact"), "{fast:?}");
     assert_eq!(range(fast.kernel), "26 to 28");
-    // Both ends of the window count: what moved at the start is not known at the end.
+    // Both ends of the window count: a change at the start is not known at the end.
     let mut start = script(&[], &[ours(0)]);
     start.kernel = (0..20).map(|fast| Some(Ok(theirs(fast)))).collect();
     let report = run(&mut start, &mut script(&[theirs(30)], &[ours(22)]));
@@ -115,7 +130,7 @@ fn failed_attempts_are_in_neither_sum() {
     let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut script(&[after], &[xctl]));
     assert_eq!((of(&report, Check::RetransSegs).kernel, report.verified()), (Some([5, 5]), Some(true)));
     let note = of(&report, Check::Syn).note.as_ref().unwrap();
-    assert!(note.starts_with("2 more that could not be sent"), "{note}");
+    assert!(note.starts_with("2 more segments that could not be sent"), "{note}");
     after.syn = 3;
     let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut script(&[after], &[xctl]));
     assert_eq!(of(&report, Check::Syn).verdict, Verdict::Differs);
@@ -140,7 +155,7 @@ fn failed_attempts_are_compared_where_they_are_shown() {
 }
 
 #[test]
-fn what_a_syn_carried_may_be_slow_start_that_the_kernel_does_not_count() {
+fn data_of_a_syn_may_be_uncounted_slow_start() {
     for (refused, verdict) in [(1, Verdict::Equal), (0, Verdict::Differs)] {
         let mut totals = Totals::default();
         totals.segs[Kind::SlowStart as usize] = 1;
@@ -152,7 +167,7 @@ fn what_a_syn_carried_may_be_slow_start_that_the_kernel_does_not_count() {
 }
 
 #[test]
-fn what_is_of_no_kind_is_nowhere_else() {
+fn kind_other_counts_only_in_the_total() {
     let mut totals = ours(4);
     totals.segs[Kind::Other as usize] = 1;
     let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut script(&[theirs(5)], &[totals]));
@@ -179,41 +194,50 @@ fn probes_may_carry_new_data_but_not_be_fewer() {
 
 #[test]
 fn a_new_namespace_begins_at_zero() {
-    let mut none = Script { kernel: vec![None], xctl: vec![Totals::default()], settled: 0 };
-    let after = Counters { retrans_segs: 4, fast: 4, ..Counters::default() };
+    let mut none = Script { kernel: vec![None], xctl: vec![Totals::default()], ..Script::default() };
+    let after = Counters { retrans_segs: 4, fast: 4, rtnl: NETNS.rtnl, ..Counters::default() };
     let report = run(&mut none, &mut script(&[after], &[ours(4)]));
     assert_eq!((of(&report, Check::Fast).kernel, report.verified()), (Some([4, 4]), Some(true)));
     assert!(of(&report, Check::Fast).note.as_ref().unwrap().contains("from zero"));
     assert_eq!(run(&mut none, &mut script(&[after], &[ours(3)])).verified(), Some(false));
-    // An earlier one of the same number came and went.
-    let report = run(&mut none, &mut script(&[after], &[ours(5)]));
-    assert!(report.records.iter().all(|record| record.verdict == Verdict::Gone && record.kernel.is_none()));
-    assert_eq!(of(&report, Check::Fast).xctl, 5);
+}
+
+/// A namespace is idle at the start, then used, then deleted. The next one of its number counts from zero.
+#[test]
+fn namespaces_of_one_number_are_told_apart() {
+    let idle = Counters { rtnl: NETNS.rtnl, ..Counters::default() };
+    for next in [Counters { rtnl: NEXT.rtnl, ..idle }, Counters { rtnl: NEXT.rtnl, ..theirs(9) }] {
+        let report = run(&mut script(&[idle], &[ours(0)]), &mut script(&[next], &[ours(5)]));
+        let (old, new): (Vec<_>, Vec<_>) = report.records.iter().partition(|record| record.netns == NETNS);
+        assert_eq!((old.len(), new.len()), (Check::ALL.len(), Check::ALL.len()));
+        assert!(old.iter().all(|record| record.verdict == Verdict::Gone && record.kernel.is_none()), "{old:?}");
+        assert_eq!(of(&report, Check::Fast).xctl, 5);
+        assert!(new.iter().all(|record| record.netns == NEXT && record.xctl == 0), "{new:?}");
+        let differs = next.retrans_segs > 0;
+        assert_eq!(report.verified(), differs.then_some(false), "the next one's own counters count");
+    }
 }
 
 #[test]
-fn a_namespace_that_is_gone_fails_nothing() {
-    let mut none = Script { kernel: vec![None], xctl: vec![ours(6)], settled: 0 };
+fn a_namespace_that_is_gone_is_no_difference() {
+    let mut none = Script { kernel: vec![None], xctl: vec![ours(6)], ..Script::default() };
     let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut none);
     assert_eq!((of(&report, Check::Fast).verdict, of(&report, Check::Fast).xctl), (Verdict::Gone, 6));
     assert_eq!((report.verified(), report.difference()), (None, None));
-    // Where nothing was counted, nothing is missing; what else is equal does not make up for the rest.
+    // If nothing was counted, nothing is missing. Equal records do not make up for the others.
     let equal = run(&mut script(&[theirs(3)], &[ours(3)]), &mut script(&[theirs(20)], &[ours(20)])).records;
     let with = |xctl| {
-        let gone = Record { netns: 1, xctl, verdict: Verdict::Gone, ..equal[0].clone() };
+        let gone =
+            Comparison { netns: NetnsKey { inum: 1, rtnl: 1 }, xctl, verdict: Verdict::Gone, ..equal[0].clone() };
         Report { records: [vec![gone], equal.clone()].concat() }
     };
     assert_eq!((with(0).verified(), with(0).uncompared()), (Some(true), 0));
     assert_eq!((with(6).verified(), with(6).uncompared()), (None, 1));
-    // Its number now names another one.
-    let young = Counters { fast: 501, retrans_segs: 1001, retrans_fail: 10, life: [7, 7, 7, 6], ..Counters::default() };
-    let report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut script(&[young], &[ours(1)]));
-    assert!(report.records.iter().all(|record| record.verdict == Verdict::Gone), "{report:?}");
 }
 
 #[test]
-fn what_cannot_be_read_is_named_and_fails_nothing() {
-    let closed = || Script { kernel: vec![Some(Err("no".into()))], xctl: vec![ours(1)], settled: 0 };
+fn an_unreadable_counter_is_named_and_is_no_difference() {
+    let closed = || Script { kernel: vec![Some(Err("no".into()))], xctl: vec![ours(1)], ..Script::default() };
     let mut open = script(&[theirs(0)], &[ours(0)]);
     for report in [run(&mut open, &mut closed()), run(&mut closed(), &mut script(&[theirs(0)], &[ours(0)]))] {
         assert!(report.records.iter().all(|record| record.verdict == Verdict::Unreadable), "{report:?}");
@@ -222,17 +246,112 @@ fn what_cannot_be_read_is_named_and_fails_nothing() {
 }
 
 #[test]
-fn only_what_is_short_is_explained_by_losses() {
+fn losses_explain_only_shortfalls() {
     let difference = |counted, lost: Lost| {
         let mut report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut script(&[theirs(counted)], &[ours(3)]));
         report.explain(&lost);
         of(&report, Check::Fast).note.clone()
     };
     let none = Lost { missed: Some(0), ..Lost::default() };
-    assert_eq!(difference(4, none), None);
+    assert!(difference(4, none).unwrap().contains("the kernel did not show every retransmit"));
     assert_eq!(difference(4, Lost { totals: 1, ..none }).as_deref(), Some("lost.totals is 1"));
     assert_eq!(difference(4, Lost { missed: Some(2), ..none }).as_deref(), Some("lost.missed is 2"));
     assert!(difference(4, Lost { missed: None, ..none }).unwrap().contains("skipped"));
-    assert_eq!(difference(2, Lost { totals: 1, ..none }), None, "no loss makes us count more");
+    assert_eq!(
+        difference(2, Lost { totals: 1, ..none }).as_deref(),
+        Some(NOTHING_KNOWN),
+        "no loss makes us count more"
+    );
     assert_eq!(difference(3, Lost { totals: 1, ..none }), None, "nothing differs");
+}
+
+#[test]
+fn a_difference_with_all_segments_seen_is_about_kinds() {
+    let mut slow_start = Totals::default();
+    slow_start.segs[Kind::SlowStart as usize] = 3;
+    let mut report = run(&mut script(&[theirs(0)], &[ours(0)]), &mut script(&[theirs(3)], &[slow_start]));
+    report.explain(&Lost { totals: 1, missed: Some(0), ..Lost::default() });
+    assert_eq!(of(&report, Check::RetransSegs).verdict, Verdict::Equal);
+    for check in [Check::Fast, Check::SlowStart] {
+        let record = of(&report, check);
+        assert_eq!((record.verdict, record.note.as_deref()), (Verdict::Differs, Some(OTHER_KIND)));
+    }
+}
+
+#[test]
+fn a_difference_in_a_new_namespace_may_be_older() {
+    let mut start = Script { kernel: vec![None], xctl: vec![ours(0)], ..Script::default() };
+    let report = run(&mut start, &mut script(&[theirs(0)], &[ours(0)]));
+    let note = of(&report, Check::Fast).note.clone().unwrap();
+    assert!(note.contains("new: compared from zero") && note.contains("older counts"), "{note}");
+    assert_eq!(of(&report, Check::Syn).note.as_deref(), Some("new: compared from zero"));
+}
+
+#[test]
+fn a_namespace_that_ends_after_it_differed_is_not_verified() {
+    for totals in [Totals::default(), ours(2)] {
+        let mut start = script(&[theirs(0)], &[Totals::default()]);
+        let mut end = script(&[theirs(3)], &[totals]);
+        end.kernel = vec![Some(Ok(theirs(3))), Some(Ok(theirs(3))), None];
+        let report = run(&mut start, &mut end);
+        assert_eq!(report.verified(), None, "{report:?}");
+        let fast = report.records.iter().find(|record| record.check == Check::Fast).unwrap();
+        assert_eq!(fast.verdict, Verdict::Unreadable);
+        assert!(fast.note.as_ref().unwrap().contains("the kernel had counted 3"), "{fast:?}");
+    }
+}
+
+/// Counters of a kernel that delivered so many segments.
+fn delivered(segs: u64) -> Counters {
+    let ledger = OfLedger { delivered: 900 + segs, ..OfLedger::default() };
+    Counters { ledger: Some(ledger), ..theirs(0) }
+}
+
+fn with_ledger(kernel: &[Counters], ledger: &[Result<i64, &str>]) -> Script {
+    let sums =
+        |of: &Result<i64, &str>| of.map(|delivered| Sums { delivered, ..Sums::default() }).map_err(str::to_owned);
+    Script { ledger: ledger.iter().map(sums).collect(), ..script(kernel, &[ours(0)]) }
+}
+
+#[test]
+fn sums_of_connections_are_compared_and_a_loss_explains_a_difference() {
+    let mut start = with_ledger(&[delivered(1)], &[Ok(5)]);
+    let report = run(&mut start, &mut with_ledger(&[delivered(4)], &[Ok(8)]));
+    assert_eq!(report.records.len(), Check::ALL.len() + Check::LEDGER.len());
+    assert_eq!((of(&report, Check::Delivered).kernel, of(&report, Check::Delivered).xctl), (Some([3, 3]), 3));
+    assert_eq!((of(&report, Check::EstabResets).verdict, report.verified()), (Verdict::Equal, Some(true)));
+
+    let mut report = run(&mut start, &mut with_ledger(&[delivered(4)], &[Ok(7)]));
+    report.explain(&Lost { ledger: 2, totals: 9, missed: Some(0), ..Lost::default() });
+    let record = of(&report, Check::Delivered);
+    assert_eq!((record.verdict, record.note.as_deref()), (Verdict::Differs, Some("lost.ledger is 2")));
+    assert_eq!(report.verified(), Some(false));
+}
+
+#[test]
+fn a_wrong_sum_that_is_right_at_the_next_reading_is_no_difference() {
+    let mut end = with_ledger(&[delivered(4)], &[Ok(6), Ok(8)]);
+    let report = run(&mut with_ledger(&[delivered(1)], &[Ok(5)]), &mut end);
+    assert_eq!((report.verified(), end.settled), (Some(true), 4));
+}
+
+#[test]
+fn sockets_that_cannot_be_read_are_no_difference() {
+    let closed = || with_ledger(&[delivered(1)], &[Err("no")]);
+    let open = || with_ledger(&[delivered(1)], &[Ok(0)]);
+    for (mut start, mut end) in [(closed(), open()), (open(), closed()), (script(&[delivered(0)], &[ours(0)]), open())]
+    {
+        let report = run(&mut start, &mut end);
+        assert_eq!(of(&report, Check::Delivered).verdict, Verdict::Unreadable, "{report:?}");
+        assert_eq!((of(&report, Check::Fast).verdict, report.verified()), (Verdict::Equal, None));
+    }
+}
+
+#[test]
+fn a_namespace_that_is_gone_or_has_no_such_counters_has_no_ledger() {
+    let mut start = with_ledger(&[delivered(1)], &[Ok(5)]);
+    let mut gone = Script { kernel: vec![None], ..with_ledger(&[], &[Ok(9)]) };
+    assert_eq!(run(&mut start, &mut gone).records.len(), Check::ALL.len());
+    let report = run(&mut with_ledger(&[theirs(0)], &[Ok(5)]), &mut with_ledger(&[theirs(0)], &[Ok(9)]));
+    assert_eq!((report.records.len(), report.verified()), (Check::ALL.len(), Some(true)));
 }

@@ -1,5 +1,5 @@
-//! What was open before xctl came, and whose processes do nothing more: a connection at both its ends, one that is being
-//! made, and the listener.
+//! Sockets that were open before xctl started, and whose processes do nothing more. They are both ends of a connection, a
+//! connection that is being made, and a listener.
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
@@ -11,12 +11,13 @@ use crate::link::Link;
 use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
-/// By what this kernel has: its iterator, or /proc.
+/// xctl learns the sockets from the kernel's iterator, or from /proc if the kernel has none.
 pub fn run(set: Set, family: Family) -> Outcome {
     seeded(set, family, &[])
 }
 
-/// From /proc as on kernels without the iterator; and, to see that it is the seeding that tells, not seeded at all.
+/// xctl learns the sockets from /proc, as on kernels without the iterator. A second run without seeding proves that the
+/// owners come from seeding.
 pub fn seeded_from_proc(set: Set, family: Family) -> Outcome {
     let Verdict::Passed(seen) = seeded(set, family, &["--seed", "proc"])? else { unreachable!("it needs nothing") };
     let Verdict::Passed(unseen) = seeded(set, family, &["--seed", "none"])? else { unreachable!("it needs nothing") };
@@ -27,9 +28,9 @@ fn seeded(set: Set, family: Family, args: &[&str]) -> Outcome {
     seeded_by(family, !args.contains(&"none"), || Xctl::start(set, args))
 }
 
-/// By an xctl that is started like this, and seeds or does not.
+/// `start` starts the xctl; `seeds` says whether this xctl seeds.
 pub fn seeded_by(family: Family, seeds: bool, start: impl FnOnce() -> Result<Xctl>) -> Outcome {
-    // two ends, one that waits for its connection, and a listener
+    // two ends, one socket that waits for its connection, and a listener
     let (connections, listeners) = if seeds { (3, 1) } else { (0, 0) };
     let link = Link::up()?;
     let mut server = Actor::new(&link.b, "server")?;
@@ -37,7 +38,7 @@ pub fn seeded_by(family: Family, seeds: bool, start: impl FnOnce() -> Result<Xct
     let (listener, at) = server.listen((link.address(&link.b, family), 0).into())?;
     let (ours, flow) = client.connect(at, Protocols::Tcp)?;
     let (theirs, _) = server.accept(listener)?;
-    // the server's own does not arrive, and the client does not learn that its does
+    // the server's data do not arrive, and neither do the ACKs for the client's data
     link.lose_from(&link.b, 100)?;
     let asked = client.ask(at)?.1;
     client.send(ours)?;
@@ -45,7 +46,7 @@ pub fn seeded_by(family: Family, seeds: bool, start: impl FnOnce() -> Result<Xct
 
     let mut xctl = start()?;
     let (sockets, seeded) = (connections + listeners, xctl.ready.seeded);
-    // others on the host may have some, too
+    // others on the host may have sockets, too
     ensure!(seeded >= sockets && (sockets > 0) == (seeded > 0), "seeded {seeded} sockets, not {sockets}");
     let whose = |actor: &Actor, known| match known {
         0 => Whose::Unknown,

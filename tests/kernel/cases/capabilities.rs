@@ -1,11 +1,12 @@
-//! What is lost without each of the capabilities that the README names, one at a time, and how xctl says so.
+//! The loss without each of the capabilities that the README names, one at a time, and xctl's messages about it.
 
 use std::fs::{self, File, Permissions};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 
-use ::xctl::kernel::privilege::{self, Capability};
+use ::xctl::kernel::capability::{self, Capability};
+use ::xctl::kernel::privilege;
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
@@ -27,9 +28,9 @@ use crate::{Family, Outcome, Verdict};
 /// A user who is neither root nor nobody.
 const OTHER: &str = "65533";
 
-/// Those of the README's table that tracing can do with, as far as this process has them to give.
+/// The capabilities of the README's table that tracing can use, as far as this process has them.
 fn all() -> Result<Vec<&'static str>> {
-    use privilege::{BPF, DAC_READ_SEARCH, IPC_LOCK, PERFMON, SYS_ADMIN, SYS_PTRACE, SYS_RESOURCE};
+    use capability::{BPF, DAC_READ_SEARCH, IPC_LOCK, PERFMON, SYS_ADMIN, SYS_PTRACE, SYS_RESOURCE};
     const ALL: [Capability; 7] = [BPF, PERFMON, SYS_RESOURCE, SYS_ADMIN, SYS_PTRACE, DAC_READ_SEARCH, IPC_LOCK];
     let ours = privilege::effective()?;
     Ok(ALL.iter().filter(|one| ours.has(**one)).map(|one| one.name).collect())
@@ -39,16 +40,16 @@ fn without(all: &[&'static str], missing: &[&str]) -> Vec<&'static str> {
     all.iter().copied().filter(|name| !missing.contains(name)).collect()
 }
 
-/// What may be seen: of a connection of root's which `--seed proc` is to find; of network namespaces that only one of root's
-/// processes leads to, or only a mount in a folder of root's, or both.
+/// The things that xctl sees: a connection of root's that `--seed proc` must find, and three network namespaces. One
+/// process of root's leads to the first, a mount in a folder of root's to the second, and both to the third.
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct Seen {
     seeded: bool,
-    /// Verdicts of `--verify`; none: nothing is said of it.
+    /// The verdicts of `--verify`. None: `--verify` gives no verdict on the namespace.
     by_process: Option<&'static str>,
     by_mount: Option<&'static str>,
     by_both: Option<&'static str>,
-    /// Whether `xctl sockets` lists what is open there; none: it refuses.
+    /// Whether `xctl sockets` lists the sockets there. None: `xctl sockets` refuses.
     listed: Option<[bool; 2]>,
 }
 
@@ -60,9 +61,9 @@ const EVERYTHING: Seen = Seen {
     listed: Some([true, true]),
 };
 
-/// A capability, what is seen without it, and what doctor says that it is for.
+/// A capability, the things that xctl sees without it, and the purposes that doctor names for the capability.
 const LOST: [(&str, Seen, &[&str]); 6] = [
-    // CAP_SYS_ADMIN stands for these two, in the one check that doctor has for what loading takes
+    // CAP_SYS_ADMIN replaces these two, and doctor has one check for all capabilities of loading
     ("CAP_BPF", EVERYTHING, &[]),
     ("CAP_PERFMON", EVERYTHING, &[]),
     ("CAP_IPC_LOCK", EVERYTHING, &["kernel.perf_event_mlock_kb", "RLIMIT_MEMLOCK", "--perf-pages"]),
@@ -92,12 +93,12 @@ struct Stage {
     by_process: u64,
     _in_process: Actor,
     by_mount: u64,
-    /// In the namespace that only a mount leads to.
+    /// The listener in the namespace that only a mount leads to.
     _in_mount: TcpListener,
 }
 
 impl Stage {
-    /// Where the calling thread has its own mounts.
+    /// The calling thread must have its own mounts.
     fn set() -> Result<Stage> {
         let link = Link::up()?;
         let (mut server, mut client) = (Actor::new(&link.b, "server")?, Actor::new(&link.a, "client")?);
@@ -130,7 +131,7 @@ impl Stage {
         })
     }
 
-    /// By nobody with these. And all that was said.
+    /// The things that xctl sees as user nobody with these capabilities, and all its messages.
     fn seen(&self, capabilities: &[&str]) -> Result<(Seen, String)> {
         let args = ["trace", "--json", "--max-sockets", "32768", "--seed", "proc", "--verify"];
         let mut xctl = Process::start("xctl", workers::by_nobody(capabilities, &command(&args)?)?)?;
@@ -172,7 +173,7 @@ fn folder() -> PathBuf {
     std::env::temp_dir().join(format!("xctl-capabilities-{}", std::process::id()))
 }
 
-/// The README's table: what xctl does without, and what it then does not see.
+/// The README's table: without each of these capabilities xctl runs, and does not see certain things.
 pub fn each(_set: Set, _family: Family) -> Outcome {
     let _paranoid = Paranoid::at_most_2()?;
     let all = all()?;
@@ -203,12 +204,12 @@ pub fn each(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{} that are only missed", seen?)))
 }
 
-/// What it cannot do without, where nothing stands for it.
+/// The capabilities that xctl needs, if no other capability replaces them.
 pub fn needed(_set: Set, _family: Family) -> Outcome {
     let _paranoid = Paranoid::at_most_2()?;
     let all = all()?;
     let counts = has_symbol("bpf_map_charge_init");
-    // enough for the maps, where they count against it; not for the rings
+    // on kernels that count maps against RLIMIT_MEMLOCK, enough for the maps and not for the rings
     let pages = ["trace", "--json", "--perf-pages", "4096", "--duration", "0.1"];
     let (kib, trace, report) = (if counts { 24 << 10 } else { 64 }, ["trace", "--json"], ["doctor", "--json"]);
     for (missing, stand_in) in [("CAP_BPF", "CAP_SYS_ADMIN"), ("CAP_PERFMON", "CAP_SYS_ADMIN")] {
@@ -221,11 +222,6 @@ pub fn needed(_set: Set, _family: Family) -> Outcome {
     let mut with = Process::start("xctl", memlock(kib, &without(&all, &["CAP_SYS_RESOURCE"]), &pages)?)?;
     with.rest()?;
     with.succeed()?;
-    if counts {
-        let rest = without(&all, &["CAP_SYS_RESOURCE"]);
-        let said = refused("CAP_SYS_RESOURCE", &rest, Process::start("xctl", memlock(64, &rest, &trace)?)?)?;
-        doctor::agrees_with_refusal(memlock(64, &rest, &report)?, "trace", &said)?;
-    }
     let both = [&all[..], &["CAP_SETUID", "CAP_SETGID"]].concat();
     let user = ["trace", "--json", "--duration", "0.1", "--user", OTHER];
     for missing in ["CAP_SETUID", "CAP_SETGID"] {
@@ -233,17 +229,34 @@ pub fn needed(_set: Set, _family: Family) -> Outcome {
         let mut xctl = Process::start("xctl", workers::by_nobody(&rest, &command(&user)?)?)?;
         xctl.rest()?;
         let (status, said) = (xctl.wait()?, xctl.errors());
-        let right = said.contains(&format!("cannot become user {OTHER}: it needs")) && said.contains(missing);
+        let right = said.contains(&format!("cannot become user {OTHER}: give xctl")) && said.contains(missing);
         ensure!(status.code() == Some(CANNOT_RUN_HERE) && right, "without {missing}: {status}, {said:?}");
-        doctor::says(workers::by_nobody(&rest, &command(&report)?)?, &[(missing, false, &["--user"])])?;
     }
+    let neither = [("CAP_SETUID", false, &["--user"][..]), ("CAP_SETGID", false, &["--user"])];
+    doctor::says(workers::by_nobody(&all, &command(&report)?)?, &neither)?;
     let mut with = Process::start("xctl", workers::by_nobody(&both, &command(&user)?)?)?;
     with.rest()?;
     with.succeed()?;
-    Ok(Verdict::Passed(format!("names the one that is missing{}", if counts { ", CAP_SYS_RESOURCE too" } else { "" })))
+    Ok(Verdict::Passed("names the one that is missing".into()))
 }
 
-/// It refuses, names that capability, and none of those that it has.
+/// Maps count against RLIMIT_MEMLOCK, and xctl may not raise this low limit.
+pub fn no_memlock(_set: Set, _family: Family) -> Outcome {
+    if !has_symbol("bpf_map_charge_init") {
+        return Ok(Verdict::Skipped("this kernel does not count maps against RLIMIT_MEMLOCK".into()));
+    }
+    let _paranoid = Paranoid::at_most_2()?;
+    let rest = without(&all()?, &["CAP_SYS_RESOURCE"]);
+    let trace = Process::start("xctl", memlock(64, &rest, &["trace", "--json"])?)?;
+    let said = refused("CAP_SYS_RESOURCE", &rest, trace)?;
+    for words in ["RLIMIT_MEMLOCK is 64 KiB", "ulimit"] {
+        ensure!(said.contains(words), "it does not name the limit: {said:?}");
+    }
+    doctor::agrees_with_refusal(memlock(64, &rest, &["doctor", "--json"])?, "trace", &said)?;
+    Ok(Verdict::Passed("names RLIMIT_MEMLOCK and CAP_SYS_RESOURCE".into()))
+}
+
+/// Checks that xctl refuses and names the missing capability, but none of those that it has.
 fn refused(missing: &str, held: &[&str], process: Process) -> Result<String> {
     let said = refusal(process, CANNOT_RUN_HERE)?;
     ensure!(said.contains(missing), "it does not name {missing}: {said:?}");
@@ -251,7 +264,7 @@ fn refused(missing: &str, held: &[&str], process: Process) -> Result<String> {
     Ok(said)
 }
 
-/// The same for what `--record` takes: to have the file renamed by another user, and to know addresses.
+/// The capabilities for `--record`: to rename the file with `--user`, and to know addresses.
 pub fn of_record(_set: Set, _family: Family) -> Outcome {
     let _paranoid = Paranoid::at_most_2()?;
     let folder = folder();

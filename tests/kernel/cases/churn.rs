@@ -1,5 +1,5 @@
-//! Thousands of short connections that share a few hundred four-tuples, over a lossy link: each retransmit names the
-//! process that had the four-tuple at that time, and in the end xctl remembers the sockets that are left, and no others.
+//! Thousands of short connections share a few hundred four-tuples over a lossy link. Each retransmit names the process that
+//! had the four-tuple at that time. In the end xctl remembers exactly the sockets that are left.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,9 +22,9 @@ use crate::xctl::{Kind, Owner, Retransmit, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 const PROCESSES: usize = 20;
-/// Connections at a time of each.
+/// The number of connections that each churner has at a time.
 const THREADS: usize = 4;
-/// Local ports. With two servers, there are twice as many four-tuples.
+/// The range of local ports. With two servers, there are twice as many four-tuples.
 const PORTS: &str = "40000 40299";
 const SERVERS: usize = 2;
 const LONG_LIVED: usize = 4;
@@ -34,7 +34,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     for ns in [&link.a, &link.b] {
         ns.set("ip_local_port_range", PORTS)?;
-        // a port may be used again a second after its connection's end, while its TIME_WAIT lasts
+        // a port may be used again a second after its connection's end, while the connection is in TIME_WAIT
         ns.set("tcp_tw_reuse", "1")?;
         ns.set("tcp_fin_timeout", "2")?;
     }
@@ -86,13 +86,14 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let programs = program_misses(xctl.process.pid())?;
     let owners = witness.owners_missed(&programs)?;
     let of = |name: &str| programs.get(name).copied().unwrap_or(0);
-    // an end goes by unseen where all programs that see it were skipped
+    // xctl misses a socket's end if all programs that see the end were skipped
     let ends = hidden + of("tp_state").min(of("tp2_state")) + witness.ends_skipped()?;
     let trace = xctl.stop(Signal::SIGINT)?;
 
     let lost = &trace.summary.lost;
     let told = lost.missed.unwrap_or(0);
-    ensure!(lost.perf == 0 && lost.output == 0 && lost.map_full == 0, "lost: {lost:?}");
+    // A kprobe that was skipped leaves the other probe of its pair alone, which counts in `output`.
+    ensure!(lost.perf == 0 && lost.output <= skipped && lost.map_full == 0, "{skipped} skipped, lost: {lost:?}");
     let (mut unknown, mut by_close) = (0, 0);
     for record in trace.of(link.a.inode) {
         let right = owners_at(&tuples, record).with_context(|| format!("nobody made the flow of {record:?}"))?;
@@ -102,11 +103,11 @@ pub fn run(set: Set, family: Family) -> Outcome {
                 ensure!(unknown <= owners, "owner unknown, and {owners} were missed: {record:?}");
                 continue;
             }
-            // where connect() and each send() went by unseen, who closes it is taken for who accepted it
-            Owner::Accept => by_close += 1,
+            // if xctl missed connect() and each send(), the opener is known only by its read() or close()
+            Owner::Accept | Owner::Read => by_close += 1,
             how => ensure!(matches!(how, Owner::Send | Owner::Connect), "it connects, and sends: {record:?}"),
         }
-        ensure!(unknown + by_close <= owners, "known by close() alone, and {owners} were missed: {record:?}");
+        ensure!(unknown + by_close <= owners, "known by read() or close() alone, and {owners} were missed: {record:?}");
         let named = right.iter().any(|who| record.at.is_of(who, record.at.flow()).is_ok());
         ensure!(named, "this is of {right:?}: {record:?}");
     }
@@ -119,8 +120,8 @@ pub fn run(set: Set, family: Family) -> Outcome {
             continue;
         }
         let listens = record.at.owner == Owner::Listen;
-        let known = listens || matches!(record.at.owner, Owner::Accept | Owner::Send);
-        ensure!(known && listens == (record.kind == Kind::Synack), "it listens, accepts, and sends: {record:?}");
+        let known = listens || matches!(record.at.owner, Owner::Accept | Owner::Read | Owner::Send);
+        ensure!(known && listens == (record.kind == Kind::Synack), "it listens, accepts, reads, and sends: {record:?}");
         record.at.is_of(&server.who, record.at.flow())?;
     }
     let unseen = skipped + hidden + trace.events_told_missed();
@@ -155,10 +156,11 @@ pub fn run(set: Set, family: Family) -> Outcome {
     )))
 }
 
-/// Who had a four-tuple, and when they asked for it and had it.
+/// The owners of each four-tuple, with the times at which they asked for it and got it.
 type Tuples = HashMap<Flow, Vec<(u64, u64, Who)>>;
 
-/// Who may have had the record's four-tuple at its time: the last who had got it by then, or one who was about to.
+/// The possible owners of the record's four-tuple at the time of the record. They are the last process that had got the
+/// four-tuple by then, and processes that were about to get it.
 fn owners_at<'a>(tuples: &'a Tuples, record: &Retransmit) -> Option<Vec<&'a Who>> {
     let had = tuples.get(&record.at.flow())?;
     let time = record.mono_ns;
@@ -167,7 +169,7 @@ fn owners_at<'a>(tuples: &'a Tuples, record: &Retransmit) -> Option<Vec<&'a Who>
     Some(last.into_iter().chain(about_to).map(|(_, _, who)| who).collect())
 }
 
-/// Does `work` while each of the puppets sends again and again.
+/// Calls `work` while each of the puppets sends repeatedly.
 fn while_sending<T>(puppets: &mut [Puppet], work: impl FnOnce() -> Result<T>) -> Result<T> {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {

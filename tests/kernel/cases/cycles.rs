@@ -1,4 +1,4 @@
-//! Started and ended again and again under load, in every way and at any moment: nothing is left over.
+//! xctl starts and ends repeatedly under load, in every way and at any moment: nothing is left over.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -18,16 +18,16 @@ use crate::{Family, Outcome, Verdict};
 
 const FEW: u32 = 5;
 const MANY: u32 = 1000;
-/// At least so long, if there are many.
+/// The least duration of the case, if it makes many cycles.
 const LONG: Duration = Duration::from_secs(600);
 
-/// How a cycle ends.
+/// The way in which a cycle ends.
 #[derive(Clone, Copy, Debug)]
 enum End {
     Interrupted,
     Terminated,
     Killed,
-    /// At any moment from its first on.
+    /// Killed at any moment from its start on.
     KilledEarly,
     Unread,
 }
@@ -41,9 +41,9 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let mut senders = [Sender::new(&link.a, plan.clone())?, Sender::new(&link.a, plan)?];
     senders.iter_mut().try_for_each(Sender::go)?;
 
-    // one that sees all of it
+    // one xctl that runs all the time
     let long = Xctl::start(set, &[])?;
-    // but for files of /proc, which it opens for a moment with each event
+    // without files of /proc, which xctl opens for a moment at each event
     let lasts = |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|to| !to.starts_with("/proc"));
     let descriptors = || {
         let all = std::fs::read_dir(format!("/proc/{}/fd", long.process.pid()))?;
@@ -53,7 +53,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let folder = Folder::new()?;
     let before = bpf_objects()?;
     let probes = kprobes("list")?;
-    // what these numbers do by themselves, under this load
+    // the changes of these numbers under this load alone
     let mut quiet = Range::of(kernel_memory()?);
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(2) {
@@ -82,7 +82,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let files: Vec<_> = std::fs::read_dir(&folder.0)?.flatten().map(|file| file.file_name()).collect();
     ensure!(files.is_empty(), "files left over: {files:?}");
     let more = || -> Result<BTreeSet<_>> { Ok(kprobes("list")?.difference(&probes).cloned().collect()) };
-    // on other hosts others have probes, too
+    // on other hosts other processes have probes, too
     ensure!(!is_guest() || more()?.is_empty(), "probes left over: {:?}", more()?);
     let allowed = quiet.width() + 1024;
     let grown = || Ok::<_, anyhow::Error>(kernel_memory()?.saturating_sub(first));
@@ -99,8 +99,8 @@ pub fn run(set: Set, family: Family) -> Outcome {
     )))
 }
 
-/// Started and ended while segments go out again all the time: where only some of the hooks are there, nothing is told that
-/// all of them would not tell.
+/// xctl starts and ends while segments are retransmitted all the time. While only some of the hooks are attached, xctl
+/// prints no record that it would not print with all of them.
 pub fn under_load(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     link.lose(10)?;
@@ -123,7 +123,7 @@ pub fn under_load(set: Set, family: Family) -> Outcome {
         for record in trace.of(link.a.inode) {
             let pid = record.at.pid;
             let named = pid.is_some_and(|pid| senders.iter().any(|sender| sender.who.pid == pid));
-            // Once it is closed nobody has it: what was closed before xctl came is nobody's.
+            // A closed socket has no process: xctl cannot know the owner of a socket that was closed before xctl started.
             let may_be_unknown = record.state != "ESTABLISHED" && record.state != "SYN_SENT";
             ensure!(named || (pid.is_none() && may_be_unknown), "not a sender's: {record:?}");
             count += usize::from(named);
@@ -137,7 +137,7 @@ fn cycle(set: Set, folder: &Folder, end: End) -> Result<()> {
     let attach = set.to_string();
     let mut command = command(&["trace", "--json", "--attach", &attach, "--max-sockets", "32768"])?;
     command.current_dir(&folder.0).env("TMPDIR", &folder.0);
-    // no two alike: the clock is as good as dice
+    // no two moments are alike: the clock is random enough
     let moment = Duration::from_micros(now()? / 1000 % 50_000);
     if let End::KilledEarly = end {
         let mut process = Process::start("xctl", command)?;
@@ -163,7 +163,7 @@ fn cycle(set: Set, folder: &Folder, end: End) -> Result<()> {
     }
 }
 
-/// An empty folder to work in, and for temporary files; gone when dropped.
+/// An empty folder to work in, also for temporary files. It is removed when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -180,7 +180,7 @@ impl Drop for Folder {
     }
 }
 
-/// What the kernel keeps for itself and could hold on to for us, in KiB.
+/// Memory that the kernel uses itself, and could hold for xctl, in KiB.
 fn kernel_memory() -> Result<u64> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
     let mut sum = 0;

@@ -1,4 +1,4 @@
-//! `xctl doctor` says what `xctl trace` then does, hook by hook, and names what is missing in the same words.
+//! `xctl doctor` agrees with `xctl trace`, hook by hook, and names missing features in the same words.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,8 +13,9 @@ use crate::process::Process;
 use crate::xctl::{Xctl, command};
 use crate::{Family, Outcome, Verdict, tracefs};
 
+/// The output of `xctl doctor --json`.
 #[derive(Deserialize, Debug)]
-struct Report {
+pub struct Report {
     checks: Vec<Check>,
     attach: Option<String>,
 }
@@ -28,7 +29,7 @@ struct Check {
 }
 
 impl Report {
-    /// What `command`, an `xctl doctor --json`, prints, if it ends with that exit code.
+    /// The output of `command`, an `xctl doctor --json`, which must end with that exit code.
     fn of(command: Command, code: i32) -> Result<Report> {
         Report::by(Process::start("xctl doctor", command)?, code)
     }
@@ -47,24 +48,36 @@ impl Report {
     fn get(&self, name: &str) -> Result<&Check> {
         self.checks.iter().find(|check| check.check == name).with_context(|| format!("no check {name}: {self:?}"))
     }
+
+    /// Checks that doctor finds fault with `check` (a hook, for example) in these words.
+    pub fn finds(&self, check: &str, words: &str) -> Result<()> {
+        let check = self.get(check)?;
+        let fault = check.ok == Some(false) && check.remedy.is_some() && check.found.contains(words);
+        ensure!(fault, "it does not say {words:?}: {check:?}");
+        Ok(())
+    }
 }
 
 pub fn agrees_with_trace(_set: Set, _family: Family) -> Outcome {
     let report = Report::of(command(&["doctor", "--json"])?, 0)?;
-    // what trace takes, and what it is attached to, doctor has found to work
+    // doctor has found that the set of trace and each of its hooks work
     let xctl = Xctl::start(Set::Auto, &[])?;
     ensure!(report.attach.as_ref() == Some(&xctl.ready.attach), "trace takes {}: {report:?}", xctl.ready.attach);
+    for (set, name) in [(Set::Lsm, "lsm+kprobe+tracepoint"), (Set::Mixed, "kprobe+tracepoint")] {
+        ensure!(set.is_taken_by_auto() == (xctl.ready.attach == name), "auto takes {}", xctl.ready.attach);
+    }
     for hook in &xctl.ready.hooks {
         let check = report.get(&format!("{} {}", hook.hook, hook.target))?;
         ensure!(check.ok == Some(true), "trace uses what does not work: {check:?}");
     }
     xctl.stop(Signal::SIGINT)?;
-    // each set works according to doctor just where others than xctl say so
+    // doctor says that a set works exactly if witnesses other than xctl say so
     for (name, set) in [
         ("kprobe", Set::Kprobe),
         ("kprobe+tracepoint", Set::Mixed),
         ("tracepoint", Set::Tracepoint),
         ("fentry", Set::Fentry),
+        ("lsm", Set::Lsm),
     ] {
         let (check, absent) = (report.get(&format!("set {name}"))?, set.absent());
         ensure!(check.ok == Some(absent.is_none()), "{absent:?}, and yet {check:?}");
@@ -82,14 +95,14 @@ pub fn agrees_with_trace(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{hooks} of {} checks are well", report.checks.len())))
 }
 
-/// What the report says of the host is what the host's own files say.
+/// Compares the report on the host with the host's own files.
 fn of_the_host(report: &Report) -> Result<()> {
     let says = |check: &str, ok: Option<bool>, found: &str| {
         let check = report.get(check)?;
         ensure!(check.ok == ok && check.found.starts_with(found), "not {ok:?}, {found:?}: {check:?}");
         Ok(())
     };
-    // root, as here, depends on none of them
+    // the test is root, which depends on none of them
     for name in ["unprivileged_bpf_disabled", "perf_event_paranoid"] {
         match fs::read_to_string(format!("/proc/sys/kernel/{name}")) {
             Ok(value) => says(name, Some(true), &format!("{},", value.trim()))?,
@@ -112,7 +125,7 @@ fn of_the_host(report: &Report) -> Result<()> {
     let limit = limit.trim().parse::<u64>().map_or("unlimited".to_owned(), |kib| format!("{kib} KiB"));
     let counts = if has_symbol("bpf_map_charge_init") { ", and may be raised" } else { "; this kernel does not count" };
     says("memlock", Some(true), &format!("{limit}{counts}"))?;
-    // since 6.17 it tells of failed attempts too, to programs and in its text
+    // since 6.17 the tracepoint shows failed attempts too, to programs and in its text
     let format = tracefs::with(|tracing| {
         fs::read_to_string(tracing.join("events/tcp/tcp_retransmit_skb/format")).context("what a tracepoint tells")
     })?;
@@ -125,27 +138,23 @@ fn of_the_host(report: &Report) -> Result<()> {
     says("network_namespace", Some(true), &format!("{}, and ", inode("net")?))
 }
 
-/// It finds fault with this hook, or whatever `check` is, in these words.
-pub fn finds(command: Command, check: &str, words: &str) -> Result<()> {
-    let mut process = Process::start("xctl doctor", command)?;
-    let text = process.rest()?.join("\n");
-    let report: Report = serde_json::from_str(&text).with_context(|| format!("not a document: {text}"))?;
-    let check = report.get(check)?;
-    let fault = check.ok == Some(false) && check.remedy.is_some() && check.found.contains(words);
-    ensure!(fault, "it does not say {words:?}: {check:?}");
-    Ok(())
+/// The report of a doctor with any exit code.
+pub fn report(command: Command) -> Result<Report> {
+    let text = Process::start("xctl doctor", command)?.rest()?.join("\n");
+    serde_json::from_str(&text).with_context(|| format!("not a document: {text}"))
 }
 
-/// Where trace refused and said `said`, doctor ends with the same exit code, and finds fault with `culprit` in the same
-/// words.
-pub fn agrees_with_refusal(doctor: Command, culprit: &str, said: &str) -> Result<()> {
+/// Checks that doctor ends with the same exit code as the trace that refused with `said`, and finds fault with `culprit` in
+/// the same words. Returns doctor's report.
+pub fn agrees_with_refusal(doctor: Command, culprit: &str, said: &str) -> Result<Report> {
     let report = Report::of(doctor, 3)?;
     finds_fault(&report, culprit, said)?;
     ensure!(report.attach.is_none(), "it cannot run, and yet takes {:?}", report.attach);
-    Ok(())
+    Ok(report)
 }
 
-/// Likewise, but only one set cannot be used here; the set that doctor says `auto` takes instead.
+/// Like [`agrees_with_refusal`], if only one set cannot be used here. Returns the set that doctor says `auto` takes
+/// instead.
 pub fn agrees_on_set(doctor: Command, culprit: &str, said: &str) -> Result<String> {
     let report = Report::of(doctor, 0)?;
     finds_fault(&report, culprit, said)?;
@@ -156,13 +165,13 @@ fn finds_fault(report: &Report, culprit: &str, said: &str) -> Result<()> {
     let check = report.get(culprit)?;
     let remedy = check.remedy.as_deref().context("no remedy")?;
     ensure!(check.ok == Some(false), "doctor finds no fault: {check:?}");
-    // trace puts the remedy in front of what the kernel answered
+    // trace puts the remedy before the kernel's answer
     let same = check.found.split(": ").chain([remedy]).all(|words| said.contains(words));
     ensure!(same, "trace said {said:?}, and doctor {check:?}");
     Ok(())
 }
 
-/// The check says that, and it decides nothing; doctor ends with that exit code.
+/// Checks that the check found this, and that it decides nothing; doctor ends with that exit code.
 pub fn notes(doctor: Process, exit_code: i32, check: &str, found: &str) -> Result<()> {
     let report = Report::by(doctor, exit_code)?;
     let check = report.get(check)?;
@@ -170,7 +179,8 @@ pub fn notes(doctor: Process, exit_code: i32, check: &str, found: &str) -> Resul
     Ok(())
 }
 
-/// Of each of these capabilities it says whether xctl would have it, and what it is for, in these words.
+/// Checks that doctor says, for each of these capabilities, whether xctl would have it, and names its purposes in these
+/// words.
 pub fn says(command: Command, capabilities: &[(&str, bool, &[&str])]) -> Result<()> {
     let report = Report::of(command, 0)?;
     for (capability, held, words) in capabilities {

@@ -1,7 +1,8 @@
-//! How xctl ends: by signals, by its own limits, by a reader that went away. Nothing stays behind in the kernel.
+//! The ways in which xctl ends: by signals, by its own limits, by a reader that went away. Nothing stays behind in the
+//! kernel.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -30,7 +31,7 @@ pub fn signals(set: Set, _family: Family) -> Outcome {
         } else {
             xctl.stop(signal).with_context(|| format!("after {signal}"))?;
         }
-        // the kernel frees asynchronously; what another process holds is that one's
+        // the kernel frees asynchronously; objects that another process holds are not left behind
         let left = || -> Result<BTreeSet<_>> {
             let others = held()?;
             Ok(bpf_objects()?
@@ -43,12 +44,12 @@ pub fn signals(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{objects} programs, maps and links, none left")))
 }
 
-/// Programs, maps and links in the kernel, as `prog_id 17`.
+/// Programs, maps and links in the kernel, such as `prog_id 17`.
 pub fn bpf_objects() -> Result<BTreeSet<String>> {
     Ok([numbered("prog")?, numbered("map")?, numbered("link")?].concat().into_iter().collect())
 }
 
-/// Those of one kind.
+/// The objects of one kind.
 fn numbered(kind: &str) -> Result<Vec<String>> {
     let output = tool("bpftool").args(["-j", kind, "show"]).output().context("starting bpftool")?;
     let said = String::from_utf8_lossy(&output.stdout);
@@ -56,38 +57,43 @@ fn numbered(kind: &str) -> Result<Vec<String>> {
     Ok(list.iter().map(|object| format!("{kind}_id {}", object["id"])).collect())
 }
 
-/// Those that living processes hold by a file descriptor.
+/// The objects that living processes hold by file descriptors.
 pub fn held() -> Result<BTreeSet<String>> {
-    let mut held = BTreeSet::new();
-    for process in std::fs::read_dir("/proc").context("listing /proc")?.flatten() {
-        let fdinfo: PathBuf = process.path().join("fdinfo");
-        for fd in std::fs::read_dir(fdinfo).into_iter().flatten().flatten() {
-            let text = std::fs::read_to_string(fd.path()).unwrap_or_default();
-            let ids =
-                text.lines().filter(|line| ["prog_id:", "map_id:", "link_id:"].iter().any(|id| line.starts_with(id)));
-            held.extend(ids.map(|line| line.replace(":\t", " ")));
-        }
-    }
-    Ok(held)
+    let processes = std::fs::read_dir("/proc").context("listing /proc")?.flatten();
+    Ok(processes.flat_map(|process| held_by(&process.path())).collect())
 }
 
-/// The functions that one of debugfs's lists of kprobes names: `list`, those that have one; `blacklist`, those that may not.
-/// None where the kernel has no kprobes.
+/// The objects that a process holds, by its folder in /proc. None if it has ended.
+pub fn held_by(process: &Path) -> BTreeSet<String> {
+    let mut held = BTreeSet::new();
+    for fd in std::fs::read_dir(process.join("fdinfo")).into_iter().flatten().flatten() {
+        let text = std::fs::read_to_string(fd.path()).unwrap_or_default();
+        let ids = text.lines().filter(|line| ["prog_id:", "map_id:", "link_id:"].iter().any(|id| line.starts_with(id)));
+        held.extend(ids.map(|line| line.replace(":\t", " ")));
+    }
+    held
+}
+
+/// The functions in one of debugfs's lists of kprobes: `list` has those with a kprobe, `blacklist` those that may not have
+/// one. Empty if the kernel has no kprobes.
 pub fn kprobes(list: &str) -> Result<BTreeSet<String>> {
     const DEBUG: &str = "/sys/kernel/debug";
-    // address, kind, function+offset; range, function
+    // a line is "address, kind, function+offset" in `list`, and "range, function" in `blacklist`
     let field = if list == "list" { 2 } else { 1 };
     with_private_mounts(|| {
         mount(Some("none"), DEBUG, Some("debugfs"), MsFlags::empty(), None::<&str>).context("mounting debugfs")?;
-        let text = std::fs::read_to_string(format!("{DEBUG}/kprobes/{list}")).unwrap_or_default();
+        let text = match std::fs::read_to_string(format!("{DEBUG}/kprobes/{list}")) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            text => text.context("reading the kernel's list of kprobes")?,
+        };
         Ok(text.lines().filter_map(|line| line.split_whitespace().nth(field).map(str::to_owned)).collect())
     })
 }
 
-/// What there is of what xctl makes: in the kernel, and where temporary files are.
+/// All existing things of the kinds that xctl makes: in the kernel, and in the folder of temporary files.
 fn everything() -> Result<BTreeSet<String>> {
     let mut all = bpf_objects()?;
-    // others make these too, where there are others
+    // other processes of a host make these too; a guest has no others
     if is_guest() {
         all.extend(kprobes("list")?);
         all.extend(numbered("btf")?);
@@ -97,7 +103,7 @@ fn everything() -> Result<BTreeSet<String>> {
     Ok(all)
 }
 
-/// Of what this is about nothing is left: no program, map or link, no probe, no types, no file.
+/// Checks that the case leaves nothing: no program, map or link, no probe, no BTF, no file.
 pub fn leaves_nothing(case: impl FnOnce() -> Outcome) -> Outcome {
     let before = everything()?;
     let verdict = case()?;

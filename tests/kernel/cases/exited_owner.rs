@@ -1,5 +1,5 @@
-//! The processes at both ends of a connection write and are gone; their kernel sockets go on retransmitting, and are still
-//! their own.
+//! The processes at both ends of a connection write and exit. Their sockets stay in the kernel, go on retransmitting, and
+//! still belong to these processes.
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
@@ -17,17 +17,17 @@ pub fn run(set: Set, family: Family) -> Outcome {
     run_with(family, || Xctl::start(set, &[]))
 }
 
-/// The same with an xctl that is started otherwise.
+/// Like [`run`], with another way to start xctl.
 pub fn run_with(family: Family, start: impl FnOnce() -> Result<Xctl>) -> Outcome {
     leave(family, start, |leaver| leaver.exit().map(|()| None))
 }
 
-/// Nobody waits for the process: it stays in /proc as a zombie.
+/// No process reaps the sender: the sender stays in /proc as a zombie.
 pub fn unreaped(set: Set, family: Family) -> Outcome {
     leave(family, || Xctl::start(set, &[]), |leaver| leaver.exit_unreaped().map(Some))
 }
 
-/// `exit` ends the sender, and may keep what is left of it until all is printed.
+/// `exit` ends the sender, and may return the zombie, which is kept until xctl has printed all records.
 fn leave(
     family: Family,
     start: impl FnOnce() -> Result<Xctl>,

@@ -1,14 +1,14 @@
-//! A filtered xctl says just what an unfiltered one beside it says of what passes the filter.
+//! A filtered xctl prints exactly those records of an unfiltered one beside it that pass the filter.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::counters::{Counters, unacknowledged, wait_until_grown};
 use crate::host::Set;
-use crate::link::Link;
+use crate::link::{Link, Netns};
 use crate::process::{PATIENCE, Process, poll};
 use crate::workers::{NOBODY, Plan, Puppet, Receiver, Sender, send_all};
 use crate::xctl::{Kind, Owner, Retransmit, Trace, Xctl, command, refusal};
@@ -22,7 +22,7 @@ pub fn run(set: Set, _family: Family) -> Outcome {
     let mut senders = vec![];
     for (family, comm) in [(Family::V4, "filter-4"), (Family::V6, "filter-6")] {
         let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
-        // bulk with pauses: timeouts, fast retransmits and tail loss probes
+        // bulk with pauses provokes timeouts, fast retransmits and tail loss probes
         let plan = Plan {
             sizes: vec![3000],
             burst: 10,
@@ -57,7 +57,7 @@ pub fn run(set: Set, _family: Family) -> Outcome {
     same(&link, all, filtered)
 }
 
-/// `--cgroup`, by its folder or by one above; and what an event says of cgroup, user and thread.
+/// Filters by `--cgroup`, by the cgroup's folder or by one above; and checks cgroup, user and thread in events.
 pub fn cgroup(set: Set, family: Family) -> Outcome {
     let Some(root) = Cgroup::root()? else { return Ok(Verdict::Skipped("this host has no cgroup v2".into())) };
     let parent = Cgroup::new(root.join(format!("xctl-test-{}", std::process::id())))?;
@@ -69,7 +69,7 @@ pub fn cgroup(set: Set, family: Family) -> Outcome {
     let senders = vec![Sender::new(&link.a, inside)?, Sender::new(&link.a, plan("outside"))?];
     let pids: Vec<_> = senders.iter().map(|sender| sender.who.pid).collect();
     inner.take(pids[0])?;
-    let ids = [inner.id()?, Cgroup { path: root.join(path_of(pids[1])?.trim_start_matches('/')) }.id()?];
+    let ids = [cgroup_id(&inner.path)?, cgroup_id(&root.join(path_of(pids[1])?.trim_start_matches('/')))?];
 
     let all = Xctl::start(set, &[])?;
     let of = |pid| move |record: &Retransmit| record.at.pid == Some(pid);
@@ -102,21 +102,29 @@ pub fn cgroup(set: Set, family: Family) -> Outcome {
     same_as(&link, &watched, filtered)
 }
 
-/// An event of unknown owner may be of the one who is asked for: it is counted, though not printed.
+/// An event of unknown owner may belong to the requested process. xctl counts it apart if the event passes all other
+/// filters.
 pub fn unknown(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
-    // there is room for one, and it is taken
+    // the map has room for one socket, and this room is taken
     let early = Puppet::new(&link.a, "early", receiver.at)?;
-    let start = |more: &[&str]| {
-        let netns = link.a.path().display().to_string();
+    let start_in = |netns: &Netns, more: &[&str]| {
+        let netns = netns.path().display().to_string();
         Xctl::start(set, &[&["--max-sockets", "1", "--netns", &netns], more].concat())
     };
+    let start = |more: &[&str]| start_in(&link.a, more);
     let (pid, port) = (early.truth.who.pid.to_string(), receiver.at.port());
     let (here, elsewhere) = (port.to_string(), (port - 1).to_string());
     let all = start(&[])?;
     let counted = [start(&["--pid", &pid])?, start(&["--comm", "early", "--port", &here])?];
-    let uncounted = [start(&["--pid", &pid, "--port", &elsewhere])?, start(&["--pid", &pid, "--kind", "fast"])?];
+    let uncounted = [
+        start(&["--pid", &pid, "--port", &elsewhere])?,
+        start(&["--pid", &pid, "--kind", "fast"])?,
+        start(&["--pid", &pid, if family == Family::V4 { "-6" } else { "-4" }])?,
+        start_in(&link.b, &["--pid", &pid])?,
+    ];
+    let not_of_owners = [start(&["--port", &elsewhere])?, start(&["--kind", "fast"])?, start_in(&link.b, &[])?];
     let mut late = Puppet::new(&link.a, "late", receiver.at)?;
     let before = Counters::of(&link.a)?;
     link.lose(100)?;
@@ -132,20 +140,27 @@ pub fn unknown(set: Set, family: Family) -> Outcome {
     ensure!(unknown >= 3, "only {unknown} of unknown owner: {:?}", all.retransmits);
     let fast = all.retransmits.iter().filter(|record| record.kind == Kind::Fast).count();
     ensure!(fast == 0, "where no ACK came: {:?}", all.retransmits);
-    for (xctls, expected) in [(counted, unknown), (uncounted, 0)] {
+    for xctl in not_of_owners {
+        let trace = xctl.stop(Signal::SIGINT)?;
+        let (printed, lost) = (&trace.retransmits, &trace.summary.lost);
+        ensure!(printed.is_empty() && lost.unknown == 0, "it passes no filter: {printed:?}, {lost:?}");
+    }
+    for (xctls, expected) in [(Vec::from(counted), unknown), (Vec::from(uncounted), 0)] {
         for xctl in xctls {
             let trace = xctl.stop(Signal::SIGINT)?;
             ensure!(trace.retransmits.is_empty(), "that is not of {pid}: {:?}", trace.retransmits);
-            let told = trace.summary.lost.unknown;
+            let lost = trace.summary.lost;
+            let told = lost.unattributed;
+            ensure!(lost.unknown == 0, "none was printed: {lost:?}");
             ensure!(told == expected, "{told} of unknown owner, without the filter {expected}");
         }
     }
     Ok(Verdict::Passed(format!("{unknown} of unknown owner")))
 }
 
-/// A network namespace that is not there, and one that is.
+/// Filters by a network namespace that does not exist, and by one that does.
 pub fn absent(set: Set, _family: Family) -> Outcome {
-    const ABSENT: &str = "no process that may be seen is in such a network namespace";
+    const ABSENT: &str = "no visible process is in such a network namespace";
     let link = Link::up()?;
     for (netns, absent) in [(1, true), (link.a.inode, false)] {
         let said = Xctl::start(set, &["--netns", &netns.to_string()])?.stop(Signal::SIGINT)?.said;
@@ -154,13 +169,13 @@ pub fn absent(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed("says that nothing leads there".into()))
 }
 
-/// A folder of cgroup v2 that the test has made, if it is not the host's; gone when dropped, after what is below it.
+/// A folder of cgroup v2 that the test made. When dropped, the folder is removed. Its processes move to the folder above.
 pub(super) struct Cgroup {
     pub(super) path: PathBuf,
 }
 
 impl Cgroup {
-    /// Where cgroup v2 is mounted.
+    /// The mount point of cgroup v2.
     pub(super) fn root() -> Result<Option<PathBuf>> {
         let mounts = std::fs::read_to_string("/proc/mounts").context("reading /proc/mounts")?;
         let place = |line: &str| {
@@ -175,11 +190,6 @@ impl Cgroup {
         Ok(Cgroup { path })
     }
 
-    /// What an event calls it.
-    fn id(&self) -> Result<u64> {
-        Ok(self.path.metadata().with_context(|| format!("looking at {}", self.path.display()))?.ino())
-    }
-
     pub(super) fn take(&self, pid: u32) -> Result<()> {
         std::fs::write(self.path.join("cgroup.procs"), pid.to_string()).context("moving a process to a cgroup")
     }
@@ -187,26 +197,38 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir(&self.path);
+        let pids = std::fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        for pid in pids.lines() {
+            let _ = std::fs::write(self.path.join("../cgroup.procs"), pid); // it may have exited
+        }
+        if let Err(error) = std::fs::remove_dir(&self.path) {
+            eprintln!("{} stays behind: {error}", self.path.display());
+        }
     }
 }
 
-/// The cgroup v2 of a process, below the root.
+/// The number of the cgroup in events.
+fn cgroup_id(path: &Path) -> Result<u64> {
+    Ok(path.metadata().with_context(|| format!("looking at {}", path.display()))?.ino())
+}
+
+/// The cgroup v2 of a process, as a path below the root.
 fn path_of(pid: u32) -> Result<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).context("reading a process's cgroups")?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::"));
     Ok(path.with_context(|| format!("no cgroup v2 in {text:?}"))?.to_owned())
 }
 
-/// Each filtered xctl has said of the link what the other has said of what passes its filter. Ends them all.
+/// Checks that each filtered xctl has printed exactly the link's records of the unfiltered one that pass its filter. Ends
+/// all of them.
 fn same(link: &Link, all: Xctl, filtered: impl IntoIterator<Item = Filter>) -> Outcome {
     link.quiet()?;
     same_as(link, &all.stop(Signal::SIGINT)?, filtered)
 }
 
-/// The same where the other has ended.
+/// Like [`same`], for an unfiltered xctl that has ended.
 pub(super) fn same_as(link: &Link, all: &Trace, filtered: impl IntoIterator<Item = Filter>) -> Outcome {
-    // others may use TCP on this host too; only what happened on the link happened while every xctl was there
+    // others may use TCP on this host too; only events of the link all happened while every xctl was running
     let of_link = |trace: &Trace| -> Vec<Retransmit> {
         trace
             .retransmits
@@ -234,6 +256,9 @@ pub(super) fn same_as(link: &Link, all: &Trace, filtered: impl IntoIterator<Item
         counts.push(format!("{} {}", args[0], got.len()));
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+    // each list of filters has one that lets nothing through
+    let nothing = counts.iter().filter(|count| count.ends_with(" 0")).count();
+    ensure!(nothing <= 1, "filters that compared nothing: {counts:?}");
     ensure!(everything.len() >= 5, "only {} retransmits: too few to tell anything", everything.len());
     Ok(Verdict::Passed(format!("of {}: {}", everything.len(), counts.join(", "))))
 }
@@ -251,7 +276,7 @@ impl Filter {
     }
 }
 
-/// What two xctls must tell alike of one retransmit; each reads the clock for itself.
+/// The part of a retransmit that two xctls must print alike. Each xctl reads the clock for itself, so times are left out.
 fn identity(record: &Retransmit) -> String {
     let Retransmit { kind, segs, bytes, err, fin, state, sk_retrans, at, .. } = record;
     format!("{at:?} {kind:?} {segs} {bytes} {err} {fin} {state} {sk_retrans}")

@@ -1,4 +1,4 @@
-//! Sockets that change hands, at both ends: the last process that sent is the owner.
+//! Sockets that move between processes, at both ends: the last process that sent is the owner.
 
 use anyhow::Result;
 
@@ -29,7 +29,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     claims.judge(xctl, "")
 }
 
-/// A process, and one that is not its child.
+/// A process, and another one that is not its child.
 struct Side<'a> {
     ns: &'a Netns,
     parent: Actor,

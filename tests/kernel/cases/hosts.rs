@@ -1,5 +1,6 @@
-//! Hosts where xctl can run and something is unusual, or goes wrong while it runs.
+//! Hosts where xctl can run although something is unusual, or goes wrong while xctl runs.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -20,7 +21,7 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 use nix::unistd::pipe;
 
-use super::ends::{bpf_objects, held, one_sender};
+use super::ends::{bpf_objects, held_by, one_sender};
 use super::exited_owner;
 use super::privilege::{Paranoid, needed};
 use super::{doctor, idle};
@@ -35,7 +36,7 @@ use crate::{Family, Outcome, Verdict};
 
 const FAILED: i32 = 1;
 
-/// xctl, with a shell's redirections or what else is to be done first.
+/// The command that runs xctl in a shell, after `before`, with `after` (redirections) at its end.
 pub fn by_shell(before: &str, args: &[&str], after: &str) -> Result<Command> {
     let xctl = command(args)?;
     let mut shell = tool("sh");
@@ -43,7 +44,7 @@ pub fn by_shell(before: &str, args: &[&str], after: &str) -> Result<Command> {
     Ok(shell)
 }
 
-/// In namespaces of its own, as in a container: the PIDs of owners are those of the host.
+/// xctl runs in namespaces of its own, as in a container: the PIDs of owners are those of the host.
 pub fn container(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
@@ -56,30 +57,33 @@ pub fn container(set: Set, family: Family) -> Outcome {
     sender.send()?;
     wait_until_grown(&link.a, &before, "RetransSegs", 2)?;
     link.lose(0)?;
+    let lived_until = now()?;
     sender.exit()?;
     link.quiet()?;
     let trace = xctl.stop(Signal::SIGINT)?;
     trace.nothing_lost()?;
     let records = trace.all_of(link.a.inode, &truth.who, truth.flow()?)?;
-    ensure!(trace.of(link.a.inode).all(|record| !record.exited), "who exited cannot be told from in there");
+    // /proc in the container has no such process, or another one of that PID: only the kernel knows.
+    let wrong = trace.of(link.a.inode).find(|record| record.exited && record.mono_ns < lived_until);
+    ensure!(wrong.is_none(), "it had not exited: {wrong:?}");
     ensure!(trace.said.contains("not the initial PID namespace"), "it does not say where it is: {:?}", trace.said);
     doctor::notes(contained(&["doctor", "--json"])?, 0, "pid_namespace", "not the initial one")?;
     Ok(Verdict::Passed(format!("{records} retransmits of a process outside")))
 }
 
-/// The first process of a PID namespace, with mounts and a network of its own.
+/// Starts the first process of a PID namespace, with mounts and a network of its own.
 fn contained(args: &[&str]) -> Result<Process> {
     let command = by_shell("mount -t proc proc /proc &&", args, "")?;
     Process::start_by("xctl", command, |command| {
         with_private_mounts(|| {
-            // children are born there; this thread may not have others from now on
+            // children are born in the new PID namespace; from now on this thread cannot create threads
             unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET).context("making namespaces")?;
             Ok(command.spawn()?)
         })
     })
 }
 
-/// Nothing is there but the kernel's own file systems: no library, no configuration, no other program.
+/// The root of xctl has only the kernel's own file systems: no library, no configuration, no other program.
 pub fn bare(set: Set, family: Family) -> Outcome {
     const ROOT: &str = "/tmp";
     let args = ["trace", "--json", "--attach", &set.to_string(), "--max-sockets", "32768"].map(str::to_owned);
@@ -104,7 +108,7 @@ pub fn bare(set: Set, family: Family) -> Outcome {
     })
 }
 
-/// /proc hides the processes of others, and xctl is nobody.
+/// /proc hides the processes of other users, and xctl runs as nobody.
 pub fn hidden_processes(set: Set, family: Family) -> Outcome {
     let _paranoid = Paranoid::at_most_2()?;
     let args = ["trace", "--json", "--attach", &set.to_string(), "--max-sockets", "32768"];
@@ -117,7 +121,7 @@ pub fn hidden_processes(set: Set, family: Family) -> Outcome {
     })
 }
 
-/// Programs are interpreted.
+/// The kernel interprets BPF programs (no JIT).
 pub fn no_jit(set: Set, family: Family) -> Outcome {
     const JIT: &str = "/proc/sys/net/core/bpf_jit_enable";
     if !is_guest() {
@@ -132,7 +136,7 @@ pub fn no_jit(set: Set, family: Family) -> Outcome {
     outcome
 }
 
-/// A module with code of TCP's goes while xctl runs.
+/// A module with code for TCP is removed while xctl runs.
 pub fn module_gone(set: Set, family: Family) -> Outcome {
     const MODULE: &str = "/modules/tls.ko";
     if !is_guest() || !Path::new("/sys/module/tls").exists() || !Path::new(MODULE).exists() {
@@ -156,7 +160,7 @@ fn tiny_folder(which: usize) -> PathBuf {
     std::env::temp_dir().join(format!("xctl-tiny-{}-{which}", std::process::id()))
 }
 
-/// A file system without room, gone when the thread is that sees it.
+/// A file system without room. It is gone when the thread that sees it has ended.
 fn tiny(which: usize) -> Result<PathBuf> {
     let folder = tiny_folder(which);
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
@@ -164,7 +168,7 @@ fn tiny(which: usize) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The disk that output goes to is full after a few records, and the one for `--record` at once.
+/// The disk for the output is full after a few records, and the disk for `--record` is full at once.
 pub fn full_disk(set: Set, family: Family) -> Outcome {
     let note = with_private_mounts(|| {
         let folder = tiny(0)?;
@@ -181,7 +185,7 @@ pub fn full_disk(set: Set, family: Family) -> Outcome {
         let (link, _receiver, sender) = one_sender(family)?;
         let netns = link.a.path().display().to_string();
         let args = ["trace", "--json", "--attach", &set.to_string(), "--netns", &netns];
-        // what it has to say about that has room elsewhere, or none either
+        // xctl's message about the full disk has room elsewhere, or has no room either
         let mut both = Vec::new();
         for (which, besides) in [(1, ""), (2, "2>&1")] {
             let output = tiny(which)?.join("output").display().to_string();
@@ -208,7 +212,7 @@ pub fn full_disk(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(note?))
 }
 
-/// Both ends of something to print to: the reader's, and xctl's.
+/// The reader's end and xctl's end of a pipe or terminal.
 type Ends = (OwnedFd, OwnedFd);
 
 /// A pipe of one page.
@@ -223,14 +227,14 @@ fn terminal() -> Result<Ends> {
     Ok((ends.master, ends.slave))
 }
 
-/// xctl that prints into it, with this redirection besides, and the other end of that.
+/// Starts an xctl that prints into the write end, with `besides` as a further redirection. Also returns the read end.
 fn into(set: Set, link: &Link, (read, write): &Ends, besides: &str) -> Result<(Process, File)> {
     let netns = link.a.path().display().to_string();
     let args = ["trace", "--json", "--attach", &set.to_string(), "--events", "all", "--netns", &netns];
     let into = format!("> /proc/{}/fd/{} {besides}", std::process::id(), write.as_raw_fd());
     let xctl = Process::start("xctl", by_shell("", &args, &into)?)?;
     let mut read = File::from(read.try_clone()?);
-    // the record `ready`, to the last of its bytes, from a writer that is there only then
+    // reads the record `ready` to its last byte: before that, the write end may have no writer
     let mut byte = [0];
     while byte != *b"\n" {
         read.read_exact(&mut byte).context("reading what xctl prints")?;
@@ -238,7 +242,7 @@ fn into(set: Set, link: &Link, (read, write): &Ends, besides: &str) -> Result<(P
     Ok((xctl, read))
 }
 
-/// Until there is not room for a byte more.
+/// Fills the pipe until it has no room for one more byte.
 fn fill(write: &OwnedFd) -> Result<()> {
     fcntl(write, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("not waiting for room")?;
     loop {
@@ -257,37 +261,42 @@ pub fn unread_terminal(set: Set, family: Family) -> Outcome {
     unread(set, family, terminal)
 }
 
-/// Nobody reads what xctl prints: it can be ended nevertheless. Who reads slowly gets all, and the summary.
+/// A reader does not read xctl's output: xctl ends by a signal nevertheless. A slow reader gets all records, and the
+/// summary.
 fn unread(set: Set, family: Family, ends: fn() -> Result<Ends>) -> Outcome {
     let (link, receiver, sender) = one_sender(family)?;
     let nobodys = [ends()?, ends()?];
     let (mut unread, _) = into(set, &link, &nobodys[0], "")?;
-    // what it has to say about that is not read either
+    // nobody reads xctl's message about this either
     let (mut unheard, _) = into(set, &link, &nobodys[1], "2>&1")?;
     let (mut slow, mut reader) = into(set, &link, &ends()?, "")?;
     send_all(vec![sender])?;
     link.quiet()?;
-    let before = bpf_objects()?;
+    let of = |xctl: &Process| held_by(&PathBuf::from(format!("/proc/{}", xctl.pid())));
+    let own: BTreeSet<_> = [of(&unread), of(&unheard)].into_iter().flatten().collect();
+    ensure!(own.len() > 2, "they hold only {own:?}");
 
     unread.signal(Signal::SIGTERM)?;
     let status = unread.wait()?;
     let said = unread.errors();
-    ensure!(status.code() == Some(FAILED) && said.contains("nobody has read it"), "{status}, and it said {said:?}");
+    ensure!(
+        status.code() == Some(FAILED) && said.contains("nobody has read its output"),
+        "{status}, and it said {said:?}"
+    );
     fill(&nobodys[1].1)?;
     unheard.signal(Signal::SIGTERM)?;
     let status = unheard.wait()?;
     ensure!(status.code() == Some(FAILED), "unheard, it ended with {status}");
     drop(nobodys);
-    let others = held()?;
-    let gone = || Ok(!bpf_objects()?.is_superset(&before));
-    ensure!(!others.is_superset(&before) && poll(PATIENCE, gone)?, "it left its objects behind");
+    let left = || Ok::<Vec<_>, anyhow::Error>(bpf_objects()?.intersection(&own).cloned().collect());
+    ensure!(poll(PATIENCE, || Ok(left()?.is_empty()))?, "they left {:?} behind", left()?);
 
     slow.signal(Signal::SIGTERM)?;
     let mut printed = Vec::new();
     let mut page = [0; 4096];
     loop {
         let count = match reader.read(&mut page) {
-            // a terminal that nobody has open for writing any more
+            // EIO: no process has the terminal open for writing any more
             Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => 0,
             count => count.context("reading what xctl prints")?,
         };
@@ -305,7 +314,7 @@ fn unread(set: Set, family: Family, ends: fn() -> Result<Ends>) -> Outcome {
     Ok(Verdict::Passed(format!("ended; {} bytes to the slow reader", printed.len())))
 }
 
-/// Descriptors 0 to 2 are closed: nothing that xctl opens takes their place.
+/// Descriptors 0 to 2 are closed when xctl starts. No file that xctl opens takes their numbers.
 pub fn closed_descriptors(set: Set, _family: Family) -> Outcome {
     let args = ["trace", "--json", "--attach", &set.to_string()];
     let mut process = Process::start("xctl", by_shell("", &args, "<&- >&- 2>&-")?)?;
@@ -319,7 +328,7 @@ pub fn closed_descriptors(set: Set, _family: Family) -> Outcome {
     process.signal(Signal::SIGINT)?;
     let status = process.wait()?;
     ensure!(status.code() == Some(0), "it ended with {status}");
-    // its input alone: it reads nothing
+    // only standard input is closed, which xctl does not read
     let command = by_shell("", &args, "<&-")?;
     let xctl = Xctl::start_command(set, command)?;
     let sleeps = || {
@@ -332,7 +341,7 @@ pub fn closed_descriptors(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed("they are /dev/null".into()))
 }
 
-/// Somebody sets the clock. `time` follows it; `mono_ns`, which records are in the order of, does not.
+/// The wall clock is set while xctl runs. `time` follows the clock. `mono_ns`, by which records are ordered, does not.
 pub fn clock_set(set: Set, family: Family) -> Outcome {
     const HOUR: Duration = Duration::from_secs(3600);
     if !is_guest() {
@@ -347,7 +356,7 @@ pub fn clock_set(set: Set, family: Family) -> Outcome {
     link.lose(100)?;
     sender.send()?;
     wait_until_grown(&link.a, &before, "RetransSegs", 2)?;
-    // so that what happened is printed by now
+    // xctl prints all past events meanwhile
     std::thread::sleep(Duration::from_millis(300));
     let (wall, mono) = (SystemTime::now(), now()?);
     turn(HOUR, true)?;
@@ -376,7 +385,7 @@ pub fn clock_set(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{earlier} records, and {later} an hour later")))
 }
 
-/// Sets the clock by so much, forwards or back.
+/// Sets the clock forwards or back by `by`.
 fn turn(by: Duration, forwards: bool) -> Result<()> {
     let clock = ClockId::CLOCK_REALTIME;
     let (now, by) = (clock_gettime(clock)?, TimeSpec::from_duration(by));

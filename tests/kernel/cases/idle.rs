@@ -1,4 +1,4 @@
-//! With nothing to tell, xctl sleeps: it is not woken even once.
+//! xctl sleeps while there are no events: it is not woken even once.
 
 use std::thread;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::xctl::Xctl;
 use crate::{Family, Outcome, Verdict};
 
 pub fn run(set: Set, _family: Family) -> Outcome {
-    // an empty namespace of its own, so that the host's other traffic is none of xctl's business
+    // an empty namespace of its own excludes the host's other traffic
     let empty = Netns::new("idle")?;
     let xctl = Xctl::start(set, &["--netns", &empty.inode.to_string()])?;
     thread::sleep(Duration::from_secs(1));

@@ -1,5 +1,5 @@
-//! io_uring: what a process asks for is done in its own context, in a worker, or in the thread that polls for requests.
-//! Workers and that thread are the kernel's, and yet threads of the process.
+//! io_uring carries out requests of a process in the process's own context, in a worker, or in the thread that polls for
+//! requests. Workers and that thread are kernel threads, and yet threads of the process.
 
 use anyhow::Result;
 
@@ -35,20 +35,20 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let of = |who: &Who, owner| Whose::Of(who.clone(), owner);
     let asked = client.socket(Order::Ask(at))?.1;
     claims.add_since(0, "asks for a connection", &link.a, asked, Kind::Syn, of(&client.who, Owner::Connect));
-    // where nothing shows accept(), closing it is the first that is seen
-    let acceptor = if xctl.sees_accept() { server.who.clone() } else { closer.who.clone() };
+    // if no hook shows accept(), no use of the connection was seen
+    let accepted = if xctl.sees_accept() { of(&server.who, Owner::Accept) } else { Whose::Unknown };
     for (how, sends, ours, theirs) in connections {
-        let mut add = |what: &str, ns, flow, who: &Who, owner| -> Result<()> {
-            claims.add(&format!("{what}, {how:?}"), ns, flow, Kind::Rto, of(who, owner))
+        let mut add = |what: &str, ns, flow, whose| -> Result<()> {
+            claims.add(&format!("{what}, {how:?}"), ns, flow, Kind::Rto, whose)
         };
         if sends {
             client.done(Order::Send(ours.0, how))?;
-            add("the client sends", &link.a, ours.1, &client.who, Owner::Send)?;
+            add("the client sends", &link.a, ours.1, of(&client.who, Owner::Send))?;
             server.done(Order::Send(theirs.0, how))?;
-            add("the server sends", &link.b, theirs.1, &server.who, Owner::Send)?;
+            add("the server sends", &link.b, theirs.1, of(&server.who, Owner::Send))?;
         } else {
             server.child_done(&closer, Order::Shutdown(theirs.0))?;
-            add("accepted, and closed by another", &link.b, theirs.1, &acceptor, Owner::Accept)?;
+            add("accepted, and closed by another", &link.b, theirs.1, accepted.clone())?;
         }
     }
     claims.wait(&mut xctl)?;

@@ -1,5 +1,5 @@
-//! What the kernel does with sockets by itself. Its threads that send on a process's socket, for the process, never become its
-//! owner; its own sockets are nobody's, whoever made it open them.
+//! Sockets that the kernel uses by itself. A kernel thread that sends on a process's socket, for the process, never becomes
+//! the owner. The kernel's own sockets belong to no process, not even to the process that made the kernel open them.
 
 use std::net::IpAddr;
 
@@ -16,8 +16,8 @@ use crate::workers::{Flow, Receiver, mount_in_vain};
 use crate::xctl::{Kind, Owner, Retransmit, Xctl};
 use crate::{Family, Outcome, Verdict};
 
-/// A sockmap: what comes in on one socket of a process is sent on another by a worker of the kernel. The process itself
-/// has only made the connection.
+/// A sockmap: data that arrive on one socket of a process are sent on another by a kernel worker. The process itself has
+/// only made the connection.
 pub fn sockmap(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     let mut source = Actor::new(&link.a, "source")?;
@@ -42,10 +42,10 @@ pub fn sockmap(set: Set, family: Family) -> Outcome {
     claims.judge(xctl, "")
 }
 
-/// kTLS: what did not fit into the socket's buffer is sent by a worker of the kernel, once there is room.
+/// kTLS: data that did not fit into the socket's buffer are sent by a kernel worker, once there is room.
 pub fn ktls(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
-    // so that a record of TLS takes many: only one that fits in part is left to the worker
+    // a TLS record then takes many skbs: the worker sends only a record that fits in part
     link.one_by_one(&link.a)?;
     let mut client = Actor::new(&link.a, "client")?;
     let mut server = Actor::new(&link.b, "server")?;
@@ -58,7 +58,7 @@ pub fn ktls(set: Set, family: Family) -> Outcome {
     }
     let taken = || Ok(unacknowledged(&link.a)?.is_empty());
     ensure!(!taken()?, "the peer reads nothing, and yet nothing waits");
-    // the worker is through when the peer has all
+    // the worker is done when the peer has all the data
     ensure!(
         poll(PATIENCE, || {
             server.drain(reads)?;
@@ -75,11 +75,11 @@ pub fn ktls(set: Set, family: Family) -> Outcome {
     claims.judge(xctl, "")
 }
 
-/// A file system on a server: the kernel connects by itself, in the context of the process that calls mount(2), and talks by
-/// itself: to a server that does not answer it sends SYNs, to one that accepts, data.
+/// A network file system: the kernel connects by itself, in the context of the process that calls mount(2), and sends by
+/// itself. It sends SYNs to a server that does not answer, and data to one that accepts.
 pub fn mount(set: Set, family: Family) -> Outcome {
     const CIFS_PORT: u16 = 445;
-    /// Less than the first thing that CIFS says, and more than a handshake takes.
+    /// Less than the first message of CIFS, and more than a handshake takes, in bytes.
     const NARROW: u32 = 80;
     let known = std::fs::read_to_string("/proc/filesystems").context("reading /proc/filesystems")?;
     if !known.split_whitespace().any(|name| name == "cifs") {
@@ -99,7 +99,7 @@ pub fn mount(set: Set, family: Family) -> Outcome {
     let flow = wait(&link.a, dead, Kind::Syn)?;
     if set == Set::Auto {
         let listed = super::sockets::of_kernel(&link.a)?;
-        // it may have given up, and try another port
+        // the kernel may have given up, and try another port
         let right = listed.iter().all(|(to, state)| to.ip() == dead && state == "SYN_SENT");
         ensure!(right && !listed.is_empty(), "`xctl sockets` lists as the kernel's {listed:?}");
     }
@@ -107,13 +107,13 @@ pub fn mount(set: Set, family: Family) -> Outcome {
     claims.add_since(0, "the kernel's connection", &link.a, flow, Kind::Syn, Whose::Kernel);
 
     let server = Receiver::new(&link.b, "server", link.address(&link.b, family), CIFS_PORT)?;
-    // the smallest packet that every device must take is longer with IPv6
+    // the smallest packet that every device must take is longer with IPv6, so IPv6 cannot be narrowed this far
     if family == Family::V4 {
         link.narrow(&link.b, NARROW)?;
         let mounting = mount_in_vain(&link.a, "mounting", server.at.ip())?;
         let flow = wait(&link.a, server.at.ip(), Kind::Rto)?;
         claims.add_since(0, "what the kernel says", &link.a, flow, Kind::Rto, Whose::Kernel);
-        // closed, the kernel's sockets send nothing again, and outlive the namespace
+        // a closed kernel socket retransmits nothing, and outlives the namespace
         link.narrow(&link.b, 1500)?;
         ensure!(poll(PATIENCE, || Ok(unacknowledged(&link.a)?.is_empty()))?, "not acknowledged");
         drop(mounting);

@@ -1,4 +1,4 @@
-//! Each kind of retransmit, provoked on purpose, and as many as the kernel's own counter of that kind says.
+//! Each kind of retransmit is provoked on purpose. xctl must see as many as the kernel's own counter of that kind.
 
 use std::thread;
 use std::time::Instant;
@@ -19,10 +19,10 @@ use crate::workers::{Flow, Receiver, connect_fast, connect_in_vain};
 use crate::xctl::{Kind, Owner, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
 
-/// Fits into the first congestion window: nothing is left to send that is not on its way.
+/// This many bytes fit into the first congestion window: nothing is left to send that is not in flight.
 const WINDOW: usize = 12_000;
 
-/// One way to make TCP send again, on a link of its own, so that its counters tell of nothing else.
+/// One way to make TCP retransmit, on a link of its own, so that the link's counters count nothing else.
 struct Way {
     link: Link,
     before: (Counters, Counters),
@@ -32,7 +32,7 @@ struct Way {
 pub fn run(set: Set, family: Family) -> Outcome {
     let xctl = Xctl::start(set, &[])?;
     let witness = Witness::of(&xctl.ready.hooks)?;
-    // each waits most of the time, so they wait together
+    // each way waits most of the time, so all of them run at once
     let [handshake, tail, loss, end] = thread::scope(|scope| {
         [handshake, tail, loss, end]
             .map(|way| scope.spawn(move || Way::go(family, way)))
@@ -50,12 +50,12 @@ pub fn run(set: Set, family: Family) -> Outcome {
         handshake.side_a(&trace, &[Kind::Syn], "TCPSynRetrans", missed)?,
         handshake.side_b(&trace, &[Kind::Synack], "TCPSynRetrans", missed)?,
         tail.side_a(&trace, &[Kind::Tlp], "TCPLossProbes", missed)?,
-        // a SYN that goes again is a timeout, too; none is lost here, but a machine may be slow
+        // a retransmitted SYN is a timeout, too; none is lost here, but a machine may be slow
         tail.side_a(&trace, &[Kind::Rto, Kind::Syn], "TCPTimeouts", missed)?,
         loss.side_a(&trace, &[Kind::SlowStart], "TCPSlowStartRetrans", missed)?,
         loss.side_a(&trace, &[Kind::Fast], "TCPFastRetrans", missed)?,
     ];
-    // closed when all was acknowledged: FIN is all that is left to be sent
+    // the socket is closed when all data are acknowledged: FIN is all that is left to send
     let ends: Vec<_> = trace.of(end.link.a.inode).filter(|record| record.state == "FIN_WAIT1").collect();
     ensure!(missed > 0 || !ends.is_empty(), "no FIN was sent again");
     for record in &ends {
@@ -91,7 +91,7 @@ impl Way {
     }
 }
 
-/// The namespace has some of these kinds, and as many as the kernel counted.
+/// The namespace has retransmits of these kinds, as many as the kernel counted.
 fn equal(
     trace: &Trace,
     ns: &Netns,
@@ -103,7 +103,7 @@ fn equal(
     let seen = trace.segs(|record| record.at.netns == ns.inode && kinds.contains(&record.kind));
     let kernel = after.since(before, counter)?;
     ensure!(kernel > 0, "{kinds:?} was not provoked");
-    // an attempt that failed was a timeout or a probe, too, and sent nothing
+    // a failed attempt was a timeout or a probe, too, and sent nothing
     let failed = after.since(before, "TCPRetransFail")? + after.since(before, "TCPSpuriousRtxHostQueues")?;
     let unseen = kernel - i64::try_from(seen)?;
     ensure!(
@@ -113,7 +113,8 @@ fn equal(
     Ok(format!("{:?} {seen}", kinds[0]))
 }
 
-/// With TCP Fast Open a connection is accepted before its SYN-ACK has arrived: that is of whom it was given to.
+/// With TCP Fast Open a connection can be accepted before its SYN-ACK has arrived. The process that accepted the connection
+/// owns the SYN-ACK, too.
 pub fn accepted_early(set: Set, family: Family) -> Outcome {
     const SERVE_ALL_WITHOUT_COOKIES: u32 = 0x2 | 0x200 | 0x400;
     let link = Link::up()?;
@@ -135,7 +136,7 @@ pub fn accepted_early(set: Set, family: Family) -> Outcome {
     claims.judge(xctl, "")
 }
 
-/// SYNs that nobody answers, and answers that do not arrive.
+/// Provokes SYNs that nobody answers, and SYN-ACKs that do not arrive.
 fn handshake(link: &Link, family: Family) -> Result<()> {
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     link.lose_from(&link.b, 100)?;
@@ -144,7 +145,7 @@ fn handshake(link: &Link, family: Family) -> Result<()> {
     link.quiet()
 }
 
-/// One segment, lost again and again: first a probe, then timeouts. Nothing else is there to be sent.
+/// Loses one segment repeatedly: first a probe is sent, then timeouts follow. There is nothing else to send.
 fn tail(link: &Link, family: Family) -> Result<()> {
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let mut holder = hold(link, &receiver)?;
@@ -158,7 +159,8 @@ fn tail(link: &Link, family: Family) -> Result<()> {
     link.quiet()
 }
 
-/// A window of segments: all lost, so that after a timeout the ACKs drive what is left; then some lost and some not.
+/// Loses a whole window of segments, so that after a timeout the ACKs drive the retransmits. Then loses some segments of a
+/// window.
 fn loss(link: &Link, family: Family) -> Result<()> {
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let mut holder = hold(link, &receiver)?;
@@ -179,7 +181,7 @@ fn loss(link: &Link, family: Family) -> Result<()> {
     link.quiet()
 }
 
-/// The end of a connection on which all is said.
+/// Closes a connection on which all data are acknowledged.
 fn end(link: &Link, family: Family) -> Result<()> {
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let mut holder = hold(link, &receiver)?;
@@ -193,7 +195,7 @@ fn end(link: &Link, family: Family) -> Result<()> {
     link.quiet()
 }
 
-/// A process with one connection.
+/// Starts a process with one connection.
 fn hold(link: &Link, receiver: &Receiver) -> Result<Member> {
     let mut holder = Member::new(&link.a, "holder", &Job::Hold { to: receiver.at, connections: 1 })?;
     holder.said::<Vec<Flow>>()?;
@@ -206,7 +208,7 @@ fn until_counted(link: &Link, before: &Counters, name: &str, times: i64) -> Resu
     Ok(())
 }
 
-/// Does it again until the kernel has counted what it is to provoke.
+/// Calls `provoke` repeatedly until the kernel's counter has grown.
 fn again_until(link: &Link, before: &Counters, name: &str, mut provoke: impl FnMut() -> Result<()>) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     while Counters::of(&link.a)?.since(before, name)? == 0 {

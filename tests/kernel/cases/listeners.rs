@@ -1,4 +1,4 @@
-//! The side that waits: listeners, those who share them, and connections that were accepted and never sent on.
+//! The passive side: listeners, processes that share them, and accepted connections that never sent.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,18 +15,18 @@ use crate::workers::Receiver;
 use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
-/// Workers that accept on a listener of their parent's. Until then a connection is the parent's, then the worker's, which
-/// never sends.
+/// Workers accept on a listener of their parent's. Until accept() a connection is the parent's; then it is the worker's,
+/// which never sends.
 pub fn forked(set: Set, family: Family) -> Outcome {
     workers(set, family, 0, None)
 }
 
-/// The same on a kernel that has no function to see accept() in but its own: so says the BTF that xctl is given.
+/// Like [`forked`], on a kernel where only accept()'s own function shows accept(): the BTF that xctl is given says so.
 pub fn by_return(set: Set, family: Family) -> Outcome {
     workers(set, family, 0, Some(Btf::without("security_sock_graft")?))
 }
 
-/// The same, while more processes wait in accept() than a kretprobe of this kernel can be in at a time.
+/// Like [`forked`], while more processes wait in accept() than a kretprobe of this kernel can have running at a time.
 pub fn crowded(set: Set, family: Family) -> Outcome {
     workers(set, family, 10.max(2 * possible_cpus()?) + 1, None)
 }
@@ -64,16 +64,17 @@ fn workers(set: Set, family: Family, waiting: usize, btf: Option<Btf>) -> Outcom
     claims.add("a SYN-ACK", &link.b, asked, Kind::Synack, of(&parent.who, Owner::Listen))?;
     parent.child_shuts_down(&workers[0], first.0)?;
     claims.add("accepted and closed", &link.b, first.1, Kind::Rto, of(&workers[0].who, Owner::Accept))?;
-    // who accepted it is its owner until another sends; where nothing shows accept(), closing it is the first that is seen
-    let owner = if xctl.sees_accept() { workers[1].who.clone() } else { heir.who.clone() };
+    // the process that accepted is the owner until another sends; if no hook shows accept(), no use of the connection was
+    // seen
+    let owner = if xctl.sees_accept() { of(&workers[1].who, Owner::Accept) } else { Whose::Unknown };
     heir.shutdown(given)?;
-    claims.add("accepted, and closed by another", &link.b, second.1, Kind::Rto, of(&owner, Owner::Accept))?;
-    claims.or_else(&heir.who);
+    claims.add("accepted, and closed by another", &link.b, second.1, Kind::Rto, owner)?;
     claims.wait(&mut xctl)?;
     claims.judge(xctl, "")
 }
 
-/// Two processes listen on one address: a SYN-ACK is of that one to whose listener the SYN came, who will accept it.
+/// Two processes listen on one address. A SYN-ACK belongs to the process whose listener got the SYN, and which will accept
+/// the connection.
 pub fn shared(set: Set, family: Family) -> Outcome {
     const CONNECTIONS: usize = 8;
     let link = Link::up()?;
@@ -111,7 +112,61 @@ pub fn shared(set: Set, family: Family) -> Outcome {
     claims.judge(xctl, &format!(", {of_first} of {CONNECTIONS} connections to the first"))
 }
 
-/// A call of accept() that had begun before xctl came, so that nothing shows who returns from it. The process never sends.
+/// A child calls listen() on a listener that its parent opened: the listener is the child's from then on.
+pub fn again(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    let mut parent = Actor::new(&link.b, "parent")?;
+    let mut client = Actor::new(&link.a, "client")?;
+    let mut xctl = Xctl::start(set, &[])?;
+    if xctl.ready.attach == "tracepoint" {
+        return Ok(Verdict::Skipped("no tracepoint shows listen() on a socket that listens already".into()));
+    }
+    let (listener, at) = parent.listen((link.address(&link.b, family), 0).into())?;
+    let child = parent.fork("child", listener)?;
+    link.lose_from(&link.b, 100)?;
+    let asked = client.ask(at)?.1.reversed();
+    let mut claims = Claims::default();
+    claims.add("the parent listens", &link.b, asked, Kind::Synack, Whose::Of(parent.who.clone(), Owner::Listen))?;
+    claims.wait(&mut xctl)?;
+    claims.until_now()?;
+    parent.child_listens_again(&child)?;
+    claims.add("the child listens", &link.b, asked, Kind::Synack, Whose::Of(child.who.clone(), Owner::Listen))?;
+    claims.wait(&mut xctl)?;
+    claims.judge(xctl, "")
+}
+
+/// One of two listeners on an address closes. The other one answers requests that came to the first.
+pub fn migrated(set: Set, family: Family) -> Outcome {
+    const CONNECTIONS: usize = 8;
+    let link = Link::up()?;
+    if !Path::new("/proc/sys/net/ipv4/tcp_migrate_req").exists() {
+        return Ok(Verdict::Skipped("this kernel's listeners take over no requests (tcp_migrate_req)".into()));
+    }
+    link.b.set("tcp_migrate_req", "1")?;
+    let mut client = Actor::new(&link.a, "client")?;
+    let mut xctl = Xctl::start(set, &[])?;
+    let mut first = Actor::new(&link.b, "first")?;
+    let mut second = Actor::new(&link.b, "second")?;
+    let (_, at) = first.listen_shared((link.address(&link.b, family), 0).into())?;
+    second.listen_shared(at)?;
+    link.lose_from(&link.b, 100)?;
+    let asked = (0..CONNECTIONS).map(|_| Ok(client.ask(at)?.1.reversed())).collect::<Result<Vec<_>>>()?;
+    for flow in &asked {
+        let is_it = |record: &crate::xctl::Retransmit| record.at.flow() == *flow && record.kind == Kind::Synack;
+        ensure!(xctl.wait_for(is_it)?.is_some(), "no SYN-ACK of {flow:?} went again within {PATIENCE:?}");
+    }
+    // from 6.5 on the client asks again before the request's timer runs: the request still names the closed listener
+    drop(first);
+    let mut claims = Claims::default();
+    for flow in asked {
+        let owner = Whose::Of(second.who.clone(), Owner::Listen);
+        claims.add("a SYN-ACK of the listener that is left", &link.b, flow, Kind::Synack, owner)?;
+    }
+    claims.wait(&mut xctl)?;
+    claims.judge(xctl, "")
+}
+
+/// A call of accept() began before xctl started, so no hook shows which process returns from it. The process never sends.
 pub fn blocked_accept(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     let mut server = Actor::new(&link.b, "server")?;
@@ -134,7 +189,7 @@ pub fn blocked_accept(set: Set, family: Family) -> Outcome {
     claims.judge(xctl, "")
 }
 
-/// Why it cannot be known; none once the process waits in the system call.
+/// Waits until the process is in the system call. Returns why the kernel cannot tell, or none.
 fn wait_until_in_accept(pid: u32) -> Result<Option<String>> {
     let file = format!("/proc/{pid}/syscall");
     if !Path::new(&file).exists() {

@@ -1,24 +1,28 @@
-//! The ledger: counters of what is lost that no other case makes move.
+//! The ledger: counters of losses that no other case increments.
 
 use std::collections::BTreeSet;
+use std::net::{TcpListener, TcpStream};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::ends::bpf_objects;
+use super::stats::number;
+use super::stopped_reader::stopped;
 use crate::claims::{Claims, Whose};
 use crate::counters::Counters;
-use crate::host::{Set, tool};
-use crate::link::Link;
+use crate::host::{Set, is_full, tool};
+use crate::link::{DEAD_V4, Link, quiet};
 use crate::map;
 use crate::process::{PATIENCE, nameless_file, poll};
 use crate::ways::{Order, RawActor};
 use crate::without;
-use crate::workers::{Plan, Puppet, Receiver, Sender, send_all, unanswered};
+use crate::workers::{Plan, Puppet, Receiver, Sender, crowd_in_vain, send_all, unanswered};
 use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
-/// No ring takes a record, for no reason that a ring has: each is counted, and the totals know of all.
+/// Every output to a ring fails, without a reason on the ring's side. Each record is counted, and the totals include all of
+/// them.
 pub fn output(set: Set, family: Family) -> Outcome {
     let (_file, object) = nameless_file(&without::output())?;
     let link = Link::up()?;
@@ -43,8 +47,8 @@ pub fn output(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{} records lost, {segs} segments in the totals", lost.output)))
 }
 
-/// Maps that are busy when a socket ends: its entry stays and is nobody's, which is counted, and whose the next connection
-/// with that four-tuple is, is right.
+/// Maps are busy when a socket ends. The socket's entry stays, without an owner, which is counted. The owner of the next
+/// connection with that four-tuple is right.
 pub fn refused(set: Set, family: Family) -> Outcome {
     let (_file, object) = nameless_file(&without::removal())?;
     let link = Link::up()?;
@@ -72,7 +76,7 @@ pub fn refused(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{} dead, {count} retransmits", dead[1].len())))
 }
 
-/// Sockets that several processes held before xctl came are remembered once, and for nothing else there was no room.
+/// Sockets that several processes held before xctl started take one entry each, and no other socket finds the map full.
 pub fn shared_before(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
@@ -93,7 +97,42 @@ pub fn shared_before(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{} sockets of three processes", flows.len())))
 }
 
-/// More processes than the totals have room for: those that came too late are counted, and their events are right.
+/// Connections end while xctl is stopped, more than the ring of the ledger holds. Each end is counted in a row or as lost, and
+/// no row claims to have everything.
+pub fn ledger(set: Set, family: Family) -> Outcome {
+    const CONNECTIONS: u64 = 2500;
+    let link = Link::up()?;
+    let xctl = Xctl::start(set, &["--netns", &link.a.inode.to_string()])?;
+    xctl.process.signal(Signal::SIGSTOP)?;
+    ensure!(poll(PATIENCE, || stopped(xctl.process.pid()))?, "xctl does not stop");
+    let address = link.address(&link.a, family);
+    link.a.enter(|| {
+        let listener = TcpListener::bind((address, 0)).context("listening")?;
+        let at = listener.local_addr()?;
+        for _ in 0..CONNECTIONS {
+            // Both ends are closed at once.
+            let _ends = (TcpStream::connect(at).context("connecting")?, listener.accept()?);
+        }
+        Ok(())
+    })?;
+    quiet(&[&link.a])?;
+    xctl.process.signal(Signal::SIGCONT)?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+
+    let (lost, rows) = (&trace.summary.lost, &trace.summary.ledger);
+    ensure!(lost.perf == 0 && lost.output == 0 && lost.map_full == 0, "lost: {lost:?}");
+    ensure!(lost.ledger > 0, "nothing was lost: the ring was not full");
+    let pids: Vec<_> = rows.iter().map(|row| row.pid).collect();
+    ensure!(pids == [Some(std::process::id())], "this process alone has connections: {rows:?}");
+    let counted = number(&rows[0].ledger, "connections.ended").context("no connections")?;
+    let ends = 2 * CONNECTIONS;
+    ensure!(counted + lost.ledger == ends, "of {ends} ends {counted} are counted, and {} lost", lost.ledger);
+    ensure!(rows[0].ledger["complete"] == false, "it claims to be complete: {rows:?}");
+    Ok(Verdict::Passed(format!("of {ends} ends {counted} counted, {} lost", lost.ledger)))
+}
+
+/// There are more processes than the totals have room for. Processes that came too late are counted, and their events are
+/// right.
 pub fn totals(set: Set, family: Family) -> Outcome {
     const ROOM: u32 = 2;
     let (_file, object) = nameless_file(&without::room_for_totals(ROOM))?;
@@ -118,8 +157,72 @@ pub fn totals(set: Set, family: Family) -> Outcome {
     claims.hold(&trace, &format!(", {uncounted} not in the totals"))
 }
 
-/// Totals have room for one network namespace, and two retransmit: nobody asked for them, so nothing is lost; with
-/// `--verify` it is told.
+/// There are more processes, one after the other, than the programs' table has room for. Each process keeps its sums, or
+/// its sums are part of the one row of exited processes. A process that runs all the time has one row.
+pub fn totals_that_last(set: Set, family: Family) -> Outcome {
+    // With `--full`, more processes than the unaltered PROCESS_TOTALS has room for.
+    let (room, processes, at_once) = if is_full() { (4096, 5000, 200) } else { (128, 384, 40) };
+    let (_file, object) = nameless_file(&without::room_for_totals(room))?;
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let before = Counters::of(&link.a)?;
+    let xctl = Xctl::start(set, &["--object", &object, "--netns", &link.a.path().to_string_lossy()])?;
+    let mut steady = Puppet::new(&link.a, "steady", receiver.at)?;
+    link.lose(100)?;
+    let memory = memory_kb(xctl.process.pid())?;
+    let mut truths = Vec::new();
+    while truths.len() < processes {
+        steady.send()?;
+        truths.extend(crowd_in_vain(&link.a, "short-lived", (DEAD_V4, 443).into(), at_once)?);
+    }
+    link.lose(0)?;
+    let goes_on = steady.truth.who.clone();
+    steady.exit()?;
+    link.quiet()?;
+    let grown = memory_kb(xctl.process.pid())?.saturating_sub(memory);
+    let after = Counters::of(&link.a)?;
+    let trace = xctl.stop(Signal::SIGINT)?;
+
+    trace.nothing_lost()?;
+    let rows = |pid| trace.summary.processes.iter().filter(move |process| process.pid == Some(pid));
+    let told = |pid| rows(pid).map(|process| process.segs).collect::<Vec<_>>();
+    let printed = |pid| trace.segs(|record| record.at.pid == Some(pid));
+    let mut without_row = (0, 0);
+    for who in truths.iter().map(|truth| &truth.who).chain([&goes_on]) {
+        let (told, printed) = (told(who.pid), printed(who.pid));
+        ensure!(printed > 0, "{who:?} has no retransmit");
+        if told.is_empty() {
+            without_row = (without_row.0 + 1, without_row.1 + printed);
+        } else {
+            ensure!(told.iter().sum::<u64>() == printed, "{who:?}: printed {printed}, summary {told:?}");
+        }
+    }
+    let folded = trace.summary.processes.iter().find_map(|process| Some((process.others?, process.segs)));
+    ensure!(folded.unwrap_or_default() == without_row, "{folded:?} folded, and {without_row:?} without a row");
+    let pid = goes_on.pid;
+    ensure!(rows(pid).count() == 1, "not one row: {:?}", rows(pid).collect::<Vec<_>>());
+    let kernel = after.since(&before, "RetransSegs")? - after.since(&before, "TCPRetransFail")?;
+    let segs = trace.summary.segs;
+    ensure!(i64::try_from(segs)? == kernel, "the kernel counted {kernel} segments, the summary {segs}");
+    // xctl keeps at most 5,120 rows. The hash table then has 8,192 places of 145 bytes, which is 1.2 MB.
+    let bound = if is_full() { 2048 } else { 1024 };
+    ensure!(grown < bound, "it took {grown} KiB more");
+    Ok(Verdict::Passed(format!(
+        "{} processes in a table of {room}, {} of them in one row; {segs} segments; {grown} KiB more",
+        truths.len(),
+        without_row.0
+    )))
+}
+
+/// The private memory of the process, in KiB.
+fn memory_kb(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("reading xctl's status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// The totals have room for one network namespace, and two namespaces retransmit. Without `--verify` these totals are not
+/// needed, so nothing counts as lost; with `--verify`, xctl reports the loss.
 pub fn netns_totals(set: Set, family: Family) -> Outcome {
     let (_file, object) = nameless_file(&without::room_for_netns_totals(1))?;
     let lost = |verify: &[&str]| -> Result<u64> {
@@ -141,8 +244,8 @@ pub fn netns_totals(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("nothing lost; with --verify {with}")))
 }
 
-/// Softirqs that interrupt bpf(2) where it copies a value: there the kernel runs no kprobe's program, and counts that. Events
-/// are missing then, as many as it is told at the most, and no other is wrong.
+/// Softirqs interrupt bpf(2) while it copies a value. The kernel then runs no kprobe's program, and counts the skipped run.
+/// At most as many events are missing as xctl says, and all other events are right.
 pub fn missed(set: Set, family: Family) -> Outcome {
     let link = Link::lossy()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
@@ -156,7 +259,7 @@ pub fn missed(set: Set, family: Family) -> Outcome {
     let skipped = poll(PATIENCE, || {
         let plan = Plan { sizes: vec![700], burst: 4, ..Plan::new("sender", receiver.at) };
         truths.extend(send_all(vec![Sender::new(&link.a, plan)?])?);
-        // a kernel that does not count them: as much as such kernels are asked for
+        // a kernel that does not count skipped runs gets 5 rounds
         Ok(recursion_misses(&own)? > 0 || truths.len() >= 5)
     })?;
     drop(crowd);
@@ -186,7 +289,7 @@ pub fn missed(set: Set, family: Family) -> Outcome {
     )))
 }
 
-/// Runs that the kernel skipped, of these programs, as bpftool tells them.
+/// The skipped runs of these programs, as bpftool shows them.
 fn recursion_misses(objects: &BTreeSet<String>) -> Result<u64> {
     let output = tool("bpftool").args(["-j", "prog", "show"]).output().context("starting bpftool")?;
     let list: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).context("in what bpftool said")?;

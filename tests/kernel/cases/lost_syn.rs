@@ -1,4 +1,4 @@
-//! A connection that never comes about: its process never sends, and yet it is the one behind the retransmitted SYNs.
+//! A connection that is never established. Its process never sends data, and yet owns the retransmitted SYNs.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! MPTCP: a process uses a socket that has no segments of its own; those are sent by subflows, which the kernel makes.
+//! MPTCP: a process uses a socket that has no segments of its own. The kernel makes subflows, which send the segments.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -15,7 +15,7 @@ use crate::workers::Flow;
 use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
-/// Connections of MPTCP at both ends, one of them handed over; and those where one end speaks only TCP.
+/// Connections of MPTCP at both ends, one of them handed over, and connections where one end speaks only TCP.
 pub fn run(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     let here = link.address(&link.b, family);
@@ -42,7 +42,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let made = made_by_mptcp(&link.a)?;
     ensure!(made == 3, "{made} connections of MPTCP, where the test made 3");
 
-    // nothing is remembered of a connection that has ended, nor of its parent
+    // xctl remembers nothing of a connection that has ended, nor of its parent
     let mut brief = Actor::new(&link.a, "brief")?;
     let (sends, _) = brief.connect(at_both, Protocols::Mptcp)?;
     let (reads, _) = server.accept(both)?;
@@ -53,12 +53,12 @@ pub fn run(set: Set, family: Family) -> Outcome {
     drop(brief);
     let left = || map::entries_of(xctl.process.pid(), &[pid]);
     let gone = poll(PATIENCE, || Ok(left()?.is_empty()))?;
-    // who reads a map keeps programs from running on that CPU, which newer kernels count
+    // a reader of a map keeps programs from running on that CPU, and newer kernels count these runs
     let programs = program_misses(xctl.process.pid())?;
     let skipped = programs.iter().any(|(name, misses)| name == "kp_state" && *misses > 0);
     ensure!(gone || skipped, "remembered after its end: {:?}", left()?);
 
-    // what the client sends arrives, and it does not learn of that
+    // the client's data arrive, and the ACKs do not
     link.lose_from(&link.b, 100)?;
     let of = |actor: &Actor, owner| Whose::Of(actor.who.clone(), owner);
     let (a, b) = (&link.a, &link.b);
@@ -85,11 +85,11 @@ pub fn run(set: Set, family: Family) -> Outcome {
     claims.judge(xctl, "")
 }
 
-/// More subflows of a connection: the kernel opens them, in a worker and in the process that configures addresses, and
-/// listens for them. What a process opens or is asked for that way is its own; the listener is the kernel's.
+/// Further subflows of a connection. The kernel opens them in a worker and in the process that configures addresses, and
+/// also listens for them. Subflows that belong to a process's connection are the process's; the listener is the kernel's.
 pub fn subflows(set: Set, family: Family) -> Outcome {
     const PORT: u16 = 5204;
-    // one more address of the server, to which the way leads from a dead address of the client's
+    // a second address of the server; the route to it starts at a dead address of the client
     let (announced, dead, bits): (IpAddr, _, _) = match family {
         Family::V4 => (Ipv4Addr::new(10, 99, 0, 50).into(), DEAD_V4, 32),
         Family::V6 => (Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0x50).into(), DEAD_V6, 128),
@@ -103,12 +103,12 @@ pub fn subflows(set: Set, family: Family) -> Outcome {
         Ok(listener) => listener,
         Err(why) => return Ok(Verdict::Skipped(why)),
     };
-    // an address of IPv6 with a port takes the room in the header that timestamps have
+    // the option for an IPv6 address with a port needs the room that timestamps take in the header
     [a, b].into_iter().try_for_each(|ns| ns.set("tcp_timestamps", "0"))?;
-    // not to be chosen as the source of other connections
+    // other connections must not choose this address as their source
     ip(a, &format!("addr add {dead}/{bits} dev veth0 nodad preferred_lft 0"))?;
     ip(a, &format!("route add {announced} dev veth0 src {dead}"))?;
-    // nobody answers who looks for the one from the other
+    // neighbour discovery from the dead address would get no answer
     ip(a, &format!("neigh replace {announced} lladdr {} nud permanent dev veth0", link.hardware(b)))?;
     ip(b, &format!("addr add {announced}/{bits} dev veth0 nodad"))?;
     ip(a, "mptcp limits set subflows 4 add_addr_accepted 4")?;
@@ -117,7 +117,7 @@ pub fn subflows(set: Set, family: Family) -> Outcome {
 
     let (ours, _) = client.connect(at, Protocols::Mptcp)?;
     let (theirs, _) = server.accept(listener)?;
-    // both ends know now that the other speaks MPTCP, and the server announces its address
+    // now each end knows that the other speaks MPTCP, and the server announces its address
     client.send(ours)?;
     server.send(theirs)?;
     let since = now()?;
@@ -128,7 +128,7 @@ pub fn subflows(set: Set, family: Family) -> Outcome {
         let listens = listed.iter().any(|(_, state)| state == "LISTEN");
         ensure!(listens, "`xctl sockets` lists as the kernel's {listed:?}");
     }
-    // the same from the process that configures, which is not the one that connects
+    // the same from the process that configures addresses; another process made the connection
     ip(a, &format!("mptcp endpoint add {dead} dev veth0 subflow"))?;
     let second = wait_for_syn(&mut xctl, a, |flow| flow.remote == at)?;
 
@@ -141,7 +141,7 @@ pub fn subflows(set: Set, family: Family) -> Outcome {
     claims.judge(xctl, "")
 }
 
-/// The flow of a SYN that goes again from there.
+/// Waits for a retransmitted SYN whose flow `which` accepts, and returns the flow.
 fn wait_for_syn(xctl: &mut Xctl, ns: &Netns, which: impl Fn(Flow) -> bool) -> Result<Flow> {
     let found =
         xctl.wait_for(|record| record.at.netns == ns.inode && record.kind == Kind::Syn && which(record.at.flow()))?;
@@ -154,7 +154,7 @@ fn ip(ns: &Netns, arguments: &str) -> Result<()> {
     Ok(())
 }
 
-/// How many connections the peer has agreed to make MPTCP of.
+/// The number of connections for which the peer has agreed to MPTCP.
 fn made_by_mptcp(ns: &Netns) -> Result<u64> {
     let text = ns.enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/netstat")?))?;
     let mut lines = text.lines().filter(|line| line.starts_with("MPTcpExt:"));

@@ -1,4 +1,5 @@
-//! How little privilege xctl needs, and what it gives up once it runs: as /proc tells, and by what the kernel does to it.
+//! The privilege that xctl needs, and the privilege that it gives up once it runs: by /proc, and by the kernel's reaction
+//! to forbidden calls.
 
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt;
@@ -18,17 +19,17 @@ use crate::{Family, Outcome, Verdict};
 const CAP_BPF: u64 = 1 << 39;
 const CAP_SETPCAP: u64 = 1 << 8;
 
-/// What loading and attaching takes, as the README says.
+/// The capabilities for loading and attaching, as the README lists them.
 pub fn needed() -> Vec<&'static str> {
     let mut needed = vec!["CAP_BPF", "CAP_PERFMON"];
-    // maps count against RLIMIT_MEMLOCK where this is there (until 5.10)
+    // kernels up to 5.10 count maps against RLIMIT_MEMLOCK, and have this function
     if has_symbol("bpf_map_charge_init") {
         needed.push("CAP_SYS_RESOURCE");
     }
     needed
 }
 
-/// The mission itself, for a user who is not root.
+/// The mission itself, run by a user who is not root.
 pub fn as_nobody(set: Set, family: Family) -> Outcome {
     let needed = needed();
     let start = || -> Result<Xctl> {
@@ -45,7 +46,7 @@ pub fn as_nobody(set: Set, family: Family) -> Outcome {
         let xctl = start()?;
         let status = status(&xctl)?;
         ensure!(status["Uid"].split_whitespace().all(|uid| uid == NOBODY.to_string()), "not nobody's: {status:?}");
-        // what it was started with, else nobody has it, is given up
+        // xctl was started with these capabilities; a user `nobody` has no others, so none may be left
         capabilities_are_gone(&status)?;
         Ok(xctl)
     };
@@ -55,7 +56,8 @@ pub fn as_nobody(set: Set, family: Family) -> Outcome {
     }
 }
 
-/// What is open already, and another user's, is told by the iterator, to which files of others are no secret.
+/// xctl of one user learns an open connection of another user's from the iterator: the iterator sees the files of all
+/// users.
 pub fn seed_by_iterator(set: Set, family: Family) -> Outcome {
     let _paranoid = Paranoid::at_most_2()?;
     let attach = set.to_string();
@@ -64,10 +66,10 @@ pub fn seed_by_iterator(set: Set, family: Family) -> Outcome {
     already_open::seeded_by(family, true, start)
 }
 
-/// Who may not enter namespaces nor see others' files takes from /proc what is left, and says what is not.
+/// An xctl that may not enter namespaces nor see others' files learns from /proc as much as it can, and reports the rest.
 pub fn seed_from_proc(set: Set, family: Family) -> Outcome {
     let _paranoid = Paranoid::at_most_2()?;
-    // namespaces that only mounts lead to
+    // its namespaces are reachable through mounts alone
     let link = Link::up()?;
     let attach = set.to_string();
     let args = ["trace", "--json", "--attach", &attach, "--max-sockets", "32768", "--seed", "proc"];
@@ -85,7 +87,7 @@ pub fn seed_from_proc(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{records} retransmits")))
 }
 
-/// kernel.perf_event_paranoid, lowered; as it was when dropped.
+/// Lowers kernel.perf_event_paranoid, and restores it when dropped.
 pub struct Paranoid(Option<String>);
 
 const PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
@@ -126,7 +128,7 @@ pub fn given_up(set: Set, _family: Family) -> Outcome {
     ensure!(status_of_nobody["Groups"].trim().is_empty(), "groups {:?}", status_of_nobody["Groups"]);
     xctl.stop(Signal::SIGTERM)?;
 
-    // else the above could not fail
+    // shows that the checks above can fail
     let xctl = Xctl::start(set, &["--no-sandbox"])?;
     let status = status(&xctl)?;
     ensure!(hex(&status, "CapEff")? != 0 && status["Seccomp"].trim() == "0", "--no-sandbox, and yet {status:?}");
@@ -134,11 +136,11 @@ pub fn given_up(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("capabilities left: {left:#x}")))
 }
 
-/// Whether nothing is left; what is, where this kernel leaves no choice.
+/// Checks that no capability is left, or only the one that this kernel makes xctl keep. Returns that one.
 fn capabilities_are_gone(status: &HashMap<String, String>) -> Result<u64> {
     let left = hex(status, "CapEff")?;
     let disabled = std::fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled").unwrap_or_default();
-    // until 5.18 that forbids every bpf(2) call; 5.19 split the check
+    // until 5.18 unprivileged_bpf_disabled forbids every bpf(2) call; 5.19 split the check
     let allowed = if disabled.trim() != "0" && before_5_19()? { CAP_BPF } else { 0 };
     ensure!(left == allowed && hex(status, "CapPrm")? == allowed, "capabilities are left: {status:?}");
     const NONE: &str = "0000000000000000";
@@ -148,7 +150,8 @@ fn capabilities_are_gone(status: &HashMap<String, String>) -> Result<u64> {
     Ok(left)
 }
 
-/// Whether the bounding set is no more than what is left; who may not drop it keeps what it was.
+/// Checks that the bounding set holds only the remaining capability. A process that may not drop the bounding set keeps all
+/// of it.
 fn none_come_back(status: &HashMap<String, String>, left: u64) -> Result<()> {
     let own = std::fs::read_to_string("/proc/self/status").context("reading our own status")?;
     let may_drop = hex(&by_name(&own), "CapEff")? & CAP_SETPCAP != 0;
@@ -163,7 +166,7 @@ fn before_5_19() -> Result<bool> {
     Ok((major, minor) < (5, 19))
 }
 
-/// `/proc/PID/status`, by name.
+/// The lines of `/proc/PID/status`, by name.
 fn status(xctl: &Xctl) -> Result<HashMap<String, String>> {
     let text = std::fs::read_to_string(format!("/proc/{}/status", xctl.process.pid())).context("reading its status")?;
     Ok(by_name(&text))
@@ -178,7 +181,7 @@ fn hex(status: &HashMap<String, String>, name: &str) -> Result<u64> {
     u64::from_str_radix(status[name].trim(), 16).with_context(|| format!("{name} is {:?}", status[name]))
 }
 
-/// The kernel ends a confined process at the first call that it should not make.
+/// The kernel kills a confined process at its first forbidden call.
 pub fn confined(set: Set, _family: Family) -> Outcome {
     for call in [Call::Write, Call::Socket, Call::Execute, Call::Signal] {
         let mut process = workers::confined(call)?;
@@ -189,21 +192,21 @@ pub fn confined(set: Set, _family: Family) -> Outcome {
     ensure!(process.rest()? == ["done"], "a call that is allowed was not made: {}", process.errors());
     process.succeed()?;
 
-    // xctl itself, all attached
+    // xctl itself, with all hooks attached
     for (name, number) in FORBIDDEN {
         let mut xctl = Xctl::start(set, &[])?;
         tracee::call_instead(xctl.process.pid(), number)?;
         let status = xctl.process.wait()?;
         ensure!(status.signal() == Some(Signal::SIGSYS as i32), "{name} in xctl, and yet {status}");
     }
-    // the same, and a call that it may make, which says EINTR: else it might have died of the treatment
+    // the same with an allowed call, which returns EINTR: this proves that the altered call alone does not kill xctl
     let xctl = Xctl::start(set, &[])?;
     tracee::call_instead(xctl.process.pid(), libc::SYS_restart_syscall)?;
     xctl.stop(Signal::SIGINT)?;
     Ok(Verdict::Passed("ended by SIGSYS".into()))
 }
 
-/// Calls that xctl has no use for once it runs.
+/// Calls that a running xctl does not need.
 const FORBIDDEN: [(&str, libc::c_long); 4] = [
     ("execve", libc::SYS_execve),
     ("socket", libc::SYS_socket),

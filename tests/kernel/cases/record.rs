@@ -1,5 +1,5 @@
-//! `--dry-run`, `--record` and `--strict`: the record is held against what ptrace and strace see of the same run, and
-//! against what bpftool says of the same kernel.
+//! `--dry-run`, `--record` and `--strict`. The record is compared with the calls that ptrace and strace see in the same
+//! run, and with bpftool's view of the same kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -27,7 +27,7 @@ use crate::tracefs::{self, private_mounts};
 use crate::xctl::{Xctl, command, refusal};
 use crate::{Family, Outcome, Verdict, altered, schema};
 
-/// A folder that is gone with the case.
+/// A folder that is removed with the case.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -50,11 +50,11 @@ impl Drop for Scratch {
     }
 }
 
-/// Reads a record; an error unless it is what the schema says, and the owner's only.
+/// Reads a record. An error unless it fits the schema, and only its owner may read it.
 fn read(path: &Path) -> Result<Value> {
     let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     let record: Value = serde_json::from_slice(&bytes).context("the record is no JSON")?;
-    let schema: Value = serde_json::from_str(xctl::record::SCHEMA)?;
+    let schema: Value = serde_json::from_str(xctl::audit::SCHEMA)?;
     schema::check(&schema, &record)?;
     let mode = fs::metadata(path)?.mode() & 0o777;
     ensure!(mode == 0o600, "its mode is {mode:o}");
@@ -70,13 +70,15 @@ fn list<'v>(value: &'v Value, name: &str) -> Result<&'v Vec<Value>> {
     value[name].as_array().with_context(|| format!("no list {name}"))
 }
 
-/// bpf(2) commands, by the kernel's own header.
-const COMMANDS: [(u32, &str); 18] = [
+/// The commands of bpf(2), by the kernel's own header.
+const COMMANDS: [(u32, &str); 20] = [
     (sys::BPF_MAP_CREATE, "BPF_MAP_CREATE"),
     (sys::BPF_MAP_LOOKUP_ELEM, "BPF_MAP_LOOKUP_ELEM"),
     (sys::BPF_MAP_UPDATE_ELEM, "BPF_MAP_UPDATE_ELEM"),
     (sys::BPF_MAP_DELETE_ELEM, "BPF_MAP_DELETE_ELEM"),
     (sys::BPF_MAP_GET_NEXT_KEY, "BPF_MAP_GET_NEXT_KEY"),
+    (sys::BPF_MAP_LOOKUP_BATCH, "BPF_MAP_LOOKUP_BATCH"),
+    (sys::BPF_PROG_TEST_RUN, "BPF_PROG_TEST_RUN"),
     (sys::BPF_MAP_FREEZE, "BPF_MAP_FREEZE"),
     (sys::BPF_PROG_LOAD, "BPF_PROG_LOAD"),
     (sys::BPF_BTF_LOAD, "BPF_BTF_LOAD"),
@@ -92,7 +94,7 @@ const COMMANDS: [(u32, &str); 18] = [
     (sys::BPF_TASK_FD_QUERY, "BPF_TASK_FD_QUERY"),
 ];
 
-/// What two witnesses of a call can agree on: its name, its command, its result and its errno.
+/// The part of a call that two witnesses can agree on: its name, its command, its result and its errno.
 type Seen = (String, String, i64, String);
 
 fn of_record(call: &Value) -> Seen {
@@ -107,6 +109,7 @@ fn of_ptrace(call: &Call) -> Seen {
         }
         "ioctl" => match call.arguments[1] & 0xff {
             0 => "PERF_EVENT_IOC_ENABLE",
+            5 => "PERF_EVENT_IOC_SET_OUTPUT",
             8 => "PERF_EVENT_IOC_SET_BPF",
             _ => "?",
         },
@@ -120,7 +123,7 @@ fn of_ptrace(call: &Call) -> Seen {
     (call.name.to_owned(), command.to_owned(), call.result.max(-1), errno)
 }
 
-/// Attributes and arguments of a call, by the way to each in the record, as the kernel's headers lay them out
+/// The attributes and arguments of a call, each with its path in the record. Their layout is that of the kernel's headers
 /// (include/uapi/linux/bpf.h, perf_event.h).
 fn given(call: &Call) -> Vec<(&'static str, Value)> {
     let [_, one, two, three, four] = call.arguments;
@@ -181,14 +184,14 @@ fn same(record: &[Seen], witness: &[Seen], who: &str) -> Result<()> {
     Ok(())
 }
 
-/// Arguments with which the host's other connections have room.
+/// The arguments of xctl, with enough room for the host's other connections.
 fn arguments<'a>(set: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["trace", "--json", "--attach", set, "--max-sockets", "32768"], more].concat()
 }
 
-/// The record has every call, in order, with what went in and what came out.
+/// The record has every call, in order, with its input and its output.
 pub fn calls(set: Set, _family: Family) -> Outcome {
-    // A thread of its own: only it, and what it starts, sees the changed mounts.
+    // A separate thread: only it, and processes that it starts, see the changed mounts.
     thread::spawn(move || calls_without_symbols(set)).join().map_err(|_| anyhow!("the thread panicked"))?
 }
 
@@ -223,7 +226,7 @@ fn calls_without_symbols(set: Set) -> Outcome {
     let by = |who: &str| calls.iter().filter(|call| call["by"] == who).count();
     let (probes, libbpf, own) = (by("libbpf_probe"), by("libbpf"), by("xctl"));
     ensure!(probes > 0 && libbpf > 0 && own > 0, "{probes} probes, {libbpf} of libbpf, {own} of xctl");
-    // A probe has nothing of the object in it; libbpf's own calls have nothing else.
+    // A probe has nothing of the object in it; each of libbpf's other calls has only parts of the object.
     let names: BTreeSet<&str> = list(&record, "programs")?.iter().filter_map(|p| p["name"].as_str()).collect();
     let loads = calls.iter().filter(|call| call["command"] == "BPF_PROG_LOAD");
     for load in loads {
@@ -242,14 +245,14 @@ fn installed(tool: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(tool)).find(|path| path.exists())
 }
 
-/// Somebody else's validator finds records to be what their schema says, also that of a run that failed.
+/// An independent validator accepts records as valid for their schema, including the record of a failed run.
 pub fn schema(_set: Set, _family: Family) -> Outcome {
     let Some(validator) = installed("jsonschema") else {
         return Ok(Verdict::Skipped("this host has no jsonschema".into()));
     };
     let scratch = Scratch::new()?;
     let ((path, file), (schema, schema_file)) = (scratch.file("record.json"), scratch.file("schema.json"));
-    fs::write(schema, xctl::record::SCHEMA)?;
+    fs::write(schema, xctl::audit::SCHEMA)?;
     let accepts = || -> Result<bool> {
         let output =
             Command::new(&validator).args(["-i", &file, &schema_file]).output().context("starting jsonschema")?;
@@ -261,7 +264,7 @@ pub fn schema(_set: Set, _family: Family) -> Outcome {
         ensure!(status.code() == Some(code), "{more:?}: it ended with {status}");
         ensure!(accepts()?, "{more:?}: the validator refuses the record");
     }
-    // Else the above could not fail.
+    // This shows that the check above can fail.
     let mut record = read(&path)?;
     record["proven"] = Value::from("perhaps");
     fs::write(&path, record.to_string())?;
@@ -269,7 +272,7 @@ pub fn schema(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed("as its schema says".into()))
 }
 
-/// The record has every call, against strace, where there is one.
+/// The record has every call that strace sees, if there is a strace.
 pub fn strace(_set: Set, _family: Family) -> Outcome {
     let Some(strace) = installed("strace") else { return Ok(Verdict::Skipped("this host has no strace".into())) };
     let scratch = Scratch::new()?;
@@ -277,7 +280,7 @@ pub fn strace(_set: Set, _family: Family) -> Outcome {
     let (seen, log) = scratch.file("strace");
     let xctl = command(&arguments("auto", &["--duration", "0.1", "--record", &file]))?;
     let mut traced = Command::new(strace);
-    // a file for each thread: where one calls while another does, strace else splits the line
+    // a file for each thread: otherwise strace splits a line when another thread makes a call
     traced.args(["-ff", "-e", "trace=bpf,perf_event_open,ioctl", "-o", &log]);
     traced.arg(xctl.get_program()).args(xctl.get_args());
     Process::start("strace", traced)?.succeed()?;
@@ -297,7 +300,7 @@ pub fn strace(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{} calls as strace saw them", ours.len())))
 }
 
-/// A line of strace's: `bpf(BPF_MAP_FREEZE, {map_fd=15}, 4) = 0`. None for those of no interest.
+/// Parses a line of strace: `bpf(BPF_MAP_FREEZE, {map_fd=15}, 4) = 0`. None for a call that does not matter here.
 fn of_strace(line: &str) -> Result<Option<Seen>> {
     let what = || format!("strace said {line:?}");
     let Some((name, rest)) = line.split_once('(') else { return Ok(None) };
@@ -310,7 +313,7 @@ fn of_strace(line: &str) -> Result<Option<Seen>> {
         "ioctl" => arguments.split(", ").nth(1).unwrap_or_default().to_owned(),
         _ => String::new(),
     };
-    // Commands that it does not know it shows as numbers.
+    // strace prints commands that it does not know as numbers.
     let number = command.strip_prefix("0x").and_then(|hex| u32::from_str_radix(hex.split(' ').next()?, 16).ok());
     let known = number.and_then(|number| COMMANDS.iter().find(|(known, _)| *known == number));
     let command = known.map_or(command, |(_, name)| (*name).to_owned());
@@ -326,7 +329,7 @@ fn bpftool(kind: &str) -> Result<BTreeMap<u64, Value>> {
     Ok(all.into_iter().filter_map(|one| Some((one["id"].as_u64()?, one))).collect())
 }
 
-/// What the record says of programs, maps and symbols is what bpftool and kallsyms say of them.
+/// The record agrees with bpftool and kallsyms about programs, maps and symbols.
 pub fn facts(set: Set, _family: Family) -> Outcome {
     let scratch = Scratch::new()?;
     let (path, file) = scratch.file("facts.json");
@@ -340,7 +343,7 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
     let btf = fs::read("/sys/kernel/btf/vmlinux")?;
     ensure!(record["btf"]["bytes"] == btf.len(), "the BTF is {}", record["btf"]);
     let (object, object_file) = scratch.file("object.o");
-    fs::write(object, xctl::embedded::object()?)?;
+    fs::write(object, xctl::model::embedded::object()?)?;
     for (what, file) in [("object", object_file.as_str()), ("btf", "/sys/kernel/btf/vmlinux")] {
         let output = Command::new("sha256sum").arg(file).output().context("starting sha256sum")?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -349,13 +352,13 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
     }
     let needed: Vec<_> = list(&record["capabilities"], "needed")?.iter().filter_map(Value::as_str).collect();
     ensure!(needed == super::privilege::needed(), "it needed {needed:?}");
-    // xctl began with what this process has.
+    // xctl began with the capabilities of this process.
     let status = fs::read_to_string("/proc/self/status")?;
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).context("no CapEff")?;
     let effective = u64::from_str_radix(effective.trim(), 16)?;
     let held: Vec<_> = list(&record["capabilities"], "held")?.iter().filter_map(Value::as_str).collect();
     ensure!(held.len() == effective.count_ones() as usize, "{held:?}, and /proc says {effective:#x}");
-    // Numbers of include/uapi/linux/capability.h.
+    // The numbers of capabilities, from include/uapi/linux/capability.h.
     for (bit, name) in [(2, "CAP_DAC_READ_SEARCH"), (19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN"), (39, "CAP_BPF")] {
         ensure!(held.contains(&name) == (effective >> bit & 1 == 1), "{name}: {held:?}, and /proc says {effective:#x}");
     }
@@ -377,7 +380,7 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
             ensure!(ours == theirs, "{what} of {}: {ours}, and bpftool says {theirs}", program["name"]);
         }
         ensure!(program["proven"] == true && !program["tag_hash"].is_null(), "{program}");
-        // All of what the verifier made of it is explained.
+        // Every instruction after verification is explained.
         let number = |value: &Value| value.as_u64().unwrap_or(0);
         let translated = &program["translated"];
         let explained = number(&translated["same"]) + number(&translated["rewritten"]);
@@ -385,7 +388,7 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
             explained == xlated && number(&translated["same"]) > xlated / 2,
             "of {xlated} instructions: {translated}"
         );
-        // The verifier's log says as many steps as the kernel does elsewhere, if it does.
+        // The verifier's log has the same number of steps as the kernel's program info, if the kernel has that number.
         let (steps, verifier) = (&program["verifier_steps"], &program["verifier"]);
         ensure!(number(&verifier["insns_processed"]) > 0, "no statistics of {}", program["name"]);
         ensure!(steps.is_null() || *steps == verifier["insns_processed"], "{steps} steps, and the log says {verifier}");
@@ -406,7 +409,7 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
             let (ours, theirs) = (&created[ours], &theirs[name]);
             ensure!(ours == theirs, "{name} of {}: {ours}, and bpftool says {theirs}", map["name"]);
         }
-        // What was asked for is what came, and what the object says unless it leaves that open.
+        // The created map is the requested one, and fits the object's definition unless the definition leaves a size open.
         ensure!(map["asked"] == *created, "{map}");
         let defined = &map["defined"];
         for name in ["type", "key_size", "value_size"] {
@@ -415,7 +418,7 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
         let resized = ["SOCKET_TO_PID", "SK_CACHE"].map(Value::from).contains(&map["name"]);
         let entries = &defined["max_entries"];
         ensure!(entries.is_null() || resized || *entries == created["max_entries"], "max_entries: {map}");
-        // BPF_F_MMAPABLE, which libbpf adds for variables where the kernel can
+        // libbpf adds BPF_F_MMAPABLE to maps of variables if the kernel knows the flag
         let flags = |shape: &Value| shape["flags"].as_u64().map(|flags| flags & !(1 << 10));
         ensure!(flags(defined) == flags(created), "flags: {map}");
     }
@@ -424,7 +427,7 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
 
     let kallsyms = fs::read_to_string("/proc/kallsyms")?;
     let mut known = 0;
-    // Optional ones that this kernel has not got are in the record, unattached.
+    // Optional hooks that this kernel does not have are in the record, unattached.
     let hooks: Vec<_> = list(&record, "hooks")?.iter().filter(|hook| hook["attached"] == true).collect();
     ensure!(hooks.len() == ready_hooks.len(), "{} hooks, and ready has {}", hooks.len(), ready_hooks.len());
     for (hook, ready) in hooks.iter().zip(&ready_hooks) {
@@ -449,15 +452,15 @@ pub fn facts(set: Set, _family: Family) -> Outcome {
     )))
 }
 
-/// Commands that attach something.
+/// The commands that attach a program.
 const ATTACHING: [&str; 3] = ["BPF_RAW_TRACEPOINT_OPEN", "BPF_LINK_CREATE", "BPF_ITER_CREATE"];
 
-/// The record is the invoking user's, and lies where that user may write, whoever xctl becomes.
+/// The record belongs to the invoking user and lies where that user may write, whatever user xctl becomes.
 pub fn as_another_user(set: Set, _family: Family) -> Outcome {
     let scratch = Scratch::new()?;
     let (path, file) = scratch.file("user.json");
     let attach = set.to_string();
-    // A folder of the invoking user alone, and one where everybody may write, but each only to what is theirs.
+    // A folder for the invoking user alone, and one where everybody may write, but may change only their own files.
     for mode in [0o700, 0o1777] {
         fs::set_permissions(&scratch.0, fs::Permissions::from_mode(mode))?;
         let xctl = command(&arguments(&attach, &["--duration", "0.1", "--user", "nobody", "--record", &file]))?;
@@ -472,7 +475,7 @@ pub fn as_another_user(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed("in folders of mode 700 and 1777".into()))
 }
 
-/// It loads, attaches nothing, and leaves nothing.
+/// A dry run loads, attaches nothing, and leaves nothing.
 pub fn dry_run(set: Set, _family: Family) -> Outcome {
     let scratch = Scratch::new()?;
     let (path, file) = scratch.file("dry.json");
@@ -486,7 +489,7 @@ pub fn dry_run(set: Set, _family: Family) -> Outcome {
     let loaded: Value = serde_json::from_str(line)?;
     ensure!(loaded["type"] == "loaded" && loaded["proven"] == true, "{line}");
     let record = read(&path)?;
-    // That a record has every call, record_calls shows.
+    // The case record_calls shows that a record has every call.
     for call in list(&record, "calls")?.iter().filter(|call| call["by"] != "libbpf_probe") {
         let command = call["command"].as_str().unwrap_or_default();
         ensure!(call["call"] == "bpf" && !ATTACHING.contains(&command), "it made a call that attaches: {call}");
@@ -497,7 +500,7 @@ pub fn dry_run(set: Set, _family: Family) -> Outcome {
     };
     let made = [ids("programs", "prog")?, ids("maps", "map")?].concat();
     ensure!(made.len() > 10 && made.iter().all(|id| !before.contains(id)), "{made:?}");
-    // Without a file the proof is the same.
+    // Without a file, xctl proves the same.
     let xctl = command(&arguments(&attach, &["--dry-run", "--strict"]))?;
     let mut process = Process::start("xctl --dry-run --strict", xctl)?;
     let line = process.line()?;
@@ -508,7 +511,8 @@ pub fn dry_run(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{} programs and maps, attached nothing, left nothing", made.len())))
 }
 
-/// Before 5.8 there are no ring buffers, and SHARED_RING is left out: what libbpf makes of the program then is proven too.
+/// Before 5.8 there are no ring buffers, and xctl leaves SHARED_RING out. xctl then also proves the programs as libbpf
+/// changes them.
 pub fn no_ring_buffers(set: Set, _family: Family) -> Outcome {
     let scratch = Scratch::new()?;
     let (path, file) = scratch.file("no-ring-buffers.json");
@@ -522,7 +526,7 @@ pub fn no_ring_buffers(set: Set, _family: Family) -> Outcome {
     ensure!(record["proven"] == true, "not proven: {}", record["unproven"]);
     let maps: Vec<_> = list(&record, "maps")?.iter().filter_map(|map| map["name"].as_str()).collect();
     ensure!(maps.contains(&"SOCKET_TO_PID") && !maps.contains(&"SHARED_RING"), "its maps are {maps:?}");
-    // Somebody gets to where the ring would be used: else this shows nothing.
+    // A program must refer to the ring: otherwise this case shows nothing.
     let calls = list(&record, "calls")?;
     let code = calls.iter().filter_map(|call| call["attributes"]["insns"]["code"].as_str());
     let left_out = |insn: &[u8]| insn.starts_with(b"85000000") && insn.ends_with(LEFT_OUT);
@@ -531,11 +535,12 @@ pub fn no_ring_buffers(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{left_out} programs without it, proven")))
 }
 
-/// Where a map is left out, libbpf calls helper 2001000000 plus the map's number, which is in the lowest byte alone.
+/// For a map that is left out, libbpf calls helper 2001000000 plus the map's number. The number changes only the lowest
+/// byte.
 const LEFT_OUT: &[u8] = b"d64477";
 
-/// One instruction is altered on its way to the kernel, so that it still passes the verifier. It is said; with --record or
-/// --strict nothing is attached, and the record tells.
+/// One instruction is altered on its way to the kernel, so that the program still passes the verifier. xctl reports the
+/// change. With --record or --strict xctl attaches nothing, and the record contains the change.
 pub fn altered(_set: Set, _family: Family) -> Outcome {
     let scratch = Scratch::new()?;
     let (path, file) = scratch.file("altered.json");
@@ -561,16 +566,19 @@ pub fn altered(_set: Set, _family: Family) -> Outcome {
         unproven.len() == 1 && list(&record, "hooks")?.iter().all(|hook| hook["attached"] == false),
         "{unproven:?}"
     );
-    // The tag tells that it was altered, what the kernel made of it tells where.
+    // The tag shows that the program was altered; the program after verification shows where.
     let blinded = fs::read_to_string("/proc/sys/net/core/bpf_jit_harden").is_ok_and(|harden| harden.trim() == "2");
     ensure!(blinded || unproven[0]["insn"] == at, "it was instruction {at}: {}", unproven[0]);
-    ensure!(blinded || said.contains(&format!(", instruction {at}: its tag")), "it does not name {at}: {said:?}");
+    ensure!(
+        blinded || said.contains(&format!(", instruction {at}: the tag of the program")),
+        "it does not name {at}: {said:?}"
+    );
     Ok(Verdict::Passed(format!("{}", unproven[0]["why"])))
 }
 
-const UNPROVEN: &str = "what is in the kernel is not proven to be what the object says: program tp_retransmit";
+const UNPROVEN: &str = "the programs in the kernel are not proven to be those of the object: program tp_retransmit";
 
-/// An xctl of whose programs an instruction was altered: which that was, and what came of it.
+/// The result of an xctl with one altered instruction: the place of the instruction, and what xctl did.
 struct Altered {
     at: usize,
     status: ExitStatus,
@@ -597,16 +605,19 @@ fn alter_one(more: &[&str]) -> Result<Altered> {
     let attached = |(name, command, result, _): &Seen| {
         *result >= 0 && (name == "perf_event_open" || ATTACHING.contains(&command.as_str()))
     };
-    let attached = witness.iter().map(of_ptrace).find(attached);
+    // Before its programs are loaded, xctl attaches an empty one for a moment, to find out which set the kernel takes.
+    let calls: Vec<Seen> = witness.iter().map(of_ptrace).collect();
+    let loaded = calls.iter().rposition(|(_, command, ..)| command == "BPF_PROG_LOAD").context("nothing was loaded")?;
+    let attached = calls.into_iter().skip(loaded).find(attached);
     Ok(Altered { at, status, said, printed, attached })
 }
 
-/// What a program returns means nothing to the kernel where it is on a tracepoint: `r0 = 0` may become `r0 = 1`.
+/// The return value of a program on a tracepoint means nothing to the kernel: `r0 = 0` may become `r0 = 1`.
 const RETURN_0: [u8; 8] = [0xb7, 0, 0, 0, 0, 0, 0, 0];
 const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
 
-/// What the kernel shows of a program after verification is altered on its way to xctl: a change that the verifier has no
-/// reason to make.
+/// The kernel's output of a program after verification is altered on its way to xctl. The verifier has no reason to make
+/// this change.
 pub fn altered_translation(_set: Set, _family: Family) -> Outcome {
     let scratch = Scratch::new()?;
     let (path, file) = scratch.file("translated.json");
@@ -616,7 +627,7 @@ pub fn altered_translation(_set: Set, _family: Family) -> Outcome {
         if call.arguments[0] != BPF_OBJ_GET_INFO_BY_FD || !call.returned || call.result != 0 || altered > 0 {
             return Ok(());
         }
-        // struct bpf_prog_info: bytes of instructions after verification at 20, and where they are to go at 32.
+        // struct bpf_prog_info has the number of bytes after verification at 20, and the address of their buffer at 32.
         let info = tracee::read(memory, call.long(8), call.word(4) as usize)?;
         let number = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().unwrap_or_default());
         let address = u64::from(number(32)) | u64::from(number(36)) << 32;
@@ -642,10 +653,10 @@ pub fn altered_translation(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{}", unproven[0]["why"])))
 }
 
-/// The kernel does not answer what it made of a program: nothing can be compared, which is said, and refused with --strict, as
-/// a failure of the run and not of the object.
+/// The kernel does not answer a question about a program. xctl can compare nothing, and says so. --strict refuses this as a
+/// failure of the run, not of the object.
 pub fn incomparable(_set: Set, _family: Family) -> Outcome {
-    const WHY: &str = "what was loaded cannot be compared with the object: cannot ask about program";
+    const WHY: &str = "cannot compare the loaded programs with the object: cannot ask about program";
     let unanswered = |more: &[&str]| -> Result<(ExitStatus, Vec<String>, String)> {
         let more = [&["--duration", "0.1", "--seed", "none"], more].concat();
         let mut altered = false;
@@ -671,19 +682,21 @@ pub fn incomparable(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(said.trim().to_owned()))
 }
 
-/// Where a program sets what it returns, before the functions that it calls, to which that would mean something.
+/// The place where a program sets its return value. This place is before the functions that the program calls: their return
+/// values do matter.
 fn returns_0(insns: &[u8]) -> Result<usize> {
     let ends = [RETURN_0, EXIT].concat();
     (0..insns.len() / 8).find(|at| insns[at * 8..].starts_with(&ends)).context("it does not end so")
 }
 
-/// Alters a byte of that instruction in the memory of who asks the kernel to load it. Which that is.
+/// Alters a byte of that instruction in the memory of the process that asks the kernel to load it. Returns the
+/// instruction's number.
 fn alter(call: &Call, memory: &File, at: usize, byte: u64, value: u8) -> Result<usize> {
     memory.write_all_at(&[value], call.long(8) + at as u64 * 8 + byte).context("altering its memory")?;
     Ok(at)
 }
 
-/// A run that fails is recorded too: here the kernel refuses a program, in which an instruction became nonsense.
+/// A failed run is recorded, too: here the kernel refuses a program with an altered, invalid instruction.
 pub fn failed(_set: Set, _family: Family) -> Outcome {
     let scratch = Scratch::new()?;
     let (path, file) = scratch.file("failed.json");
@@ -716,7 +729,7 @@ pub fn failed(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("exit code 4 after {} calls", calls.len())))
 }
 
-/// Objects that somebody altered are refused before they reach the kernel, and what is wrong is named; the record tells.
+/// xctl refuses altered objects before they reach the kernel, and names the defect. The record contains the error.
 pub fn altered_objects(_set: Set, _family: Family) -> Outcome {
     let scratch = Scratch::new()?;
     let (path, file) = scratch.file("object.json");
@@ -731,7 +744,10 @@ pub fn altered_objects(_set: Set, _family: Family) -> Outcome {
         }
         let record = read(&path)?;
         ensure!(record["exit_code"] == 4, "{}: the record says {}", altered.what, record["exit_code"]);
-        let given = |call: &&Value| call["by"] != "libbpf_probe" && call["command"] == "BPF_PROG_LOAD";
+        // With an empty program `auto` finds out whether the kernel takes LSM or fentry programs. It is none of the object's.
+        let is_empty = |call: &Value| call["attributes"]["insns"]["code"] == "b7000000000000009500000000000000";
+        let given =
+            |call: &&Value| call["by"] != "libbpf_probe" && call["command"] == "BPF_PROG_LOAD" && !is_empty(call);
         let given = list(&record, "calls")?.iter().find(given);
         ensure!(given.is_none(), "{}: the kernel was given {given:?}", altered.what);
         ensure!(
@@ -744,14 +760,14 @@ pub fn altered_objects(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{} refused", all.len())))
 }
 
-/// `inspect` needs no privilege, also on a kernel's own BTF.
+/// `inspect` needs no privilege, even on a kernel's own BTF.
 pub fn inspect_as_nobody(_set: Set, _family: Family) -> Outcome {
     let mut nobody = command(&["inspect", "--json"])?;
     nobody.uid(65534).gid(65534);
     let output = nobody.output().context("starting xctl inspect")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success() && said.is_empty(), "it ended with {} and said {said:?}", output.status);
-    // root could, and does not
+    // root could make such calls, and does not
     let (mut process, calls) = watch("xctl inspect", &command(&["inspect", "--json"])?, |_, _| Ok(()))?;
     process.succeed()?;
     ensure!(calls.is_empty(), "it made calls into BPF or perf: {calls:?}");
@@ -762,13 +778,16 @@ pub fn inspect_as_nobody(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(counts))
 }
 
-/// Whether functions and tracepoints are there, as kallsyms and tracefs know it: how many are, and how many are not.
+/// The record agrees with kallsyms and tracefs on the functions and tracepoints that exist. Returns how many exist, and how
+/// many do not.
 fn hooks_are_told(facts: &Value) -> Result<(usize, usize)> {
     let mut counts = (0, 0);
     for program in facts["programs"].as_array().context("no programs")? {
-        let target = program["target"].as_str().unwrap_or_default();
+        // A program without a target runs on request.
+        let Some(target) = program["target"].as_str() else { continue };
         let there = match program["hook"].as_str() {
             Some("fentry" | "fexit") => has_symbol(target),
+            Some("lsm") => has_symbol(&format!("bpf_lsm_{target}")),
             Some("raw_tracepoint") => tracefs::has_event(target)?,
             _ => continue,
         };

@@ -1,4 +1,4 @@
-//! Where xctl cannot run it says so, with what is missing and the remedy, and exit code 3.
+//! If xctl cannot run, it names the missing feature and the remedy, and ends with exit code 3.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -6,8 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-use ::xctl::hooks::IN_SOME_KERNELS;
 use ::xctl::object::{self, Kind};
+use ::xctl::trace::target::IN_SOME_KERNELS;
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -41,7 +41,7 @@ pub fn no_privilege(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed("names the capabilities".into()))
 }
 
-/// One of the capabilities is missing, and only that one is named.
+/// One of the capabilities is missing. xctl names this one, and no other.
 pub fn one_capability(_set: Set, _family: Family) -> Outcome {
     let all = ["CAP_BPF", "CAP_PERFMON"];
     for missing in all {
@@ -52,7 +52,7 @@ pub fn one_capability(_set: Set, _family: Family) -> Outcome {
         ensure!(!held.iter().any(|name| said.contains(name)), "it names what is there: {said:?}");
         doctor::agrees_with_refusal(by_nobody(&["doctor", "--json"])?, "capabilities", &said)?;
     }
-    // the one that leads into another network namespace
+    // CAP_SYS_ADMIN, which is needed to enter another network namespace
     let _other = Netns::new("other")?;
     let sockets = workers::by_nobody(&needed(), &command(&["sockets", "--json"])?)?;
     let said = refusal(Process::start("xctl", sockets)?, CANNOT_RUN_HERE)?;
@@ -60,44 +60,27 @@ pub fn one_capability(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed("names the one that is missing".into()))
 }
 
-/// Maps count against RLIMIT_MEMLOCK, which is low and may not be raised.
-pub fn no_memlock(_set: Set, _family: Family) -> Outcome {
-    if !has_symbol("bpf_map_charge_init") {
-        return Ok(Verdict::Skipped("this kernel does not count maps against RLIMIT_MEMLOCK".into()));
-    }
-    let _paranoid = Paranoid::at_most_2()?;
-    let by_nobody = |args: &[&str]| little_memlock(&["CAP_BPF", "CAP_PERFMON"], args);
-    let said = refusal(Process::start("xctl", by_nobody(&["trace", "--json"])?)?, CANNOT_RUN_HERE)?;
-    ensure!(
-        said.contains("RLIMIT_MEMLOCK is 64 KiB") && said.contains("ulimit"),
-        "it does not name the limit: {said:?}"
-    );
-    doctor::agrees_with_refusal(by_nobody(&["doctor", "--json"])?, "trace", &said)?;
-    Ok(Verdict::Passed("names RLIMIT_MEMLOCK".into()))
-}
-
-/// By nobody with these capabilities, and RLIMIT_MEMLOCK at 64 KiB.
+/// A command run by nobody with these capabilities, and with an RLIMIT_MEMLOCK of 64 KiB.
 fn little_memlock(capabilities: &[&str], args: &[&str]) -> Result<Command> {
     memlock(64, capabilities, args)
 }
 
-/// The same, and RLIMIT_MEMLOCK at so many KiB, in which ulimit counts.
+/// Like [`little_memlock`], with an RLIMIT_MEMLOCK of this many KiB (the unit of ulimit).
 pub fn memlock(kib: u32, capabilities: &[&str], args: &[&str]) -> Result<Command> {
-    let xctl = workers::by_nobody(capabilities, &command(args)?)?;
-    let mut limited = tool("sh");
-    limited.args(["-c", &format!("ulimit -l {kib} && exec \"$0\" \"$@\"")]);
-    limited.arg(xctl.get_program()).args(xctl.get_args());
-    Ok(limited)
+    Ok(limited(&format!("-l {kib}"), &workers::by_nobody(capabilities, &command(args)?)?))
 }
 
-/// Too few files may be open.
+/// The command under a limit, which is an argument of ulimit.
+fn limited(limit: &str, command: &Command) -> Command {
+    let mut limited = tool("sh");
+    limited.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]);
+    limited.arg(command.get_program()).args(command.get_args());
+    limited
+}
+
+/// The limit of open files is too low.
 pub fn no_files(_set: Set, _family: Family) -> Outcome {
-    let few = |args: &[&str]| -> Result<Command> {
-        let xctl = command(args)?;
-        let mut limited = tool("sh");
-        limited.args(["-c", "ulimit -n 12 && exec \"$0\" \"$@\""]).arg(xctl.get_program()).args(xctl.get_args());
-        Ok(limited)
-    };
+    let few = |args: &[&str]| Ok::<_, anyhow::Error>(limited("-n 12", &command(args)?));
     let said = refusal(Process::start("xctl", few(&["trace", "--json"])?)?, CANNOT_RUN_HERE)?;
     ensure!(said.contains("too many open files") && said.contains("ulimit -n"), "it does not name the limit: {said:?}");
     doctor::agrees_with_refusal(few(&["doctor", "--json"])?, "trace", &said)?;
@@ -114,7 +97,7 @@ pub fn no_btf(_set: Set, _family: Family) -> Outcome {
     })
 }
 
-/// Types of another kernel: one that is in all of them lies elsewhere.
+/// The BTF of another kernel: a type that is in all kernels has another layout.
 pub fn foreign_btf(_set: Set, _family: Family) -> Outcome {
     let mut bytes = types()?;
     let [one, other] = ["skc_daddr", "skc_dport"];
@@ -123,14 +106,18 @@ pub fn foreign_btf(_set: Set, _family: Family) -> Outcome {
     }
     let btf = Btf::of(other, &bytes)?;
     let said = refuses(&["--btf", &btf.path()], "btf")?;
-    let words = ["not of this kernel", "byte_off of sock->__sk_common.skc_dport is 0 by it, 12", "leave out --btf"];
+    let words = [
+        "not of this kernel",
+        "byte_off of sock->__sk_common.skc_dport is 0 with the given BTF, 12",
+        "leave out --btf",
+    ];
     ensure!(words.iter().all(|words| said.contains(words)), "it does not say {words:?}: {said:?}");
     let sockets = refusal(start(&["sockets", "--btf", &btf.path()])?, CANNOT_RUN_HERE)?;
     ensure!(sockets == said, "of sockets it says {sockets:?}, of retransmits {said:?}");
     Ok(Verdict::Passed("names a field".into()))
 }
 
-/// /proc or /sys is not there at all.
+/// /proc or /sys is not mounted.
 pub fn no_mounts(_set: Set, _family: Family) -> Outcome {
     for (root, remedy) in [("/proc", "mount -t proc"), ("/sys", "mount -t sysfs")] {
         with_private_mounts(|| {
@@ -143,7 +130,7 @@ pub fn no_mounts(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed("names what is to be mounted".into()))
 }
 
-/// A kernel without kprobes, or where the folder that tells of them is empty.
+/// The kernel has no kprobes, or the folder that describes them is empty.
 pub fn no_kprobes(_set: Set, _family: Family) -> Outcome {
     with_private_mounts(|| {
         if Path::new(KPROBE_PMU).exists() {
@@ -165,7 +152,52 @@ pub fn no_kprobes(_set: Set, _family: Family) -> Outcome {
     })
 }
 
-/// A kernel that lacks a tracepoint or function, by its BTF: one that is needed, and one that is not.
+/// `bpf` is not among the active LSMs, or nothing tells which are active: by the kernel's own list, and by others in its
+/// place. A kernel without `bpf` in its list attaches LSM programs without an error, and never runs them.
+pub fn no_lsm(_set: Set, _family: Family) -> Outcome {
+    const SECURITY: &str = "/sys/kernel/security";
+    const MODULES: &str = "lockdown,capability,bpfilter";
+    let attach = ["trace", "--json", "--attach", "lsm"];
+    if Set::Kprobe.absent().is_some() {
+        let said = refusal(start(&attach)?, CANNOT_RUN_HERE)?;
+        ensure!(said.contains("no kprobe PMU"), "it does not say what is missing: {said:?}");
+        return Ok(Verdict::Passed(said.trim().into()));
+    }
+    let mut told = Vec::new();
+    if let Some(why) = Set::Lsm.absent() {
+        let said = refusal(start(&attach)?, CANNOT_RUN_HERE)?;
+        ensure!(said.contains(&why), "it does not say {why:?}: {said:?}");
+        told.push(said.trim().to_owned());
+    }
+    with_private_mounts(|| {
+        hide(SECURITY)?;
+        // since 6.8 a system call tells, too
+        if has_symbol("__x64_sys_lsm_list_modules") || has_symbol("__arm64_sys_lsm_list_modules") {
+            if Set::Lsm.absent().is_none() {
+                Xctl::start(Set::Lsm, &[])?.stop(Signal::SIGINT)?;
+                told.push("asks the system call".into());
+            }
+        } else {
+            let said = refusal(start(&attach)?, CANNOT_RUN_HERE)?;
+            let words = ["not known which LSMs are active", "mount -t securityfs"];
+            ensure!(words.iter().all(|words| said.contains(words)), "it does not say {words:?}: {said:?}");
+            told.push(said.trim().to_owned());
+        }
+        std::fs::write(format!("{SECURITY}/lsm"), MODULES).context("another list")?;
+        let said = refusal(start(&attach)?, CANNOT_RUN_HERE)?;
+        for words in [format!("among the active LSMs ({MODULES})"), format!("boot with lsm={MODULES},bpf")] {
+            ensure!(said.contains(&words), "it does not say {words:?}: {said:?}");
+        }
+        let left = doctor::agrees_on_set(command(&["doctor", "--json"])?, "set lsm", &said)?;
+        let xctl = Xctl::start(Set::Auto, &[])?;
+        ensure!([&left, &xctl.ready.attach] == ["kprobe+tracepoint"; 2], "doctor: {left}: {}", xctl.ready.attach);
+        xctl.stop(Signal::SIGINT)?;
+        Ok(())
+    })?;
+    Ok(Verdict::Passed(told.join("; ")))
+}
+
+/// The BTF lacks a tracepoint or function: once a needed one, once an optional one.
 pub fn no_symbol(_set: Set, _family: Family) -> Outcome {
     let (needed, set) = (Btf::without("btf_trace_tcp_retransmit_synack")?, with_tracepoints().to_string());
     let btf = needed.path();
@@ -181,7 +213,7 @@ pub fn no_symbol(_set: Set, _family: Family) -> Outcome {
     }
 
     let hooks = |args: &[&str]| -> Result<Vec<(String, String)>> {
-        let mut xctl = Xctl::start(Set::Auto, args)?;
+        let mut xctl = Xctl::start(with_tracepoints(), args)?;
         let hooks = std::mem::take(&mut xctl.ready.hooks);
         xctl.stop(Signal::SIGINT)?;
         Ok(hooks.into_iter().map(|hook| (hook.hook, hook.target)).collect())
@@ -189,7 +221,7 @@ pub fn no_symbol(_set: Set, _family: Family) -> Outcome {
     let has = |hooks: &[(String, String)]| hooks.iter().any(|(_, target)| target == "mptcp_sendmsg");
     let all = hooks(&[])?;
     if Set::Mixed.absent().is_none() {
-        // old pahole does not tell of functions, or not of those that are static: then the kernel is asked
+        // old pahole leaves all functions or the static ones out of BTF: xctl then asks the kernel
         for everywhere in ["tcp_sendmsg", "tcp_v4_init_sock"] {
             let silent = Btf::without_all(&[&[everywhere][..], &IN_SOME_KERNELS].concat())?;
             let found = hooks(&["--btf", &silent.path()])?;
@@ -205,12 +237,12 @@ pub fn no_symbol(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed("names the tracepoint; does without MPTCP".into()))
 }
 
-/// A set whose retransmits come from tracepoints.
+/// A set that sees retransmits by tracepoints.
 fn with_tracepoints() -> Set {
     if Set::Mixed.absent().is_none() { Set::Mixed } else { Set::Tracepoint }
 }
 
-/// Neither kprobes nor fentry nor tracepoints that show senders.
+/// The kernel has neither kprobes nor fentry nor tracepoints that show senders.
 pub fn no_hooks(_set: Set, _family: Family) -> Outcome {
     with_private_mounts(|| {
         if Path::new(KPROBE_PMU).exists() {
@@ -227,14 +259,14 @@ pub fn no_hooks(_set: Set, _family: Family) -> Outcome {
     })
 }
 
-/// What the kernel answers to an attach call decides, whatever object and BTF say: an object that reads an argument which the
-/// tracepoint has not got, and a BTF that has a function or a tracepoint which the kernel has not got. An object without a
-/// program does not come so far.
+/// The kernel's answer to an attach call decides, whatever object and BTF say. One object reads an argument that the
+/// tracepoint does not have. One BTF has a function, and one a tracepoint, that the kernel does not have. An object without
+/// a needed program is refused earlier.
 pub fn not_attached(_set: Set, _family: Family) -> Outcome {
     let set = with_tracepoints().to_string();
     let (_file, object) = nameless_file(&without::argument("tp_synack"))?;
     let said = refusal(start(&["trace", "--json", "--attach", &set, "--object", &object])?, CANNOT_RUN_HERE)?;
-    let words = "cannot attach to tcp_retransmit_synack: its arguments are not those in the BTF";
+    let words = "cannot attach to tcp_retransmit_synack: the arguments in the kernel differ from those in the BTF";
     ensure!(said.contains(words) && said.contains("--btf FILE"), "it does not say {words:?}: {said:?}");
 
     let (_file, object) = nameless_file(&without::name("tp_synack"))?;
@@ -242,19 +274,17 @@ pub fn not_attached(_set: Set, _family: Family) -> Outcome {
     ensure!(said.contains("it has no program tp_synack"), "it does not name the program: {said:?}");
 
     let mut seen = 2;
+    let mut claimed = vec![];
     let function = ["do_tcp_sendpages", "mptcp_sendmsg"].into_iter().find(|name| !has_symbol(name));
     if let (Some(function), None) = (function, Set::Mixed.absent()) {
-        let btf = Btf::claiming(Kind::Func, function)?;
-        refused_hook(Set::Mixed, &btf, &format!("kprobe {function}"), function, "this kernel has no such function")?;
-        seen += 1;
+        claimed.push((Set::Mixed, Kind::Func, function));
     }
-    // of 6.3
-    let tracepoint = "sock_send_length";
-    if !has_event(tracepoint)? {
-        let btf = Btf::claiming(Kind::Typedef, &format!("btf_trace_{tracepoint}"))?;
-        let check = format!("raw_tracepoint {tracepoint}");
-        refused_hook(Set::Tracepoint, &btf, &check, tracepoint, "this kernel has no such tracepoint")?;
-        seen += 1;
+    // this tracepoint exists since 6.3
+    if !has_event("sock_send_length")? {
+        claimed.push((Set::Tracepoint, Kind::Typedef, "sock_send_length"));
+    }
+    if !claimed.is_empty() {
+        seen += refused_hooks(&claimed)?;
     }
     if Set::Mixed.absent().is_none() {
         seen += refused_probes()?;
@@ -262,8 +292,8 @@ pub fn not_attached(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{seen} refusals")))
 }
 
-/// Functions that may not be probed, names that several functions have, and one that is not there. How many refusals that
-/// were.
+/// Probes on functions that may not be probed, on names that several functions have, and on one that does not exist.
+/// Returns the number of refusals.
 fn refused_probes() -> Result<u32> {
     const LISTEN: &str = "inet_csk_listen_start";
     const STATE: &str = "inet_sk_state_store";
@@ -287,24 +317,24 @@ fn refused_probes() -> Result<u32> {
         (Set::Kprobe, STATE, "inet_sk_state_gone", Errno::ENOENT, "this kernel has no such function"),
     ] {
         let (answered, status, said) = probe_instead(set, ours, name, errno)?;
-        // older kernels take the first of several
+        // older kernels take the first of several functions
         if !answered && errno == Errno::EADDRNOTAVAIL {
             continue;
         }
-        // it reads the name, to say it, where that was altered
+        // xctl reads the name for its message from the altered memory, so the message has the new name
         let words = [format!("cannot attach to {name}"), format!(": {words}: "), "--attach auto".to_owned()];
         let right = status.code() == Some(CANNOT_RUN_HERE) && words.iter().all(|words| said.contains(words));
         ensure!(answered && right, "{name}: {status}, and it does not say {words:?}: {said:?}");
         seen += 1;
     }
-    // where a tracepoint shows the same, it does without
+    // if a tracepoint shows the same event, xctl runs without the probe
     let (answered, status, said) = probe_instead(Set::Mixed, STATE, "inet_sk_state_gone", Errno::ENOENT)?;
     ensure!(answered && status.success(), "without {STATE}: {status}, {said:?}");
     Ok(seen)
 }
 
-/// On its way to the kernel the name of the function to be probed becomes another's: none of ours is such a one. Whether the
-/// kernel answered so, and how xctl ended.
+/// Replaces the name of a probed function by another on its way to the kernel; none of xctl's functions is refused in this way.
+/// Returns whether the kernel answered with `errno`, xctl's exit status, and its standard error.
 fn probe_instead(set: Set, ours: &str, name: &str, errno: Errno) -> Result<(bool, ExitStatus, String)> {
     const FUNCTION: usize = 56;
     let args = ["trace", "--json", "--attach", &set.to_string(), "--duration", "0.1"];
@@ -325,16 +355,27 @@ fn probe_instead(set: Set, ours: &str, name: &str, errno: Errno) -> Result<(bool
     Ok((calls.iter().any(refused), status, said))
 }
 
-/// With this BTF the set cannot be attached, and doctor finds the same fault with the same hook.
-fn refused_hook(set: Set, btf: &Btf, check: &str, target: &str, why: &str) -> Result<()> {
+/// The BTF has functions and tracepoints that the kernel does not have. The set that uses each cannot be attached, and doctor
+/// finds the same fault with the same hook. Returns the number of refusals.
+fn refused_hooks(claimed: &[(Set, Kind, &str)]) -> Result<u32> {
+    let btf = Btf::claiming(claimed.iter().map(|(_, kind, name)| (*kind, *name)))?;
     let btf = btf.path();
-    let said = refusal(start(&["trace", "--json", "--attach", &set.to_string(), "--btf", &btf])?, CANNOT_RUN_HERE)?;
-    let words = format!("cannot attach to {target}: {why}");
-    ensure!(said.contains(&words) && said.contains("--attach auto"), "it does not say {words:?}: {said:?}");
-    doctor::finds(command(&["doctor", "--json", "--btf", &btf])?, check, &words)
+    let report = doctor::report(command(&["doctor", "--json", "--btf", &btf])?)?;
+    for (set, kind, name) in claimed {
+        let (hook, what) = match kind {
+            Kind::Typedef => ("raw_tracepoint", "tracepoint"),
+            _ => ("kprobe", "function"),
+        };
+        let trace = start(&["trace", "--json", "--attach", &set.to_string(), "--btf", &btf])?;
+        let said = refusal(trace, CANNOT_RUN_HERE)?;
+        let words = format!("cannot attach to {name}: this kernel has no such {what}");
+        ensure!(said.contains(&words) && said.contains("--attach auto"), "it does not say {words:?}: {said:?}");
+        report.finds(&format!("{hook} {name}"), &words)?;
+    }
+    Ok(u32::try_from(claimed.len())?)
 }
 
-/// A file with the kernel's BTF in which one name is another, gone when dropped.
+/// A file with the kernel's BTF in which names are changed. It is removed when dropped.
 pub struct Btf(PathBuf);
 
 impl Btf {
@@ -342,7 +383,7 @@ impl Btf {
         Btf::without_all(&[name])
     }
 
-    /// Without any of these names.
+    /// The BTF without any of these names.
     pub fn without_all(names: &[&str]) -> Result<Btf> {
         let mut bytes = types()?;
         for name in names {
@@ -351,16 +392,19 @@ impl Btf {
         Btf::of(names[0], &bytes)
     }
 
-    /// With one more name of that kind, which another of the same length has lost.
-    pub fn claiming(kind: Kind, name: &str) -> Result<Btf> {
+    /// The BTF with these functions and tracepoints, whose names are taken from others of the same length.
+    fn claiming<'n>(claimed: impl Iterator<Item = (Kind, &'n str)>) -> Result<Btf> {
         let mut bytes = types()?;
-        let types = object::Btf::parse(&bytes).context("the kernel's BTF")?;
-        let prefix = if kind == Kind::Typedef { "btf_trace_" } else { "" };
-        let fits = |other: &&str| other.len() == name.len() && other.starts_with(prefix) && !other.contains("tcp_");
-        let of_kind = types.ids().filter(|id| types.kind(*id) == kind).map(|id| types.name(id));
-        let other = of_kind.into_iter().find(fits).context("no name of that length")?.to_owned();
-        rename(&mut bytes, &other, name);
-        Btf::of(name, &bytes)
+        for (kind, name) in claimed {
+            let prefix = if kind == Kind::Typedef { "btf_trace_" } else { "" };
+            let name = format!("{prefix}{name}");
+            let types = object::Btf::parse(&bytes).context("the kernel's BTF")?;
+            let fits = |other: &&str| other.len() == name.len() && other.starts_with(prefix) && !other.contains("tcp_");
+            let of_kind = types.ids().filter(|id| types.kind(*id) == kind).map(|id| types.name(id));
+            let other = of_kind.into_iter().find(fits).context("no name of that length")?.to_owned();
+            rename(&mut bytes, &other, &name);
+        }
+        Btf::of("claimed", &bytes)
     }
 
     fn of(name: &str, bytes: &[u8]) -> Result<Btf> {
@@ -378,7 +422,7 @@ fn types() -> Result<Vec<u8>> {
     std::fs::read("/sys/kernel/btf/vmlinux").context("reading the kernel's BTF")
 }
 
-/// Each text in it that is `name` is `other` from now on, which is as long. Where MPTCP is not there, neither is its name.
+/// Replaces each string `name` by `other`, which has the same length. A kernel without MPTCP has no name of it.
 fn rename(bytes: &mut [u8], name: &str, other: &str) {
     let text = format!("\0{name}\0");
     while let Some(at) = bytes.windows(text.len()).position(|window| window == text.as_bytes()) {
@@ -392,14 +436,14 @@ impl Drop for Btf {
     }
 }
 
-/// Rings that may not be locked in memory, and rings for which there is none.
+/// xctl may not lock the memory of its rings; or there is no memory for rings.
 pub fn no_ring_memory(_set: Set, _family: Family) -> Outcome {
     if std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid")?.trim() == "-1" {
         return Ok(Verdict::Skipped("kernel.perf_event_paranoid is -1: rings may take any memory".into()));
     }
     let _paranoid = Paranoid::at_most_2()?;
     let mut said = String::new();
-    // until 5.10 the same limit is for maps, and may be raised by those who may trace there
+    // until 5.10 maps need the same limit, and a user who may trace may raise it
     if !has_symbol("bpf_map_charge_init") {
         let limited = little_memlock(&needed(), &["trace", "--json", "--perf-pages", "4096"])?;
         said = refusal(Process::start("xctl", limited)?, CANNOT_RUN_HERE)?;
@@ -420,7 +464,7 @@ pub fn no_ring_memory(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(said.trim().into()))
 }
 
-/// kernel.perf_event_paranoid is 3, which only CAP_SYS_ADMIN passes.
+/// kernel.perf_event_paranoid is 3, a level that only CAP_SYS_ADMIN passes.
 pub fn paranoid(_set: Set, _family: Family) -> Outcome {
     if std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid")?.trim() != "3" {
         return Ok(Verdict::Skipped("kernel.perf_event_paranoid is not 3, as it is only on Debian's kernels".into()));
@@ -432,7 +476,7 @@ pub fn paranoid(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed("names kernel.perf_event_paranoid".into()))
 }
 
-/// In a user namespace of its own, where root is nobody to the kernel.
+/// xctl runs as root of its own user namespace, which has no privilege in the kernel's view.
 pub fn user_namespace(_set: Set, _family: Family) -> Outcome {
     let inside = |args: &[&str]| -> Result<Command> {
         let xctl = command(args)?;
@@ -449,33 +493,34 @@ pub fn user_namespace(_set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed("names the user namespace".into()))
 }
 
-/// A kernel whose memory no program may read. The last of all cases, as nothing undoes it.
+/// No program may read the kernel's memory (lockdown). This is the last case, since nothing undoes lockdown.
 pub fn lockdown(_set: Set, _family: Family) -> Outcome {
     const SECURITY: &str = "/sys/kernel/security";
     if !is_guest() {
         return Ok(Verdict::Skipped("locks the kernel down: only in a virtual machine of tests/vm".into()));
     }
     with_private_mounts(|| {
-        mount(Some("none"), SECURITY, Some("securityfs"), MsFlags::empty(), None::<&str>)
-            .context("mounting securityfs")?;
         std::fs::write(format!("{SECURITY}/lockdown"), "confidentiality").context("locking the kernel down")?;
-        for set in [Set::Auto, Set::Kprobe, Set::Fentry].into_iter().filter(|set| set.absent().is_none()) {
+        for set in [Set::Kprobe, Set::Fentry, Set::Lsm].into_iter().filter(|set| set.absent().is_none()) {
             let attach = set.to_string();
             let said = refusal(start(&["trace", "--json", "--attach", &attach])?, CANNOT_RUN_HERE)?;
             ensure!(said.contains("lockdown=confidentiality"), "--attach {set} does not name lockdown: {said:?}");
         }
-        let said = refuses(&[], "trace")?;
-        ensure!(said.contains("lockdown=integrity"), "it does not say what would do: {said:?}");
-        doctor::finds(command(&["doctor", "--json"])?, "lockdown", "confidentiality")?;
-        Ok(())
+        let said = refusal(start(&["trace", "--json"])?, CANNOT_RUN_HERE)?;
+        for words in ["lockdown=confidentiality", "lockdown=integrity"] {
+            ensure!(said.contains(words), "it does not say {words}: {said:?}");
+        }
+        let report = doctor::agrees_with_refusal(command(&["doctor", "--json"])?, "trace", &said)?;
+        report.finds("lockdown", "confidentiality")
     })?;
-    // where the kernel does not tell
+    // the kernel does not show its lockdown mode
     let said = refusal(start(&["trace", "--json"])?, CANNOT_RUN_HERE)?;
     ensure!(said.contains("lockdown=confidentiality"), "it does not name lockdown: {said:?}");
     Ok(Verdict::Passed("names lockdown".into()))
 }
 
-/// Both commands with these arguments refuse: trace says what doctor finds fault with. What it said.
+/// Checks that both commands refuse with these arguments: trace for the reason that doctor finds. Returns the message of
+/// trace.
 fn refuses(args: &[&str], culprit: &str) -> Result<String> {
     let said = refusal(start(&[&["trace", "--json"], args].concat())?, CANNOT_RUN_HERE)?;
     doctor::agrees_with_refusal(command(&[&["doctor", "--json"], args].concat())?, culprit, &said)?;
@@ -486,7 +531,7 @@ fn start(args: &[&str]) -> Result<Process> {
     Process::start("xctl", command(args)?)
 }
 
-/// Nothing is there any more.
+/// Hides everything in the folder by an empty mount.
 fn hide(folder: &str) -> Result<()> {
     mount(Some("none"), folder, Some("tmpfs"), MsFlags::empty(), None::<&str>)
         .with_context(|| format!("hiding {folder}"))

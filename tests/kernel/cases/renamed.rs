@@ -1,4 +1,4 @@
-//! Processes that take another name when they have sent, and do no more with their sockets: by prctl(), and by exec().
+//! Processes that take another name after they have sent, by prctl() or exec(), and then no longer use their sockets.
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
@@ -41,7 +41,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
         actor.rename(how, "second")?;
         renamed.push(actor.who.clone());
         claims.add(what, &link.a, flow, Kind::Rto, Whose::Of(actor.who.clone(), Owner::Send))?;
-        // who has exited leaves the rest to the kernel
+        // the sockets of an exited process are left to the kernel
         if exits {
             claims.exited();
         } else {

@@ -1,8 +1,10 @@
-//! A process writes and exits, and a new one gets its PID: what the first one's socket retransmits is not the new one's.
+//! A process writes and exits, and a new process gets its PID. The retransmits of the first process's socket are not the
+//! new process's.
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 
+use crate::claims::{Claims, Whose};
 use crate::counters::{Counters, unacknowledged};
 use crate::crowd::{Job, Member};
 use crate::host::Set;
@@ -10,12 +12,13 @@ use crate::link::{Link, Netns};
 use crate::missed::Witness;
 use crate::process::now;
 use crate::process::{PATIENCE, poll};
+use crate::ways::{How::Call, Order, RawActor};
 use crate::workers::{Flow, Puppet, Receiver};
-use crate::xctl::Xctl;
+use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 pub fn run(set: Set, family: Family) -> Outcome {
-    // a wire for each, so that what the one does not get through, the other does
+    // a link for each process: one link can lose every packet while the other transmits
     let (link, wire) = (Link::up()?, Link::up()?);
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let other = Receiver::new(&wire.b, "receiver", wire.address(&wire.b, family), 0)?;
@@ -49,7 +52,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     wire.lose(0)?;
     link.quiet()?;
     ensure!(poll(PATIENCE, || Ok(unacknowledged(&wire.a)?.is_empty()))?, "not acknowledged");
-    // the new one lives until xctl has printed all
+    // the new process lives until xctl has printed all records
     let trace = xctl.stop(Signal::SIGINT)?;
     drop(heir);
     if let Some(why) = witness.hidden()? {
@@ -77,4 +80,35 @@ pub fn run(set: Set, family: Family) -> Outcome {
         ensure!(told.segs == seen, "{seen} segments: {told:?}");
     }
     Ok(Verdict::Passed(format!("PID {} twice, {} retransmits of the first after that", old.pid, after.len())))
+}
+
+/// The new process is born in the same clock tick as the first one, so that /proc says the same of both. A third process
+/// keeps the first one's socket open. The case also runs with sockets that xctl learned from /proc.
+pub fn in_one_tick(set: Set, _family: Family) -> Outcome {
+    let mut notes = vec![];
+    for args in [&[][..], &["--seed", "proc"]] {
+        let link = Link::up()?;
+        let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, Family::V4), 0)?;
+        let mut keeper = RawActor::new(&link.a, "keeper")?;
+        let (socket, flow) = keeper.socket(Order::Connect(receiver.at))?;
+        let (other, other_flow) = keeper.socket(Order::Connect(receiver.at))?;
+        let mut xctl = Xctl::start(set, args)?;
+        link.lose(100)?;
+        let (first, second) = keeper.succeed(socket, "first", "second")?;
+        let mut claims = Claims::default();
+        claims.add("its process has exited", &link.a, flow, Kind::Rto, Whose::Of(first, Owner::Send))?;
+        claims.exited();
+        keeper.child_done(&second, Order::Send(other, Call))?;
+        let lives = Whose::Of(second.who.clone(), Owner::Send);
+        claims.add("the new one's own", &link.a, other_flow, Kind::Rto, lives)?;
+        let born = now()?;
+        claims.wait(&mut xctl)?;
+        let trace = xctl.stop(Signal::SIGINT)?;
+        for record in trace.of(link.a.inode).filter(|record| record.mono_ns > born) {
+            ensure!(record.exited == (record.at.flow() == flow), "{args:?}: {record:?}");
+        }
+        let Verdict::Passed(note) = claims.hold(&trace, "")? else { unreachable!("claims are held or not") };
+        notes.push(note);
+    }
+    Ok(Verdict::Passed(format!("{}; with --seed proc {}", notes[0], notes[1])))
 }

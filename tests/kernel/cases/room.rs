@@ -1,4 +1,4 @@
-//! How many sockets there is room for when nobody says so: four times those that exist, or 8192 if that is more.
+//! The default number of sockets that xctl has room for: four times the existing sockets, or 8192 if that is more.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use crate::xctl::{Xctl, command};
 use crate::{Family, Outcome, Verdict};
 
 const LEAST: u64 = 8192;
-/// Of each connection two sockets are here. Fewer than a process may have files.
+/// Both sockets of each connection are on this host. The number is lower than a process's limit of open files.
 const CONNECTIONS: usize = 750;
 
 pub fn run(set: Set, family: Family) -> Outcome {
     let (few, idle) = default_room(set)?;
-    // A guest has few, though some are orphans of the cases before, which still send what was never acknowledged.
+    // A guest has few sockets. Some are orphans of earlier cases, which still send unacknowledged data.
     ensure!(!is_guest() || 4 * few < LEAST, "{few} sockets before any are made: the least room is not seen");
     let link = Link::up()?;
     let mut members = vec![];
@@ -36,7 +36,8 @@ pub fn run(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{idle} for {few} sockets, {full} for {many}")))
 }
 
-/// How many sockets the host has, and for how many an xctl has room that was not told. Between two looks that agree.
+/// The number of sockets on the host, and the number that an xctl without `--max-sockets` has room for. The number of
+/// sockets must be the same before and after.
 fn default_room(set: Set) -> Result<(u64, u64)> {
     let mut found = None;
     poll(Duration::from_secs(30), || {
@@ -53,7 +54,7 @@ fn default_room(set: Set) -> Result<(u64, u64)> {
     Ok((sockets, room))
 }
 
-/// The host's, as the kernel counts what it has allocated.
+/// The number of sockets of the host, as the kernel counts allocated ones.
 fn sockets() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/net/sockstat").context("reading /proc/net/sockstat")?;
     let tcp = text.lines().find_map(|line| line.strip_prefix("TCP: ")).context("no TCP in it")?;

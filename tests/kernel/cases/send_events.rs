@@ -1,4 +1,4 @@
-//! Every send is seen, once, with its process, and the retransmits of its connection carry the same.
+//! xctl reports every send once, with its process. The retransmits of the connection name the same process.
 
 use anyhow::{bail, ensure};
 use nix::sys::signal::Signal;

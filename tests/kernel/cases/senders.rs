@@ -5,7 +5,7 @@ use crate::claims::{Claims, Whose};
 use crate::host::Set;
 use crate::link::Link;
 use crate::xctl::{Kind, Owner, Xctl};
-use crate::{Family, Outcome};
+use crate::{Family, Outcome, Verdict};
 
 pub fn run(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
@@ -35,4 +35,29 @@ pub fn run(set: Set, family: Family) -> Outcome {
     }
     claims.wait(&mut xctl)?;
     claims.judge(xctl, &note)
+}
+
+/// SMC to a peer without SMC: the kernel's own TCP socket becomes the process's.
+pub fn smc(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    let mut server = Actor::new(&link.b, "server")?;
+    let mut client = Actor::new(&link.a, "client")?;
+    let (listener, at) = server.listen((link.address(&link.b, family), 0).into())?;
+    let mut xctl = Xctl::start(set, &[])?;
+    let (ours, flow) = match client.connect_smc(at)? {
+        Ok(made) => made,
+        Err(why) => return Ok(Verdict::Skipped(why)),
+    };
+    server.accept(listener)?;
+    link.lose(100)?;
+    client.send(ours)?;
+    let mut claims = Claims::default();
+    claims.add("fell back to TCP", &link.a, flow, Kind::Rto, Whose::Of(client.who.clone(), Owner::Send))?;
+    claims.wait(&mut xctl)?;
+    // The kernel's socket holds no reference to its network namespace. On 5.10, such a socket may still be open when the
+    // namespace goes. It then stays in the kernel's table for good, and appears in a later namespace at the same address.
+    link.lose(0)?;
+    drop((client, server));
+    link.quiet()?;
+    claims.judge(xctl, "")
 }

@@ -1,12 +1,12 @@
-//! Processes that have a socket in common without having called exec: children of fork(), and who took it by pidfd_getfd().
-//! The last that sent is the owner, and of a connection that was never sent on, who accepted it.
+//! Processes that share a socket without exec(): children of fork(), and processes that took the socket by pidfd_getfd().
+//! The last process that sent is the owner. If none has sent, the owner is the process that accepted.
 
 use anyhow::ensure;
 
 use crate::claims::{Claims, Whose};
 use crate::host::{Set, crowd};
 use crate::link::Link;
-use crate::ways::{ALONE, How::Call, Order, RawActor};
+use crate::ways::{ALONE, How::Call, Order, RIVAL_ALONE, RawActor};
 use crate::workers::{Receiver, Who};
 use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome};
@@ -60,7 +60,43 @@ pub fn run(set: Set, family: Family) -> Outcome {
     claims.judge(xctl, &note)
 }
 
-/// Two send at the same time again and again, and one of them alone afterwards: that is the last, each time.
+/// Several processes hold a connection and its listener before xctl starts; xctl learns the holders from the iterator.
+pub fn at_start(set: Set, family: Family) -> Outcome {
+    held_at_start(set, family, &[])
+}
+
+/// Like [`at_start`], with holders from /proc.
+pub fn at_start_from_proc(set: Set, family: Family) -> Outcome {
+    held_at_start(set, family, &["--seed", "proc"])
+}
+
+fn held_at_start(set: Set, family: Family, args: &[&str]) -> Outcome {
+    let link = Link::up()?;
+    let mut server = RawActor::new(&link.b, "server")?;
+    let mut client = RawActor::new(&link.a, "client")?;
+    let (listener, at) = server.listen(link.address(&link.b, family))?;
+    client.socket(Order::Connect(at))?;
+    let (idle, idle_flow) = server.socket(Order::Accept(listener, Call))?;
+    client.socket(Order::Connect(at))?;
+    let (used, used_flow) = server.socket(Order::Accept(listener, Call))?;
+    let worker = server.fork("worker")?;
+    link.lose(100)?;
+    server.done(Order::Send(idle, Call))?;
+    server.done(Order::Send(used, Call))?;
+
+    let mut xctl = Xctl::start(set, args)?;
+    let mut holders = vec![server.who.clone(), worker.who.clone()];
+    holders.sort_by_key(|who| who.pid);
+    let mut claims = Claims::default();
+    claims.add_since(0, "nobody uses it", &link.b, idle_flow, Kind::Rto, Whose::Shared(holders));
+    server.child_done(&worker, Order::Send(used, Call))?;
+    claims.add("the worker uses it", &link.b, used_flow, Kind::Rto, Whose::Of(worker.who.clone(), Owner::Send))?;
+    claims.wait(&mut xctl)?;
+    claims.judge(xctl, "")
+}
+
+/// Two processes on two CPUs repeatedly send at the same time, then each of them sends alone. Each time the latter is the last
+/// sender, and the socket is handed over under load.
 pub fn contended(set: Set, family: Family) -> Outcome {
     let times = crowd(5000, 500);
     let link = Link::up()?;
@@ -69,7 +105,7 @@ pub fn contended(set: Set, family: Family) -> Outcome {
     let netns = link.a.path().to_string_lossy().into_owned();
     let mut xctl = Xctl::start(set, &["--events", "all", "--netns", &netns])?;
     let (socket, flow) = parent.socket(Order::Connect(receiver.at))?;
-    parent.done(Order::Contend(socket, times))?;
+    let rival = parent.contend(socket, times)?;
     link.lose(100)?;
     let mut claims = Claims::default();
     parent.done(Order::Send(socket, Call))?;
@@ -77,17 +113,15 @@ pub fn contended(set: Set, family: Family) -> Outcome {
     claims.wait(&mut xctl)?;
     let trace = xctl.stop(nix::sys::signal::Signal::SIGINT)?;
 
-    let alone: Vec<_> = trace.sends.iter().filter(|send| send.bytes == ALONE).collect();
-    let wrong: Vec<_> = alone.iter().filter(|send| send.at.pid != Some(parent.who.pid)).collect();
-    ensure!(
-        wrong.is_empty(),
-        "{} of {} must be of {:?}, as this one: {:?}",
-        wrong.len(),
-        alone.len(),
-        parent.who,
-        wrong.first()
-    );
-    let seen = alone.len() as u64 + trace.summary.lost.perf + trace.summary.lost.missed.unwrap_or(0);
-    ensure!(seen >= u64::from(times), "{} sends of {times}, lost: {:?}", alone.len(), trace.summary.lost);
-    claims.hold(&trace, &format!(", {} sends", alone.len()))
+    let mut all = 0;
+    for (who, bytes) in [(&parent.who, ALONE), (&rival, RIVAL_ALONE)] {
+        let alone: Vec<_> = trace.sends.iter().filter(|send| send.bytes == bytes).collect();
+        let wrong: Vec<_> = alone.iter().filter(|send| send.at.pid != Some(who.pid)).collect();
+        let (wrongs, first) = (wrong.len(), wrong.first());
+        ensure!(wrong.is_empty(), "{wrongs} of {} must be of {who:?}, as this one: {first:?}", alone.len());
+        let seen = alone.len() as u64 + trace.summary.lost.perf + trace.summary.lost.missed.unwrap_or(0);
+        ensure!(seen >= u64::from(times), "{} sends of {times}, lost: {:?}", alone.len(), trace.summary.lost);
+        all += alone.len();
+    }
+    claims.hold(&trace, &format!(", {all} sends"))
 }

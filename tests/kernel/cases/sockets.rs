@@ -1,8 +1,8 @@
-//! `xctl sockets`, held against `ss` in each network namespace: the same sockets, states and processes.
+//! `xctl sockets` is compared with `ss` in each network namespace: the same sockets, states and processes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{IoSlice, Write};
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -15,16 +15,13 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, listen,
-    sendmsg, setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde::Deserialize;
+use socket2::Socket as Socket2;
 
 use super::filters::Cgroup;
 use crate::actors::{self, Protocols};
@@ -32,7 +29,7 @@ use crate::host::{Set, tool};
 use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
 use crate::process::{PATIENCE, Process, poll};
 use crate::tracefs::with_private_mounts;
-use crate::workers::NOBODY;
+use crate::workers::{Flow, NOBODY, Who};
 use crate::xctl::{command, refusal};
 use crate::{Family, Outcome, Verdict};
 
@@ -48,18 +45,18 @@ pub fn run(_set: Set, family: Family) -> Outcome {
     // three listeners of three processes, two of which share an address
     let listener = link.b.enter(|| listener((there, 0).into()))?;
     let at = listener.local_addr()?;
-    let first = link.b.enter(|| listener_of((any, 5201).into()))?;
-    let second = link.b.enter(|| listener_of((any, 5201).into()))?;
-    for shared in [first, second] {
-        holders.push(Holder::new(&[shared], Some(NOBODY))?);
+    for _ in 0..2 {
+        let shared = link.b.enter(|| shared_listener((any, 5201).into(), Protocols::Tcp))?;
+        holders.push(Holder::new(shared.context("no TCP")?, Some(NOBODY))?);
     }
 
-    // an open connection of two processes, as after fork(); its other end belongs to this process
+    // an open connection that two processes hold, as after fork(); its other end belongs to this process
     let (ours, theirs) = connection(&link, &listener, at)?;
-    holders.push(Holder::new(&[ours.try_clone()?.into()], None)?);
-    holders.push(Holder::new(&[ours.into()], None)?);
+    holders.push(Holder::new(ours.try_clone()?.into(), None)?);
+    holders.push(Holder::new(ours.into(), None)?);
 
-    // closed on both sides: TIME_WAIT here; closed here only: FIN_WAIT2 here, CLOSE_WAIT there
+    // a connection closed at both ends is in TIME_WAIT here; one closed only here is in FIN_WAIT2 here, and CLOSE_WAIT
+    // there
     let (waiting, gone) = connection(&link, &listener, at)?;
     let closed = waiting.local_addr()?;
     drop(waiting);
@@ -69,30 +66,23 @@ pub fn run(_set: Set, family: Family) -> Outcome {
     let half_closed = half.local_addr()?;
     drop(half);
 
-    // in flight between two processes: nobody's
+    // a socket in a message between two processes: no process has it open
     let (sent, _received) = UnixDatagram::pair()?;
     let (travelling, _peer) = connection(&link, &listener, at)?;
     let in_flight = travelling.local_addr()?;
-    let fds = [travelling.as_raw_fd()];
-    sendmsg::<()>(
-        sent.as_raw_fd(),
-        &[IoSlice::new(b"x")],
-        &[ControlMessage::ScmRights(&fds)],
-        MsgFlags::empty(),
-        None,
-    )?;
+    actors::hand_over(&sent, &[travelling.as_raw_fd()])?;
     drop(travelling);
 
-    // closed with data that nobody takes any more: an orphan
+    // a closed socket with unacknowledged data: an orphan
     let (mut left, _peer_of_left) = connection(&link, &listener, at)?;
     let orphan = left.local_addr()?;
 
-    // not accepted yet, the last connection in the queue: nobody's either
+    // a connection that is not accepted yet, the last in the queue: no process has it open either
     let patient = link.a.enter(|| Ok(TcpStream::connect(at)?))?;
     let not_accepted = patient.local_addr()?;
 
-    // a handshake whose SYN-ACKs get lost: the address from which it comes leads nowhere (and would be
-    // the choice of later connections)
+    // a handshake whose SYN-ACKs get lost: the address from which it comes leads nowhere (later connections would choose
+    // this address)
     let prefix = if family == Family::V4 { 32 } else { 128 };
     let add = format!("addr add {dead}/{prefix} dev veth0{}", if family == Family::V6 { " nodad" } else { "" });
     let path = link.a.path();
@@ -100,7 +90,7 @@ pub fn run(_set: Set, family: Family) -> Outcome {
     let status = tool("ip").args(["-n", name]).args(add.split(' ')).status().context("starting ip")?;
     ensure!(status.success(), "ip {add}: {status}");
     let asking = link.a.enter(|| ask(dead, at))?;
-    let asked = (dead, asking_port(&asking)?).into();
+    let asked = asking.local_addr()?.as_socket().context("not an address of IP")?;
     let requested = || Ok(ss(&link.b)?.iter().any(|socket| socket.remote == asked));
     ensure!(poll(PATIENCE, requested)?, "no request from {asked}: {:#?}", ss(&link.b)?);
 
@@ -108,14 +98,14 @@ pub fn run(_set: Set, family: Family) -> Outcome {
     left.write_all(&[b'x'; 1000])?;
     drop(left);
 
-    // MPTCP, where the kernel has it: the process holds the parent, the sockets are subflows
-    let mptcp = link.b.enter(|| mptcp_listener((any, 5202).into()))?;
+    // MPTCP, if the kernel has it: the process holds the parent, and the sockets are subflows
+    let mptcp = link.b.enter(|| shared_listener((any, 5202).into(), Protocols::Mptcp))?;
     let with_mptcp = mptcp.is_some();
     if let Some(mptcp) = mptcp {
-        holders.push(Holder::new(&[mptcp], None)?);
+        holders.push(Holder::new(mptcp, None)?);
     }
 
-    // a namespace that has no name and no process: only a thread is in it
+    // a namespace without name and process: only a thread is in it
     let (secret, _hold) = thread_in_a_namespace_of_its_own()?;
 
     let settled = || -> Result<bool> {
@@ -179,7 +169,7 @@ pub fn run(_set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{count} sockets{}", if with_mptcp { "" } else { "; no MPTCP here" })))
 }
 
-/// With a filter it lists what passes it of all that there is, and nothing else.
+/// A filtered `xctl sockets` lists exactly those of all sockets that pass its filter.
 fn filtered(link: &Link, all: &[Socket], holder: &Holder) -> Result<()> {
     let (pid, netns) = (holder.pid(), link.b.inode);
     let comm = fs::read_to_string(format!("/proc/{pid}/comm"))?.trim_end().to_owned();
@@ -188,7 +178,7 @@ fn filtered(link: &Link, all: &[Socket], holder: &Holder) -> Result<()> {
     let cgroup = own.as_ref().map(|own| own.path.display().to_string()).unwrap_or_default();
     type Passes = Box<dyn Fn(&Socket) -> bool>;
     let mut filters: Vec<(Vec<&str>, Passes)> = vec![
-        (vec!["--pid", &of_pid], Box::new(move |socket| socket.pid == Some(pid))),
+        (vec!["--pid", &of_pid], Box::new(move |socket| socket.pid == Some(pid) || socket.is_held_by(pid))),
         (vec!["--comm", &of_comm], Box::new(move |socket| socket.comm.as_deref() == Some(&comm))),
         (vec!["--port", "5201", "-6"], Box::new(|socket| socket.sport == 5201 && socket.saddr.is_ipv6())),
         (vec!["--port", "5201", "-4"], Box::new(|socket| socket.sport == 5201 && socket.saddr.is_ipv4())),
@@ -199,7 +189,9 @@ fn filtered(link: &Link, all: &[Socket], holder: &Holder) -> Result<()> {
         filters.push((vec!["--cgroup", &cgroup], Box::new(move |socket| socket.pid == Some(pid))));
     }
     for (args, passes) in filters {
-        let here = |socket: &&Socket| [link.a.inode, link.b.inode].contains(&socket.netns);
+        // Half-open connections end by themselves, between one listing and the next if the machine is slow.
+        let lasts = |socket: &Socket| socket.state != "NEW_SYN_RECV";
+        let here = |socket: &&Socket| [link.a.inode, link.b.inode].contains(&socket.netns) && lasts(socket);
         let keys = |list: &[&Socket]| list.iter().map(|socket| format!("{socket:?}")).collect::<Vec<_>>();
         let expected = keys(&all.iter().filter(here).filter(|socket| passes(socket)).collect::<Vec<_>>());
         let found = sockets(&args)?;
@@ -210,13 +202,13 @@ fn filtered(link: &Link, all: &[Socket], holder: &Holder) -> Result<()> {
     Ok(())
 }
 
-/// Whoever has a mount namespace can mount a network namespace in it, and something else over that: a FIFO, which nobody
-/// opens but to wait, or a namespace of another kind. Nobody is kept by it.
+/// A user with a mount namespace can mount a network namespace in it, and then mount another file over the first one. This
+/// file is a FIFO, which blocks open(), or a namespace of another kind. Neither may block xctl.
 pub fn mounted_over(_set: Set, _family: Family) -> Outcome {
     let folder = std::env::temp_dir().join(format!("xctl-over-{}", std::process::id()));
     fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let outcome = look_over(&folder);
-    // not earlier: what is mounted there goes with it, in every mount namespace
+    // not earlier: its mounts go with the folder, in every mount namespace
     let _ = fs::remove_dir_all(&folder);
     outcome
 }
@@ -249,7 +241,7 @@ fn look_over(folder: &Path) -> Outcome {
     Ok(Verdict::Passed("neither waited for nor entered".into()))
 }
 
-/// A socket as xctl tells it.
+/// A socket as xctl prints it.
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 struct Socket {
@@ -265,6 +257,8 @@ struct Socket {
     comm: Option<String>,
     uid: Option<u32>,
     owner: String,
+    holders: Option<Vec<Who>>,
+    more: Option<usize>,
 }
 
 impl Socket {
@@ -274,6 +268,10 @@ impl Socket {
 
     fn remote(&self) -> SocketAddr {
         (self.daddr, self.dport).into()
+    }
+
+    fn is_held_by(&self, pid: u32) -> bool {
+        self.holders.iter().flatten().any(|holder| holder.pid == pid)
     }
 }
 
@@ -285,13 +283,25 @@ struct Counts {
     owners: BTreeMap<String, usize>,
 }
 
-/// The kernel's own sockets of a namespace, as `xctl sockets` tells them: where they lead to, and their state.
+/// The kernel's own sockets of a namespace, as `xctl sockets` prints them: their remote addresses and their states.
 pub fn of_kernel(ns: &Netns) -> Result<Vec<(SocketAddr, String)>> {
     let all = sockets(&[])?.into_iter().filter(|socket| socket.netns == ns.inode && socket.owner == "kernel");
     Ok(all.map(|socket| (socket.remote(), socket.state)).collect())
 }
 
-/// What `xctl sockets --json` prints, each line as strict as the contract.
+/// The holders of a shared socket, as `xctl sockets` prints them, and the number of those that are not listed. A listener
+/// is found by its local address.
+pub fn holders_of(ns: &Netns, flow: Flow) -> Result<(Vec<Who>, usize)> {
+    let is_it = |socket: &Socket| {
+        let remote = if flow.remote == flow.local { socket.state == "LISTEN" } else { socket.remote() == flow.remote };
+        socket.netns == ns.inode && socket.local() == flow.local && remote
+    };
+    let socket = sockets(&[])?.into_iter().find(is_it).with_context(|| format!("no socket {flow:?}"))?;
+    ensure!(socket.owner == "shared", "not shared: {socket:?}");
+    Ok((socket.holders.unwrap_or_default(), socket.more.unwrap_or_default()))
+}
+
+/// The output of `xctl sockets --json`. Each line must fit the contract strictly.
 fn sockets(args: &[&str]) -> Result<Vec<Socket>> {
     let output = command(&[&["sockets", "--json"], args].concat())?.output().context("starting xctl")?;
     let (printed, said) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
@@ -305,8 +315,10 @@ fn sockets(args: &[&str]) -> Result<Vec<Socket>> {
     ensure!(counts.schema == 1 && counts.sockets == sockets.len() && counts.namespaces >= 3, "odd counts: {last}");
     let mut owners = BTreeMap::new();
     for socket in &sockets {
-        let process = !["unknown", "kernel"].contains(&socket.owner.as_str());
-        let complete = [socket.pid.is_some(), socket.comm.is_some(), socket.uid.is_some()] == [process; 3];
+        let process = !["unknown", "kernel", "shared"].contains(&socket.owner.as_str());
+        let shared = socket.owner == "shared";
+        let complete = [socket.pid.is_some(), socket.comm.is_some() && !shared, socket.uid.is_some()] == [process; 3]
+            && [socket.holders.is_some(), socket.more.is_some()] == [shared; 2];
         let family = if socket.saddr.is_ipv4() { "ipv4" } else { "ipv6" };
         ensure!(socket.r#type == "socket" && complete && socket.family == family, "odd: {socket:?}");
         *owners.entry(socket.owner.clone()).or_insert(0) += 1;
@@ -315,13 +327,13 @@ fn sockets(args: &[&str]) -> Result<Vec<Socket>> {
     Ok(sockets)
 }
 
-/// A socket as ss tells it.
+/// A socket as ss prints it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Line {
     state: String,
     local: SocketAddr,
     remote: SocketAddr,
-    /// Name and PID.
+    /// The PID and the name of each process.
     users: BTreeSet<(u32, String)>,
 }
 
@@ -343,7 +355,7 @@ fn ss(ns: &Netns) -> Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// ss writes `*` for any port, and for the address of a listener for both families.
+/// ss writes `*` for any port, and for the address of a listener that accepts both families.
 fn address(text: &str, v6: bool) -> Result<SocketAddr> {
     let (ip, port) = text.rsplit_once(':').with_context(|| format!("ss: no port in {text:?}"))?;
     let ip: IpAddr = match ip.trim_matches(['[', ']']) {
@@ -355,7 +367,7 @@ fn address(text: &str, v6: bool) -> Result<SocketAddr> {
     Ok((ip.to_canonical(), port).into())
 }
 
-/// `users:(("sleep",pid=7,fd=0),("sleep",pid=8,fd=0))`
+/// Parses `users:(("sleep",pid=7,fd=0),("sleep",pid=8,fd=0))`.
 fn users(line: &str) -> BTreeSet<(u32, String)> {
     let one = |user: &str| {
         let (name, rest) = user.split_once("\",pid=")?;
@@ -364,8 +376,8 @@ fn users(line: &str) -> BTreeSet<(u32, String)> {
     line.split("(\"").skip(1).filter_map(one).collect()
 }
 
-/// The same addresses in the same states, and the first of the processes that ss knows; where it knows none, nobody, or
-/// the listener of a request.
+/// Checks that both have the same addresses, states and processes. For a request, ss knows no process, and xctl may name
+/// the listener's.
 fn same(ours: &[&Socket], theirs: &[Line]) -> Result<()> {
     let state = |socket: &Socket| match socket.state.as_str() {
         "ESTABLISHED" => "ESTAB".to_owned(),
@@ -377,31 +389,27 @@ fn same(ours: &[&Socket], theirs: &[Line]) -> Result<()> {
     let mut ours: Vec<_> = ours
         .iter()
         .map(|socket| {
-            let owner = if socket.state == "NEW_SYN_RECV" { None } else { socket.pid.zip(socket.comm.clone()) };
-            (state(socket), socket.local(), socket.remote(), owner)
+            let owner = socket.pid.zip(socket.comm.clone()).filter(|_| socket.state != "NEW_SYN_RECV");
+            let holders = socket.holders.iter().flatten().map(|who| (who.pid, who.comm.clone()));
+            let owners: BTreeSet<_> = owner.into_iter().chain(holders).collect();
+            (state(socket), socket.local(), socket.remote(), owners)
         })
         .collect();
     let mut theirs: Vec<_> =
-        theirs.iter().map(|line| (line.state.clone(), line.local, line.remote, line.users.first().cloned())).collect();
+        theirs.iter().map(|line| (line.state.clone(), line.local, line.remote, line.users.clone())).collect();
     ours.sort();
     theirs.sort();
     ensure!(ours == theirs, "xctl: {ours:#?}\nss: {theirs:#?}");
     Ok(())
 }
 
-/// A process that only holds sockets, until it is dropped.
+/// A process that only holds a socket, as its standard input. It ends when dropped.
 struct Holder(Child);
 
 impl Holder {
-    /// With at most two sockets: they become its standard input and output.
-    fn new(sockets: &[OwnedFd], user: Option<u32>) -> Result<Holder> {
+    fn new(socket: OwnedFd, user: Option<u32>) -> Result<Holder> {
         let mut command: Command = tool("sleep");
-        command.arg("600").stdout(Stdio::null());
-        let mut sockets = sockets.iter().map(OwnedFd::try_clone);
-        command.stdin(sockets.next().context("nothing to hold")??);
-        if let Some(second) = sockets.next() {
-            command.stdout(second?);
-        }
+        command.arg("600").stdin(socket).stdout(Stdio::null());
         if let Some(user) = user {
             command.uid(user);
         }
@@ -424,49 +432,35 @@ fn listener(at: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(at).with_context(|| format!("listening on {at}"))
 }
 
-/// A listener that shares its address.
-fn listener_of(at: SocketAddr) -> Result<OwnedFd> {
-    let family = if at.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).context("making a socket")?;
+/// A listener that may share its address with another. None if the kernel has no such protocol.
+fn shared_listener(at: SocketAddr, protocol: Protocols) -> Result<Option<OwnedFd>> {
+    let Some(socket) = actors::open(at, protocol)? else { return Ok(None) };
     setsockopt(&socket, sockopt::ReusePort, &true)?;
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(at)).with_context(|| format!("binding to {at}"))?;
-    listen(&socket, Backlog::new(5)?)?;
-    Ok(socket)
-}
-
-/// None where the kernel has no MPTCP.
-fn mptcp_listener(at: SocketAddr) -> Result<Option<OwnedFd>> {
-    let Some(socket) = actors::open(at, Protocols::Mptcp)? else { return Ok(None) };
     socket.bind(&at.into()).with_context(|| format!("binding to {at}"))?;
     socket.listen(5)?;
     Ok(Some(socket.into()))
 }
 
-/// A connection from `a` to the listener in `b`: both ends.
+/// Both ends of a new connection from `a` to the listener in `b`.
 fn connection(link: &Link, listener: &TcpListener, at: SocketAddr) -> Result<(TcpStream, TcpStream)> {
     let ours = link.a.enter(|| TcpStream::connect(at).context("connecting"))?;
     let theirs = listener.accept().context("accepting")?.0;
     Ok((ours, theirs))
 }
 
-/// Asks for a connection and does not wait for the answer.
-fn ask(from: IpAddr, to: SocketAddr) -> Result<OwnedFd> {
-    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(family, SockType::Stream, flags, None).context("making a socket")?;
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))
-        .with_context(|| format!("binding to {from}"))?;
-    match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
-        Err(Errno::EINPROGRESS) => Ok(socket),
+/// Starts to connect and does not wait for the answer.
+fn ask(from: IpAddr, to: SocketAddr) -> Result<Socket2> {
+    let socket = actors::open(to, Protocols::Tcp)?.context("no TCP")?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::new(from, 0).into()).with_context(|| format!("binding to {from}"))?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
         other => bail!("connect() to {to} said {other:?}"),
     }
 }
 
-fn asking_port(socket: &OwnedFd) -> Result<u16> {
-    Ok(TcpStream::from(socket.try_clone()?).local_addr()?.port())
-}
-
-/// A namespace that only one thread of this process is in, as long as the handle lives, with a listener on port 5203.
+/// Makes a namespace with a listener on port 5203. Only one thread of this process is in the namespace, as long as the
+/// handle lives.
 fn thread_in_a_namespace_of_its_own() -> Result<(u64, mpsc::Sender<()>)> {
     let (hold, held) = mpsc::channel::<()>();
     let (tell, told) = mpsc::channel();

@@ -1,4 +1,4 @@
-//! A connection that waits between two timeouts stands still: what the last retransmit said of it is what `ss` says.
+//! The state of a connection does not change between two timeouts: `ss` must agree with the last retransmit.
 
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
@@ -16,16 +16,16 @@ use crate::workers::{Flow, Puppet, Receiver, local, open};
 use crate::xctl::{Kind, Retransmit, Xctl};
 use crate::{Family, Outcome, Verdict};
 
-/// What ss says of the connection, and when it was asked and had answered.
+/// The state of the connection by ss, with the times before the question and after the answer.
 #[derive(Clone, Debug)]
 struct Seen {
     asked: u64,
     answered: u64,
     state: String,
-    /// Timeouts in a row.
+    /// The number of timeouts in a row.
     backoff: u64,
     timeouts: u64,
-    /// Segments and bytes that ever went again.
+    /// The number of all retransmitted segments and bytes so far.
     retrans: u64,
     bytes_retrans: u64,
     rtt_us: u64,
@@ -44,11 +44,11 @@ pub fn run(set: Set, family: Family) -> Outcome {
     }
     let xctl = Xctl::start(set, &[])?;
     let witness = Witness::of(&[])?;
-    // a SYN that went again, say, which has no bytes
+    // for example a retransmitted SYN, which has no bytes
     let before = went_again(&say(&link.a, flow)?.text)?;
     link.lose(100)?;
     puppet.send()?;
-    // as long as it takes for three answers in a row to fall between the same two timeouts, for two such pauses
+    // until three answers in a row fall between the same two timeouts, for two such pauses
     let end = Instant::now() + PATIENCE;
     let mut seen: Vec<Seen> = vec![];
     let mut pauses = vec![];
@@ -79,7 +79,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     for (index, record) in records.iter().enumerate() {
         let next = records.get(index + 1).map_or(u64::MAX, |next| next.mono_ns);
         let between = |seen: &&Seen| record.mono_ns < seen.asked && seen.answered < next;
-        // the last word of the pause is about the heal, perhaps
+        // the last record of the pause may come from the end of the loss
         if record.kind != Kind::Rto || next == u64::MAX {
             continue;
         }
@@ -100,7 +100,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
 }
 
 fn same(record: &Retransmit, seen: &Seen) -> Result<()> {
-    // as long as there is no threshold it is a number beyond all windows, which ss does not show (tcp_stats_print())
+    // without a threshold, its value is a number beyond all windows, which ss does not print (tcp_stats_print())
     let ssthresh = record.ssthresh.filter(|ssthresh| *ssthresh < 0xffff);
     let ours = (record.srtt_us, record.cwnd, ssthresh, record.mss, record.sk_retrans);
     let of_ss = (Some(seen.rtt_us), Some(seen.cwnd), seen.ssthresh, Some(seen.mss), seen.timeouts);
@@ -109,7 +109,7 @@ fn same(record: &Retransmit, seen: &Seen) -> Result<()> {
     Ok(())
 }
 
-/// Asks ss; none if it does not say all yet.
+/// Asks ss. None if ss does not print all values yet.
 fn ask(link: &Link, flow: Flow) -> Result<Option<Seen>> {
     let Said { asked, answered, text } = say(&link.a, flow)?;
     let words: Vec<_> = text.split_whitespace().collect();
@@ -120,7 +120,7 @@ fn ask(link: &Link, flow: Flow) -> Result<Option<Seen>> {
     let number = |name: &str| -> Result<Option<u64>> {
         value(name).map(|value| value.parse().with_context(|| format!("ss says {name}:{value}"))).transpose()
     };
-    // milliseconds and their variance, with six digits, which is every microsecond below a second
+    // milliseconds and their variance, with six significant digits: exact to the microsecond below a second
     let rtt = value("rtt").and_then(|rtt| rtt.split('/').next()?.parse::<f64>().ok());
     let (Some(rtt), Some(backoff), Some(cwnd), Some(mss)) = (rtt, number("backoff")?, number("cwnd")?, number("mss")?)
     else {
@@ -135,7 +135,7 @@ fn ask(link: &Link, flow: Flow) -> Result<Option<Seen>> {
     Ok(Some(Seen { asked, answered, state, backoff, timeouts, retrans, bytes_retrans, rtt_us, cwnd, ssthresh, mss }))
 }
 
-/// What ss said, and when it was asked and had answered.
+/// An answer of ss, with the times before the question and after the answer.
 struct Said {
     asked: u64,
     answered: u64,
@@ -151,22 +151,22 @@ fn say(ns: &Netns, flow: Flow) -> Result<Said> {
     Ok(Said { asked, answered, text: String::from_utf8_lossy(&output.stdout).into_owned() })
 }
 
-/// Segments and bytes that ever went again, which ss does not mention if there are none.
+/// The numbers of all retransmitted segments and bytes so far. ss leaves them out if they are 0.
 fn went_again(text: &str) -> Result<(u64, u64)> {
     let value = |name: &str| text.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
-    // of those in flight, and all
+    // the two numbers are the segments in flight, and all
     let segments = value("retrans").map_or(Some("0"), |retrans| Some(retrans.split_once('/')?.1));
     let number = |text: Option<&str>| text.and_then(|text| text.parse().ok()).context("ss says no number");
     Ok((number(segments)?, number(value("bytes_retrans").or(Some("0")))?))
 }
 
-/// `timer:(on,200ms,COUNT)`
+/// Parses `timer:(on,200ms,COUNT)`.
 fn timeouts(text: &str) -> Option<u64> {
     let (_, timer) = text.split_once("timer:(on,")?;
     timer.split_once(',')?.1.split_once(')')?.0.parse().ok()
 }
 
-/// In other states, too, what a retransmit says of those before it is what ss then says.
+/// In other states, too, the count of earlier retransmits in a record is the count that ss then prints.
 pub fn timeouts_in_a_row(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
@@ -189,7 +189,7 @@ pub fn timeouts_in_a_row(set: Set, family: Family) -> Outcome {
         (&link.b, to_syn_recv.reversed(), "SYN-RECV", "NEW_SYN_RECV"),
         (&link.a, to_syn_sent, "SYN-SENT", "SYN_SENT"),
     ];
-    // as long as it takes for each to stand still for three answers, after its second time
+    // until each stands still for three answers, after its second retransmit
     let end = Instant::now() + PATIENCE;
     let mut seen = [const { Vec::<(Said, u64)>::new() }; 3];
     let paused = |seen: &Vec<(Said, u64)>| seen.windows(3).any(|three| three[0].1 > 1 && three[0].1 == three[2].1);
@@ -209,7 +209,7 @@ pub fn timeouts_in_a_row(set: Set, family: Family) -> Outcome {
         return Ok(Verdict::Skipped(why));
     }
 
-    // they still go on when it ends: kprobes are not let go at one moment
+    // retransmits continue while xctl ends, and kprobes are not detached at the same moment
     ensure!(trace.summary.lost.perf == 0, "lost: {:?}", trace.summary.lost);
     let mut compared = [0; 3];
     for (((ns, flow, _, state), seen), compared) in sockets.iter().zip(&seen).zip(&mut compared) {

@@ -1,5 +1,5 @@
-//! xctl is stopped while more happens than its rings hold: what it printed and what it says it lost are what happened,
-//! and the totals by process, counted in the kernel, know of all of it.
+//! xctl is stopped while more happens than its rings hold. The printed and the lost records together are all events, and
+//! the totals by process, which the kernel counts, include all of them.
 
 use std::net::SocketAddr;
 
@@ -16,13 +16,13 @@ use crate::workers::{Flow, Receiver, Who};
 use crate::xctl::{Kind, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
 
-/// What the filter lets through: nobody else's connections.
+/// Only connections to this port pass the filter, and no other process has any.
 const PORT: u16 = 5790;
 const CONNECTIONS: usize = 30;
-/// Far more than two rings of a page hold.
+/// Far more sends than two rings of one page hold.
 const BURST: u64 = 1000;
 
-/// One process on each side, so that the counters of its namespace are its own.
+/// One process on each side: the counters of its namespace are its own.
 struct Side {
     link: Link,
     receiver: Receiver,
@@ -54,7 +54,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
         side.link.lose(100)?;
         let earlier = Counters::of(&side.link.a)?;
         side.holder.order("each 1")?;
-        // every connection has something to send again
+        // every connection has data to retransmit
         let enough = || Ok(Counters::of(&side.link.a)?.since(&earlier, "RetransSegs")? >= CONNECTIONS as i64);
         ensure!(poll(PATIENCE, enough)?, "not sent again");
         side.link.lose(0)?;
@@ -89,7 +89,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let sent = of_sides.len() as u64 * (BURST + CONNECTIONS as u64);
     let happened = sent + trace.summary.retransmits;
     let printed = (trace.sends.len() + trace.retransmits.len()) as u64;
-    // newer kernels also tell of attempts that sent nothing: those are in no total
+    // newer kernels also show attempts that sent nothing: no total includes them
     let failed = if trace.failures_are_told() { failed } else { 0 };
     let told = printed + lost.perf;
     ensure!(
@@ -97,6 +97,8 @@ pub fn run(set: Set, family: Family) -> Outcome {
         "{sent} sends and {} retransmits happened, {failed} attempts failed; printed: {printed}, lost: {lost:?}",
         trace.summary.retransmits
     );
+    let failed = trace.summary.failed;
+    ensure!(told == happened + failed, "{happened} happened and {failed} failed; printed {printed}, lost: {lost:?}");
     Ok(Verdict::Passed(format!("{happened} events: {printed} printed, {} lost", lost.perf)))
 }
 
@@ -104,7 +106,8 @@ fn hold(link: &Link, comm: &str, to: SocketAddr) -> Result<Member> {
     Member::new(&link.a, comm, &Job::Hold { to, connections: CONNECTIONS })
 }
 
-/// The kernel's counters of the namespace, where nobody else is, are the summary's of the process. How many attempts failed.
+/// The namespace has only this process: its kernel counters equal the summary of the process. Returns the number of failed
+/// attempts.
 fn totals_are_exact(trace: &Trace, ns: &Netns, who: &Who, before: &Counters) -> Result<u64> {
     let after = Counters::of(ns)?;
     let failed = after.since(before, "TCPRetransFail")?;
@@ -124,14 +127,14 @@ fn totals_are_exact(trace: &Trace, ns: &Netns, who: &Who, before: &Counters) -> 
         let (kernel, summary) = (after.since(before, counter)?, of_kinds(kinds)?);
         ensure!(kernel == summary, "{counter}: the kernel counted {kernel} segments, the summary {summary}: {own:?}");
     }
-    // a probe may send something new
+    // a probe may send new data
     let (probes, told) = (after.since(before, "TCPLossProbes")?, of_kinds(&[Kind::Tlp])?);
     ensure!(told <= probes, "the kernel counted {probes} probes, the summary {told}");
     Ok(u64::try_from(failed + after.since(before, "TCPSpuriousRtxHostQueues")?)?)
 }
 
-/// Whether each of its threads is.
-fn stopped(pid: u32) -> Result<bool> {
+/// Whether each thread of the process is stopped.
+pub fn stopped(pid: u32) -> Result<bool> {
     for thread in std::fs::read_dir(format!("/proc/{pid}/task")).context("listing xctl's threads")? {
         let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
         if !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {

@@ -1,4 +1,5 @@
-//! xctl in a time namespace, whose clocks are days ahead: what it says of times and of processes is the host's.
+//! xctl runs in a time namespace with clocks that are days ahead. The times and the process data that xctl prints are the
+//! host's.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,7 +21,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
         return Ok(Verdict::Skipped("no way to make a time namespace".into()));
     }
     let (link, wire) = (Link::up()?, Link::up()?);
-    // of the one xctl learns from /proc, of the other from what it does
+    // xctl learns one process from /proc, and the other from its calls
     let (_listens, stays) = unanswered(&wire, family, "stays")?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let mut leaver = Puppet::new(&link.a, "leaver", receiver.at)?;
@@ -39,7 +40,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     leaver.exit()?;
     let gone_ns = now()?;
     wait_until_grown(&link.a, &Counters::of(&link.a)?, "RetransSegs", 3)?;
-    // while it runs: nothing is held back for days
+    // a record is printed while xctl runs: xctl holds no record back for days
     let seen = xctl.wait_for(|record| record.at.netns == wire.a.inode)?.context("nothing of the one that stays")?;
     ensure!(seen.at.owner == Owner::Seed, "not known from /proc: {seen:?}");
     let (wall, mono) = (SystemTime::now(), now()?);

@@ -1,4 +1,4 @@
-//! Four-tuples that mislead: the same one twice, and IPv4 in IPv6's clothes.
+//! Misleading four-tuples: the same one twice, and IPv4 connections of IPv6 sockets.
 
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::SockFlag;
 
 use crate::claims::{Claims, Whose};
-use crate::counters::{Counters, wait_until_grown};
+use crate::counters::{Counters, unacknowledged, wait_until_grown};
 use crate::host::{Set, is_guest};
 use crate::link::{Link, SECOND_MTU};
 use crate::map;
@@ -21,7 +21,7 @@ use crate::workers::{Flow, Plan, Puppet, Receiver, Sender, Truth, open, send_all
 use crate::xctl::{Kind, Owner, Retransmit, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
 
-/// Two connections with the very same addresses and ports, in two network namespaces, at the same time.
+/// Two connections have the same addresses and ports at the same time, in two network namespaces.
 pub fn same_tuple_two_netns(set: Set, family: Family) -> Outcome {
     const LOCAL: u16 = 40000;
     const REMOTE: u16 = 5000;
@@ -48,7 +48,8 @@ pub fn same_tuple_two_netns(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{} and {} retransmits", counts[0], counts[1])))
 }
 
-/// Two such in one network namespace, on two wires with the same link-local addresses: the size of segments tells them apart.
+/// Two connections with the same four-tuple in one network namespace, on two wires with the same link-local addresses. The
+/// size of their segments distinguishes them.
 pub fn same_tuple_two_devices(set: Set, _family: Family) -> Outcome {
     const LOCAL: u16 = 40000;
     let link = Link::up()?;
@@ -60,7 +61,7 @@ pub fn same_tuple_two_devices(set: Set, _family: Family) -> Outcome {
     link.lose_from_second(&link.a, 10)?;
     let mut twins = vec![];
     for (wire, comm) in wires.iter().zip(["twin-0", "twin-1"]) {
-        // so many, however often its SYN is lost before
+        // enough sends, even if the SYN gets lost several times first
         let many = Plan { sends: 2000, time: PATIENCE, ..busy_plan(comm, on_wire(*wire, 2, receiver.at.port())) };
         let plan = Plan { from: Some(on_wire(*wire, 1, LOCAL)), ..many };
         twins.push(Sender::new(&link.a, plan)?);
@@ -74,7 +75,7 @@ pub fn same_tuple_two_devices(set: Set, _family: Family) -> Outcome {
     trace.nothing_lost()?;
     ensure!(truths[0].flow()? == truths[1].flow()?, "the test did not make twins: {truths:?}");
     let mut counts = [0; 2];
-    // until the peer has said its own, a SYN's is a guess
+    // until the peer has announced its MSS, the MSS of a SYN is a guess
     for record in trace.of(link.a.inode).filter(|record| record.kind != Kind::Syn) {
         let second = usize::from(record.mss.is_some_and(|mss| mss < SECOND_MTU - 40));
         let who = &truths[second].who;
@@ -90,7 +91,8 @@ pub fn same_tuple_two_devices(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{} and {} retransmits", counts[0], counts[1])))
 }
 
-/// Many such, of which each two call connect() in the same moment: none may take the other's place.
+/// Many pairs of connections with the same four-tuple; both of a pair call connect() at the same moment. Neither may take
+/// the other's place.
 pub fn twins_at_once(set: Set, _family: Family) -> Outcome {
     const PAIRS: usize = 200;
     const FIRST: u16 = 40000;
@@ -125,14 +127,14 @@ pub fn twins_at_once(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{PAIRS} pairs")))
 }
 
-/// Two such that were open before xctl came, whoever tells it.
+/// Two connections with the same four-tuple were open before xctl started. xctl learns them from the iterator or /proc.
 pub fn twins_already_open(set: Set, _family: Family) -> Outcome {
     let ways = [("iterator", false), ("proc", false), ("proc", true)];
     let seen: Vec<_> = ways.iter().map(|(source, busy)| seeded_twins(set, source, *busy)).collect::<Result<_>>()?;
     Ok(Verdict::Passed(format!("{seen:?} retransmits")))
 }
 
-/// `busy`: the first sends while xctl starts, so that the programs know it before the other is looked at.
+/// `busy`: the first connection sends while xctl starts, so that the programs know it before seeding sees the second.
 fn seeded_twins(set: Set, source: &str, busy: bool) -> Result<[usize; 2]> {
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", Ipv6Addr::UNSPECIFIED.into(), 0)?;
@@ -143,7 +145,7 @@ fn seeded_twins(set: Set, source: &str, busy: bool) -> Result<[usize; 2]> {
     let started = AtomicBool::new(!busy);
     let mut xctl = thread::scope(|scope| {
         let sending = scope.spawn(|| {
-            // what is sent goes nowhere, and more than that has no room in its buffer
+            // the data go nowhere, and the socket's buffer has no room for more sends
             const MOST: usize = 40;
             let pause = Duration::from_millis(if is_guest() { 100 } else { 10 });
             for _ in (0..MOST).take_while(|_| !started.load(Ordering::Relaxed)) {
@@ -163,7 +165,14 @@ fn seeded_twins(set: Set, source: &str, busy: bool) -> Result<[usize; 2]> {
         let seen = xctl.wait_for(|record| record.at.netns == netns && is_second(record) == second)?;
         ensure!(seen.is_some(), "{source}: nothing was sent again, on the second wire: {second}");
     }
-    // From close() on nothing leads from a socket to its file, and it has its owner nevertheless, until its end.
+    if !busy {
+        // an acknowledgement ends the growth of the timeout, so that the FIN is sent again soon
+        let wires = [Link::lose_from, Link::lose_from_second];
+        wires.iter().try_for_each(|lose| lose(&link, &link.a, 0))?;
+        ensure!(poll(PATIENCE, || Ok(unacknowledged(&link.a)?.is_empty()))?, "{source}: not acknowledged");
+        wires.iter().try_for_each(|lose| lose(&link, &link.a, 100))?;
+    }
+    // After close() no file leads to the socket. The socket keeps its owner nevertheless, until its end.
     let owners: Vec<_> = twins.iter().map(|twin| twin.truth.who.clone()).collect();
     twins.into_iter().try_for_each(Puppet::exit)?;
     for second in [false, true].into_iter().filter(|_| !busy) {
@@ -182,7 +191,7 @@ fn seeded_twins(set: Set, source: &str, busy: bool) -> Result<[usize; 2]> {
     for record in trace.of(netns) {
         let second = usize::from(is_second(record));
         let who = &owners[second];
-        // the busy one is known by a hook first, or told of before it has sent again
+        // for the busy connection, a hook may know the owner first, or seeding does before a retransmit
         let how = record.at.owner == Owner::Seed || (busy && second == 0 && record.at.owner == Owner::Send);
         let right = record.at.pid == Some(who.pid) && how;
         ensure!(right, "{source}: this is of {who:?}: {record:?}");
@@ -191,7 +200,8 @@ fn seeded_twins(set: Set, source: &str, busy: bool) -> Result<[usize; 2]> {
     Ok(counts)
 }
 
-/// Two such that have said that they will send no more, and wait for their peer: close() does not change their state.
+/// Two connections with the same four-tuple are shut down for sending and wait for their peer: close() does not change
+/// their state.
 pub fn twins_shut_down(set: Set, _family: Family) -> Outcome {
     const FIN_WAIT2: &str = "05";
     let link = Link::up()?;
@@ -214,12 +224,12 @@ pub fn twins_shut_down(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed("2 forgotten".to_owned()))
 }
 
-/// A port of the link's first or second host, 1 or 2, on the device of this index.
+/// A port of the link's host 1 or 2, on the device of this index.
 fn on_wire(wire: u32, host: u16, port: u16) -> SocketAddr {
     SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), port, 0, wire).into()
 }
 
-/// Connections with the very same addresses and ports over two wires, of processes called "twin-0" and "twin-1".
+/// Connections with the same addresses and ports over two wires, of processes called "twin-0" and "twin-1".
 fn twins(link: &Link, receiver: &Receiver) -> Result<Vec<Puppet>> {
     const LOCAL: u16 = 40000;
     let mut twins = vec![];
@@ -227,14 +237,14 @@ fn twins(link: &Link, receiver: &Receiver) -> Result<Vec<Puppet>> {
         let (from, to) = (on_wire(*wire, 1, LOCAL), on_wire(*wire, 2, receiver.at.port()));
         twins.push(Puppet::from(&link.a, comm, Some(from), to)?);
     }
-    // but for the wire
+    // the same in everything except the wire
     let ends = |flow: Flow| [flow.local, flow.remote].map(|end| (end.ip(), end.port()));
     let flows = [ends(twins[0].truth.flow()?), ends(twins[1].truth.flow()?)];
     ensure!(flows[0] == flows[1], "the test did not make twins: {flows:?}");
     Ok(twins)
 }
 
-/// `AF_INET6` sockets on both sides that speak IPv4.
+/// `AF_INET6` sockets at both ends that use IPv4.
 pub fn v4_mapped(set: Set, _family: Family) -> Outcome {
     let link = Link::lossy()?;
     let receiver = Receiver::new(&link.b, "receiver", Ipv6Addr::UNSPECIFIED.into(), 0)?;
@@ -254,13 +264,13 @@ pub fn v4_mapped(set: Set, _family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{count} retransmits")))
 }
 
-/// A connect() fails because another connection has its four-tuple: the kernel ends a socket of that tuple, and the other
-/// connection is still its process's.
+/// A connect() fails because another connection has its four-tuple. The kernel ends a socket of that tuple, and the other
+/// connection still belongs to its process.
 pub fn in_use(set: Set, family: Family) -> Outcome {
     of_tuple_in_use(set, family, false)
 }
 
-/// The same of one that was open before xctl came, and that /proc told of.
+/// Like [`in_use`], with a connection that was open before xctl started, and that xctl learned from /proc.
 pub fn seeded_in_use(set: Set, family: Family) -> Outcome {
     of_tuple_in_use(set, family, true)
 }
@@ -280,7 +290,7 @@ fn of_tuple_in_use(set: Set, family: Family, seeded: bool) -> Outcome {
         let xctl = Xctl::start(set, &[])?;
         let before = Counters::of(&link.a)?;
         let mut holder = connect()?;
-        // what is known of a sender is not looked up again
+        // a known sender is not looked up again
         holder.send()?;
         wait_until_grown(&link.a, &before, "TCPOrigDataSent", 1)?;
         (xctl, holder)
@@ -298,7 +308,7 @@ fn of_tuple_in_use(set: Set, family: Family, seeded: bool) -> Outcome {
     }
     claims.wait(&mut xctl)?;
 
-    // and when it has ended, nobody's
+    // after its end the connection has no owner
     link.lose(0)?;
     let pid = holder.truth.who.pid;
     holder.exit()?;
@@ -309,12 +319,13 @@ fn of_tuple_in_use(set: Set, family: Family, seeded: bool) -> Outcome {
     claims.judge(xctl, "")
 }
 
-/// One connection that is nearly always waiting for something lost.
+/// One connection that nearly always waits for a lost segment.
 fn busy_plan(comm: &str, to: SocketAddr) -> Plan {
     Plan { sizes: vec![700], burst: 4, ..Plan::new(comm, to) }
 }
 
-/// Every record of the link is of its one connection and names the process of its end. How many of the sender's.
+/// Every record of the link is of its one connection and names the process of the record's end. Returns the number of the
+/// sender's records.
 fn all_named(trace: &Trace, link: &Link, sender: &Truth, receiver: &Receiver) -> Result<usize> {
     let flow = sender.flow()?;
     let count = trace.all_of(link.a.inode, &sender.who, flow)?;

@@ -1,5 +1,7 @@
-//! `--verify`: what xctl says of the kernel's counters, held against the test's own reading of them; and that it can say no.
+//! `--verify`: its records of the kernel's counters are compared with the test's own reading. One case shows that
+//! `--verify` can find a difference.
 
+use std::mem;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -18,19 +20,19 @@ use crate::xctl::{Hook, Kind, Owner, Retransmit, command};
 use crate::{Family, Outcome, Verdict};
 
 const CHECKS: [&str; 6] = ["retrans_segs", "retrans_fail", "fast", "slow_start", "syn", "tlp"];
-const DIFFERENCE: i32 = 5;
+pub const DIFFERENCE: i32 = 5;
 
 /// The most segments in one skb: 64 KiB of GSO payload by the smallest segment size here.
 const MAX_SEGS: u64 = 65536 / 1428 + 1;
 
 #[derive(Deserialize, Debug)]
-struct Record {
+pub struct Comparison {
     netns: u64,
     check: String,
-    kernel: Option<(i64, i64)>,
-    xctl: i64,
-    verdict: String,
-    note: Option<String>,
+    pub kernel: Option<(i64, i64)>,
+    pub xctl: i64,
+    pub verdict: String,
+    pub note: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -39,7 +41,7 @@ enum Line {
     Ready {
         hooks: Vec<Hook>,
     },
-    Verify(Record),
+    Verify(Comparison),
     Retransmit(Box<Retransmit>),
     Summary {
         verified: Option<bool>,
@@ -49,20 +51,20 @@ enum Line {
 }
 
 /// An xctl that runs with --verify.
-struct Run {
+pub struct Run {
     process: Process,
-    hooks: Vec<Hook>,
+    pub hooks: Vec<Hook>,
 }
 
-struct Verified {
-    code: Option<i32>,
-    records: Vec<Record>,
-    retransmits: Vec<Retransmit>,
-    said: String,
+pub struct Verified {
+    pub code: Option<i32>,
+    records: Vec<Comparison>,
+    pub retransmits: Vec<Retransmit>,
+    pub said: String,
 }
 
 impl Verified {
-    fn of<'a>(&'a self, ns: &Netns, check: &str) -> Result<&'a Record> {
+    pub fn of<'a>(&'a self, ns: &Netns, check: &str) -> Result<&'a Comparison> {
         let mut found = self.records.iter().filter(|record| record.netns == ns.inode && record.check == check);
         match (found.next(), found.next()) {
             (Some(record), None) => Ok(record),
@@ -70,7 +72,7 @@ impl Verified {
         }
     }
 
-    /// Every check of the namespace has this verdict.
+    /// Checks that every check of the namespace has this verdict.
     fn all_are(&self, ns: &Netns, verdict: &str) -> Result<()> {
         for check in CHECKS {
             let record = self.of(ns, check)?;
@@ -79,9 +81,10 @@ impl Verified {
         Ok(())
     }
 
-    /// The kernel's side of every check is exact and what the test read itself; ours is equal, but for what `skipped` runs
-    /// of programs may have kept from us; and the verdict says which. How many segments that was.
-    fn agrees(&self, ns: &Netns, before: &Counters, skipped: u64) -> Result<i64> {
+    /// Checks that the kernel's side of every check is exact, and equal to the test's own reading. xctl's side is equal,
+    /// except for segments that `skipped` runs of programs may have hidden. The verdict says whether the sides are equal.
+    /// Returns the number of segments on xctl's side.
+    pub fn agrees(&self, ns: &Netns, before: &Counters, skipped: u64) -> Result<i64> {
         let after = Counters::of(ns)?;
         let grew = |name| after.since(before, name);
         for (check, kernel) in [
@@ -106,7 +109,7 @@ impl Verified {
 }
 
 impl Run {
-    fn start(set: Set, args: &[&str]) -> Result<Run> {
+    pub fn start(set: Set, args: &[&str]) -> Result<Run> {
         let attach = set.to_string();
         let args = [&["trace", "--json", "--verify", "--attach", &attach], args].concat();
         let mut process = Process::start("xctl", command(&args)?)?;
@@ -115,8 +118,8 @@ impl Run {
         Ok(Run { process, hooks })
     }
 
-    /// Ends it, and reads what it says about the counters: after all else, but for the summary, and once.
-    fn stop(mut self) -> Result<Verified> {
+    /// Stops xctl, and reads its records of the counters. They come once, after all other records except the summary.
+    pub fn stop(mut self) -> Result<Verified> {
         self.process.signal(Signal::SIGINT)?;
         let lines = self.process.rest()?;
         let code = self.process.wait()?.code();
@@ -136,10 +139,10 @@ impl Run {
             }
         }
         let verified = summary.with_context(|| format!("no summary; it said {said:?}"))?;
-        let differs = records.iter().any(|record: &Record| record.verdict == "differs");
+        let differs = records.iter().any(|record: &Comparison| record.verdict == "differs");
         let right = if differs { Some(DIFFERENCE) } else { Some(0) };
         ensure!(code == right, "it ended with {code:?}, not {right:?}; it said {said:?}");
-        let lacks = |record: &Record| match record.verdict.as_str() {
+        let lacks = |record: &Comparison| match record.verdict.as_str() {
             "unreadable" => true,
             "gone" => record.xctl > 0,
             _ => false,
@@ -155,12 +158,12 @@ fn parse(line: &str) -> Result<Line> {
     serde_json::from_str(line).with_context(|| format!("in {line}"))
 }
 
-/// Namespaces that were there before, that come, and that go.
+/// Namespaces that existed before, that appear, and that disappear.
 pub fn run(set: Set, family: Family) -> Outcome {
     let link = Link::lossy()?;
     let doomed = Link::up()?;
     let before = (Counters::of(&link.a)?, Counters::of(&link.b)?);
-    // A filter picks events; what is verified is everything.
+    // A filter selects events; `--verify` checks all of them.
     let xctl = Run::start(set, &["--port", "1"])?;
     let witness = Witness::of(&xctl.hooks)?;
     let fresh = Link::lossy()?;
@@ -177,7 +180,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
         }
         receivers.push(receiver);
     }
-    // one that was there before, and one that comes and goes meanwhile
+    // one namespace that existed before, and one that appears and disappears meanwhile
     let mayfly = Link::up()?;
     let vain = thread::scope(|scope| {
         let ask = |ns: &Netns| connect_in_vain(ns, "in-vain", (DEAD_V4, 443).into(), 1);
@@ -188,7 +191,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     send_all(senders)?;
     link.quiet()?;
     fresh.quiet()?;
-    // where nothing ever went again nobody knows the one that was not there before
+    // xctl does not know a new namespace without retransmits
     let (inodes, retransmitted) = ([doomed.a.inode, doomed.b.inode, mayfly.a.inode], [doomed.a.inode, mayfly.a.inode]);
     drop((doomed, mayfly));
     let skipped = witness.skipped()? + witness.above_pid_1()?;
@@ -210,8 +213,8 @@ pub fn run(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{old:?} segments, {new:?} in new namespaces{skipped}")))
 }
 
-/// Attempts that fail before they leave are in RetransSegs and TCPRetransFail, and SYNs in TCPSynRetrans too. Where the kernel
-/// shows them they are events, of their owner and kind.
+/// Attempts that fail before they leave are in RetransSegs and TCPRetransFail; SYNs are in TCPSynRetrans too. If the kernel
+/// shows failed attempts, they are events with their owner and kind.
 pub fn failed(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
@@ -219,11 +222,11 @@ pub fn failed(set: Set, family: Family) -> Outcome {
     let before = Counters::of(&link.a)?;
     let witness = Witness::of(&[])?;
     let xctl = Run::start(set, &[])?;
-    // What is to go again has to go once.
+    // Data must be sent once before they can be retransmitted.
     link.lose(100)?;
     puppet.send()?;
     wait_until_grown(&link.a, &before, "RetransSegs", 1)?;
-    // A queue with no room: what is sent into it fails at once, and TCP is told.
+    // A queue with no room: each send into it fails at once, and TCP learns of the failure.
     let full = link.a.enter(|| {
         let done = tool("tc").args("qdisc replace dev veth0 root pfifo limit 0".split(' ')).output();
         done.context("running tc")
@@ -275,7 +278,7 @@ pub fn failed(set: Set, family: Family) -> Outcome {
             ensure!(record.err < 0 && record.segs == 1, "not an errno, or not one segment: {record:?}");
         }
     }
-    // what was still in the host's own queue is no failure to the kernel, and counted apart
+    // the kernel does not count a segment that is still in the host's own queue as failed, but separately
     let busy = |record: &&&Retransmit| record.err == -i64::from(libc::EBUSY);
     let still_queued = after.since(&before, "TCPSpuriousRtxHostQueues")?;
     let (queued, others) = (events.iter().filter(busy).count(), events.iter().filter(|record| !busy(record)).count());
@@ -286,8 +289,9 @@ pub fn failed(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{failed} of {tried} segments failed, {tried_syns} SYNs; {} events", events.len())))
 }
 
-/// Data that a SYN carried and the peer does not take (TCP Fast Open) go again when its SYN-ACK comes, while the timer for a
-/// loss probe is set; or after the SYN was lost, in the state Loss. Kernels count that as this or that kind, or as none.
+/// A SYN carries data that the peer does not take (TCP Fast Open). The data are retransmitted when the SYN-ACK comes, while
+/// the timer for a loss probe is set. If the SYN was lost, the data are retransmitted in the state Loss. Kernels count
+/// these retransmits as one kind or another, or as none.
 pub fn fast_open(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     link.b.set("tcp_fastopen", "0")?;
@@ -304,7 +308,7 @@ pub fn fast_open(set: Set, family: Family) -> Outcome {
             link.lose_from(&link.a, 0)?;
         }
         wait_until_grown(&link.a, &before, "TCPFastOpenActiveFail", 1)?;
-        // when the call begins there is no connection yet; but a tracepoint may show its return
+        // when the call begins there is no connection yet; but a tracepoint may show the call's return
         let by_return = xctl.hooks.iter().any(|hook| hook.program == "tp_send_length");
         let owner = if by_return && syn_is_lost { Owner::Send } else { Owner::Connect };
         drop(client);
@@ -325,7 +329,7 @@ pub fn fast_open(set: Set, family: Family) -> Outcome {
             [("fast", "TCPFastRetrans"), ("slow_start", "TCPSlowStartRetrans"), ("tlp", "TCPLossProbes")]
         {
             let (record, kernel) = (verified.of(&link.a, check)?, after.since(&before, counter)?);
-            // before 5.12 the kernel has no name for it
+            // kernels before 5.12 have no counter for this kind of retransmit
             let besides = if check == "slow_start" && syn_is_lost && record.note.is_some() { 1 } else { 0 };
             ensure!(
                 record.xctl == kernel + besides || (check == "tlp" && record.xctl <= kernel),
@@ -337,7 +341,56 @@ pub fn fast_open(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(seen.join(", SYN lost: ")))
 }
 
-/// A difference, made for real: an object whose totals have room for one namespace, and two that retransmit.
+/// A namespace that was idle when xctl started is used and deleted, and another namespace gets its number. Each has its own
+/// counts.
+pub fn number_again(set: Set, _family: Family) -> Outcome {
+    const TRIES: usize = 20;
+    // The kernel assigns the lowest free number, and every file of a namespace's /proc/net takes one, too. So a number
+    // comes again only when the namespaces of earlier cases are gone, which takes the kernel a while.
+    let number_of_a_new_one = || {
+        thread::sleep(Duration::from_millis(100));
+        Netns::new("probe").map(|probe| probe.inode)
+    };
+    let mut last = number_of_a_new_one()?;
+    for _ in 0..TRIES {
+        let before = mem::replace(&mut last, number_of_a_new_one()?);
+        if before == last {
+            break;
+        }
+    }
+    thread::sleep(Duration::from_millis(100));
+    let link = Link::up()?;
+    let (number, before) = (link.a.inode, Counters::of(&link.a)?);
+    let witness = Witness::of(&[])?;
+    let xctl = Run::start(set, &[])?;
+    connect_in_vain(&link.a, "in-vain", (DEAD_V4, 443).into(), 1)?;
+    let first = Counters::of(&link.a)?.since(&before, "TCPSynRetrans")?;
+    drop(link);
+    // The kernel frees the number a little later.
+    let mut others = vec![];
+    let _next = loop {
+        ensure!(others.len() < TRIES, "none of {TRIES} new namespaces got the number {number}");
+        thread::sleep(Duration::from_millis(100));
+        match Netns::new("next")? {
+            next if next.inode == number => break next,
+            other => others.push(other),
+        }
+    };
+    let verified = xctl.stop()?;
+    if let Some(why) = witness.hidden()? {
+        return Ok(Verdict::Skipped(why));
+    }
+    let all: Vec<_> =
+        verified.records.iter().filter(|record| record.netns == number && record.check == "syn").collect();
+    let [gone, now] = all[..] else { bail!("not two namespaces of the number {number}: {all:?}") };
+    let (gone, now) = if gone.verdict == "gone" { (gone, now) } else { (now, gone) };
+    ensure!(gone.verdict == "gone" && gone.kernel.is_none() && gone.xctl == first, "{first} SYNs: {gone:?}");
+    ensure!(now.verdict == "equal" && now.kernel == Some((0, 0)) && now.xctl == 0, "it sent nothing: {now:?}");
+    ensure!(verified.code == Some(0), "it ended with {:?}", verified.code);
+    Ok(Verdict::Passed(format!("{first} SYNs of the first, none of the next; {} others between", others.len())))
+}
+
+/// A real difference: the object's totals have room for one namespace, and two namespaces retransmit.
 pub fn difference(set: Set, _family: Family) -> Outcome {
     let object = Object::with_room_for_one()?;
     let link = Link::up()?;
@@ -367,32 +420,40 @@ pub fn difference(set: Set, _family: Family) -> Outcome {
         }
         ensure!(verified.of(ns, "fast")?.verdict == "equal", "nothing was of kind fast");
     }
-    // The one place may have been another namespace's, if this machine has more.
+    let unexplained = |record: &&Comparison| record.verdict == "differs" && record.note.is_none();
+    ensure!(!verified.records.iter().any(|record| unexplained(&record)), "no cause: {:?}", verified.records);
+    // The one place may belong to another namespace, if this machine has more.
     ensure!(differ >= 2, "a difference in one namespace at least: {:?}", verified.records);
     let said: Vec<_> = verified.said.lines().filter(|line| line.contains("--verify found a difference")).collect();
     ensure!(said.len() == 1 && said[0].contains("lost.totals"), "not one line about it: {:?}", verified.said);
     Ok(Verdict::Passed(said[0].into()))
 }
 
-/// An object file of the test's own making, gone when dropped.
-struct Object {
-    path: PathBuf,
+/// An object file that the test makes. It is removed when dropped.
+pub struct Object {
+    pub path: PathBuf,
 }
 
 impl Object {
-    /// The object inside xctl, with another size of NETNS_TOTALS: the length of the array type that says it in the BTF.
+    /// The object inside xctl, with another size of NETNS_TOTALS.
     fn with_room_for_one() -> Result<Object> {
-        let mut bytes = ::xctl::embedded::object()?;
+        Object::with_less_room(1024, 1)
+    }
+
+    /// The object inside xctl. Each map with `usual` entries has `fewer`: the length of the array type that gives the size in
+    /// the BTF.
+    pub fn with_less_room(usual: u32, fewer: u32) -> Result<Object> {
+        let mut bytes = ::xctl::model::embedded::object()?;
         // struct btf_type of a BTF_KIND_ARRAY has no name and no size; then struct btf_array: type, index type, length
-        let (array, usual) = ([0, 3 << 24, 0].map(u32::to_ne_bytes).concat(), 1024_u32.to_ne_bytes());
+        let array = [0, 3 << 24, 0].map(u32::to_ne_bytes).concat();
         let places: Vec<_> = (0..bytes.len().saturating_sub(24))
-            .filter(|&at| bytes[at..].starts_with(&array) && bytes[at + 20..].starts_with(&usual))
+            .filter(|&at| bytes[at..].starts_with(&array) && bytes[at + 20..].starts_with(&usual.to_ne_bytes()))
             .collect();
-        ensure!(!places.is_empty(), "no map of the object has 1024 entries: NETNS_TOTALS has another size by now");
+        ensure!(!places.is_empty(), "no map of the object has {usual} entries: it has another size by now");
         for at in places {
-            bytes[at + 20..at + 24].copy_from_slice(&1_u32.to_ne_bytes());
+            bytes[at + 20..at + 24].copy_from_slice(&fewer.to_ne_bytes());
         }
-        let path = std::env::temp_dir().join(format!("xctl-room-for-one-{}.o", std::process::id()));
+        let path = std::env::temp_dir().join(format!("xctl-room-for-{fewer}-{}.o", std::process::id()));
         std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
         Ok(Object { path })
     }

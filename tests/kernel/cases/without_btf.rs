@@ -1,4 +1,5 @@
-//! Kernels that do not show their types: xctl takes them from a BTF that it cut down itself, or from an image of the kernel.
+//! Kernels that do not show their types: xctl takes the types from a BTF that xctl has cut down, or from an image of the
+//! kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use crate::{Family, Outcome, Verdict};
 
 const BTF: &str = "/sys/kernel/btf";
 
-/// Does `work` where there is no /sys/kernel/btf: only this thread, and what it starts, sees that.
+/// Runs `work` without /sys/kernel/btf. Only this thread, and processes that it starts, do not see the folder.
 pub(super) fn hidden<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let inside = || {
         private_mounts()?;
@@ -33,7 +34,7 @@ fn tmpfs(on: &Path) -> Result<()> {
         .with_context(|| format!("hiding {}", on.display()))
 }
 
-/// A file that is gone with the case.
+/// A file that is removed with the case.
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {
@@ -42,7 +43,7 @@ impl Drop for Scratch {
     }
 }
 
-/// What `xctl btf --min` makes of this kernel's BTF.
+/// The output of `xctl btf --min` for this kernel's BTF.
 fn cut() -> Result<(Scratch, u64)> {
     let file = Scratch(std::env::temp_dir().join(format!("xctl-cut-{}.btf", std::process::id())));
     let status = command(&["btf", "--min", file.0.to_str().context("not UTF-8")?])?.output()?;
@@ -52,7 +53,7 @@ fn cut() -> Result<(Scratch, u64)> {
     Ok((file, size))
 }
 
-/// The mission itself, with the few kilobytes that were cut out of this kernel's BTF and nothing else.
+/// The mission itself, with the few kilobytes that were cut out of this kernel's BTF as the only BTF.
 pub fn cut_down(set: Set, family: Family) -> Outcome {
     let (file, size) = cut()?;
     let path = file.0.to_str().context("not UTF-8")?.to_owned();
@@ -74,8 +75,8 @@ pub fn cut_down(set: Set, family: Family) -> Outcome {
     }
 }
 
-/// An image of the kernel with its types in it lies where distributions put it. libbpf finds it too: it is who looks up the
-/// numbers of types that iterators and fentry programs take.
+/// An image of the kernel with its types is where distributions put it. libbpf finds the image too: libbpf looks up the
+/// type ids of iterators and fentry programs.
 pub fn image(set: Set, _family: Family) -> Outcome {
     let types = fs::read(Path::new(BTF).join("vmlinux")).context("this kernel's BTF")?;
     let image = format!("/boot/vmlinux-{}", uname()?.release().to_string_lossy());

@@ -1,4 +1,4 @@
-/* Variables in an arena, as libbpf takes them or not: one for each macro that tests/relocations.rs defines. */
+/* Variables in an arena, as libbpf takes them or not: one for each macro that tests/relocations/ defines. */
 #include "../core.h"
 
 #define ARENA(name, pages)                                                                          \

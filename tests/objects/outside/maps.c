@@ -1,4 +1,4 @@
-/* Definitions of maps that libbpf takes or not: one for each macro that tests/relocations.rs defines. */
+/* Definitions of maps that libbpf takes or not: one for each macro that tests/relocations/ defines. */
 #include "../core.h"
 
 #define UINT(name, number) int (*name)[number]

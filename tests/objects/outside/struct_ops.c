@@ -1,5 +1,5 @@
 /*
- * Congestion controls by struct_ops, for a running kernel: one for each macro that tests/relocations.rs defines. What it
+ * Congestion controls by struct_ops, for a running kernel: one for each macro that tests/relocations/ defines. What it
  * makes of `struct tcp_congestion_ops` is not all that the kernel has.
  */
 #include "../core.h"

@@ -1,108 +1,75 @@
-//! The report as one JSON document, written as it becomes known: an object may have more relocations than memory should hold.
+//! The report as one JSON document. Relocations are written as they become known: the relocations of an object may not fit
+//! into memory.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use serde_json::Serializer;
-use serde_json::ser::Formatter;
 
-use super::gathered::Gathered;
-use super::view::Record;
-use super::{Head, Report, Verdict};
+use super::view::Shown;
+use super::{Head, Report, Summary, Verdict};
 
-/// For programs.
+/// The report for programs.
 pub(super) struct Json<'w> {
-    out: Gathered<'w>,
+    out: BufWriter<&'w mut dyn Write>,
     first: bool,
-    /// Where the last relocation was: most are in the same program, whose name may be long.
-    place: Option<Place>,
-    /// Where text is made that is to be kept.
-    scratch: Gathered<'static>,
-}
-
-/// A program and its section, and both as members of a JSON object.
-struct Place {
-    program: Option<String>,
-    section: String,
-    json: String,
-}
-
-/// Leaves out the outermost braces.
-#[derive(Default)]
-struct Bare {
-    depth: usize,
-}
-
-impl Formatter for Bare {
-    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.depth += 1;
-        if self.depth > 1 { writer.write_all(b"{") } else { Ok(()) }
-    }
-
-    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.depth -= 1;
-        if self.depth > 0 { writer.write_all(b"}") } else { Ok(()) }
-    }
-}
-
-/// Adds the members of an object.
-fn members(out: &mut Gathered<'_>, what: &impl Serialize) -> Result<()> {
-    Ok(what.serialize(&mut Serializer::with_formatter(out, Bare::default()))?)
 }
 
 impl<'w> Json<'w> {
-    /// To this writer.
+    /// A report to this writer.
     pub(super) fn new(out: &'w mut dyn Write) -> Self {
-        Json { out: Gathered::new(out), first: true, place: None, scratch: Gathered::kept() }
+        Json { out: BufWriter::new(out), first: true }
+    }
+}
+
+/// A writer that leaves out the brace at the end of a document, so that other members can follow. Nothing of the document is
+/// kept: its lists may be long.
+struct Open<W> {
+    out: W,
+    /// The last byte that was written is a brace, and was not passed on yet.
+    is_held: bool,
+}
+
+impl<W: Write> Write for Open<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some((last, before)) = bytes.split_last() else { return Ok(0) };
+        if std::mem::replace(&mut self.is_held, *last == b'}') {
+            self.out.write_all(b"}")?;
+        }
+        self.out.write_all(if self.is_held { before } else { bytes })?;
+        Ok(bytes.len())
     }
 
-    /// Sees to it that `place` is that of the relocation.
-    fn be_at(&mut self, record: &Record<'_, '_>) -> Result<()> {
-        #[derive(Serialize)]
-        struct Names<'r> {
-            program: Option<&'r str>,
-            section: &'r str,
-        }
-        let Record { program, section, .. } = *record;
-        let is_same = |place: &Place| (place.program.as_deref(), place.section.as_str()) == (program, section);
-        if !self.place.as_ref().is_some_and(is_same) {
-            members(&mut self.scratch, &Names { program, section })?;
-            let json = self.scratch.take();
-            self.place = Some(Place { program: program.map(str::to_owned), section: section.to_owned(), json });
-        }
-        Ok(())
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
+}
+
+/// The members of the document that follow its relocations.
+#[derive(Serialize)]
+struct End<'e> {
+    #[serde(flatten)]
+    verdict: &'e Verdict,
+    summary: Summary<'e>,
 }
 
 impl Report for Json<'_> {
     fn head(&mut self, head: &Head<'_>) -> Result<()> {
-        serde_json::to_writer(&mut self.out, head)?;
-        self.out.take_back(b'}');
-        self.out.put(",\"relocations\":[");
-        self.out.check().context("writing the report")
+        serde_json::to_writer(Open { out: &mut self.out, is_held: false }, head).context("writing the report")?;
+        write!(self.out, ",\"relocations\":[").context("writing the report")
     }
 
-    fn relocation(&mut self, record: &Record<'_, '_>) -> Result<()> {
-        self.be_at(record)?;
-        let Json { out, first, place, scratch } = self;
-        let place = place.as_ref().map_or("", |place| &place.json);
-        let [about, before, after] =
-            [record.about.json(scratch)?, record.before.json(scratch)?, record.after.json(scratch)?];
-        out.put(if std::mem::take(first) { "{" } else { ",{" }).put(place).put(",");
-        members(out, record)?;
-        out.put(",\"before\":").put(before).put(",\"after\":").put(after);
-        out.put(",").put(about.strip_prefix('{').unwrap_or(about));
-        out.check().context("writing the report")
+    fn relocation(&mut self, shown: &Shown<'_>) -> Result<()> {
+        if !std::mem::take(&mut self.first) {
+            self.out.write_all(b",").context("writing the report")?;
+        }
+        serde_json::to_writer(&mut self.out, shown).context("writing the report")
     }
 
-    fn written(&self) -> u64 {
-        self.out.total()
-    }
-
-    fn verdict(&mut self, verdict: &Verdict) -> Result<()> {
-        self.out.put("],");
-        members(&mut self.out, verdict)?;
-        self.out.put("}\n").flush().context("writing the report")
+    fn end(&mut self, head: &Head<'_>, verdict: &Verdict) -> Result<()> {
+        let end = serde_json::to_string(&End { verdict, summary: Summary::of(&head.facts, verdict) })?;
+        let members = end.strip_prefix('{').unwrap_or(&end);
+        writeln!(self.out, "],{members}").context("writing the report")?;
+        self.out.flush().context("writing the report")
     }
 }

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/* Tests an event against the user's filters: --netns, --port, -4, -6, --pid, --cgroup, --comm, --kind. */
+#ifndef XCTL_FILTER_BPF_H
+#define XCTL_FILTER_BPF_H
+
+static __always_inline bool wanted_flow(const struct flow *flow)
+{
+	if (settings.netns && flow->netns != settings.netns)
+		return false;
+	if (settings.port && flow->sport != settings.port && flow->dport != settings.port)
+		return false;
+	return !settings.family || flow_is_ipv4(flow) == (settings.family == 4);
+}
+
+static __always_inline bool wanted_owner(const struct owner *owner)
+{
+	if (settings.tgid && owner->tgid != settings.tgid)
+		return false;
+	if (settings.cgroup && !owner->in_cgroup)
+		return false;
+	if (settings.comm[0] && !same_name(settings.comm, owner->comm))
+		return false;
+	return true;
+}
+
+/* With --pid, --comm or --cgroup, an event whose owner is unknown or shared is not emitted, but counted. */
+static __always_inline bool wanted(const struct flow *flow, const struct owner *owner)
+{
+	if (!wanted_flow(flow))
+		return false;
+	if (owner->how != HOW_UNKNOWN && owner->how != HOW_SHARED)
+		return wanted_owner(owner);
+	if (settings.tgid || settings.cgroup || settings.comm[0]) {
+		count_lost(LOST_UNATTRIBUTED);
+		return false;
+	}
+	if (owner->how == HOW_UNKNOWN)
+		count_lost(LOST_UNKNOWN);
+	return true;
+}
+
+static __always_inline bool wanted_kind(__u8 kind)
+{
+	return !settings.kinds || settings.kinds & (1 << kind);
+}
+
+#endif

@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * Which counters did each connection reach, and for which process? An account has the counters since the connection was made, so user space
+ * takes differences: from the start of xctl, and from one owner to the next.
+ */
+#ifndef XCTL_LEDGER_BPF_H
+#define XCTL_LEDGER_BPF_H
+
+#define LEDGER_BYTES (1024 * 1024)
+
+/*
+ * The accounts of connections that ended or got another owner. It has room for more than 2,000 accounts. The map needs Linux
+ * 5.8, and is not created on older kernels, nor without settings.ledger. There a CO-RE relocation cuts off the code that uses
+ * it.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, LEDGER_BYTES);
+} LEDGER SEC(".maps");
+
+/* Space for an account, or NULL. */
+static __always_inline struct account *begin_account(void)
+{
+	struct account *account = bpf_ringbuf_reserve(&LEDGER, sizeof(*account), 0);
+
+	if (!account)
+		count_lost(LOST_LEDGER);
+	return account;
+}
+
+/*
+ * User space reads the ring with every round. The reader is woken only when a quarter of the ring is full: short connections
+ * are common, and a wakeup costs more than an account. With settings.connections each account wakes a reader that waits.
+ */
+static __always_inline void end_account(struct account *account)
+{
+	bool much = bpf_ringbuf_query(&LEDGER, BPF_RB_AVAIL_DATA) > LEDGER_BYTES / 4;
+
+	if (settings.connections)
+		bpf_ringbuf_submit(account, 0);
+	else
+		bpf_ringbuf_submit(account, much ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+}
+
+static __always_inline bool has_ledger(void)
+{
+	return settings.ledger && bpf_core_type_exists(struct bpf_ringbuf);
+}
+
+/* Whether the owner passes the filters of owners. Losses are counted where segments are retransmitted. */
+static __always_inline bool wanted_account(const struct owner *owner)
+{
+	if (owner->how == HOW_UNKNOWN || owner->how == HOW_SHARED)
+		return !settings.tgid && !settings.cgroup && !settings.comm[0];
+	return wanted_owner(owner);
+}
+
+static __always_inline void fill_account(struct account *account, const struct sock *sk, enum account_why why, __u8 state)
+{
+	account->socket = (__u64)sk;
+	account->mono_ns = bpf_ktime_get_ns();
+	account->why = why;
+	account->state = state;
+	account->err = why == ACCOUNT_ENDED ? BPF_CORE_READ(sk, sk_err) : 0;
+	account->wanted = wanted_account(&account->owner) && wanted_flow(&account->flow);
+	account->rtnl = settings.by_netns ? rtnl_inode(&sk->__sk_common) : 0;
+	account->mptcp = settings.by_netns && mptcp_parent(sk);
+	__builtin_memset(account->zero, 0, sizeof(account->zero));
+	__builtin_memset(&account->reading, 0, sizeof(account->reading));
+	read_counters(sk, &account->reading);
+	account->reading.locked = why == ACCOUNT_ENDED;
+}
+
+/* The connection is the owner's of this entry until now. False if the kernel has given the entry to another socket. */
+static __always_inline bool is_account_of(struct account *account, const struct sock *sk, const struct flow *flow,
+					  const struct owner *entry)
+{
+	account->flow = *flow;
+	account->owner = *entry;
+	if (account->owner.socket != (__u64)sk)
+		return false;
+	if (is_shared(&account->owner))
+		share(&account->owner);
+	account->owner.born = born_for_totals(account->owner.born);
+	return true;
+}
+
+static __always_inline void write_ended(const struct sock *sk, const struct flow *flow, __u8 state)
+{
+	struct owner owner = {};	/* Linux 5.10 puts nothing from a ring into a map, which a seeded entry takes */
+	struct account *account;
+
+	owner_of(sk, flow, &owner);
+	account = begin_account();
+	if (!account)
+		return;
+	account->flow = *flow;
+	account->owner = owner;
+	fill_account(account, sk, ACCOUNT_ENDED, state);
+	end_account(account);
+}
+
+/*
+ * A connection ends. The kernel zeroes no counter before it sets TCP_CLOSE (tcp_disconnect()). This runs before forget(), so
+ * the owner is still known. --verify compares the sums of all connections, whatever the filters.
+ */
+static __noinline void connection_ended(const struct sock *sk, __u8 state)
+{
+	struct under_way *under_way = NULL;
+	struct flow flow;
+
+	if (!has_ledger() || state == TCP_LISTEN || state == TCP_CLOSE)
+		return;
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP || !flow_of_closing(sk, &flow))
+		return;
+	if (!settings.by_netns && !wanted_flow(&flow))
+		return;
+	if (settings.connections)
+		under_way = begin_record();
+	write_ended(sk, &flow, state);
+	if (under_way)
+		end_record(under_way);
+}
+
+/* The owner until now, if the new one is another process. The kernel may give the entry's memory to another socket. */
+static __noinline void connection_taken(const struct sock *sk, const struct flow *flow, const struct owner *entry)
+{
+	struct account *account = begin_account();
+
+	if (!account)
+		return;
+	if (!is_account_of(account, sk, flow, entry)) {
+		bpf_ringbuf_discard(account, BPF_RB_NO_WAKEUP);
+		return;
+	}
+	fill_account(account, sk, ACCOUNT_TAKEN, BPF_CORE_READ(sk, __sk_common.skc_state));
+	end_account(account);
+}
+
+/* `owner` is about to own the socket. If there is an entry, it goes on with it; what was counted until now was the other's. */
+static __always_inline void settle(const struct sock *sk, const struct flow *flow, const struct flow *by_address,
+				   struct owner *owner)
+{
+	const struct owner *entry = own_entry(sk, flow) ?: own_entry(sk, by_address);
+
+	if (!entry)
+		return;
+	owner->since = entry->since;
+	if (!has_ledger() || flow->known_by != BY_FLOW || !wanted_flow(flow))
+		return;
+	if (is_shared(entry) || entry->tgid != owner->tgid ||
+	    born_for_totals(entry->born) != born_for_totals(owner->born))
+		connection_taken(sk, flow, entry);
+}
+
+/*
+ * Write the account of the open connection whose key has these words. The socket is not locked, and may end meanwhile. As long
+ * as it has its entry, its memory is its own: forget() comes before the end of the socket.
+ */
+static __always_inline void account_of_open(const __u64 *words)
+{
+	const struct owner *entry;
+	struct account *account;
+	const struct sock *sk;
+	struct flow key, flow;
+	unsigned int i;
+	__u8 state;
+
+	if (!has_ledger())
+		return;
+#pragma unroll
+	for (i = 0; i < sizeof(key) / sizeof(*words); i++)
+		((__u64 *)&key)[i] = words[i];
+	entry = bpf_map_lookup_elem(&SOCKET_TO_PID, &key);
+	if (!entry || entry->known_by != BY_ADDRESS)
+		return;
+	sk = (const void *)entry->socket;
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP || state == TCP_LISTEN || state == TCP_CLOSE)
+		return;
+	/* The key of a twin is its address. */
+	if (!flow_of(&sk->__sk_common, &flow) || !wanted_flow(&flow))
+		return;
+	account = begin_account();
+	if (!account)
+		return;
+	if (!is_account_of(account, sk, &flow, entry)) {
+		bpf_ringbuf_discard(account, BPF_RB_NO_WAKEUP);
+		return;
+	}
+	fill_account(account, sk, ACCOUNT_OPEN, state);
+	if (own_entry(sk, &key) != entry) {
+		bpf_ringbuf_discard(account, BPF_RB_NO_WAKEUP);
+		return;
+	}
+	bpf_ringbuf_submit(account, BPF_RB_NO_WAKEUP);
+}
+
+/*
+ * Describe a connection, or a request, for --verify: its counters now, and no owner. False for every other entry of the kernel's
+ * tables. Once a request has become a connection, its SYN-ACKs that were sent again are in the connection's total_retrans.
+ */
+static __always_inline bool list_account(const struct sock_common *skc, struct account *account)
+{
+	const struct request_sock *req = (const void *)skc;
+	__u8 state = BPF_CORE_READ(skc, skc_state);
+
+	__builtin_memset(account, 0, sizeof(*account));
+	account->mono_ns = bpf_ktime_get_ns();
+	account->socket = (__u64)skc;
+	account->state = state;
+	account->why = ACCOUNT_OPEN;
+	if (state == TCP_LISTEN || state == TCP_CLOSE || state == TCP_TIME_WAIT || !flow_of(skc, &account->flow))
+		return false;
+	account->rtnl = rtnl_inode(skc);
+	if (state == TCP_NEW_SYN_RECV)
+		account->reading.total_retrans = BPF_CORE_READ_BITFIELD_PROBED(req, num_retrans);
+	else
+		read_counters((const void *)skc, &account->reading);
+	return true;
+}
+
+#endif

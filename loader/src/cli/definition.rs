@@ -1,0 +1,242 @@
+//! The command line as clap knows it: every option, its help, and its valid values.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Arg, ArgAction, Command as Clap, value_parser};
+
+use super::values::MOST_SOCKETS;
+use crate::model::events::{COMM_LEN, Kind};
+
+fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).help(help)
+}
+
+fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+/// Filters of sockets.
+fn filter_options() -> Vec<Arg> {
+    vec![
+        option("pid", "PID", "Only this process").value_parser(value_parser!(u32).range(1..)),
+        option("comm", "NAME", "Only processes of this name").value_parser(comm),
+        option("port", "PORT", "Only this port, local or remote").value_parser(value_parser!(u16).range(1..)),
+        option(
+            "netns",
+            "INUM|PATH",
+            "Only this network namespace: its inode number, a file such as /proc/PID/ns/net, or its name in `ip netns`",
+        ),
+        option("cgroup", "PATH", "Only sockets of processes in this cgroup (v2) or below")
+            .value_parser(value_parser!(PathBuf)),
+        Arg::new("4").short('4').action(ArgAction::SetTrue).help("Only IPv4").conflicts_with("6"),
+        Arg::new("6").short('6').action(ArgAction::SetTrue).help("Only IPv6"),
+    ]
+}
+
+fn trace_options() -> Vec<Arg> {
+    let kinds = PossibleValuesParser::new(Kind::ALL.map(Kind::name))
+        .map(|name| Kind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(Kind::Other));
+    let first = [
+        flag("json", "Print one JSON object a line"),
+        flag("verify", "At the end, compare with the kernel's own counters in each network namespace"),
+        flag("current", "In text output, also show the process that softirq interrupted, which other tools blame"),
+        option("attach", "SET", "Hooks to use: auto takes the best that this kernel has")
+            .value_parser([
+                PossibleValue::new("auto"),
+                PossibleValue::new("kprobe"),
+                PossibleValue::new("tracepoint"),
+                PossibleValue::new("fentry").alias("fentry+tracepoint"),
+                PossibleValue::new("kprobe+tracepoint"),
+                PossibleValue::new("lsm").alias("lsm+kprobe+tracepoint"),
+            ])
+            .default_value("auto"),
+        option("events", "WHICH,...", "Events to print")
+            .value_delimiter(',')
+            .value_parser(["retransmit", "send", "connection", "all"])
+            .default_value("retransmit"),
+        option("duration", "SECONDS", "End after this time").value_parser(seconds),
+        option("count", "N", "End after this number of events").value_parser(value_parser!(u64).range(1..)),
+    ];
+    let last = [
+        option("kind", "KIND,...", "Only these kinds of retransmission").value_delimiter(',').value_parser(kinds),
+        option(
+            "max-sockets",
+            "N",
+            "Number of sockets to remember [default: 8192, or four times the existing sockets if that is more]",
+        )
+        .value_parser(value_parser!(u32).range(1..=i64::from(MOST_SOCKETS))),
+        option("perf-pages", "N", "Size of each CPU's ring in pages, a power of two")
+            .value_parser(power_of_two)
+            .default_value("64"),
+        option(
+            "seed",
+            "SOURCE",
+            "Source of the owners of sockets that are already open: the kernel's iterator, or /proc",
+        )
+        .value_parser(["auto", "iterator", "proc", "none"])
+        .default_value("auto"),
+        flag("dry-run", "Load everything, attach nothing, and leave nothing behind").conflicts_with("verify"),
+        option(
+            "record",
+            "FILE",
+            "Write everything that is loaded and attached to this file, as one JSON document; implies --strict",
+        )
+        .value_parser(value_parser!(PathBuf)),
+        flag(
+            "strict",
+            "Attach nothing unless every instruction in the kernel is proven to be the object's, relocated with the BTF",
+        ),
+        option("object", "FILE", "Load this BPF object instead of the one inside the binary")
+            .value_parser(value_parser!(PathBuf)),
+        option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
+            .value_parser(value_parser!(PathBuf)),
+        option("user", "NAME|UID", "Become this user once everything is attached"),
+        flag(
+            "no-sandbox",
+            "Keep all system calls, and without --user all privileges, which xctl otherwise gives up once everything is attached",
+        ),
+        verbose(),
+    ];
+    first.into_iter().chain(filter_options()).chain(last).collect()
+}
+
+/// The options of `xctl top`: those of `xctl trace` that do not choose events, and its own.
+fn top_options() -> Vec<Arg> {
+    const OF_EVENTS: [&str; 6] = ["verify", "current", "events", "count", "kind", "dry-run"];
+    let own = [
+        option("interval", "SECONDS", "Print what happened in each interval of this length")
+            .value_parser(interval)
+            .default_value("2"),
+        flag("batch", "Print one block an interval, on a terminal too"),
+    ];
+    let shared = trace_options().into_iter().filter(|option| !OF_EVENTS.contains(&option.get_id().as_str()));
+    own.into_iter().chain(shared).collect()
+}
+
+fn verbose() -> Arg {
+    flag("verbose", "Show libbpf's messages and the whole verifier log").short('v')
+}
+
+/// The longest `--duration`, ten years: no clock overflows on such a deadline.
+const LONGEST: Duration = Duration::from_secs(315_360_000);
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let duration = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    duration
+        .filter(|time| !time.is_zero() && *time <= LONGEST)
+        .ok_or_else(|| format!("not a number of seconds greater than 0 and at most {} (ten years)", LONGEST.as_secs()))
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_millis(100);
+    seconds(text)
+        .ok()
+        .filter(|interval| *interval >= LEAST)
+        .ok_or_else(|| format!("not a number of seconds from 0.1 to {}", LONGEST.as_secs()))
+}
+
+fn comm(text: &str) -> Result<String, String> {
+    match text.len() {
+        0 => Err("a process name has at least one byte".into()),
+        length if length < COMM_LEN => Ok(text.into()),
+        length => Err(format!("the kernel keeps {} bytes of a process name, and this name has {length}", COMM_LEN - 1)),
+    }
+}
+
+fn power_of_two(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(pages) if pages.is_power_of_two() && pages <= 1 << 16 => Ok(pages),
+        _ => Err("not a power of two from 1 to 65536".into()),
+    }
+}
+
+/// The command line as clap knows it.
+#[must_use]
+pub fn clap() -> Clap {
+    let trace = Clap::new("trace")
+        .about("Print retransmits as they happen, with the process behind each (the default command)")
+        .args(trace_options());
+    let top = Clap::new("top")
+        .about(
+            "Print what the connections of each process did in each interval, and what held them up: the worst first",
+        )
+        .args(top_options());
+    let sockets = Clap::new("sockets")
+        .about("List every TCP socket of this host and the process that owns it")
+        .args([
+            flag("json", "Print one JSON object a line"),
+            flag("stats", "Print what each connection has counted, and what holds it up: the worst first"),
+            flag("explain", "Print the rules of the verdicts too, and the figures of each connection")
+                .requires("stats")
+                .conflicts_with("json"),
+        ])
+        .args(filter_options())
+        .args([
+            option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
+                .value_parser(value_parser!(PathBuf)),
+            verbose(),
+        ]);
+    let btf = Clap::new("btf")
+        .about("Print C definitions of kernel types from BTF, or cut BTF down to what xctl needs")
+        .args([
+            Arg::new("types")
+                .value_name("TYPE")
+                .num_args(0..)
+                .help("A type, such as 'struct sock', or some of its members: 'struct sock: sk_protocol'"),
+            option("list", "FILE", "Read the types from this file").value_parser(value_parser!(PathBuf)),
+            option("btf", "FILE", "Take this BTF instead of the kernel's own").value_parser(value_parser!(PathBuf)),
+            option(
+                "min",
+                "OUT",
+                "Write to OUT the few kilobytes of the BTF that xctl needs, for --btf on kernels without BTF",
+            )
+            .value_parser(value_parser!(PathBuf))
+            .conflicts_with_all(["types", "list"]),
+            option(
+                "object",
+                "FILE",
+                "With --min: keep what this BPF object needs, instead of the one inside the binary",
+            )
+            .value_parser(value_parser!(PathBuf))
+            .requires("min")
+            .conflicts_with_all(["types", "list"]),
+        ]);
+    let doctor = Clap::new("doctor").about("Try what this host offers, and say what is missing").args([
+        flag("json", "Print one JSON document"),
+        option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
+            .value_parser(value_parser!(PathBuf)),
+    ]);
+    let inspect = Clap::new("inspect")
+        .about("Show the contents of a BPF object and how it would be relocated; needs no privilege")
+        .args([
+            Arg::new("object")
+                .value_name("OBJECT")
+                .value_parser(value_parser!(PathBuf))
+                .help("The object file; by default the one inside the binary"),
+            option("btf", "FILE", "Resolve against this BTF instead of the kernel's own")
+                .value_parser(value_parser!(PathBuf)),
+            flag("json", "Print one JSON document"),
+        ]);
+    let report = Clap::new("report")
+        .about("Print the summary and the ledger of runs from the JSON lines that they printed; needs no privilege")
+        .arg(
+            Arg::new("files")
+                .value_name("FILE")
+                .num_args(1..)
+                .required(true)
+                .value_parser(value_parser!(PathBuf))
+                .help("Output of 'xctl trace --json'; - is standard input"),
+        );
+    Clap::new("xctl")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Which process is really behind TCP retransmissions")
+        .args_conflicts_with_subcommands(true)
+        .args(trace_options())
+        .subcommands([trace, top, sockets, report, inspect, doctor, btf])
+        .after_help(
+            "Exit codes: 0 done; 1 a failure while running; 2 wrong usage; 3 this host cannot run it; 4 the object file \
+             was refused; 5 --verify found a difference",
+        )
+}

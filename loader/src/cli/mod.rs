@@ -1,0 +1,249 @@
+//! The command line: arguments in, plain values out. Parsing validates, and asks neither kernel nor disk.
+
+mod definition;
+mod values;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, anyhow};
+use clap::ArgMatches;
+
+use crate::error::Exit;
+use crate::trace::hooks::Attach;
+use crate::trace::seed::Source;
+pub use definition::clap;
+pub use values::*;
+
+/// A command with its options.
+#[derive(Debug)]
+pub enum Command {
+    /// `xctl trace`
+    Trace(TraceOptions),
+    /// `xctl sockets`
+    Sockets(SocketsOptions),
+    /// `xctl btf`
+    Btf(BtfOptions),
+    /// `xctl report`, with the files to read.
+    Report(Vec<PathBuf>),
+    /// `xctl doctor`
+    Doctor(DoctorOptions),
+    /// `xctl inspect`
+    Inspect(InspectOptions),
+}
+
+/// Parse this process's arguments. Wrong usage, `--help` and `--version` end the process.
+///
+/// # Errors
+/// [`Exit::Usage`] if options contradict each other.
+pub fn parse() -> Result<Command> {
+    command(clap().get_matches())
+}
+
+/// Parse these arguments, the program's name first.
+///
+/// # Errors
+/// As [`parse`], and wrong usage too.
+pub fn parse_from<T: Into<OsString> + Clone>(arguments: impl IntoIterator<Item = T>) -> Result<Command> {
+    command(clap().try_get_matches_from(arguments).map_err(|error| anyhow!(error).context(Exit::Usage))?)
+}
+
+fn command(mut matches: ArgMatches) -> Result<Command> {
+    match matches.remove_subcommand() {
+        None => trace(matches).map(Command::Trace),
+        Some((name, mut matches)) if name == "sockets" => Ok(Command::Sockets(SocketsOptions {
+            json: matches.get_flag("json"),
+            stats: matches.get_flag("stats"),
+            explain: matches.get_flag("explain"),
+            filters: filters(&mut matches),
+            btf: matches.remove_one("btf"),
+            verbose: matches.get_flag("verbose"),
+        })),
+        Some((name, mut matches)) if name == "doctor" => {
+            Ok(Command::Doctor(DoctorOptions { json: matches.get_flag("json"), btf: matches.remove_one("btf") }))
+        }
+        Some((name, mut matches)) if name == "inspect" => Ok(Command::Inspect(InspectOptions {
+            object: matches.remove_one("object"),
+            btf: matches.remove_one("btf"),
+            json: matches.get_flag("json"),
+        })),
+        Some((name, mut matches)) if name == "report" => {
+            Ok(Command::Report(matches.remove_many("files").into_iter().flatten().collect()))
+        }
+        Some((name, mut matches)) if name == "btf" => Ok(Command::Btf(BtfOptions {
+            types: matches.remove_many("types").into_iter().flatten().collect(),
+            list: matches.remove_one("list"),
+            btf: matches.remove_one("btf"),
+            min: matches.remove_one("min"),
+            object: matches.remove_one("object"),
+        })),
+        Some((name, matches)) if name == "top" => {
+            let retransmits = Events { retransmits: true, ..Events::default() };
+            trace(matches).map(|options| Command::Trace(TraceOptions { events: retransmits, ..options }))
+        }
+        Some((_, matches)) => trace(matches).map(Command::Trace),
+    }
+}
+
+fn filters(matches: &mut ArgMatches) -> Filters {
+    Filters {
+        pid: matches.remove_one("pid"),
+        comm: matches.remove_one("comm"),
+        port: matches.remove_one("port"),
+        netns: matches.remove_one("netns"),
+        cgroup: matches.remove_one("cgroup"),
+        family: match (matches.get_flag("4"), matches.get_flag("6")) {
+            (true, _) => Some(4),
+            (_, true) => Some(6),
+            _ => None,
+        },
+        kinds: Vec::new(),
+    }
+}
+
+/// The values of an option, which the command may not have.
+fn many<T: Clone + Send + Sync + 'static>(matches: &mut ArgMatches, option: &str) -> Vec<T> {
+    matches.try_remove_many(option).ok().flatten().into_iter().flatten().collect()
+}
+
+/// A flag, which the command may not have.
+fn flag(matches: &ArgMatches, name: &str) -> bool {
+    matches.try_get_one(name).ok().flatten().copied().unwrap_or(false)
+}
+
+/// The options of `xctl trace`, and those that `xctl top` shares with it.
+fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
+    let text = |matches: &mut ArgMatches, name| matches.remove_one::<String>(name).unwrap_or_default();
+    let filters = Filters { kinds: many(&mut matches, "kind"), ..filters(&mut matches) };
+    let named: Vec<String> = many(&mut matches, "events");
+    let prints = |event: &str| named.iter().any(|name| name == event || name == "all");
+    let events = Events { retransmits: prints("retransmit"), sends: prints("send"), connections: prints("connection") };
+    if !named.is_empty() && !events.retransmits && !filters.kinds.is_empty() {
+        let why = format!("--kind selects retransmits, and --events {} prints no retransmits", named.join(","));
+        return Err(anyhow!(why).context(Exit::Usage));
+    }
+    let record: Option<PathBuf> = matches.remove_one("record");
+    if record.as_deref() == Some(Path::new("-")) {
+        let why = "--record writes to a file, and standard output has the events: ./- is a file of that name";
+        return Err(anyhow!(why).context(Exit::Usage));
+    }
+    Ok(TraceOptions {
+        json: flag(&matches, "json"),
+        current: flag(&matches, "current"),
+        attach: match text(&mut matches, "attach").as_str() {
+            "kprobe" => Attach::Kprobe,
+            "tracepoint" => Attach::Tracepoint,
+            "fentry" | "fentry+tracepoint" => Attach::Fentry,
+            "kprobe+tracepoint" => Attach::Mixed,
+            "lsm" | "lsm+kprobe+tracepoint" => Attach::Lsm,
+            _ => Attach::Auto,
+        },
+        events,
+        interval: matches.try_remove_one("interval").ok().flatten(),
+        duration: matches.remove_one("duration"),
+        count: matches.try_remove_one("count").ok().flatten(),
+        filters,
+        max_sockets: matches.remove_one("max-sockets"),
+        perf_pages: matches.remove_one("perf-pages").unwrap_or(PERF_PAGES),
+        object: matches.remove_one("object"),
+        btf: matches.remove_one("btf"),
+        seed: match text(&mut matches, "seed").as_str() {
+            "iterator" => Some(Source::Iterator),
+            "proc" => Some(Source::Proc),
+            "none" => Some(Source::None),
+            _ => None,
+        },
+        verify: flag(&matches, "verify"),
+        dry_run: flag(&matches, "dry-run"),
+        record,
+        strict: flag(&matches, "strict"),
+        user: matches.remove_one("user"),
+        no_sandbox: flag(&matches, "no-sandbox"),
+        verbose: flag(&matches, "verbose"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::events::Kind;
+
+    fn trace(arguments: &[&str]) -> TraceOptions {
+        match parse_from(["xctl"].iter().chain(arguments)).unwrap() {
+            Command::Trace(options) => options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_clap_definition_is_consistent() {
+        clap().debug_assert();
+    }
+
+    #[test]
+    fn trace_is_the_default_command() {
+        assert!(trace(&["--json"]).json);
+        assert!(trace(&["trace", "--json"]).json);
+        assert_eq!(trace(&["--max-sockets", "9"]).max_sockets, Some(9));
+    }
+
+    #[test]
+    fn top_has_its_interval_and_takes_no_events() {
+        let options = trace(&["top", "--json", "--port", "443", "--attach", "kprobe"]);
+        assert_eq!((options.interval, options.filters.port), (Some(Duration::from_secs(2)), Some(443)));
+        assert_eq!((options.json, options.attach, options.verify, options.count), (true, Attach::Kprobe, false, None));
+        assert_eq!(options.events, Events { retransmits: true, ..Events::default() });
+        assert_eq!(trace(&["top", "--interval", "0.5"]).interval, Some(Duration::from_millis(500)));
+        assert_eq!(trace(&["--json"]).interval, None);
+    }
+
+    #[test]
+    fn attach_takes_every_name_that_ready_prints() {
+        for (name, set) in
+            [("fentry", Attach::Fentry), ("fentry+tracepoint", Attach::Fentry), ("kprobe", Attach::Kprobe)]
+        {
+            assert_eq!(trace(&["--attach", name]).attach, set);
+        }
+        assert_eq!(trace(&["--attach", "kprobe+tracepoint"]).attach, Attach::Mixed);
+        for name in ["lsm", "lsm+kprobe+tracepoint"] {
+            assert_eq!(trace(&["--attach", name]).attach, Attach::Lsm);
+        }
+    }
+
+    #[test]
+    fn values_are_checked() {
+        for wrong in [
+            &["--perf-pages", "3"][..],
+            &["--count", "0"],
+            &["--duration", "0"],
+            &["--duration", "-1"],
+            &["--duration", "inf"],
+            &["--duration", "315360001"],
+            &["--kind", "fast,slow"],
+            &["--comm", "sixteen-bytes-xx"],
+            &["-4", "-6"],
+            &["--port", "65536"],
+            &["--attach", "guess"],
+            &["--no-such-option"],
+            &["top", "--interval", "0.09"],
+            &["top", "--interval", "2s"],
+            &["top", "--events", "send"],
+        ] {
+            let error = parse_from(["xctl"].iter().chain(wrong)).unwrap_err();
+            assert_eq!(Exit::code_of(&error), 2, "{wrong:?}: {error:#}");
+        }
+        let error = parse_from(["xctl", "--duration", "1e9"]).unwrap_err();
+        assert!(format!("{error:#}").contains("at most 315360000 (ten years)"), "{error:#}");
+        assert_eq!(trace(&["--duration", "315360000"]).duration, Some(Duration::from_secs(315_360_000)));
+    }
+
+    #[test]
+    fn filters_add_up() {
+        let filters = trace(&["-6", "--kind", "rto,syn", "--port", "443", "--netns", "17"]).filters;
+        assert_eq!(filters.family, Some(6));
+        assert_eq!(filters.kinds, [Kind::Rto, Kind::Syn]);
+        assert_eq!((filters.port, filters.netns.as_deref()), (Some(443), Some("17")));
+    }
+}

@@ -1,0 +1,143 @@
+//! The values of options, as parsing returns them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::model::events::Kind;
+use crate::trace::hooks::Attach;
+use crate::trace::seed::Source;
+
+/// The least default capacity of SOCKET_TO_PID.
+pub const LEAST_SOCKETS: u32 = 8192;
+/// The greatest capacity of SOCKET_TO_PID.
+pub const MOST_SOCKETS: u32 = 1 << 24;
+/// Data pages of a CPU's ring by default.
+pub const PERF_PAGES: usize = 64;
+
+/// Which events to print.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Events {
+    /// `retransmit`
+    pub retransmits: bool,
+    /// `send`
+    pub sends: bool,
+    /// `connection`
+    pub connections: bool,
+}
+
+/// Filters as the user wrote them. A filter of `None` lets everything pass. Parsing asks neither kernel nor disk for their
+/// meaning.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filters {
+    /// Owning process.
+    pub pid: Option<u32>,
+    /// The process's name, at most 15 bytes.
+    pub comm: Option<String>,
+    /// Local or remote port.
+    pub port: Option<u16>,
+    /// Network namespace: an inode number, a file that represents the namespace, or its name for `ip netns`.
+    pub netns: Option<String>,
+    /// Directory of a cgroup v2; the cgroups below this directory count too.
+    pub cgroup: Option<PathBuf>,
+    /// 4 or 6.
+    pub family: Option<u8>,
+    /// Kinds of retransmission.
+    pub kinds: Vec<Kind>,
+}
+
+/// Options of `xctl trace`.
+#[derive(Debug)]
+pub struct TraceOptions {
+    /// JSON lines instead of text.
+    pub json: bool,
+    /// Text output also shows the process that a naive tool would have blamed.
+    pub current: bool,
+    /// Which hooks.
+    pub attach: Attach,
+    /// Which events.
+    pub events: Events,
+    /// `xctl top`: print what each process did in each interval of this length, and no event.
+    pub interval: Option<Duration>,
+    /// End after this time.
+    pub duration: Option<Duration>,
+    /// End after this number of events.
+    pub count: Option<u64>,
+    /// Which sockets and events to report.
+    pub filters: Filters,
+    /// Capacity of SOCKET_TO_PID. None: enough for this host.
+    pub max_sockets: Option<u32>,
+    /// Data pages of a CPU's ring, a power of two.
+    pub perf_pages: usize,
+    /// The object to use instead of the one inside the binary.
+    pub object: Option<PathBuf>,
+    /// The BTF to use instead of the kernel's own.
+    pub btf: Option<PathBuf>,
+    /// Where to learn the owners of sockets that are open already. None: the best source that this kernel has.
+    pub seed: Option<Source>,
+    /// Compare with the kernel's counters at the end.
+    pub verify: bool,
+    /// End after loading, and attach nothing.
+    pub dry_run: bool,
+    /// The file for the record of changes to the kernel.
+    pub record: Option<PathBuf>,
+    /// Attach nothing unless the loaded programs are proven. A record implies this option.
+    pub strict: bool,
+    /// User to become once everything is attached: a name or a number.
+    pub user: Option<String>,
+    /// Keep privileges and every system call.
+    pub no_sandbox: bool,
+    /// Show all of libbpf's messages and of the verifier's log.
+    pub verbose: bool,
+}
+
+/// Options of `xctl sockets`.
+#[derive(Debug)]
+pub struct SocketsOptions {
+    /// JSON lines instead of text.
+    pub json: bool,
+    /// Print the counters of each connection, and the verdict about it.
+    pub stats: bool,
+    /// Text: print the rules, and the figures that they were compared with.
+    pub explain: bool,
+    /// Which sockets to list.
+    pub filters: Filters,
+    /// The BTF to use instead of the kernel's own.
+    pub btf: Option<PathBuf>,
+    /// Show all of libbpf's messages and of the verifier's log.
+    pub verbose: bool,
+}
+
+/// Options of `xctl doctor`.
+#[derive(Debug)]
+pub struct DoctorOptions {
+    /// One JSON document instead of text.
+    pub json: bool,
+    /// The BTF to use instead of the kernel's own.
+    pub btf: Option<PathBuf>,
+}
+
+/// Options of `xctl btf`.
+#[derive(Clone, Debug, Default)]
+pub struct BtfOptions {
+    /// Types, as in a list: `struct sock`, `sock_common`, `struct sock: sk_protocol`.
+    pub types: Vec<String>,
+    /// A file that lists types, one a line.
+    pub list: Option<PathBuf>,
+    /// BTF to use instead of the running kernel's: raw, or an ELF file with a `.BTF` section.
+    pub btf: Option<PathBuf>,
+    /// Write the part of the BTF that the object needs to this file, and no definitions.
+    pub min: Option<PathBuf>,
+    /// The object for `min`; none: the object inside the binary.
+    pub object: Option<PathBuf>,
+}
+
+/// Options of `xctl inspect`.
+#[derive(Debug)]
+pub struct InspectOptions {
+    /// The object file; none: the object inside the binary.
+    pub object: Option<PathBuf>,
+    /// BTF to resolve against instead of the kernel's own.
+    pub btf: Option<PathBuf>,
+    /// One JSON document instead of text.
+    pub json: bool,
+}

@@ -1,0 +1,167 @@
+//! `xctl report`: the summary and the ledger of runs, from the JSON lines that they printed. The command needs no privilege.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::ledger::saved::{Record, Sums};
+use crate::ledger::summary::Summary;
+use crate::output::Output;
+use crate::output::text::{Text, result_of_verify};
+
+/// The longest line that is read, in bytes. A summary with 4,096 rows has six million.
+const LONGEST: u64 = 64 << 20;
+
+/// Print the runs in each of these files; `-` is standard input.
+///
+/// # Errors
+/// A file cannot be read, or a line in it is no record; the message names file and line.
+pub fn run(files: &[PathBuf], out: &mut dyn Write) -> Result<()> {
+    for path in files {
+        let shown = path.display();
+        let mut from: Box<dyn BufRead> = match path.as_path() {
+            standard if standard == Path::new("-") => Box::new(io::stdin().lock()),
+            path => Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot read {shown}"))?)),
+        };
+        if files.len() > 1 {
+            writeln!(out, "{shown}:")?;
+        }
+        report(&mut *from, out).with_context(|| shown.to_string())?;
+    }
+    Ok(())
+}
+
+/// Print each run in the lines of a file.
+fn report(from: &mut dyn BufRead, out: &mut dyn Write) -> Result<()> {
+    let (mut sums, mut runs, mut number) = (Sums::default(), 0, 0_u64);
+    let mut line = Vec::new();
+    while read_line(from, &mut line).with_context(|| format!("line {}", number + 1))? {
+        number += 1;
+        let record = match serde_json::from_slice(&line) {
+            Ok(record) => record,
+            Err(_) if line.iter().all(u8::is_ascii_whitespace) => continue,
+            Err(_) if line.last() != Some(&b'\n') => {
+                writeln!(out, "line {number}, the last one, is cut off")?;
+                continue;
+            }
+            Err(error) => {
+                return Err(anyhow!("line {number} is no record of xctl ({error}): is this the output of --json?"));
+            }
+        };
+        match record {
+            Record::Ready(ready) => {
+                unfinished(std::mem::take(&mut sums), &mut runs, out)?;
+                writeln!(out, "a run of xctl {}, schema {}, hooks {}", ready.version, ready.schema, ready.attach)?;
+            }
+            Record::Retransmit(record) => sums.retransmit(record),
+            Record::Connection(record) => sums.connection(*record),
+            Record::Summary(totals) => {
+                let verified = totals.verified;
+                Text::new(&mut *out, false).summary(&Summary::from(*totals))?;
+                if let Some(equal) = verified {
+                    writeln!(out, "{}", result_of_verify(equal))?;
+                }
+                sums = Sums::default();
+                runs += 1;
+            }
+            Record::Other => {}
+        }
+    }
+    unfinished(sums, &mut runs, out)?;
+    if runs == 0 {
+        bail!("no run has a summary, a retransmit or the end of a connection here");
+    }
+    Ok(())
+}
+
+/// Print what the records of a run without a summary add up to, if there are any.
+fn unfinished(sums: Sums, runs: &mut u64, out: &mut dyn Write) -> Result<()> {
+    if sums.is_empty() {
+        return Ok(());
+    }
+    *runs += 1;
+    writeln!(out, "this run has no summary: the figures are the sums of its records, and losses are not known")?;
+    Ok(Text::new(out, false).totals(&sums.summary())?)
+}
+
+/// Read a line with its end. False: there is none left.
+fn read_line(from: &mut dyn BufRead, line: &mut Vec<u8>) -> Result<bool> {
+    line.clear();
+    io::Read::take(from, LONGEST).read_until(b'\n', line)?;
+    if line.len() as u64 == LONGEST && line.last() != Some(&b'\n') {
+        bail!("it is longer than {} MiB", LONGEST >> 20);
+    }
+    Ok(!line.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::balance::Balance;
+    use crate::ledger::summary::{ByProcess, Others, add, key_of};
+    use crate::model::events::{How, Kind, Owner, Retransmit};
+    use crate::model::lost::Lost;
+    use crate::model::reading::{Account, AccountWhy, Reading};
+    use crate::output::json::Json;
+
+    fn printed(text: &str) -> Result<String> {
+        let mut out = Vec::new();
+        report(&mut text.as_bytes(), &mut out)?;
+        Ok(String::from_utf8(out)?)
+    }
+
+    const RETRANSMIT: &str = r#"{"type":"retransmit","pid":7,"comm":"rsync","kind":"tlp","segs":3,"bytes":30,"err":0}"#;
+
+    #[test]
+    fn a_run_without_a_summary_is_added_up() {
+        let text = printed(&format!("{RETRANSMIT}\n{RETRANSMIT}\n{{\"type\":\"retr")).unwrap();
+        for said in
+            ["line 3, the last one, is cut off", "no summary", "6 segments sent again in 2 retransmits", "rsync"]
+        {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+        assert!(!text.contains("lost"), "{text}");
+    }
+
+    #[test]
+    fn a_summary_prints_as_it_did_in_the_run() {
+        let (mut by_process, mut balance) = (ByProcess::new(), Balance::new(250));
+        balance.begin(150);
+        for tgid in [7, 8] {
+            let since = u64::from(tgid) * 20;
+            let owner =
+                Owner { tgid, since, how: How::Send as u8, comm: *b"worker\0\0\0\0\0\0\0\0\0\0", ..Owner::default() };
+            let event = Retransmit { owner, segs: tgid, bytes: 10, kind: Kind::Rto as u8, ..Retransmit::default() };
+            add(by_process.entry(key_of(&owner)).or_default(), &event);
+            let reading = Reading { bytes_sent: 1 << 20, bytes_retrans: 1 << 16, free: 90, ..Reading::default() };
+            let reading =
+                Reading { total_retrans: 9, dsack_dups: 8, srtt_us: 8 * 70_000, min_rtt_us: 9_000, ..reading };
+            let (why, mono_ns) = (AccountWhy::Ended as u8, 400_000_000);
+            _ = balance.note(&Account { owner, reading, why, mono_ns, socket: 1, wanted: 1, ..Account::default() });
+        }
+        let lost = Lost { ledger: 3, ..Lost::default() };
+        let mut summary = Summary::new(&by_process, &Others::default(), lost);
+        summary.add_ledger(&balance.rows, &balance.folded, 500_000_000);
+        let (mut json, mut text) = (Vec::new(), Vec::new());
+        Json::new(&mut json).summary(&summary).unwrap();
+        Text::new(&mut text, false).summary(&summary).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("needless resends 6.2 %") && text.contains("ledger 3") && text.contains('*'), "{text}");
+        let json = String::from_utf8(json).unwrap();
+        assert_eq!(printed(&json).unwrap(), text);
+        for equal in [true, false] {
+            let verified = json.replace("\"verified\":null", &format!("\"verified\":{equal}"));
+            assert_eq!(printed(&verified).unwrap(), format!("{text}{}\n", result_of_verify(equal)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_record_is_named() {
+        let error = printed(&format!("{RETRANSMIT}\n\nhello\n")).unwrap_err();
+        assert!(format!("{error:#}").starts_with("line 3 is no record"), "{error:#}");
+        assert!(printed("").is_err());
+        assert!(printed("{\"type\":\"ready\",\"schema\":1,\"attach\":\"kprobe\",\"version\":\"1\"}\n").is_err());
+    }
+}

@@ -1,0 +1,325 @@
+//! `xctl trace`: print retransmits as they happen.
+
+mod follow;
+mod printer;
+mod privilege;
+mod ticks;
+
+use std::io::BufWriter;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow};
+
+use self::follow::{Live, finish, follow};
+use self::printer::{Exits, Printer};
+use self::privilege::give_up_privilege;
+use self::ticks::Ticks;
+use super::filters::Filters;
+use super::{Named, btf_path, check_privilege, default_max_sockets, say_absent};
+use crate::audit::{Audit, IfUnproven};
+use crate::cli::TraceOptions;
+use crate::console::{say, say_all};
+use crate::error::{Blocked, Exit};
+use crate::kernel::clock::monotonic_ns;
+use crate::kernel::privilege::{User, to_see_others};
+use crate::kernel::wait::{Stdout, Waiter, Woken};
+use crate::kernel::{host, libbpf};
+use crate::ledger::epochs::Moving;
+use crate::ledger::summary::{ByProcess, Others, Summary};
+use crate::model::events::Settings;
+use crate::object::facts::hex;
+use crate::output::json::Json;
+use crate::output::text::Text;
+use crate::output::{Output, Ready};
+use crate::ring::order::Order;
+use crate::trace::check::{CheckedObject, check_object};
+use crate::trace::hooks::{self, HookSet};
+use crate::trace::load::{self, Loaded};
+use crate::trace::plan::{Plan, Request, first_accepted};
+use crate::trace::seed::holders::Seeded;
+use crate::trace::session::{self, Running};
+use crate::trace::target::{Feature, Target};
+use crate::verify::Verifier;
+use crate::verify::report::Report;
+
+/// Bytes of output that gather before they are written: those of some hundred records.
+const OUTPUT: usize = 1 << 16;
+
+/// The longest time for which a record is held back, until those with earlier times were read.
+const LIMIT_NS: u64 = 1_000_000_000;
+
+/// Run until a signal, `--duration`, `--count` or a closed output ends the run.
+///
+/// # Errors
+/// Any error of the run; [`Exit`] in its chain decides the exit code.
+pub fn run(options: &TraceOptions) -> Result<()> {
+    let filters = Filters::find(&options.filters)?;
+    let user = options.user.as_deref().map(find_user).transpose()?;
+    libbpf::collect_messages(options.verbose);
+    let refuse = options.strict || options.record.is_some();
+    let if_unproven = if refuse { IfUnproven::Refuse } else { IfUnproven::Say };
+    let mut audit = Audit::begin(options.record.as_deref(), if_unproven)?;
+    let result = trace(options, &filters, user, &mut audit);
+    if options.verbose {
+        say_all(&libbpf::take_messages());
+    }
+    audit.finish(result)
+}
+
+/// The user of `--user`.
+fn find_user(text: &str) -> Result<User> {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    User::find(text, &passwd).context("--user").context(Exit::Usage)
+}
+
+fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &mut Audit) -> Result<()> {
+    let (bytes, shown) = super::object(options.object.as_deref())?;
+    audit.object(options.object.as_deref(), &bytes);
+    let object = check_object(&bytes).context(shown)?;
+    check_privilege()?;
+    let btf = &btf_path(options.btf.as_deref());
+    let target = Target::ask(btf, &object)?;
+    target.check(&object)?;
+    audit.btf(btf, target.btf());
+    if target.shows(Feature::ChargedMaps) {
+        audit.maps_count();
+    }
+    if (options.events.connections || options.interval.is_some()) && !target.has_ledger() {
+        let found = "this kernel does not let xctl read what a connection has counted (Linux 5.10 and newer do)";
+        if options.interval.is_some() {
+            return Err(Blocked::new(found, "use xctl trace, which shows retransmits").by_host());
+        }
+        if !options.events.retransmits && !options.events.sends {
+            return Err(Blocked::new(found, "leave out --events connection").by_host());
+        }
+        say(format_args!("{found}: the ends of connections are not printed"));
+    }
+    let request = Request {
+        attach: options.attach,
+        settings: settings(options, filters),
+        max_sockets: options.max_sockets.map_or_else(default_max_sockets, Ok)?,
+        perf_pages: options.perf_pages,
+        seed: options.seed,
+    };
+    let plans = request.plans(&target)?;
+    say_absent(filters.netns)?;
+    // Before the programs run, so that no signal can end the process without a summary.
+    let waiter = Waiter::new()?;
+    let started = first_accepted(plans, |plan| start(options, &object, plan, &target, audit));
+    let started = started.map_err(|error| hooks::adapt_remedy(options.attach, error))?;
+    drop(target);
+    let about = About {
+        btf: btf.to_string_lossy().into_owned(),
+        object_sha256: hex(&hmac_sha256::Hash::hash(&bytes)),
+        max_sockets: request.max_sockets,
+        proven: audit.proven(),
+    };
+    drop(bytes);
+    match started {
+        Started::Loaded(loaded) => only_loaded(options, user, &waiter, &about, &loaded),
+        Started::Running(running) => follow_to_end(options, user, &waiter, &about, *running),
+    }
+}
+
+/// The state that a start reaches. A dry run (`--dry-run`) only loads programs.
+enum Started {
+    Loaded(Loaded),
+    Running(Box<Running>),
+}
+
+/// Load the programs of a plan, prove that they are the object's, and attach them.
+fn start(
+    options: &TraceOptions,
+    object: &CheckedObject<'_>,
+    plan: Plan,
+    target: &Target,
+    audit: &mut Audit,
+) -> Result<Started> {
+    audit.attempt(plan.set.name, &plan.set.hooks);
+    let started = load_and_attach(options, object, plan, target, audit);
+    if let Err(error) = &started
+        && error.downcast_ref() == Some(&Exit::Host)
+    {
+        audit.note_refusal(error);
+    }
+    started
+}
+
+fn load_and_attach(
+    options: &TraceOptions,
+    object: &CheckedObject<'_>,
+    plan: Plan,
+    target: &Target,
+    audit: &mut Audit,
+) -> Result<Started> {
+    // A dry run attaches nothing, not even the empty program that shows which set the kernel takes.
+    let plan = Plan { has_alternative: plan.has_alternative && !options.dry_run, ..plan };
+    let (loaded, expected) = load::load_watched(object, plan, target, audit)?;
+    load::prove(&loaded, expected, audit)?;
+    if options.dry_run {
+        return Ok(Started::Loaded(loaded));
+    }
+    let running = session::attach(loaded, target.kprobe_support())?;
+    audit.attached(&running.set.hooks);
+    Ok(Started::Running(Box::new(running)))
+}
+
+/// The facts of a run that `ready` reports, except its hooks.
+struct About {
+    btf: String,
+    object_sha256: String,
+    max_sockets: u32,
+    proven: Option<bool>,
+}
+
+impl About {
+    fn ready<'a>(&'a self, set: &'a HookSet, seeded: usize, attached: bool) -> Ready<'a> {
+        let Self { btf, object_sha256, max_sockets, proven } = self;
+        Ready {
+            attach: set.name,
+            hooks: &set.hooks,
+            btf,
+            object_sha256,
+            max_sockets: *max_sockets,
+            seeded,
+            attached,
+            proven: *proven,
+        }
+    }
+}
+
+fn output<'w>(options: &TraceOptions, waiter: &'w Waiter) -> Box<dyn Output + 'w> {
+    let out = BufWriter::with_capacity(OUTPUT, Named(Stdout::new(waiter)));
+    match (options.json, options.interval) {
+        (true, _) => Box::new(Json::new(out)),
+        (false, Some(_)) => Box::new(Text::of_intervals(out)),
+        (false, None) => Box::new(Text::new(out, options.current)),
+    }
+}
+
+/// Whether the owners' PIDs are valid in our /proc.
+fn sees_processes() -> bool {
+    let sees_processes = host::in_initial_pid_namespace().unwrap_or(false);
+    if !sees_processes {
+        say(
+            "this is not the initial PID namespace: PIDs are the host's, `exited` is the state at the event, and owners of \
+             sockets that are already open are known only for processes in this namespace",
+        );
+    }
+    sees_processes
+}
+
+/// The end of a dry run.
+fn only_loaded(
+    options: &TraceOptions,
+    user: Option<User>,
+    waiter: &Waiter,
+    about: &About,
+    loaded: &Loaded,
+) -> Result<()> {
+    give_up_privilege(options, user, &loaded.tables)?;
+    let mut output = output(options, waiter);
+    sees_processes();
+    output.ready(&about.ready(&loaded.plan.set, 0, false))?;
+    Ok(output.flush()?)
+}
+
+/// Print events until something ends the run, and then the summary.
+fn follow_to_end(
+    options: &TraceOptions,
+    user: Option<User>,
+    waiter: &Waiter,
+    about: &About,
+    mut running: Running,
+) -> Result<()> {
+    say_unseen(&running.seeded)?;
+    running.watch(waiter)?;
+    if let Some(error) = running.rings.no_changes() {
+        say(format_args!("cannot watch CPUs, so CPUs that go online or offline are not announced: {error}"));
+    }
+    let mut order = Order::new(LIMIT_NS);
+    let verifier = if options.verify {
+        if let Some(remedy) = to_see_others()? {
+            say(format_args!(
+                "network namespaces that only other users' processes or mounts reach are not compared: {remedy}"
+            ));
+        }
+        let shown = running.set.shows_failures();
+        Some(Verifier::begin(&mut Live { running: &mut running, order: &mut order }, shown)?)
+    } else {
+        None
+    };
+
+    give_up_privilege(options, user, &running.tables)?;
+    let output = output(options, waiter);
+    let sees_processes = sees_processes();
+    let holders = running.seeded.holders.clone();
+    let exits = Exits::new(sees_processes);
+    let deadline = options.duration.and_then(|time| Instant::now().checked_add(time));
+    // After the deadline, so that the tick of the same time comes after it: the last interval is as long as the others.
+    let ticks = options.interval.map(Ticks::begin).transpose()?;
+    let mut printer = Printer { output, by_process: ByProcess::new(), left: options.count, exits, holders, ticks };
+    printer.output.ready(&about.ready(&running.set, running.seeded.sockets, true))?;
+    printer.output.flush()?;
+    let mut moving = Moving::new(sees_processes);
+    let ended = follow(&mut running, &mut order, waiter, &mut printer, &mut moving, deadline)?;
+    if ended == Woken::OutputClosed {
+        return Ok(());
+    }
+    let mut verify = match verifier {
+        Some(verifier) => Some(verifier.finish(&mut Live { running: &mut running, order: &mut order })?),
+        None => None,
+    };
+    let mut ended = running.detach()?;
+    finish(&mut ended, &mut order, &mut printer)?;
+    // With --count, the programs' totals also include events after the last one that was printed.
+    let (by_process, others) = match printer.left {
+        Some(0) => (printer.by_process, Others::default()),
+        _ => moving.finish(&ended.tables)?,
+    };
+    let lost = ended.lost()?;
+    if let Some(report) = &mut verify {
+        report.explain(&lost);
+    }
+    let difference = verify.as_ref().and_then(Report::difference);
+    let mut summary = Summary { verify, ..Summary::new(&by_process, &others, lost) };
+    if let Some(ticks) = &mut printer.ticks {
+        ticks.print(ended.accounts.as_mut(), summary.lost, &mut *printer.output)?;
+    }
+    if let Some(accounts) = ended.accounts.take() {
+        let balance = accounts.finish();
+        summary.add_ledger(&balance.rows, &balance.folded, monotonic_ns()?);
+    }
+    printer.output.summary(&summary)?;
+    printer.output.flush()?;
+    difference.map_or(Ok(()), |difference| Err(anyhow!(difference).context(Exit::Verify)))
+}
+
+/// Say which sockets seeding may not see. Such a socket is unknown until its owner uses it.
+fn say_unseen(seeded: &Seeded) -> Result<()> {
+    let &Seeded { closed_processes, closed_namespaces, .. } = seeded;
+    if closed_processes > 0 {
+        let remedy = to_see_others()?.unwrap_or_else(|| "no capability would change this".into());
+        say(format_args!(
+            "the open files of {closed_processes} processes may not be seen, so the sockets that they hold already are \
+             unknown until used: {remedy}"
+        ));
+    }
+    if closed_namespaces > 0 {
+        say(format_args!(
+            "{closed_namespaces} network namespaces may not be entered, so the sockets that are open there already are \
+             unknown until used: give CAP_SYS_ADMIN"
+        ));
+    }
+    Ok(())
+}
+
+fn settings(options: &TraceOptions, filters: &Filters) -> Settings {
+    Settings {
+        retransmits: options.events.retransmits.into(),
+        sends: options.events.sends.into(),
+        connections: options.events.connections.into(),
+        by_netns: u8::from(options.verify),
+        ..filters.settings()
+    }
+}

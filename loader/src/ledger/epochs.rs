@@ -1,0 +1,191 @@
+//! Totals by process, for a run of any length. The programs' table has little room, so its entries move to a table in
+//! user space.
+//!
+//! The programs count under an epoch, 0 or 1, and xctl switches the epoch from time to time. The entries of the
+//! previous epoch are moved when the next switch is due. No program adds to these entries any more by then. A program
+//! reads the epoch and adds within microseconds, and [`SOONEST`] has passed in between. Kernels that preempt programs
+//! do so inside an RCU read-side section, and such a section does not last that long either.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::kernel::host;
+use crate::ledger::rows::Limit;
+use crate::ledger::summary::{ByProcess, Others, add_totals};
+use crate::model::events::{ProcessKey, Totals};
+
+/// The duration of an epoch, while events arrive.
+const EPOCH: Duration = Duration::from_secs(1);
+
+/// The minimum duration of an epoch, if many events arrive.
+const SOONEST: Duration = Duration::from_millis(100);
+
+/// The number of events that make an epoch short, since each event may belong to another process. The programs' table
+/// has room for 4,096 entries.
+const MANY: usize = 1024;
+
+/// The table of totals that the programs write.
+pub trait Table {
+    /// Let the programs count under this epoch from now on.
+    ///
+    /// # Errors
+    /// If a map cannot be written.
+    fn count_under(&self, epoch: u32) -> Result<()>;
+    /// The entries that were not taken yet. The entries are exact even if events were lost.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    fn by_process(&self) -> Result<Vec<(ProcessKey, Totals)>>;
+    /// Take the entries of this epoch out of the table. The programs must count under the other epoch.
+    ///
+    /// # Errors
+    /// If a map cannot be read or written.
+    fn take(&self, epoch: u32) -> Result<Vec<(ProcessKey, Totals)>>;
+}
+
+/// The sums so far, and the current epoch.
+#[derive(Debug)]
+pub struct Moving {
+    rows: Rows,
+    epoch: u32,
+    /// The start of the epoch; none if nothing was counted under it and no entries of the other epoch are left.
+    since: Option<Instant>,
+    /// Retransmissions in this epoch.
+    events: usize,
+    /// Whether entries of the other epoch are still to be moved.
+    other: bool,
+    /// Whether /proc tells which processes exist.
+    sees_processes: bool,
+}
+
+impl Moving {
+    /// Start with no sums.
+    #[must_use]
+    pub fn new(sees_processes: bool) -> Self {
+        Self { rows: Rows::default(), epoch: 0, since: None, events: 0, other: false, sees_processes }
+    }
+
+    /// Note that retransmissions arrived.
+    pub fn note(&mut self, events: usize) {
+        if events > 0 {
+            self.events += events;
+            self.since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// The time at which [`Moving::go_on`] has work to do; none as long as no events arrive.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.since.map(|since| since + if self.events > MANY { SOONEST } else { EPOCH })
+    }
+
+    /// If a switch is due, move the entries of the other epoch, and switch to that epoch.
+    ///
+    /// # Errors
+    /// If a map cannot be read or written.
+    pub fn go_on(&mut self, table: &impl Table) -> Result<()> {
+        let now = Instant::now();
+        if self.due().is_none_or(|due| now < due) {
+            return Ok(());
+        }
+        let other = 1 - self.epoch;
+        if std::mem::take(&mut self.other) {
+            table.take(other)?.iter().for_each(|(key, totals)| self.rows.add(key, totals));
+            // In another PID namespace, /proc does not tell which processes exist, so any row may be folded.
+            let has_exited = |key: &ProcessKey| !self.sees_processes || !host::is_alive(key.tgid, key.born);
+            self.rows.fold(has_exited);
+        }
+        self.since = None;
+        if self.events > 0 {
+            table.count_under(other)?;
+            (self.epoch, self.other, self.events, self.since) = (other, true, 0, Some(now));
+        }
+        Ok(())
+    }
+
+    /// All sums, including the entries that were not moved yet.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    pub fn finish(mut self, table: &impl Table) -> Result<(ByProcess, Others)> {
+        let mut left = table.by_process()?;
+        // A row keeps the name that was added last, so the older epoch is added first.
+        left.sort_by_key(|(key, _)| key.epoch == self.epoch);
+        left.iter().for_each(|(key, totals)| self.rows.add(key, totals));
+        Ok((self.rows.by_process, self.rows.others))
+    }
+}
+
+/// Sums by process, and one common sum of some processes that have exited.
+#[derive(Debug, Default)]
+struct Rows {
+    by_process: ByProcess,
+    others: Others,
+    limit: Limit,
+}
+
+impl Rows {
+    fn add(&mut self, key: &ProcessKey, totals: &Totals) {
+        let row = self.by_process.entry(ProcessKey { epoch: 0, ..*key }).or_default();
+        add_totals(row, totals);
+        row.comm = totals.comm;
+    }
+
+    /// Fold rows of exited processes if there are too many ([`Limit`]).
+    fn fold(&mut self, has_exited: impl Fn(&ProcessKey) -> bool) {
+        let size = |totals: &Totals| (totals.segs.iter().sum::<u64>(), totals.bytes);
+        for totals in self.limit.take_surplus(&mut self.by_process, size, has_exited) {
+            add_totals(&mut self.others.totals, &totals);
+            self.others.rows += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::rows::ROWS;
+
+    fn key(tgid: u32) -> ProcessKey {
+        ProcessKey { tgid, ..ProcessKey::default() }
+    }
+
+    fn sum(rows: &Rows) -> (u64, u64) {
+        let all = rows.by_process.values().chain([&rows.others.totals]);
+        all.fold((0, 0), |(segs, failures), totals| (segs + totals.segs[1], failures + totals.failures))
+    }
+
+    #[test]
+    fn the_smallest_exited_rows_are_folded_and_sums_stay() {
+        let mut rows = Rows::default();
+        let nobody = ProcessKey { nobody: 1, ..ProcessKey::default() };
+        rows.add(&nobody, &Totals::default());
+        let (mut segs, mut failures) = (0, 0);
+        for tgid in 1..=3 * ROWS as u32 {
+            let mut totals = Totals { retransmits: 1, failures: 2, ..Totals::default() };
+            totals.segs[1] = tgid.into();
+            for epoch in [0, 1] {
+                rows.add(&ProcessKey { epoch, ..key(tgid) }, &totals);
+                (segs, failures) = (segs + totals.segs[1], failures + 2);
+            }
+            // One process in a hundred is alive.
+            rows.fold(|key| key.tgid % 100 != 0);
+            assert!(rows.by_process.len() <= ROWS);
+        }
+        assert_eq!(sum(&rows), (segs, failures));
+        assert_eq!(rows.by_process.len() as u64 + rows.others.rows, 3 * ROWS as u64 + 1);
+        assert!(rows.by_process.contains_key(&nobody), "who owns nothing has not exited");
+        assert!(rows.by_process.contains_key(&key(100)) && !rows.by_process.contains_key(&key(101)));
+        assert_eq!(rows.by_process[&key(100)].segs[1], 200, "one row, whatever the epoch");
+    }
+
+    #[test]
+    fn living_processes_are_not_folded() {
+        let mut rows = Rows::default();
+        (0..2 * ROWS as u32).for_each(|tgid| rows.add(&key(tgid), &Totals::default()));
+        rows.fold(|_| false);
+        assert_eq!((rows.by_process.len(), rows.others.rows), (2 * ROWS, 0));
+        assert_eq!(rows.limit.most, 2 * ROWS / 4 * 5);
+    }
+}

@@ -1,0 +1,113 @@
+//! The ledger of one process or connection: the fields that the ledger adds to a record.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use super::counters::{Counters, Rtt};
+use super::row::{Fates, Row};
+use super::verdict::{Check, Observed, Verdict, Word, verdict};
+use crate::model::events::{Flow, address};
+
+/// Reductions of the congestion window. Only events tell them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Cuts {
+    recovery: Option<u64>,
+    timeout: Option<u64>,
+    ecn: Option<u64>,
+    local: Option<u64>,
+    pmtu: Option<u64>,
+}
+
+/// Times at which the own window was shut. Only events tell them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ZeroWindow {
+    times: Option<u64>,
+    us: Option<u64>,
+}
+
+/// The four-tuple of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Ends {
+    saddr: IpAddr,
+    sport: u16,
+    daddr: IpAddr,
+    dport: u16,
+    netns: u32,
+}
+
+/// The round-trip times of the connection that waits longest in queues.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WorstRtt {
+    /// The times.
+    #[serde(flatten)]
+    pub rtt: Rtt,
+    /// None: not known, in a record that was read back.
+    connection: Option<Ends>,
+}
+
+impl From<Rtt> for WorstRtt {
+    fn from(rtt: Rtt) -> Self {
+        Self { rtt, connection: None }
+    }
+}
+
+/// The counters of a connection, or of a process's connections, and the verdict about them. Everything is null if this kernel
+/// has no ledger.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Ledger {
+    /// The number of connections, by their fate.
+    pub connections: Option<Fates>,
+    /// How long the process was watched.
+    pub observed_us: Option<u64>,
+    /// Whether the counters have all that these connections counted.
+    pub complete: Option<bool>,
+    /// The counters.
+    pub tcp: Option<Counters>,
+    pub(super) local_dropped_bytes: Option<u64>,
+    /// The connection that waits longest in queues.
+    pub rtt: Option<WorstRtt>,
+    pub(super) cuts: Cuts,
+    pub(super) zero_window: ZeroWindow,
+    pub(super) verdict: Option<Vec<Word>>,
+    pub(super) because: Option<Vec<Check>>,
+    pub(super) unknown: Option<Vec<&'static str>>,
+    /// The verdict with all its comparisons.
+    #[serde(skip)]
+    pub judged: Option<Verdict>,
+}
+
+impl Ledger {
+    /// The ledger of a row at this time, ns of CLOCK_MONOTONIC.
+    #[must_use]
+    pub fn new(row: &Row, now_ns: u64) -> Self {
+        let observed_us = now_ns.saturating_sub(row.since_ns) / 1000;
+        let rtt = row.rtt.map_or_else(Rtt::default, |(rtt, _)| rtt);
+        let judged = verdict(&row.counters, rtt, Observed::For(observed_us));
+        Self {
+            connections: Some(row.fates),
+            observed_us: Some(observed_us),
+            complete: Some(row.complete),
+            tcp: Some(row.counters),
+            local_dropped_bytes: row.counters.local_bytes,
+            rtt: row.rtt.map(|(rtt, flow)| WorstRtt { rtt, connection: Some(Ends::of(&flow)) }),
+            verdict: Some(judged.words.clone()),
+            because: Some(judged.because().copied().collect()),
+            unknown: Some(judged.unknown().collect()),
+            judged: Some(judged),
+            ..Self::default()
+        }
+    }
+}
+
+impl Ends {
+    fn of(flow: &Flow) -> Self {
+        Self {
+            saddr: address(flow.saddr),
+            sport: flow.sport,
+            daddr: address(flow.daddr),
+            dport: flow.dport,
+            netns: flow.netns,
+        }
+    }
+}

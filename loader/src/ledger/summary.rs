@@ -1,0 +1,235 @@
+//! The totals of a run.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use serde::{Serialize, Serializer};
+
+use super::figures::Ledger;
+use super::row::{Folded, Row};
+use crate::model::events::{COMM_LEN, How, KINDS, Kind, Owner, ProcessKey, Retransmit, Totals, comm};
+use crate::model::lost::Lost;
+use crate::verify::report::Report;
+
+/// Totals of one process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Process {
+    /// The process, or none.
+    #[serde(skip)]
+    pub key: ProcessKey,
+    /// The process id. None: the process is unknown, the kernel, shared, or several processes that have exited.
+    pub pid: Option<u32>,
+    /// Whether these are sockets of the kernel's own, which belong to no process.
+    pub kernel: bool,
+    /// Whether these are sockets that several processes hold, and that none of them has used since xctl started.
+    pub shared: bool,
+    /// The number of rows of exited processes that this row stands for; none: the row is of one process.
+    pub others: Option<u64>,
+    /// The process's name in its last event.
+    pub comm: Option<String>,
+    /// Retransmitted segments.
+    pub segs: u64,
+    /// Retransmitted payload bytes.
+    pub bytes: u64,
+    /// Retransmit events.
+    pub retransmits: u64,
+    /// Segments by kind.
+    #[serde(serialize_with = "by_name")]
+    pub kinds: [u64; KINDS],
+    /// The user of the process; none if there is no process, or no ledger.
+    pub uid: Option<u32>,
+    /// The cgroup of the process, likewise.
+    pub cgroup: Option<u64>,
+    /// What its connections have counted.
+    #[serde(flatten)]
+    pub ledger: Ledger,
+}
+
+/// Serialize a table by kind as an object.
+pub(crate) fn by_name<S: Serializer>(kinds: &[u64; KINDS], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(Kind::ALL.iter().zip(kinds).map(|(kind, segs)| (kind.name(), segs)))
+}
+
+/// Totals by process while the run counts. Two processes of a run may have the same PID.
+pub type ByProcess = HashMap<ProcessKey, Totals>;
+
+/// The common totals of processes that have exited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// The number of rows of a table that were added up.
+    pub rows: u64,
+    /// The sums of these rows.
+    pub totals: Totals,
+}
+
+/// Add totals that were counted elsewhere.
+pub fn add_totals(to: &mut Totals, more: &Totals) {
+    for (sum, segs) in to.segs.iter_mut().zip(more.segs) {
+        *sum += segs;
+    }
+    to.bytes += more.bytes;
+    to.retransmits += more.retransmits;
+    to.failed += more.failed;
+    to.failures += more.failures;
+}
+
+/// Totals of the run. Failed attempts are counted in `failed` alone.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// Retransmit events.
+    pub retransmits: u64,
+    /// Retransmitted segments.
+    pub segs: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Segments by kind.
+    pub kinds: [u64; KINDS],
+    /// The ledger of losses.
+    pub lost: Lost,
+    /// Totals by process, the worst first.
+    pub processes: Vec<Process>,
+    /// The comparison with the kernel's counters, if it was asked for.
+    pub verify: Option<Report>,
+}
+
+/// The key of the totals that an event belongs to.
+#[must_use]
+pub fn key_of(owner: &Owner) -> ProcessKey {
+    let nobody = if owner.is_process() { 0 } else { u32::from(owner.how) + 1 };
+    ProcessKey { born: owner.born, tgid: owner.tgid, nobody, ..ProcessKey::default() }
+}
+
+/// Count an event as the programs do, but without the counters that only `--verify` needs.
+pub fn add(totals: &mut Totals, event: &Retransmit) {
+    totals.comm = event.owner.comm;
+    if event.err != 0 {
+        totals.failures += 1;
+        return;
+    }
+    totals.segs[event.kind() as usize] += u64::from(event.segs);
+    totals.bytes += u64::from(event.bytes);
+    totals.retransmits += 1;
+}
+
+impl Summary {
+    /// Add up the totals by process, and those of the processes that have exited.
+    #[must_use]
+    pub fn new(by_process: &ByProcess, others: &Others, lost: Lost) -> Self {
+        let mut summary = Self { lost, ..Self::default() };
+        for (key, totals) in by_process {
+            summary.failed += totals.failures;
+            // A process whose attempts all failed retransmitted nothing.
+            if totals.retransmits > 0 {
+                summary.push(totals, row_of(key, &totals.comm));
+            }
+        }
+        summary.failed += others.totals.failures;
+        if others.totals.retransmits > 0 {
+            summary.push(&others.totals, Process { others: Some(others.rows), ..Process::default() });
+        }
+        summary.sort();
+        summary
+    }
+
+    fn push(&mut self, totals: &Totals, row: Process) {
+        let segs = totals.segs.iter().sum();
+        self.retransmits += totals.retransmits;
+        self.segs += segs;
+        for (sum, segs) in self.kinds.iter_mut().zip(totals.segs) {
+            *sum += segs;
+        }
+        let (bytes, retransmits, kinds) = (totals.bytes, totals.retransmits, totals.segs);
+        self.processes.push(Process { segs, bytes, retransmits, kinds, ..row });
+    }
+
+    /// Add what connections have counted until this time, ns of CLOCK_MONOTONIC. Processes that retransmitted nothing get rows
+    /// too. Nobody knows which process a lost account belongs to, so no row is complete if one was lost.
+    pub fn add_ledger(&mut self, rows: &HashMap<ProcessKey, Row>, folded: &Folded, now_ns: u64) {
+        let lost = self.lost.ledger > 0;
+        let ledger_of = |row: &Row| Ledger { complete: Some(row.complete && !lost), ..Ledger::new(row, now_ns) };
+        let places: HashMap<_, _> = (0..).zip(&self.processes).map(|(place, process)| (process.key, place)).collect();
+        for (key, row) in rows {
+            let place = places.get(key).copied().unwrap_or_else(|| {
+                self.processes.push(row_of(key, &row.comm));
+                self.processes.len() - 1
+            });
+            let is_process = key.nobody == 0;
+            if let Some(process) = self.processes.get_mut(place) {
+                process.uid = is_process.then_some(row.uid);
+                process.cgroup = is_process.then_some(row.cgroup);
+                process.ledger = ledger_of(row);
+            }
+        }
+        if folded.rows > 0 {
+            let ledger = ledger_of(&folded.row);
+            let others = Some(folded.rows);
+            self.processes.push(Process { ledger, others, ..Process::default() });
+        }
+        self.sort();
+    }
+
+    /// Put the worst process first.
+    pub(super) fn sort(&mut self) {
+        let sent = |process: &Process| process.ledger.tcp.map(|tcp| tcp.bytes_sent);
+        self.processes
+            .sort_unstable_by_key(|process| (Reverse((process.segs, process.bytes, sent(process))), process.pid));
+    }
+}
+
+/// The row of a process that has retransmitted nothing yet.
+fn row_of(key: &ProcessKey, name: &[u8; COMM_LEN]) -> Process {
+    let is_process = key.nobody == 0;
+    Process {
+        key: *key,
+        pid: is_process.then_some(key.tgid),
+        kernel: key.nobody == How::Kernel as u32 + 1,
+        shared: key.nobody == How::Shared as u32 + 1,
+        comm: is_process.then(|| comm(name).into_owned()),
+        ..Process::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::balance::Balance;
+
+    fn event(tgid: u32, segs: u32, err: i32) -> Retransmit {
+        let how = if tgid == 0 { How::Unknown } else { How::Send };
+        let owner = Owner { tgid, how: how as u8, comm: *b"x\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", ..Owner::default() };
+        Retransmit { owner, segs, err, kind: Kind::Fast as u8, bytes: segs * 100, ..Retransmit::default() }
+    }
+
+    #[test]
+    fn rows_are_sorted_worst_first_and_failed_attempts_are_separate() {
+        let mut by_process = ByProcess::new();
+        for event in
+            [event(1, 2, 0), event(2, 5, 0), event(1, 1, 0), event(0, 1, 0), event(1, 9, -11), event(3, 1, -16)]
+        {
+            add(by_process.entry(key_of(&event.owner)).or_default(), &event);
+        }
+        let summary = Summary::new(&by_process, &Others::default(), Lost::default());
+        assert_eq!((summary.retransmits, summary.segs, summary.failed), (4, 9, 2));
+        assert_eq!(summary.kinds[Kind::Fast as usize], 9);
+        let pids: Vec<_> = summary.processes.iter().map(|process| (process.pid, process.segs)).collect();
+        assert_eq!(pids, [(Some(2), 5), (Some(1), 3), (None, 1)]);
+        assert_eq!((&summary.processes[2].comm, summary.processes[2].kernel), (&None, false));
+        let own = Retransmit { owner: Owner { how: How::Kernel as u8, ..Owner::default() }, ..event(0, 1, 0) };
+        let by_process = ByProcess::from([(key_of(&own.owner), Totals { retransmits: 1, ..Totals::default() })]);
+        assert!(Summary::new(&by_process, &Others::default(), Lost::default()).processes[0].kernel);
+    }
+
+    #[test]
+    fn no_row_is_complete_if_an_account_was_lost() {
+        let mut balance = Balance::new(250);
+        balance.rows.insert(ProcessKey { tgid: 7, ..ProcessKey::default() }, Row::default());
+        balance.folded.rows = 1;
+        for (ledger, complete) in [(0, true), (1, false)] {
+            let lost = Lost { ledger, ..Lost::default() };
+            let mut summary = Summary::new(&ByProcess::new(), &Others::default(), lost);
+            summary.add_ledger(&balance.rows, &balance.folded, 1);
+            let told: Vec<_> = summary.processes.iter().map(|process| process.ledger.complete).collect();
+            assert_eq!(told, [Some(complete); 2], "{ledger} lost");
+        }
+    }
+}

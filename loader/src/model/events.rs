@@ -1,0 +1,401 @@
+//! The layouts of `bpf-src/events.h`: the records that the programs write, and the settings that the programs read.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv6Addr};
+
+use anyhow::{Result, anyhow, bail};
+
+pub use super::enums::{Counter, EventType, How, Kind, KnownBy};
+pub use super::mirror::Plain;
+use super::mirror::{Field, Mirror, mirror};
+pub use super::tcp::state_name;
+
+/// Bytes of a task's name, with its NUL (TASK_COMM_LEN).
+pub const COMM_LEN: usize = 16;
+
+/// The number of entries in a table by [`Kind`].
+pub const KINDS: usize = 8;
+
+mirror! {
+    /// A four-tuple in its network namespace, as this host sees it.
+    "flow" Flow {
+        /// Local address, network order; IPv4 as ::ffff:a.b.c.d.
+        saddr: [u8; 16],
+        /// Remote address, in the same format.
+        daddr: [u8; 16],
+        /// 0, the socket's kernel address, or the inode number of its file. `known_by` tells which of these it is.
+        socket: u64,
+        /// Inode number of the network namespace.
+        netns: u32,
+        /// Local port, host order.
+        sport: u16,
+        /// Remote port, host order.
+        dport: u16,
+        /// `enum known_by`; see [`KnownBy`].
+        known_by: u8,
+        /// Padding.
+        zero: [u8; 7],
+    }
+}
+
+mirror! {
+    /// The process behind a socket.
+    "owner" Owner {
+        /// The socket that the entry belongs to: its kernel address or the inode number of its file, as `known_by`
+        /// says.
+        socket: u64,
+        /// The start time of the process, ns of CLOCK_BOOTTIME. In entries that are seeded from /proc, the start time
+        /// has steps of 10 ms.
+        born: u64,
+        /// Address of the process's `struct pid`, or 0. Only the programs use this address.
+        struct_pid: u64,
+        /// cgroup v2 id.
+        cgroup: u64,
+        /// The key of the list of the socket's holders, if several processes held it at the start; else 0.
+        holders: u64,
+        /// The time at which the socket got its first entry, ns of CLOCK_MONOTONIC; 0: not known.
+        since: u64,
+        /// The number of the inode that was made together with the socket's `struct socket`, or 0. Only the programs use it.
+        own_inode: u64,
+        /// The process id, in the initial PID namespace.
+        tgid: u32,
+        /// The thread that last acted on the socket.
+        tid: u32,
+        /// User id, in the initial user namespace.
+        uid: u32,
+        /// `enum how`; see [`How`].
+        how: u8,
+        /// 1: the thread is inside the cgroup that was asked for.
+        in_cgroup: u8,
+        /// 1: the process had been reaped by the time of the event.
+        gone: u8,
+        /// `enum known_by`; see [`KnownBy`].
+        known_by: u8,
+        /// The process's name, NUL-terminated.
+        comm: [u8; COMM_LEN],
+    }
+}
+
+mirror! {
+    /// The beginning of every record.
+    "event_header" Header {
+        /// The time of the event, ns of CLOCK_MONOTONIC.
+        mono_ns: u64,
+        /// `enum event_type`.
+        kind: u32,
+        /// The id of the CPU on which the event happened.
+        cpu: u32,
+    }
+}
+
+mirror! {
+    /// The programs on a CPU that emit a record.
+    "under_way" UnderWay {
+        /// How often a program began, before it took the time of its record.
+        started: u64,
+        /// How often a program had written its record, or lost it.
+        finished: u64,
+    }
+}
+
+mirror! {
+    /// An event: a segment was retransmitted, or its retransmission failed.
+    "retransmit_event" Retransmit {
+        /// The time and the CPU of the event.
+        header: Header,
+        /// The connection.
+        flow: Flow,
+        /// The owner of the socket.
+        owner: Owner,
+        /// The process id of the process that softirq interrupted.
+        current_tgid: u32,
+        /// The name of the thread that softirq interrupted.
+        current_comm: [u8; COMM_LEN],
+        /// 0 or a negative errno.
+        err: i32,
+        /// The number of segments.
+        segs: u32,
+        /// Payload bytes.
+        bytes: u32,
+        /// Smoothed round-trip time, microseconds.
+        srtt_us: u32,
+        /// Congestion window, segments.
+        cwnd: u32,
+        /// Slow start threshold, segments.
+        ssthresh: u32,
+        /// Segment size, bytes.
+        mss: u32,
+        /// Timeouts in a row, with this one. For a SYN-ACK: how often it has been retransmitted.
+        sk_retrans: u32,
+        /// `enum kind`; see [`Kind`].
+        kind: u8,
+        /// Socket state, by number (include/net/tcp_states.h).
+        state: u8,
+        /// 1 if the segment carries FIN, else 0.
+        fin: u8,
+        /// Padding.
+        zero: u8,
+    }
+}
+
+mirror! {
+    /// An event: a process sent.
+    "send_event" Send {
+        /// The time and the CPU of the event.
+        header: Header,
+        /// The connection.
+        flow: Flow,
+        /// The process that sent.
+        owner: Owner,
+        /// The number of bytes.
+        bytes: u64,
+    }
+}
+
+mirror! {
+    /// An entry of the kernel's tables of TCP sockets.
+    "socket_record" SocketRecord {
+        /// The socket's addresses. `socket` is the kernel address, which is never printed.
+        flow: Flow,
+        /// The owner of the socket.
+        owner: Owner,
+        /// Socket state, by number (include/net/tcp_states.h).
+        state: u8,
+        /// 1: the socket has a file.
+        held: u8,
+        /// Padding.
+        zero: [u8; 6],
+    }
+}
+
+mirror! {
+    /// One process that holds a socket that was open before xctl started.
+    "holder" Holder {
+        /// The socket's address, as in [`Owner::holders`].
+        socket: u64,
+        /// The process id.
+        tgid: u32,
+        /// 1: the socket was not remembered before.
+        first: u8,
+        /// Padding.
+        zero: [u8; 3],
+        /// The process's name, NUL-terminated.
+        comm: [u8; COMM_LEN],
+    }
+}
+
+mirror! {
+    /// The key of totals by process.
+    "process_key" ProcessKey {
+        /// The start time of the process, as in [`Owner::born`].
+        born: u64,
+        /// The process id.
+        tgid: u32,
+        /// `enum how` plus 1, if there is no process; else 0.
+        nobody: u32,
+        /// 0 or 1, the value of the map EPOCH; 0 in user space.
+        epoch: u32,
+        /// Padding.
+        zero: u32,
+    }
+}
+
+mirror! {
+    /// A network namespace. The key distinguishes the namespace from earlier namespaces with the same number.
+    "netns_key" NetnsKey {
+        /// The inode number, which identifies the namespace.
+        inum: u32,
+        /// Inode number of the namespace's rtnetlink socket; 0 if it is not known.
+        rtnl: u32,
+    }
+}
+
+mirror! {
+    /// The counts of the programs in the kernel.
+    "totals" Totals {
+        /// Segments by [`Kind`].
+        segs: [u64; KINDS],
+        /// Payload bytes.
+        bytes: u64,
+        /// Retransmissions that were sent.
+        retransmits: u64,
+        /// Segments of failed attempts, as the kernel counts them in TCPRetransFail.
+        failed: u64,
+        /// Failed attempts, for any reason.
+        failures: u64,
+        /// The process's name, NUL-terminated.
+        comm: [u8; COMM_LEN],
+    }
+}
+
+mirror! {
+    /// The settings that the programs get before they are loaded.
+    "settings" Settings {
+        /// The filter by cgroup: its v2 id; 0: any.
+        cgroup: u64,
+        /// The depth of this cgroup (the root is 0).
+        cgroup_level: u32,
+        /// The filter by network namespace: its inode number; 0: any.
+        netns: u32,
+        /// The filter by process: its id; 0: any.
+        tgid: u32,
+        /// The number of slots of SK_CACHE, a power of two, minus one.
+        cache_mask: u32,
+        /// The filter by port, local or remote, host order; 0: any.
+        port: u16,
+        /// The filter by address family: 4 or 6; 0: both.
+        family: u8,
+        /// The filter by kind: a mask of 1 << [`Kind`]; 0: all.
+        kinds: u8,
+        /// The filter by process name; empty: any.
+        comm: [u8; COMM_LEN],
+        /// 1: emit retransmits.
+        retransmits: u8,
+        /// 1: emit sends.
+        sends: u8,
+        /// 1: only inet_sock_set_state shows connect() and listen().
+        births_by_state: u8,
+        /// 1: count by network namespace too.
+        by_netns: u8,
+        /// 1: SOCKET_TO_PID may have entries under inode numbers.
+        by_inode: u8,
+        /// 1: write accounts.
+        ledger: u8,
+        /// 1: the end of a connection is an event too, and wakes the reader.
+        connections: u8,
+        /// Padding.
+        zero: [u8; 5],
+    }
+}
+
+/// An address in its usual form; an IPv4-mapped address becomes an IPv4 address.
+#[must_use]
+pub fn address(bytes: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(bytes).to_canonical()
+}
+
+/// A task's name as text. The name may hold any bytes; bytes that are not UTF-8 are replaced.
+#[must_use]
+pub fn comm(bytes: &[u8; COMM_LEN]) -> Cow<'_, str> {
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(COMM_LEN);
+    String::from_utf8_lossy(&bytes[..end])
+}
+
+impl Owner {
+    /// The reason why this owner is known. A number that this program does not know counts as [`How::Unknown`].
+    #[must_use]
+    pub fn how(&self) -> How {
+        How::ALL.get(usize::from(self.how)).copied().unwrap_or(How::Unknown)
+    }
+
+    /// Whether the owner is a process.
+    #[must_use]
+    pub fn is_process(&self) -> bool {
+        !matches!(self.how(), How::Unknown | How::Kernel | How::Shared)
+    }
+}
+
+impl Retransmit {
+    /// The reason of the retransmission. A number that this program does not know counts as [`Kind::Other`].
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        Kind::ALL.get(usize::from(self.kind)).copied().unwrap_or(Kind::Other)
+    }
+}
+
+/// A record of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A retransmit, of type [`EventType::Retransmit`].
+    Retransmit(Retransmit),
+    /// A send, of type [`EventType::Send`].
+    Send(Send),
+}
+
+impl Event {
+    /// Read a record, which is exactly one event and up to 7 bytes of padding.
+    ///
+    /// # Errors
+    /// If the record has an unknown type or is too short.
+    pub fn parse(record: &[u8]) -> Result<Self> {
+        let header = record.get(..size_of::<Header>()).map(Header::get);
+        let whole = |size: usize| record.get(..size).filter(|_| record.len() < size + 8);
+        let known = header.and_then(|header| EventType::ALL.iter().find(|&&known| known as u32 == header.kind));
+        let event = match known {
+            Some(EventType::Retransmit) => {
+                whole(size_of::<Retransmit>()).map(|bytes| Self::Retransmit(Retransmit::get(bytes)))
+            }
+            Some(EventType::Send) => whole(size_of::<Send>()).map(|bytes| Self::Send(Send::get(bytes))),
+            None => bail!("cannot read a perf record of {} bytes: its type is unknown", record.len()),
+        };
+        event.ok_or_else(|| anyhow!("cannot read a perf record of {} bytes: its type has another size", record.len()))
+    }
+
+    /// The id of the CPU on which the event happened.
+    #[must_use]
+    pub fn cpu(&self) -> u32 {
+        match self {
+            Self::Retransmit(event) => event.header.cpu,
+            Self::Send(event) => event.header.cpu,
+        }
+    }
+
+    /// The time of the event, ns of CLOCK_MONOTONIC.
+    #[must_use]
+    pub fn mono_ns(&self) -> u64 {
+        match self {
+            Self::Retransmit(event) => event.header.mono_ns,
+            Self::Send(event) => event.header.mono_ns,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes<T: Plain>(value: &T) -> Vec<u8> {
+        let mut bytes = vec![0; size_of::<T>()];
+        value.put(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn an_event_is_parsed_back_from_its_bytes() {
+        let header = Header { mono_ns: 7, kind: 1, cpu: 3 };
+        let mut event = Retransmit { header, ..Retransmit::default() };
+        event.flow.saddr = [9; 16];
+        event.owner.comm = *b"0123456789abcde\0";
+        event.err = -11;
+        event.fin = 1;
+        assert_eq!(Event::parse(&bytes(&event)).unwrap(), Event::Retransmit(event));
+    }
+
+    #[test]
+    fn an_event_may_end_with_padding_only() {
+        let event = Send { header: Header { kind: 2, ..Header::default() }, ..Send::default() };
+        let mut record = bytes(&event);
+        assert!(Event::parse(&record[..record.len() - 1]).is_err());
+        record.extend([0xaa; 7]);
+        assert_eq!(Event::parse(&record).unwrap(), Event::Send(event));
+        record.push(0);
+        assert!(Event::parse(&record).is_err());
+        assert!(Event::parse(&[]).is_err());
+        assert!(Event::parse(&[0; 64]).is_err());
+    }
+
+    #[test]
+    fn addresses_are_written_in_their_own_family() {
+        let mapped: Ipv6Addr = "::ffff:192.0.2.1".parse().unwrap();
+        assert_eq!(address(mapped.octets()).to_string(), "192.0.2.1");
+        let v6: Ipv6Addr = "2001:db8::1".parse().unwrap();
+        assert_eq!(address(v6.octets()).to_string(), "2001:db8::1");
+    }
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        assert_eq!(comm(b"nginx\0xxxxxxxxxx"), "nginx");
+        assert_eq!(comm(b"\xff\xfe\0\0\0\0\0\0\0\0\0\0\0\0\0\0"), "\u{fffd}\u{fffd}");
+        assert_eq!(comm(&[b'a'; 16]).len(), 16);
+    }
+}

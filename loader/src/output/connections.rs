@@ -1,0 +1,316 @@
+//! Connections with their figures and verdicts as a table, the worst first.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+
+use super::names::{name, pid};
+use super::sockets::addresses;
+use super::stats::Figures;
+use crate::ledger::counters::{Counters, Rtt};
+use crate::ledger::verdict::{Check, Verdict, Word};
+use crate::model::reading::ReadingOf;
+use crate::trace::seed::listing::{Listed, Listing};
+
+/// The width that a line of the table never exceeds.
+pub(super) const WIDTH: usize = 120;
+
+/// A row of the table.
+struct Row<'a> {
+    listed: &'a Listed,
+    /// None: a listener.
+    figures: Option<Figures>,
+    said: String,
+}
+
+impl<'a> Row<'a> {
+    /// The row of a socket; none: the socket counts nothing.
+    fn new(listed: &'a Listed, hz: u64) -> Option<Self> {
+        let reading = listed.reading.as_deref()?;
+        let figures = Figures::new(listed.socket.state, reading, hz);
+        let said = match (reading.of(), &figures) {
+            (ReadingOf::Listener, _) => {
+                format!("listens: {} dropped, {} of {} wait", reading.drops, reading.queue, reading.backlog)
+            }
+            (_, Some(Figures { counters, rtt, verdict: Some(verdict), .. })) => say(counters, *rtt, verdict),
+            (_, Some(_)) => "not connected yet".into(),
+            _ => return None,
+        };
+        Some(Self { listed, figures, said })
+    }
+
+    /// The worst come first: listeners that dropped connections; connections that something holds up, by the time that this
+    /// took; connections that only the path holds up; and the others.
+    fn order(&self) -> impl Ord + use<> {
+        let reading = self.listed.reading.as_deref();
+        let Some(Figures { counters, verdict, .. }) = &self.figures else {
+            let dropped = reading.map_or(0, |reading| reading.drops);
+            return (if dropped > 0 { 0 } else { 4 }, Reverse(u64::from(dropped)));
+        };
+        let words = verdict.as_ref().map_or(&[][..], |verdict| &verdict.words);
+        let free_us = counters.busy_us.saturating_sub(counters.rwnd_limited_us + counters.sndbuf_limited_us);
+        match words {
+            [Word::Receiver, ..] => (1, Reverse(counters.rwnd_limited_us)),
+            [Word::Sndbuf, ..] => (1, Reverse(counters.sndbuf_limited_us)),
+            [Word::Network, Word::Path] => (2, Reverse(free_us)),
+            [Word::Network, ..] => (1, Reverse(free_us)),
+            _ => (3, Reverse(counters.busy_us)),
+        }
+    }
+}
+
+/// The verdict in a few words, with the decisive figures.
+pub(super) fn say(counters: &Counters, rtt: Rtt, verdict: &Verdict) -> String {
+    let of_busy = |us| share(us, counters.busy_us);
+    let reason = |word: &Word| match word {
+        Word::Idle => "idle".into(),
+        Word::Receiver => format!("slow receiver, {} of busy time", of_busy(counters.rwnd_limited_us)),
+        Word::Sndbuf => format!("small send buffer, {} of busy time", of_busy(counters.sndbuf_limited_us)),
+        Word::Network => "network:".into(),
+        Word::Loss => format!("loss {}", share(counters.bytes_retrans, counters.bytes_sent)),
+        Word::Needless => format!("needless resends {}", share(counters.bytes_retrans, counters.bytes_sent)),
+        Word::Ecn => format!("marks {}", share(counters.delivered_ce, counters.delivered)),
+        Word::Local => format!("dropped here {}", bytes(counters.local_bytes.unwrap_or(0))),
+        Word::Queue => {
+            let above = rtt.srtt_us.unwrap_or(0).saturating_sub(rtt.min_us.unwrap_or(0));
+            format!("queue +{}", time(above))
+        }
+        Word::Path => "nothing wrong seen".into(),
+    };
+    let said = verdict.words.iter().map(reason).collect::<Vec<_>>().join(", ");
+    said.replacen(":, ", ": ", 1)
+}
+
+/// The meaning of a verdict for a person who is no kernel developer.
+fn meaning(word: Word) -> (&'static str, &'static str) {
+    match word {
+        Word::Idle => ("idle", "had nothing to send most of the time"),
+        Word::Receiver => ("slow receiver", "the other end does not read fast enough: its receive window was full"),
+        Word::Sndbuf => ("small send buffer", "the process could not hand over enough at a time: SO_SNDBUF, tcp_wmem"),
+        Word::Network => ("network", "neither end, but what lies between them, sets the pace"),
+        Word::Loss => ("loss", "the share of the bytes that had to be sent again, since segments got lost"),
+        Word::Needless => {
+            ("needless resends", "bytes that were sent again, most of which had arrived: reordering or delay")
+        }
+        Word::Ecn => ("marks", "the share of segments that routers marked (ECN) to announce congestion"),
+        Word::Local => ("dropped here", "bytes that a queue of this host dropped before they left: tc -s qdisc"),
+        Word::Queue => ("queue", "the time that segments wait in a queue of the network: RTT above its least"),
+        Word::Path => ("nothing wrong seen", "the delay of the path and the congestion window set the pace"),
+    }
+}
+
+/// Part of a whole, in per cent.
+pub(super) fn share(part: u64, whole: u64) -> String {
+    let percent = if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 };
+    if percent >= 9.95 { format!("{percent:.0} %") } else { format!("{percent:.1} %") }
+}
+
+pub(super) fn time(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} us"),
+        1_000..10_000 => format!("{:.1} ms", us as f64 / 1e3),
+        10_000..10_000_000 => format!("{:.0} ms", us as f64 / 1e3),
+        _ => format!("{:.0} s", us as f64 / 1e6),
+    }
+}
+
+pub(super) fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 999.5 {
+            return if unit == "B" || value >= 99.5 {
+                format!("{value:.0} {unit}")
+            } else {
+                format!("{value:.1} {unit}")
+            };
+        }
+        value /= 1e3;
+    }
+    format!("{value:.1} TB")
+}
+
+/// A text with its middle cut out if it is longer than `most` characters.
+pub(super) fn shorten(text: &str, most: usize) -> String {
+    let chars: Vec<char> = text.chars().collect();
+    if chars.len() <= most {
+        return text.to_owned();
+    }
+    let (head, tail) = (most.saturating_sub(2) / 2, most.saturating_sub(2) - most.saturating_sub(2) / 2);
+    let end = chars.len() - tail;
+    chars[..head].iter().chain(&['.', '.']).chain(&chars[end..]).collect()
+}
+
+/// Print a table of connections and listeners, the worst first, and the meaning of each verdict in it. The kernel has `hz`
+/// jiffies in a second.
+///
+/// # Errors
+/// If the writer refuses the bytes.
+pub fn text(out: &mut impl Write, listing: &Listing, hz: u64, explain: bool) -> io::Result<()> {
+    /// The width of the columns before the addresses, and of those between them and the verdict.
+    const BESIDES: usize = 24 + 30;
+    if explain {
+        for word in Word::ALL {
+            writeln!(out, "{:<9} {}", word.name(), word.rule())?;
+        }
+        writeln!(out)?;
+    }
+    let mut rows: Vec<_> = listing.sockets.iter().filter_map(|listed| Row::new(listed, hz)).collect();
+    rows.sort_by_key(Row::order);
+    let ends = |row: &Row<'_>| {
+        let (local, remote) = addresses(&row.listed.socket);
+        format!("{local} -> {remote}")
+    };
+    // Addresses get what the verdicts leave. A verdict gets at least a third of the line.
+    let said = rows.iter().map(|row| row.said.len()).max().unwrap_or(0).min(WIDTH / 3);
+    let room = WIDTH - BESIDES - said;
+    let width = rows.iter().map(|row| ends(row).len()).max().unwrap_or(0).clamp("LOCAL -> REMOTE".len(), room);
+    writeln!(
+        out,
+        "{:>7} {:<15} {:<width$} {:>8} {:>9} {:>8}  VERDICT",
+        "PID", "COMM", "LOCAL -> REMOTE", "RTT", "SENT", "RECEIVED"
+    )?;
+    let mut words = BTreeSet::new();
+    for row in &rows {
+        let socket = &row.listed.socket;
+        let owner = shorten(&name(&socket.owner, false, listing.holders.of(socket.owner.holders)), 15);
+        let (mut rtt, mut sent, mut received) = ("-".to_owned(), "-".to_owned(), "-".to_owned());
+        if let Some(Figures { counters, rtt: measured, verdict, .. }) = &row.figures {
+            rtt = measured.srtt_us.map_or(rtt, time);
+            (sent, received) = (bytes(counters.bytes_sent), bytes(counters.bytes_received));
+            words.extend(verdict.iter().flat_map(|verdict| &verdict.words).copied());
+        }
+        let verdict = shorten(&row.said, WIDTH - BESIDES - width);
+        let ends = shorten(&ends(row), width);
+        let pid = pid(&socket.owner);
+        writeln!(out, "{pid:>7} {owner:<15} {ends:<width$} {rtt:>8} {sent:>9} {received:>8}  {verdict}")?;
+        if explain && let Some(Figures { verdict: Some(verdict), .. }) = &row.figures {
+            explained(out, verdict)?;
+        }
+    }
+    let hidden = listing.sockets.len() - rows.len();
+    if hidden > 0 {
+        writeln!(out, "and {hidden} sockets that count nothing: half-open or in TIME_WAIT")?;
+    }
+    for (name, meaning) in words.into_iter().map(meaning) {
+        writeln!(out, "  {name:<18}  {meaning}")?;
+    }
+    Ok(())
+}
+
+/// The comparisons behind a verdict.
+fn explained(out: &mut impl Write, verdict: &Verdict) -> io::Result<()> {
+    for Check { what, is, from, holds } in &verdict.checks {
+        let is = is.map_or_else(|| "not known".to_owned(), number);
+        let holds = if *holds { "yes" } else { "no" };
+        writeln!(out, "{:>24}{what:<52} {is:>12}  from {:<8} {holds}", "", number(*from))?;
+    }
+    Ok(())
+}
+
+/// A number with as many digits as it needs.
+fn number(value: f64) -> String {
+    if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.4}") }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::model::events::{Flow, How, Owner, SocketRecord};
+    use crate::model::reading::Reading;
+    use crate::output::stats::Stats;
+    use serde_json::Value;
+
+    fn listed(tgid: u32, state: u8, reading: Reading) -> Listed {
+        let (saddr, daddr) = ([0x20; 16], [0x21; 16]);
+        let flow = Flow { saddr, daddr, sport: 65535, dport: 65534, ..Flow::default() };
+        let owner = Owner { tgid, how: How::Seed as u8, comm: [b'm'; 16], ..Owner::default() };
+        let socket = SocketRecord { flow, owner, state, ..SocketRecord::default() };
+        Listed { socket, reading: Some(Box::new(reading)) }
+    }
+
+    fn connection() -> Reading {
+        let of = ReadingOf::Connection as u8;
+        Reading { of, bytes_sent: 1_000_000, bytes_acked: 1_000_000, free: 1000, locked: 1, ..Reading::default() }
+    }
+
+    /// Everything that a table can have, with the longest addresses.
+    fn listing() -> Listing {
+        let lossy = Reading { bytes_retrans: 31_000, total_retrans: 30, free: 900, ..connection() };
+        let long = Reading {
+            delivered: 9,
+            delivered_ce: 9,
+            bytes_sent: 2_000_000_000_000,
+            srtt_us: 8 << 20,
+            free: 950,
+            ..lossy
+        };
+        let waits = Reading { rwnd_limited: 5000, ..connection() };
+        let listener = Reading { of: ReadingOf::Listener as u8, drops: 7, queue: 3, backlog: 5, ..Reading::default() };
+        let sockets = vec![
+            listed(1, 1, Reading { free: 0, ..connection() }),
+            listed(2, 1, connection()),
+            listed(3, 1, lossy),
+            listed(4, 1, long),
+            listed(5, 1, waits),
+            listed(6, 10, listener),
+            listed(7, 2, connection()),
+            listed(8, 6, Reading::default()),
+        ];
+        Listing { sockets, ..Listing::default() }
+    }
+
+    #[test]
+    fn the_worst_come_first_and_no_line_is_too_long() {
+        let mut out = Vec::new();
+        text(&mut out, &listing(), 250, true).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        let pids: Vec<u32> = text.lines().filter_map(|line| line.get(..7)?.trim().parse().ok()).collect();
+        assert_eq!(pids, [6, 5, 4, 3, 2, 7, 1], "{text}");
+        for said in
+            ["loss 3.1 %", "slow receiver, 83 % of busy time", "listens: 7 dropped, 3 of 5 wait", "and 1 sockets"]
+        {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+    }
+
+    #[test]
+    fn what_a_snapshot_cannot_know_is_null() {
+        let fields = |listed: &Listed| {
+            let stats = Stats::new(&listed.socket.owner, listed.socket.state, listed.reading.as_ref().unwrap(), 250);
+            serde_json::to_value(stats).unwrap()
+        };
+        let sockets = listing().sockets;
+        let lossy = fields(&sockets[2]);
+        assert_eq!(lossy["verdict"], serde_json::json!(["network", "loss"]));
+        assert_eq!(
+            lossy["because"][1],
+            serde_json::json!({"what": "bytes_retrans/bytes_sent", "is": 0.031, "from": 0.01})
+        );
+        assert_eq!(lossy["tcp"]["busy_us"], 3_600_000);
+        let null = ["/observed_us", "/tcp/total_rto", "/rtt/srtt_us", "/cuts/recovery", "/zero_window/us", "/listener"];
+        for path in null {
+            assert_eq!(lossy.pointer(path), Some(&Value::Null), "{path}: {lossy}");
+        }
+        let listener = fields(&sockets[5]);
+        assert_eq!(listener["listener"], serde_json::json!({"dropped": 7, "queue": 3, "backlog": 5}));
+        for listed in [&sockets[5], &sockets[7]] {
+            assert!(fields(listed)["tcp"].is_null() && fields(listed)["verdict"].is_null());
+        }
+        let connecting = fields(&sockets[6]);
+        assert!(connecting["verdict"].is_null() && connecting["now"]["last_sent_us"].is_null(), "{connecting}");
+    }
+
+    #[test]
+    fn figures_are_short() {
+        assert_eq!([0, 999, 9_999, 10_000, 10_000_000].map(time), ["0 us", "999 us", "10.0 ms", "10 ms", "10 s"]);
+        assert_eq!([999, 1000, 99_500, 999_600].map(bytes), ["999 B", "1.0 kB", "100 kB", "1.0 MB"]);
+        assert_eq!(
+            [(1, 1000), (995, 10_000), (1, 0)].map(|(part, whole)| share(part, whole)),
+            ["0.1 %", "10 %", "0.0 %"]
+        );
+        assert_eq!(shorten("0123456789", 6), "01..89");
+        assert_eq!(shorten("short", 5), "short");
+    }
+}

@@ -1,0 +1,77 @@
+//! Processes and addresses as text.
+
+use std::net::SocketAddr;
+
+use crate::ledger::summary;
+use crate::model::events::{Flow, How, Owner, address, comm};
+use crate::trace::seed::holders::{Process, common_name};
+
+/// A name as text without control characters, so that the name cannot play tricks on a terminal.
+pub(super) fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() || c == '\u{fffd}' { '?' } else { c }).collect()
+}
+
+/// The process of a row in the summary: its PID and its name, or why there is none.
+pub(super) fn whose(process: &summary::Process) -> (String, String) {
+    let nobody = if process.kernel { "-" } else { "?" };
+    let pid = process.pid.map_or_else(|| nobody.into(), |pid| pid.to_string());
+    let nobody = match process {
+        process if process.kernel => How::Kernel,
+        process if process.shared => How::Shared,
+        _ => How::Unknown,
+    };
+    let comm = match process.others {
+        Some(rows) => format!("({rows} others, which have exited)"),
+        None => process.comm.as_deref().map_or_else(|| nobody.name().into(), printable),
+    };
+    (pid, comm)
+}
+
+/// The PID of an owner, or why there is none.
+pub(super) fn pid(owner: &Owner) -> String {
+    match owner.how() {
+        How::Unknown | How::Shared => "?".into(),
+        How::Kernel => "-".into(),
+        _ => owner.tgid.to_string(),
+    }
+}
+
+/// The name of an owner, or why there is none.
+pub(super) fn name(owner: &Owner, exited: bool, holders: &[Process]) -> String {
+    match owner.how() {
+        How::Unknown => "unknown".into(),
+        How::Kernel => "kernel".into(),
+        How::Shared => format!("shared: {}", shared_by(holders)),
+        _ if exited => format!("{} (exited)", printable(&comm(&owner.comm))),
+        _ => printable(&comm(&owner.comm)),
+    }
+}
+
+/// The common name of all holders, or a few of their PIDs.
+fn shared_by(holders: &[Process]) -> String {
+    const SHOWN: usize = 2;
+    if let Some(name) = common_name(holders) {
+        return printable(&comm(name));
+    }
+    let mut pids: Vec<_> = holders.iter().take(SHOWN).map(|holder| holder.tgid.to_string()).collect();
+    if holders.len() > SHOWN {
+        pids.push(format!("+{}", holders.len() - SHOWN));
+    }
+    pids.join(",")
+}
+
+/// Both ends of a connection.
+pub(super) fn addresses(flow: &Flow) -> String {
+    let end = |bytes, port| SocketAddr::new(address(bytes), port);
+    format!("{} -> {}", end(flow.saddr, flow.sport), end(flow.daddr, flow.dport))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_steer_a_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\u{fffd}"), "a?[2Jb?");
+    }
+}

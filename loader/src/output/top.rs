@@ -1,0 +1,141 @@
+//! One interval of `xctl top` as a block of text.
+
+use std::io::{self, Write};
+
+use super::Interval;
+use super::connections::{WIDTH, bytes, say as say_verdict, share, shorten, time};
+use super::names::whose;
+use crate::kernel::calendar::Calendar;
+use crate::ledger::counters::Rtt;
+use crate::ledger::figures::Ledger;
+use crate::ledger::summary::Process;
+use crate::model::events::Kind;
+
+/// The number of processes in a block.
+const WORST: usize = 20;
+
+/// The width of the columns before the verdict.
+const BEFORE: usize = 79;
+
+/// Print a block: the worst processes of the interval first.
+///
+/// # Errors
+/// If the writer refuses the bytes.
+pub(super) fn block(out: &mut impl Write, calendar: &mut Calendar, interval: &Interval) -> io::Result<()> {
+    let Interval { summary, took_us, .. } = interval;
+    let seconds = *took_us as f64 / 1e6;
+    let at = calendar.rfc3339(interval.realtime_ns).get(11..19).unwrap_or_default();
+    let kinds = Kind::ALL.iter().zip(summary.kinds).filter(|(_, segs)| *segs > 0);
+    let kinds: Vec<_> = kinds.map(|(kind, segs)| format!("{} {segs}", kind.name())).collect();
+    let kinds = if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join(", ")) };
+    let again = format!("{at}  {seconds:.1} s: {} segments sent again{kinds}", summary.segs);
+    writeln!(out, "{}", shorten(&again, WIDTH))?;
+    let lost = summary.lost.entries().into_iter().filter(|(_, count)| count.is_some_and(|count| count > 0));
+    let lost: Vec<_> = lost.map(|(name, count)| format!("{name} {}", count.unwrap_or(0))).collect();
+    if !lost.is_empty() {
+        writeln!(out, "{}", shorten(&format!("lost so far: {}", lost.join(", ")), WIDTH))?;
+    }
+    writeln!(
+        out,
+        "{:>7} {:<16} {:>6} {:>6} {:>10} {:>10} {:>7}  {:>8} VERDICT",
+        "PID", "COMM", "OPEN", "ENDED", "SENT/s", "RECEIVED/s", "AGAIN", "RTT"
+    )?;
+    for process in summary.processes.iter().take(WORST) {
+        line(out, process, seconds)?;
+    }
+    let more = summary.processes.len().saturating_sub(WORST);
+    if more > 0 {
+        writeln!(out, "and {more} more processes")?;
+    }
+    writeln!(out)
+}
+
+fn line(out: &mut impl Write, process: &Process, seconds: f64) -> io::Result<()> {
+    let (pid, mut comm) = whose(process);
+    if let Some(rows) = process.others {
+        comm = format!("({rows} exited)");
+    }
+    let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), rtt, .. } = &process.ledger else {
+        // No connection of this process was open or ended: its SYN-ACKs were sent again, or there is no ledger.
+        return writeln!(out, "{pid:>7} {comm:<16} {} segments sent again", process.segs);
+    };
+    let rate = |count: u64| bytes((count as f64 / seconds.max(1e-6)) as u64);
+    let rtt = rtt.as_ref().map_or_else(Rtt::default, |worst| worst.rtt);
+    let shown = rtt.srtt_us.map_or_else(|| "-".to_owned(), time);
+    let (sent, received) = (rate(tcp.bytes_sent), rate(tcp.bytes_received));
+    let again = share(tcp.bytes_retrans, tcp.bytes_sent);
+    let said = shorten(&say_verdict(tcp, rtt, verdict), WIDTH - BEFORE);
+    writeln!(
+        out,
+        "{pid:>7} {comm:<16} {:>6} {:>6} {sent:>10} {received:>10} {again:>7}  {shown:>8} {said}",
+        fates.open, fates.ended
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::counters::Counters;
+    use crate::ledger::row::{Fates, Folded, Row};
+    use crate::ledger::summary::{ByProcess, Others, Summary};
+    use crate::model::events::{Flow, KINDS, ProcessKey, Totals};
+    use crate::model::lost::Lost;
+    use std::collections::HashMap;
+
+    /// An interval of two seconds in which this many processes sent 10 MB each, and the first sent segments again.
+    fn interval(processes: u32) -> Interval {
+        let key = |tgid| ProcessKey { tgid, ..ProcessKey::default() };
+        let mut rows = HashMap::new();
+        for tgid in 1..=processes {
+            let again = if tgid == 1 { 1_000_000 } else { 0 };
+            let (bytes_sent, bytes_retrans, busy_us) = (10_000_000, again, 1_900_000);
+            let (delivered, delivered_ce, local_bytes) = (100, 10 * again / 1_000_000, Some(again));
+            let counters = Counters { bytes_sent, bytes_retrans, busy_us, delivered, delivered_ce, ..Counters::ZERO };
+            let counters = Counters { local_bytes, ..counters };
+            let rtt = Rtt { srtt_us: Some(99_000_000), min_us: Some(1000), var_us: Some(1) };
+            let fates = Fates { open: 123_456, ended: 7, ..Fates::default() };
+            let comm = *b"fifteen-letters\0";
+            let rtt = Some((rtt, Flow::default()));
+            rows.insert(key(tgid), Row { comm, fates, counters, rtt, since_ns: 0, ..Row::default() });
+        }
+        let mut segs = [0; KINDS];
+        segs[Kind::Rto as usize] = 700;
+        let comm = *b"fifteen-letters\0";
+        let totals = Totals { segs, comm, retransmits: 700, bytes: 1_000_000, ..Totals::default() };
+        let lost = Lost { perf: 3, missed: Some(9), ..Lost::default() };
+        let mut summary = Summary::new(&ByProcess::from([(key(1), totals)]), &Others::default(), lost);
+        summary.add_ledger(&rows, &Folded::default(), 2_000_000_000);
+        Interval { realtime_ns: 3_723_000_000_000, mono_ns: 2_000_000_000, took_us: 2_000_000, summary }
+    }
+
+    fn printed(interval: &Interval) -> String {
+        let mut out = Vec::new();
+        block(&mut out, &mut Calendar::default(), interval).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_block_has_rates_the_worst_first_and_what_was_lost() {
+        let text = printed(&interval(2));
+        let expected = "01:02:03  2.0 s: 700 segments sent again (rto 700)\nlost so far: perf 3, missed 9\n    PID COMM     \
+                        \u{20}         OPEN  ENDED     SENT/s RECEIVED/s   AGAIN       RTT VERDICT\n      1 fifteen-letters  \
+                        123456      7     5.0 MB        0 B    10 %      99 s network: loss 10 %,.. 1.0 MB, queue +99 s\n   \
+                        \u{20}  2 fifteen-letters  123456      7     5.0 MB        0 B   0.0 %      99 s network: queue \
+                        +99 s\n\n";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn no_line_is_too_long_and_rows_that_are_left_out_are_counted() {
+        let mut interval = interval(WORST as u32 + 5);
+        interval.summary.kinds = [1_000_000_000; KINDS];
+        let most = u64::MAX;
+        let (perf, output, map_full, unknown, unattributed, totals, ledger) =
+            (most, most, most, most, most, most, most);
+        interval.summary.lost =
+            Lost { perf, output, map_full, unknown, unattributed, totals, ledger, missed: Some(most) };
+        let text = printed(&interval);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert!(text.contains("and 5 more processes") && text.lines().count() == WORST + 5, "{text}");
+    }
+}

@@ -1,0 +1,156 @@
+//! The accounts of connections: what each has counted when it ends, when another process takes it, and while it is open.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, anyhow};
+
+use super::all_open::{self, AllOpen, ByNetns};
+use crate::kernel::bpf;
+use crate::kernel::clock::{jiffies_per_second, monotonic_ns};
+use crate::kernel::libbpf::LoadedObject;
+use crate::kernel::shared_ring::SharedRing;
+use crate::ledger::balance::Balance;
+use crate::ledger::connection::Connection;
+use crate::ledger::row::{Folded, Row};
+use crate::model::events::{Flow, Plain, ProcessKey};
+use crate::model::maps::{LEDGER, SOCKETS};
+use crate::model::reading::Account;
+use crate::ring::shared;
+use crate::verify::Ledger;
+use crate::verify::sums::Tally;
+
+/// The program that writes the account of an open connection.
+pub const ACCOUNT: &str = "tr_account";
+
+/// The number of open connections that are read before the ring is drained. The ring has room for more than twice as many.
+const AT_ONCE: usize = 1024;
+
+/// Where accounts come from, and their sums so far.
+pub struct Accounts {
+    ring: shared::Reader<SharedRing>,
+    balance: Balance,
+    /// The connections that have ended and were not taken out yet; none: nobody asks for them.
+    ended: Option<Vec<Connection>>,
+    /// With `--verify`: the open connections, and the sums of those that ended.
+    all: Option<(AllOpen, Tally)>,
+}
+
+impl Accounts {
+    /// Begin with the connections that SOCKET_TO_PID knows. The programs must be attached. With `events`, connections that
+    /// end are kept for [`Accounts::take_ended`]. With `verify`, [`Accounts::read_all`] can be asked.
+    ///
+    /// # Errors
+    /// If the kernel does not let us read.
+    pub(super) fn open(object: &LoadedObject, events: bool, verify: bool) -> Result<Self> {
+        let ring = SharedRing::new(object.map(LEDGER)?).context("cannot map the ring of the ledger")?;
+        let all = verify.then(|| AllOpen::attach(object)).transpose()?.map(|all| (all, Tally::default()));
+        let balance = Balance::new(jiffies_per_second()?);
+        let mut accounts = Self { ring: shared::Reader::new(ring), balance, ended: events.then(Vec::new), all };
+        accounts.read_open(object)?;
+        accounts.balance.begin(monotonic_ns()?);
+        Ok(accounts)
+    }
+
+    /// Add the accounts that were written since the last call. Returns whether there is no account that is still being
+    /// written, as [`shared::Reader::drain`] does.
+    ///
+    /// # Errors
+    /// If the ring or a record in it is malformed.
+    pub(super) fn drain(&mut self) -> Result<bool> {
+        let Self { balance, ended: events, all, .. } = self;
+        let mut wrong = None;
+        let whole = self.ring.drain(|bytes| match bytes.get(..size_of::<Account>()) {
+            Some(whole) => {
+                let account = Account::get(whole);
+                let ended = balance.note(&account);
+                if let Some(events) = events {
+                    events.extend(ended);
+                }
+                if let Some((_, tally)) = all {
+                    tally.note(&account);
+                }
+            }
+            None => wrong = Some(bytes.len()),
+        })?;
+        let Some(bytes) = wrong else { return Ok(whole) };
+        Err(anyhow!("cannot read a record of {bytes} bytes in the ring of the ledger: it is too short"))
+    }
+
+    /// The connections that have ended since the last call.
+    pub(super) fn take_ended(&mut self) -> impl Iterator<Item = Connection> {
+        self.ended.iter_mut().flat_map(std::mem::take)
+    }
+
+    /// Read the connections that are open now. The programs must be attached, so that no end goes unseen.
+    ///
+    /// # Errors
+    /// If the kernel does not let us read.
+    fn read_open(&mut self, object: &LoadedObject) -> Result<()> {
+        let program = object.program(ACCOUNT)?;
+        let mut keys = Vec::new();
+        let sockets = object.contents(SOCKETS)?;
+        sockets.for_each(|key, _| keys.extend_from_slice(key)).context("cannot read the map SOCKET_TO_PID")?;
+        for some in keys.chunks(AT_ONCE * size_of::<Flow>()) {
+            for key in some.chunks_exact(size_of::<Flow>()) {
+                bpf::run(program, key).context("cannot read what an open connection has counted")?;
+            }
+            self.drain()?;
+        }
+        Ok(())
+    }
+
+    /// Read all connections that are open now. None without `--verify`.
+    ///
+    /// # Errors
+    /// If the kernel does not let us read.
+    pub fn read_all(&mut self) -> Result<Option<ByNetns>> {
+        self.drain()?;
+        let Some((all, tally)) = &mut self.all else { return Ok(None) };
+        tally.begin();
+        all.read().map(Some)
+    }
+
+    /// The sums of all connections, once [`Accounts::drain`] has read every account of the time of [`Accounts::read_all`].
+    #[must_use]
+    pub fn sums(&mut self, open: ByNetns) -> Option<Ledger> {
+        let (_, tally) = self.all.as_mut()?;
+        let sums = all_open::sums(open, tally);
+        tally.end();
+        Some(sums)
+    }
+
+    /// Add the connections that are open at the end. The programs must still be attached.
+    ///
+    /// # Errors
+    /// If the kernel does not let us read.
+    pub(super) fn end(&mut self, object: &LoadedObject) -> Result<()> {
+        self.balance.end();
+        self.read_open(object)
+    }
+
+    /// Bring the sums up to now: read the connections that are open. The programs must be attached.
+    ///
+    /// # Errors
+    /// If the kernel does not let us read.
+    pub(super) fn tick(&mut self, object: &LoadedObject) -> Result<()> {
+        self.drain()?;
+        self.balance.tick();
+        self.read_open(object)
+    }
+
+    /// The gain of each row since the last call ([`Balance::take_interval`]).
+    pub fn take_interval(&mut self, since_ns: u64) -> (HashMap<ProcessKey, Row>, Folded) {
+        self.balance.take_interval(since_ns)
+    }
+
+    /// Fold rows if there are too many ([`Balance::fold`]).
+    pub fn fold(&mut self, has_exited: impl Fn(&ProcessKey) -> bool) {
+        self.balance.fold(has_exited);
+    }
+
+    /// The sums.
+    #[must_use]
+    pub fn finish(self) -> Balance {
+        self.balance
+    }
+}

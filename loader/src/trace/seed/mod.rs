@@ -1,0 +1,37 @@
+//! The owners of sockets that were open before xctl started. The kernel's iterators tell them ([`iterator`]). On
+//! kernels without iterators, /proc does ([`procfs`]). `xctl sockets` lists the same owners ([`listing`]).
+
+pub mod holders;
+pub mod iterator;
+pub mod listing;
+pub mod procfs;
+
+use anyhow::Result;
+
+use crate::kernel::libbpf::LoadedObject;
+use crate::model::maps::SOCKETS;
+use holders::Seeded;
+pub use iterator::SEED;
+
+/// The source that tells who holds the sockets that are open already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The kernel's iterator over open files, with the program [`SEED`].
+    Iterator,
+    /// [`procfs`].
+    Proc,
+    /// No source.
+    None,
+}
+
+/// Remember the owners of sockets that are open already. `cgroup` is the id of the cgroup that the user asked for, or 0.
+///
+/// # Errors
+/// If the kernel does not let us read.
+pub fn seed(object: &LoadedObject, source: Source, cgroup: u64) -> Result<Seeded> {
+    match source {
+        Source::Iterator => iterator::seed(object),
+        Source::Proc => procfs::seed(&object.contents(SOCKETS)?, cgroup),
+        Source::None => Ok(Seeded::default()),
+    }
+}

@@ -1,0 +1,186 @@
+//! The ledger of a run, and that of `xctl top`, is compared with TCP_INFO, which the kernel gives the process that holds a connection.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::stats::{Connection, Stage, number};
+use super::top::Top;
+use crate::host::Set;
+use crate::process::{PATIENCE, poll};
+use crate::tcp_info::TcpInfo;
+use crate::ways::{How, Order, RawActor};
+use crate::xctl::Xctl;
+use crate::{Family, Outcome, Verdict};
+
+/// TCP_CLOSE.
+const CLOSED: u64 = 7;
+/// As long as the recovery from a timeout lasts, its time grows in TCP_INFO, even of a connection at rest.
+const GROWS: &str = "total_rto_time_us";
+
+/// Linux 5.10 counts the ACK that ends a connection as dropped, after the end (`tcp_rcv_state_process()`).
+const DROPPED: &str = "rcv_dropped";
+
+/// Sums of what processes are told.
+type Sums = BTreeMap<&'static str, i64>;
+
+/// The part of each process.
+#[derive(Default)]
+struct Expected {
+    sums: Sums,
+    open: u64,
+    ended: u64,
+    reset: u64,
+}
+
+impl Expected {
+    /// Counts a connection from one TCP_INFO to another.
+    fn count(&mut self, after: &TcpInfo, before: Option<&TcpInfo>) {
+        for (name, value) in &after.counters {
+            let before = before.map_or(0, |before| before.counter(name));
+            *self.sums.entry(name).or_default() += *value as i64 - before as i64;
+        }
+    }
+
+    fn equals(&self, row: &Value, complete: bool) -> Result<()> {
+        for (name, told) in self.sums.iter().filter(|(name, _)| **name != GROWS) {
+            let ours = number(row, &format!("tcp.{name}")).map(|ours| ours as i64);
+            let late = if *name == DROPPED { self.ended as i64 } else { 0 };
+            ensure!(
+                ours.is_some_and(|ours| (*told - late..=*told).contains(&ours)),
+                "{name} is {ours:?}, and the process was told {told}: {row}"
+            );
+        }
+        for (name, count) in [("open", self.open), ("ended", self.ended), ("reset", self.reset), ("refused", 0)] {
+            ensure!(number(row, &format!("connections.{name}")) == Some(count), "{name} is not {count}: {row}");
+        }
+        ensure!(row["complete"] == complete, "complete is not {complete}: {row}");
+        Ok(())
+    }
+}
+
+/// Ends a connection at both ends. Its descriptors stay open, so the processes can still be told.
+fn end(stage: &mut Stage, connection: &Connection) -> Result<[TcpInfo; 2]> {
+    stage.writer.done(Order::Shutdown(connection.writes.0))?;
+    stage.reader.done(Order::Shutdown(connection.reads.0))?;
+    let mut last = None;
+    let closed = poll(PATIENCE, || {
+        let told = stage.told(connection)?;
+        let closed = told.iter().all(|told| told.state == CLOSED);
+        last = Some(told);
+        Ok(closed)
+    })?;
+    ensure!(closed, "it never ends: {last:?}");
+    last.context("nothing was told")
+}
+
+/// Connections that are open before xctl, made meanwhile, ended, still open at the end, and handed over.
+pub fn run(set: Set, family: Family) -> Outcome {
+    let mut stage = Stage::new(family)?;
+    let mut heir = RawActor::new(&stage.link.a, "heir")?;
+    let [old, old_and_ended] = [stage.connect()?, stage.connect()?];
+    for connection in [&old, &old_and_ended] {
+        stage.reader.done(Order::Drain(connection.reads.0, 1 << 16, 0))?;
+        stage.writer.done(Order::Pour(connection.writes.0, 200_000, 10_000))?;
+        stage.rest(connection, 200_000)?;
+    }
+    let before = [stage.settled(&old)?, stage.settled(&old_and_ended)?];
+    let xctl = Xctl::start(set, &["--events", "retransmit,connection"])?;
+    let of_netns = Xctl::start(set, &["--netns", &stage.link.a.inode.to_string()])?;
+    let top = Top::start(set)?;
+    let of_heir = Xctl::start(set, &["--pid", &heir.who.pid.to_string()])?;
+
+    let [new, new_and_ended, taken] = [stage.connect()?, stage.connect()?, stage.connect()?];
+    stage.link.lose(5)?;
+    for (connection, bytes) in
+        [(&old, 700_000), (&old_and_ended, 600_000), (&new, 500_000), (&new_and_ended, 400_000), (&taken, 300_000)]
+    {
+        if ![old.reads.0, old_and_ended.reads.0].contains(&connection.reads.0) {
+            stage.reader.done(Order::Drain(connection.reads.0, 1 << 16, 0))?;
+        }
+        stage.writer.done(Order::Pour(connection.writes.0, bytes, 30_000))?;
+    }
+    for (connection, bytes) in
+        [(&old, 900_000), (&old_and_ended, 800_000), (&new, 500_000), (&new_and_ended, 400_000), (&taken, 300_000)]
+    {
+        stage.rest(connection, bytes)?;
+    }
+    stage.link.lose(0)?;
+    let mut at_change = stage.settled(&taken)?;
+    let (fd, _) = heir.socket(Order::Take(stage.writer.who.pid, taken.writes.0))?;
+    for sends in 0..3 {
+        heir.done(Order::Send(fd, How::Call))?;
+        // If only the end of a send shows the sender, the first send counts for the process before.
+        if sends == 0 && !xctl.sees_senders_first() {
+            at_change = stage.settled(&taken)?;
+        }
+    }
+    stage.rest(&taken, 300_003)?;
+
+    let (mut writes, mut reads, mut inherits) = (Expected::default(), Expected::default(), Expected::default());
+    // The expected record of each end: its flow and owner, its counters, and whether they are complete.
+    let mut ends = vec![];
+    for (connection, before) in [(&old_and_ended, Some(&before[1])), (&new_and_ended, None)] {
+        let told = end(&mut stage, connection)?;
+        let both = [(&mut writes, connection.writes.1, &stage.writer), (&mut reads, connection.reads.1, &stage.reader)];
+        for (which, (expected, flow, actor)) in both.into_iter().enumerate() {
+            let mut alone = Expected::default();
+            for expected in [expected, &mut alone] {
+                expected.count(&told[which], before.map(|before| &before[which]));
+                expected.ended += 1;
+            }
+            ends.push((flow, actor.who.clone(), alone, before.is_none()));
+        }
+    }
+    for (connection, before) in [(&old, Some(&before[0])), (&new, None)] {
+        let told = stage.settled(connection)?;
+        for (expected, which) in [(&mut writes, 0), (&mut reads, 1)] {
+            expected.count(&told[which], before.map(|before| &before[which]));
+            expected.open += 1;
+        }
+    }
+    let told = stage.settled(&taken)?;
+    writes.count(&at_change[0], None);
+    inherits.count(&told[0], Some(&at_change[0]));
+    reads.count(&told[1], None);
+    (inherits.open, reads.open) = (1, reads.open + 1);
+
+    let trace = xctl.stop(Signal::SIGINT)?;
+    trace.nothing_lost()?;
+    for (flow, who, expected, complete) in &ends {
+        let of_flow: Vec<_> = trace.connections.iter().filter(|record| record.at.flow() == *flow).collect();
+        ensure!(of_flow.len() == 1, "{flow:?} ended once, and has the records {of_flow:?}");
+        of_flow[0].at.is_of(who, *flow)?;
+        expected.equals(&of_flow[0].ledger, *complete)?;
+        let orderly = ["LAST_ACK", "CLOSING", "FIN_WAIT2"].contains(&of_flow[0].state.as_str());
+        ensure!(orderly && of_flow[0].err == 0, "it ended in an orderly way: {:?}", of_flow[0]);
+    }
+    let row = |pid: u32| {
+        let rows = trace.summary.ledger.iter().filter(|row| row.pid == Some(pid));
+        rows.map(|row| &row.ledger).next().with_context(|| format!("no row of {pid}"))
+    };
+    let filtered = of_heir.stop(Signal::SIGINT)?.summary.ledger;
+    ensure!(filtered.len() == 1 && filtered[0].pid == Some(heir.who.pid), "--pid {}: {filtered:?}", heir.who.pid);
+    inherits.equals(&filtered[0].ledger, true)?;
+    let top = top.finish()?;
+    for (expected, actor, complete) in
+        [(&writes, &stage.writer, false), (&reads, &stage.reader, false), (&inherits, &heir, true)]
+    {
+        let row = top.get(&actor.who.pid).with_context(|| format!("xctl top has no row of {:?}", actor.who))?;
+        expected.equals(row, complete).context("xctl top")?;
+    }
+    writes.equals(row(stage.writer.who.pid)?, false)?;
+    reads.equals(row(stage.reader.who.pid)?, false)?;
+    inherits.equals(row(heir.who.pid)?, true)?;
+    // Each end was counted once, and for its owner: there is no row of connections that nobody owns.
+    let mut pids: Vec<_> = of_netns.stop(Signal::SIGINT)?.summary.ledger.iter().map(|row| row.pid).collect();
+    pids.sort_unstable();
+    let mut expected = [stage.writer.who.pid, heir.who.pid].map(Some);
+    expected.sort_unstable();
+    ensure!(pids == expected, "the processes with connections in the namespace are {pids:?}, not {expected:?}");
+    let retrans = writes.sums["retrans"];
+    ensure!(retrans > 0, "nothing was retransmitted");
+    Ok(Verdict::Passed(format!("{retrans} segments of {} again", writes.sums["data_segs_out"])))
+}

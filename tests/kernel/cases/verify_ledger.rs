@@ -1,0 +1,173 @@
+//! `--verify` compares the sums of all connections. Its records are compared with the test's own reading of the kernel's
+//! counters, after losses, marks, resets, timeouts and requests that become no connection.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::verify::{DIFFERENCE, Object, Run, Verified};
+use crate::counters::{Counters, connections, wait_until_grown};
+use crate::host::{Set, tool};
+use crate::link::{Link, Netns, run as run_tool};
+use crate::missed::Witness;
+use crate::process::{PATIENCE, poll};
+use crate::workers::{Plan, Puppet, Receiver, Sender, connect_in_vain, send_all};
+use crate::{Family, Outcome, Verdict};
+
+/// Each check, and the counters whose sum it is compared with.
+const CHECKS: [(&str, &[&str]); 7] = [
+    ("retrans", &["RetransSegs"]),
+    ("delivered", &["TCPDelivered", "PassiveOpens"]),
+    ("delivered_ce", &["TCPDeliveredCE"]),
+    ("estab_resets", &["EstabResets"]),
+    ("abort_on_timeout", &["TCPAbortOnTimeout"]),
+    ("dsack", &["TCPDSACKRecvSegs"]),
+    ("reordering", &["TCPSACKReorder", "TCPTSReorder", "TCPRenoReorder"]),
+];
+/// Checks in which xctl may count more.
+const AT_LEAST: [&str; 2] = ["dsack", "reordering"];
+
+/// Size of the ring of the ledger, and of the smallest one.
+const RING: u32 = 1 << 20;
+const PAGE: u32 = 1 << 12;
+
+/// Compare with the counters' growth. A request that gave up takes its retransmitted SYN-ACKs along; `note` says so. Returns
+/// the growth of each check.
+fn agrees(verified: &Verified, ns: &Netns, before: &Counters, ns_listens: bool) -> Result<[i64; CHECKS.len()]> {
+    let after = Counters::of(ns)?;
+    let mut grew = [0; CHECKS.len()];
+    for ((check, names), grew) in CHECKS.into_iter().zip(&mut grew) {
+        *grew = names.iter().map(|name| after.since(before, name)).sum::<Result<_>>()?;
+        let record = verified.of(ns, check)?;
+        ensure!(record.kernel == Some((*grew, *grew)), "the kernel counted {grew}: {record:?}");
+        ensure!(record.verdict == "equal", "it differs: {record:?}");
+        let (more, short) = (record.xctl - *grew, *grew - record.xctl);
+        let synacks = if ns_listens { after.since(before, "TCPSynRetrans")? } else { 0 };
+        let excepted = match check {
+            "retrans" => short <= synacks && more <= 0,
+            _ => more >= 0 && AT_LEAST.contains(&check),
+        };
+        ensure!(more == 0 || excepted, "it is not {grew}, with {synacks} SYN-ACKs: {record:?}");
+        ensure!(record.note.is_some() == (more != 0), "its note is wrong: {record:?}");
+    }
+    Ok(grew)
+}
+
+/// Marks segments from `a` to `b` from now on: by netem, which drops only segments that cannot be marked, or by nft.
+fn mark(link: &Link) -> Result<()> {
+    let netem = format!("-n {} qdisc replace dev veth0 root netem loss 30% ecn", link.a.name);
+    if run_tool(tool("tc").args(netem.split(' ')), "").is_ok() {
+        return Ok(());
+    }
+    let rules = "add table ip marks\nadd chain ip marks in { type filter hook input priority 0; }\n\
+                 add rule ip marks in meta l4proto tcp ip ecn != not-ect numgen random mod 10 < 2 ip ecn set ce\n";
+    link.b.enter(|| run_tool(tool("nft").args(["-f", "-"]), rules))
+}
+
+/// A connection that resets its peer when it is dropped.
+fn reset(ns: &Netns, to: SocketAddr) -> Result<()> {
+    let connection = ns.enter(|| TcpStream::connect(to).context("connecting"))?;
+    (&connection).write_all(b"x")?;
+    setsockopt(&connection, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).context("setting SO_LINGER")
+}
+
+/// Everything that the checks are about, on a link whose connections may be older than xctl and have no owner that passes
+/// the filters.
+pub fn run(set: Set, family: Family) -> Outcome {
+    let link = Link::up()?;
+    for ns in [&link.a, &link.b] {
+        ns.set("tcp_ecn", "1")?;
+    }
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let mut older = Puppet::new(&link.a, "older", receiver.at)?;
+    older.send()?;
+    // A connection that no process holds: it waits in the queue of accept() for ever.
+    let listener = link.b.enter(|| TcpListener::bind((link.address(&link.b, family), 0)).context("listening"))?;
+    let mut queued = link.a.enter(|| TcpStream::connect(listener.local_addr()?).context("connecting"))?;
+    queued.write_all(b"before")?;
+    thread::sleep(Duration::from_millis(300)); // for delayed acknowledgements
+    let before = [Counters::of(&link.a)?, Counters::of(&link.b)?];
+    let witness = Witness::of(&[])?;
+    let xctl = Run::start(set, &["--port", "1"])?;
+
+    link.lose(5)?;
+    let bulk = Plan {
+        sizes: vec![1 << 16],
+        burst: 8,
+        sends: 48,
+        pause: Duration::from_millis(10),
+        ..Plan::new("bulk", receiver.at)
+    };
+    let short = Plan { sizes: vec![2000], sends_a_connection: 3, ..Plan::new("short", receiver.at) };
+    let marked = Plan { sends: 16, ..bulk.clone() };
+    let senders = [bulk, short].into_iter().map(|plan| Sender::new(&link.a, plan)).collect::<Result<_>>()?;
+    send_all(senders)?;
+    link.lose(0)?;
+    mark(&link)?;
+    // netem marks a segment by chance, and offload makes few segments of many bytes
+    for _ in 0..20 {
+        if Counters::of(&link.a)?.since(&before[0], "TCPDeliveredCE")? == 0 {
+            send_all(vec![Sender::new(&link.a, marked.clone())?])?;
+        }
+    }
+    link.lose(0)?;
+    older.send()?;
+    queued.write_all(b"meanwhile")?;
+    for _ in 0..3 {
+        reset(&link.a, receiver.at)?;
+    }
+    let mut doomed = link.a.enter(|| TcpStream::connect(receiver.at).context("connecting"))?;
+    setsockopt(&doomed, sockopt::TcpUserTimeout, &400)?;
+    link.lose(100)?;
+    doomed.write_all(b"x")?;
+    wait_until_grown(&link.a, &before[0], "TCPAbortOnTimeout", 1)?;
+    link.lose(0)?;
+    older.exit()?;
+    // A request of `b` whose SYN-ACKs get lost. The client has gone by the time one arrives, and resets it.
+    link.lose_from(&link.b, 100)?;
+    connect_in_vain(&link.a, "in-vain", receiver.at, 1)?;
+    link.lose_from(&link.b, 0)?;
+    let is_request = |line: &String| line.split_whitespace().nth(3) == Some("03");
+    ensure!(poll(PATIENCE, || Ok(!connections(&link.b)?.iter().any(is_request)))?, "a request stays");
+    thread::sleep(Duration::from_millis(300)); // for delayed acknowledgements
+    let verified = xctl.stop()?;
+    if let Some(why) = witness.hidden()? {
+        return Ok(Verdict::Skipped(why));
+    }
+    if set == Set::Kprobe {
+        ensure!(verified.of(&link.a, "delivered").is_err(), "it compares without the tracepoint of states");
+        return Ok(Verdict::Passed("not compared".into()));
+    }
+    let [a, b] = [agrees(&verified, &link.a, &before[0], false)?, agrees(&verified, &link.b, &before[1], true)?];
+    let [again, delivered, ce, resets, timeouts, ..] = [0, 1, 2, 3, 4, 5, 6].map(|at| a[at] + b[at]);
+    ensure!(again > 0 && delivered > 0 && resets >= 3 && timeouts == 1, "something did not happen: {a:?} {b:?}");
+    ensure!(ce > 0, "no mark was delivered: {a:?} {b:?}");
+    drop((queued, listener, doomed));
+    Ok(Verdict::Passed(format!("{a:?} and {b:?}")))
+}
+
+/// A real difference: the ring of the ledger has room for a few connections, and many end at once.
+pub fn difference(set: Set, family: Family) -> Outcome {
+    let object = Object::with_less_room(RING, PAGE)?;
+    let link = Link::up()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let before = Counters::of(&link.a)?;
+    let xctl = Run::start(set, &["--object", &object.path.to_string_lossy()])?;
+    for _ in 0..40 {
+        reset(&link.a, receiver.at)?;
+    }
+    let resets = || Counters::of(&link.a)?.since(&before, "EstabResets");
+    let verified = xctl.stop()?;
+    ensure!(verified.code == Some(DIFFERENCE), "it ended with {:?}", verified.code);
+    let (record, resets) = (verified.of(&link.a, "estab_resets")?, resets()?);
+    ensure!(record.kernel == Some((resets, resets)) && record.xctl < resets, "{resets} resets: {record:?}");
+    let says_why = record.note.as_ref().is_some_and(|note| note.contains("lost.ledger"));
+    ensure!(record.verdict == "differs" && says_why, "it does not say that accounts were lost: {record:?}");
+    ensure!(verified.said.contains("lost.ledger"), "not in the message: {:?}", verified.said);
+    Ok(Verdict::Passed(format!("{} of {resets} resets", record.xctl)))
+}
