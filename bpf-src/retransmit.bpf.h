@@ -154,8 +154,11 @@ static __always_inline void synack_retransmitted(void *ctx, const struct sock *s
 	emit_retransmit(ctx, &event, &req->__req_common);
 }
 
-/* A process called send(), write() or the like. Only with --events send or all. */
-static __always_inline void sent(void *ctx, const struct sock *sk, __u64 bytes)
+/*
+ * A process called send(), write() or the like. Only with --events send or all. Not inline: the record would take the stack
+ * that remember() needs, which the program calls before.
+ */
+static __noinline void sent(void *ctx, const struct sock *sk, __u64 bytes)
 {
 	struct send_event event = {};
 

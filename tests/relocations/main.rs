@@ -1,6 +1,7 @@
 //! CO-RE relocations, compared with three truths: the results that a person computed (the comments in tests/objects/*.c),
 //! libbpf's results for the same objects, and libbpf's results for random accesses to the types of real kernels. The verdict
-//! and the facts of `xctl inspect` are compared with libbpf, the kernel, bpftool and the compiler.
+//! and the facts of `xctl inspect` are compared with libbpf, the kernel, bpftool and the compiler. The stack that xctl's own
+//! programs need is held against the kernel's limit.
 //!
 //! libbpf relocates without loading any program (`bpf_object__prepare`). That still takes privilege: without privilege, the
 //! comparison with libbpf is skipped.
@@ -17,6 +18,7 @@ mod maps;
 mod objects;
 mod random;
 mod resolver;
+mod stack;
 mod struct_ops;
 mod verdict;
 
