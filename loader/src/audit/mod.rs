@@ -35,7 +35,7 @@ use crate::error::{Exit, is_closed_pipe};
 use crate::kernel::bpf;
 use crate::kernel::calls::Recording;
 use crate::kernel::host::kprobe_pmu;
-use crate::kernel::libbpf::LoadedObject;
+use crate::kernel::loaded::LoadedObject;
 use crate::kernel::symbols;
 use crate::model::hooks::Hook;
 use crate::object::Btf;
@@ -197,18 +197,18 @@ impl Audit {
 
     /// Describe the first program that is not proven; none if all programs are proven.
     fn compare(&mut self, loaded: &LoadedObject, proof: &Proof<'_>) -> Result<Option<String>> {
-        let left_out = loaded.maps_left_out().into_iter().collect();
+        let left_out = loaded.maps_left_out().map(|(name, index)| (name.to_owned(), index)).collect();
         let mut maps = Maps { left_out, ..Maps::default() };
         for (name, map) in loaded.maps() {
             let info = bpf::map_info(map).with_context(|| format!("cannot ask about map {name}"))?;
-            maps.created.insert(name.clone(), (info.id, map.as_raw_fd()));
+            maps.created.insert(name.to_owned(), (info.id, map.as_raw_fd()));
             let asked = self.recording.as_ref().and_then(|recording| recording.asked(map.as_raw_fd()));
             self.facts.maps.push(MapRecord {
                 id: info.id,
-                defined: proof.map(&name).map(MapShape::defined),
+                defined: proof.map(name).map(MapShape::defined),
                 asked: asked.map(|attributes| MapShape::asked(&attributes)),
                 created: MapShape::created(&info),
-                name,
+                name: name.to_owned(),
             });
         }
         for (name, program) in loaded.programs() {
@@ -223,16 +223,16 @@ impl Audit {
                 None => (None, None),
             };
             let unexplained =
-                unexplained.map(|Unexplained { insn, why }| Unproven { program: name.clone(), insn, why });
+                unexplained.map(|Unexplained { insn, why }| Unproven { program: name.to_owned(), insn, why });
             // A wrong tag shows that the program was altered. The instructions that the kernel shows tell the place.
-            let unproven = match (proof.check(&name, insns, &info, tag_hash, &maps), unexplained) {
+            let unproven = match (proof.check(name, insns, &info, tag_hash, &maps), unexplained) {
                 (Some(whole @ Unproven { insn: None, .. }), Some(place)) => {
                     Some(Unproven { why: format!("{}: {}", whole.why, place.why), ..place })
                 }
                 (found, unexplained) => found.or(unexplained),
             };
             let log = sent.as_ref().and_then(|sent| sent.log.as_deref()).unwrap_or_default();
-            let (relocations, poisoned) = proof.relocations(&name);
+            let (relocations, poisoned) = proof.relocations(name);
             self.facts.programs.push(ProgramRecord {
                 tag_hash,
                 verifier: Statistics::parse(&String::from_utf8_lossy(log)),
@@ -242,7 +242,7 @@ impl Audit {
                 relocations,
                 poisoned,
                 proven: unproven.is_none(),
-                ..ProgramRecord::new(name, &info)
+                ..ProgramRecord::new(name.to_owned(), &info)
             });
             if unproven.is_some() {
                 // This result must stay if a later question to the kernel fails.

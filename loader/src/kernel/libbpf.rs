@@ -1,22 +1,21 @@
 //! libbpf, wrapped once. This module opens, sizes, relocates and loads the object; other modules attach programs and
-//! read.
+//! read ([`LoadedObject`]).
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use libbpf_sys as sys;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::bpf;
 use super::call::By;
 use super::calls::Account;
-use super::map::Map;
+use super::loaded::LoadedObject;
 use crate::error::Exit;
 use crate::object::TypeId;
 
@@ -149,13 +148,8 @@ pub enum Types<'a> {
     Part(&'a [u8]),
 }
 
-/// An object that is loaded into the kernel. Dropping it unloads the programs and maps that nothing else holds.
-pub struct LoadedObject {
-    object: Object,
-}
-
-/// An object of libbpf. Dropping it unloads the programs and maps that nothing else holds.
-struct Object(NonNull<sys::bpf_object>);
+/// An object of libbpf. Dropping it closes the descriptors of its programs and maps.
+pub(super) struct Object(NonNull<sys::bpf_object>);
 
 impl Object {
     fn as_ptr(&self) -> *mut sys::bpf_object {
@@ -298,98 +292,35 @@ impl OpenObject {
         if result < 0 {
             return Err(io::Error::from_raw_os_error(-result));
         }
-        Ok(LoadedObject { object: self.object })
+        // SAFETY: the programs belong to this object.
+        let program_fd = |program| unsafe { sys::bpf_program__fd(program) };
+        // libbpf holds a placeholder for a map that was left out.
+        // SAFETY: the maps belong to this object.
+        let map_fd = |map| unsafe { if sys::bpf_map__autocreate(map) { sys::bpf_map__fd(map) } else { -1 } };
+        let open = |number: c_int| (number >= 0).then_some(number);
+        // A program without a descriptor was not selected.
+        let all = programs(&self.object).into_iter();
+        let programs = all.filter_map(|(program, name)| Some((name, open(program_fd(program))?))).collect();
+        let maps = maps(&self.object).map(|(map, name)| (name, open(map_fd(map)))).collect();
+        Ok(LoadedObject::new(programs, maps, self.object))
     }
 }
 
-impl LoadedObject {
-    fn borrow(&self, fd: RawFd, what: impl FnOnce() -> String) -> Result<BorrowedFd<'_>> {
-        if fd < 0 {
-            bail!("{} is not in the kernel", what());
+/// Every map of an open object, created or not, with its name, in libbpf's order.
+fn maps(object: &Object) -> impl Iterator<Item = (*mut sys::bpf_map, String)> {
+    let mut map = ptr::null_mut();
+    std::iter::from_fn(move || {
+        // SAFETY: the object is open; a null map asks for the first.
+        map = unsafe { sys::bpf_object__next_map(object.as_ptr(), map) };
+        if map.is_null() {
+            return None;
         }
-        // SAFETY: libbpf keeps this descriptor open until the object is closed. The borrow of `self` ends before that.
-        Ok(unsafe { BorrowedFd::borrow_raw(fd) })
-    }
-
-    /// The descriptor of a loaded program.
-    pub fn program(&self, name: &str) -> Result<BorrowedFd<'_>> {
-        let c_name = c_string(name)?;
-        // SAFETY: the object is loaded and the name is NUL-terminated; the result is null if there is no such program.
-        let fd = unsafe {
-            let program = sys::bpf_object__find_program_by_name(self.object.as_ptr(), c_name.as_ptr());
-            if program.is_null() { -1 } else { sys::bpf_program__fd(program) }
-        };
-        self.borrow(fd, || format!("program {name}"))
-    }
-
-    /// The programs that are in the kernel, with their names, in the order of the object.
-    pub fn programs(&self) -> Vec<(String, BorrowedFd<'_>)> {
-        let fds = programs(&self.object).into_iter().filter_map(|(program, name)| {
-            // SAFETY: the program belongs to this object.
-            let fd = unsafe { sys::bpf_program__fd(program) };
-            // A program without a descriptor was not selected.
-            Some((name, self.borrow(fd, String::new).ok()?))
-        });
-        fds.collect()
-    }
-
-    /// The maps, with their names in the object. The name of a map for variables is the name of its section.
-    pub fn maps(&self) -> Vec<(String, BorrowedFd<'_>)> {
-        let created = self.all_maps().filter_map(|(map, name)| {
-            // libbpf holds a placeholder for a map that was left out.
-            // SAFETY: the map belongs to this object.
-            let fd = unsafe { if sys::bpf_map__autocreate(map) { sys::bpf_map__fd(map) } else { -1 } };
-            self.borrow(fd, String::new).ok().map(|fd| (name, fd))
-        });
-        created.collect()
-    }
-
-    /// The maps that were left out, by name, each with its index in libbpf's order.
-    pub fn maps_left_out(&self) -> Vec<(String, usize)> {
-        let all = self.all_maps().enumerate();
-        // SAFETY: the map belongs to this object.
-        let left_out = all.filter(|(_, (map, _))| unsafe { !sys::bpf_map__autocreate(*map) });
-        left_out.map(|(number, (_, name))| (name, number)).collect()
-    }
-
-    /// Every map, created or not, with its name, in libbpf's order.
-    fn all_maps(&self) -> impl Iterator<Item = (*mut sys::bpf_map, String)> {
-        let mut map = ptr::null_mut();
-        std::iter::from_fn(move || {
-            // SAFETY: the object is open; a null map asks for the first.
-            map = unsafe { sys::bpf_object__next_map(self.object.as_ptr(), map) };
-            if map.is_null() {
-                return None;
-            }
-            // SAFETY: the map belongs to this object; its name is NUL-terminated and lives as long as the map.
-            let name = unsafe { CStr::from_ptr(sys::bpf_map__name(map)) }.to_string_lossy();
-            let section = name.strip_prefix(&*NAME.to_string_lossy()).filter(|rest| rest.starts_with('.'));
-            Some((map, section.unwrap_or(&name).to_owned()))
-        })
-        .fuse()
-    }
-
-    /// The number of runs of a program that the kernel has skipped ([`bpf::ProgramInfo::skipped`]).
-    ///
-    /// # Errors
-    /// The kernel's errno.
-    pub fn skipped(&self, name: &str) -> Result<u64> {
-        let info = bpf::program_info(self.program(name)?);
-        Ok(info.with_context(|| format!("cannot ask about program {name}"))?.skipped)
-    }
-
-    /// The descriptor of a map.
-    pub fn map(&self, name: &str) -> Result<BorrowedFd<'_>> {
-        let c_name = c_string(name)?;
-        // SAFETY: the object is loaded and the name is NUL-terminated.
-        let fd = unsafe { sys::bpf_object__find_map_fd_by_name(self.object.as_ptr(), c_name.as_ptr()) };
-        self.borrow(fd, || format!("map {name}"))
-    }
-
-    /// A map, for reading and changing its entries.
-    pub fn contents(&self, name: &str) -> Result<Map<BorrowedFd<'_>>> {
-        Map::new(self.map(name)?).with_context(|| format!("map {name}"))
-    }
+        // SAFETY: the map belongs to this object; its name is NUL-terminated and lives as long as the map.
+        let name = unsafe { CStr::from_ptr(sys::bpf_map__name(map)) }.to_string_lossy();
+        let section = name.strip_prefix(&*NAME.to_string_lossy()).filter(|rest| rest.starts_with('.'));
+        Some((map, section.unwrap_or(&name).to_owned()))
+    })
+    .fuse()
 }
 
 /// Every program of an open object, with its name, in the order of the object.

@@ -16,6 +16,7 @@ pub mod host;
 pub mod hotplug;
 pub mod libbpf;
 pub mod limits;
+pub mod loaded;
 pub mod lsm;
 pub mod map;
 pub mod memory;

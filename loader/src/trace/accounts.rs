@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use super::all_open::{self, AllOpen, ByNetns};
 use crate::kernel::bpf;
 use crate::kernel::clock::{jiffies_per_second, monotonic_ns};
-use crate::kernel::libbpf::LoadedObject;
+use crate::kernel::loaded::LoadedObject;
 use crate::kernel::shared_ring::SharedRing;
 use crate::ledger::balance::Balance;
 use crate::ledger::connection::Connection;

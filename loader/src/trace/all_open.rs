@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::seed::iterator::split;
 use crate::kernel::bpf;
-use crate::kernel::libbpf::LoadedObject;
+use crate::kernel::loaded::LoadedObject;
 use crate::kernel::netns;
 use crate::kernel::tcp_counters::own_rtnl;
 use crate::model::events::NetnsKey;

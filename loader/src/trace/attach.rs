@@ -8,7 +8,7 @@ use anyhow::{Context, Error, Result};
 use super::hooks;
 use super::target::Kprobes;
 use crate::error::{Blocked, Exit};
-use crate::kernel::libbpf::LoadedObject;
+use crate::kernel::loaded::LoadedObject;
 use crate::kernel::{bpf, limits, perf, symbols};
 use crate::model::hooks::{Hook, HookKind};
 

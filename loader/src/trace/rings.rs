@@ -10,7 +10,7 @@ use super::under_way::UnderWay;
 use crate::error::{Blocked, Exit};
 use crate::kernel::clock::monotonic_ns;
 use crate::kernel::hotplug::{Change, Changes};
-use crate::kernel::libbpf::LoadedObject;
+use crate::kernel::loaded::LoadedObject;
 use crate::kernel::mmap::{Mapped, page_size};
 use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;

@@ -44,6 +44,7 @@ pub struct Running {
 /// [`crate::error::Exit::Host`]; the message names the obstacle.
 pub fn attach(loaded: Loaded, kprobes: &Kprobes) -> Result<Running> {
     let Loaded { plan, tables, has_shared_ring } = loaded;
+    let tables = Tables { object: tables.object.leave_libbpf()? };
     let object = &tables.object;
     let (rings, cpus) = Rings::open(object, plan.perf_pages, has_shared_ring)?;
     let attach_all = |purpose: Purpose| {

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 
-use crate::kernel::libbpf::LoadedObject;
+use crate::kernel::loaded::LoadedObject;
 use crate::kernel::map::Map;
 use crate::ledger::epochs::Table;
 use crate::model::events::{NetnsKey, Plain, ProcessKey, Totals};

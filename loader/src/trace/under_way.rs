@@ -5,7 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use anyhow::{Context, Result};
 
-use crate::kernel::libbpf::LoadedObject;
+use crate::kernel::loaded::LoadedObject;
 use crate::kernel::map::Map;
 use crate::model::events::{Plain, UnderWay as Counts};
 use crate::model::maps::UNDER_WAY;

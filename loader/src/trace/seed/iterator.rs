@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::holders::{Holders, Seeded};
 use crate::kernel::bpf;
-use crate::kernel::libbpf::LoadedObject;
+use crate::kernel::loaded::LoadedObject;
 use crate::model::events::{Holder, Plain};
 
 /// The program that remembers the holders of open sockets.

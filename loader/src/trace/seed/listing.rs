@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::holders::Holders;
 use super::iterator::{self, records};
-use crate::kernel::libbpf::LoadedObject;
+use crate::kernel::loaded::LoadedObject;
 use crate::kernel::netns;
 use crate::model::events::{Flow, How, Owner, Plain, SocketRecord};
 use crate::model::maps::SOCKETS;

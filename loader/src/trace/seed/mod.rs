@@ -8,7 +8,7 @@ pub mod procfs;
 
 use anyhow::Result;
 
-use crate::kernel::libbpf::LoadedObject;
+use crate::kernel::loaded::LoadedObject;
 use crate::model::maps::SOCKETS;
 use holders::Seeded;
 pub use iterator::SEED;
