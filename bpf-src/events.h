@@ -83,6 +83,7 @@ struct owner {
 enum event_type {
 	EVENT_RETRANSMIT = 1,
 	EVENT_SEND = 2,
+	EVENT_CUT = 3,
 };
 
 struct event_header {
@@ -141,6 +142,26 @@ struct send_event {
 	struct flow flow;
 	struct owner owner;
 	__u64 bytes;
+};
+
+/* Why TCP reduced a congestion window. */
+enum cut_why {
+	CUT_UNKNOWN = 0,	/* CUT_ECN or CUT_LOCAL: the connection uses ECN */
+	CUT_RECOVERY,		/* ACKs showed a loss (tcp_enter_recovery()) */
+	CUT_TIMEOUT,		/* the retransmission timer expired (tcp_enter_loss()) */
+	CUT_ECN,		/* the network marked segments (tcp_enter_cwr()) */
+	CUT_LOCAL,		/* a queue of this host dropped a segment (tcp_enter_cwr()) */
+	CUT_PMTU,		/* a smaller path MTU: segments are sent again in smaller pieces (tcp_simple_retransmit()) */
+};
+
+struct cut_event {
+	struct event_header header;
+	struct flow flow;
+	struct owner owner;
+	__u32 cwnd;	/* before, segments; 0: not known */
+	__u32 ssthresh;	/* after, segments; 0: not known */
+	__u8 why;	/* enum cut_why */
+	__u8 zero[7];
 };
 
 /* The process of some totals: the key of PROCESS_TOTALS. */
@@ -257,6 +278,7 @@ struct holder {
 };
 
 #define KINDS 8		/* the number of kinds, rounded up to a power of two */
+#define CUTS 8		/* the number of reasons for a cut, likewise */
 
 /* Counted in the kernel, so that lost events do not change them. Failed attempts count in `failed` and `failures` alone. */
 struct totals {
@@ -265,6 +287,7 @@ struct totals {
 	__u64 retransmits;
 	__u64 failed;		/* segments that the kernel counts in TCPRetransFail */
 	__u64 failures;		/* attempts that failed, for any reason */
+	__u32 cuts[CUTS];	/* reductions of congestion windows, by enum cut_why */
 	char comm[COMM_LEN];	/* the name of the process; empty without one */
 };
 
@@ -305,7 +328,8 @@ struct settings {
 	__u8 by_inode;		/* 1: SOCKET_TO_PID was seeded from /proc, and may have entries BY_INODE */
 	__u8 ledger;		/* 1: write accounts */
 	__u8 connections;	/* 1: the end of a connection is an event too, and wakes the reader */
-	__u8 zero[5];
+	__u8 cuts;		/* 1: emit cuts of congestion windows */
+	__u8 zero[4];
 };
 
 #endif

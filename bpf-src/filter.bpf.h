@@ -23,12 +23,25 @@ static __always_inline bool wanted_owner(const struct owner *owner)
 	return true;
 }
 
+static __always_inline bool has_owner(const struct owner *owner)
+{
+	return owner->how != HOW_UNKNOWN && owner->how != HOW_SHARED;
+}
+
+/* As wanted(), for what is only counted. */
+static __always_inline bool wanted_in_totals(const struct flow *flow, const struct owner *owner)
+{
+	bool for_anybody = !settings.tgid && !settings.cgroup && !settings.comm[0];
+
+	return wanted_flow(flow) && (has_owner(owner) ? wanted_owner(owner) : for_anybody);
+}
+
 /* With --pid, --comm or --cgroup, an event whose owner is unknown or shared is not emitted, but counted. */
 static __always_inline bool wanted(const struct flow *flow, const struct owner *owner)
 {
 	if (!wanted_flow(flow))
 		return false;
-	if (owner->how != HOW_UNKNOWN && owner->how != HOW_SHARED)
+	if (has_owner(owner))
 		return wanted_owner(owner);
 	if (settings.tgid || settings.cgroup || settings.comm[0]) {
 		count_lost(LOST_UNATTRIBUTED);

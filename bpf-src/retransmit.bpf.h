@@ -8,6 +8,9 @@
 
 /* include/net/inet_connection_sock.h, include/uapi/linux/tcp.h (enum tcp_ca_state) */
 #define ICSK_TIME_LOSS_PROBE 5
+#define CA_DISORDER 1
+#define CA_CWR 2
+#define CA_RECOVERY 3
 #define CA_LOSS 4
 /* include/net/tcp.h */
 #define TCPCB_SACKED_ACKED 0x01
@@ -86,10 +89,15 @@ static __always_inline enum kind kind_of(const struct sock *sk, const struct sk_
 
 static __always_inline void emit_retransmit(void *ctx, struct retransmit_event *event, const struct sock_common *skc)
 {
-	count_for_netns(event, skc);
+	struct totals *totals = totals_of_netns(event->flow.netns, skc);
+
+	if (totals)
+		add_to(totals, event);
 	if (!settings.retransmits || !wanted_kind(event->kind) || !wanted(&event->flow, &event->owner))
 		return;
-	count_for_process(event);
+	totals = totals_of_process(&event->owner);
+	if (totals)
+		add_to(totals, event);
 	event->current_tgid = bpf_get_current_pid_tgid() >> 32;
 	bpf_get_current_comm(event->current_comm, sizeof(event->current_comm));
 	emit(ctx, &event->header, sizeof(*event), EVENT_RETRANSMIT);

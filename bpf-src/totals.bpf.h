@@ -51,20 +51,22 @@ static __noinline void add_nothing(void *map, const void *key)
 	bpf_map_update_elem(map, key, &fresh, BPF_NOEXIST);
 }
 
-static __always_inline void add_to(void *map, const void *key, const struct retransmit_event *event, const char *comm)
+/* NULL if the table has no room, which is counted. */
+static __always_inline struct totals *totals_of(void *map, const void *key)
 {
 	struct totals *totals = bpf_map_lookup_elem(map, key);
 
 	if (!totals) {
 		add_nothing(map, key);
 		totals = bpf_map_lookup_elem(map, key);
-		if (!totals) {
-			count_lost(LOST_TOTALS);
-			return;
-		}
 	}
-	if (comm && !same_name(totals->comm, comm))	/* the last name counts */
-		__builtin_memcpy(totals->comm, comm, sizeof(totals->comm));
+	if (!totals)
+		count_lost(LOST_TOTALS);
+	return totals;
+}
+
+static __always_inline void add_to(struct totals *totals, const struct retransmit_event *event)
+{
 	if (event->err) {
 		__sync_fetch_and_add(&totals->failures, 1);
 		if (failed_to_leave(event->err))
@@ -76,28 +78,32 @@ static __always_inline void add_to(void *map, const void *key, const struct retr
 	__sync_fetch_and_add(&totals->retransmits, 1);
 }
 
-static __always_inline void count_for_process(const struct retransmit_event *event)
+static __always_inline struct totals *totals_of_process(const struct owner *owner)
 {
-	const struct owner *owner = &event->owner;
 	struct process_key key = { .born = owner->born, .tgid = owner->tgid };
 	__u32 zero = 0;
 	const __u32 *epoch = bpf_map_lookup_elem(&EPOCH, &zero);
+	struct totals *totals;
 
-	if (owner->how == HOW_UNKNOWN || owner->how == HOW_KERNEL || owner->how == HOW_SHARED)
+	if (!has_owner(owner) || owner->how == HOW_KERNEL)
 		key.nobody = owner->how + 1;	/* 0 stays for processes */
 	if (epoch)	/* always true, which the verifier does not know */
 		key.epoch = *epoch;
-	add_to(&PROCESS_TOTALS, &key, event, owner->comm);
+	totals = totals_of(&PROCESS_TOTALS, &key);
+	if (totals && !same_name(totals->comm, owner->comm))	/* the last name counts */
+		__builtin_memcpy(totals->comm, owner->comm, sizeof(totals->comm));
+	return totals;
 }
 
-static __always_inline void count_for_netns(const struct retransmit_event *event, const struct sock_common *skc)
+/* NULL too if nobody asks for these totals. */
+static __always_inline struct totals *totals_of_netns(__u32 inum, const struct sock_common *skc)
 {
-	struct netns_key key = { .inum = event->flow.netns };
+	struct netns_key key = { .inum = inum };
 
 	if (!settings.by_netns)
-		return;
+		return NULL;
 	key.rtnl = rtnl_inode(skc);
-	add_to(&NETNS_TOTALS, &key, event, NULL);
+	return totals_of(&NETNS_TOTALS, &key);
 }
 
 #endif

@@ -41,6 +41,7 @@ const volatile struct settings settings = {};
 #include "owner_state.bpf.h"
 #include "totals.bpf.h"
 #include "retransmit.bpf.h"
+#include "cut.bpf.h"
 #include "in_flight.bpf.h"
 #include "backup.bpf.h"
 #include "seed.bpf.h"
@@ -49,6 +50,7 @@ const volatile struct settings settings = {};
 /* These variables put the records and enums that no map mentions into this object's BTF, where the loader checks them. */
 const struct retransmit_event *retransmit_event_layout __attribute__((unused));
 const struct send_event *send_event_layout __attribute__((unused));
+const struct cut_event *cut_event_layout __attribute__((unused));
 const struct socket_record *socket_record_layout __attribute__((unused));
 const struct reading *reading_layout __attribute__((unused));
 const struct holder *holder_layout __attribute__((unused));
@@ -58,6 +60,7 @@ const enum known_by *known_by_values __attribute__((unused));
 const enum how *how_values __attribute__((unused));
 const enum reading_of *reading_of_values __attribute__((unused));
 const enum event_type *event_type_values __attribute__((unused));
+const enum cut_why *cut_why_values __attribute__((unused));
 const enum kind *kind_values __attribute__((unused));
 const enum lost *lost_values __attribute__((unused));
 
@@ -82,7 +85,7 @@ const enum lost *lost_values __attribute__((unused));
 
 /*
  * A program and its backup (backup.bpf.h): the action happens once, in the backup if the kernel skipped the first program.
- * `object` is the skb or request that the hook is about.
+ * `object` is the skb, request or socket that the hook is about.
  */
 #define WITH_BACKUP(hook, first, backup, object, action, args...) \
 	SEC(hook) \
@@ -115,6 +118,26 @@ WITH_BACKUP("raw_tp/tcp_retransmit_skb", tp_retransmit_err, tp2_retransmit_err, 
 WITH_BACKUP("raw_tp/tcp_retransmit_synack", tp_synack, tp2_synack, req,
 	    synack_retransmitted(ctx, sk, req, BPF_CORE_READ_BITFIELD_PROBED(req, num_retrans)),
 	    struct sock *sk, struct request_sock *req)
+
+/*
+ * Since Linux 5.19, for every change of the congestion state. Segments that arrive out of order make most changes (Open and
+ * Disorder), and these end at once.
+ */
+SEC("raw_tp/tcp_cong_state_set")
+int BPF_PROG(tp_ca_state, struct sock *sk, __u8 ca_state)
+{
+	if (ca_state > CA_DISORDER && claim(CUT_MARK(sk, ca_state)))
+		ca_state_set(ctx, sk, ca_state);
+	return 0;
+}
+
+SEC("raw_tp/tcp_cong_state_set")
+int BPF_PROG(tp2_ca_state, struct sock *sk, __u8 ca_state)
+{
+	if (ca_state > CA_DISORDER && must_back_up(CUT_MARK(sk, ca_state), RETRANSMIT_BACKED_UP))
+		ca_state_set(ctx, sk, ca_state);
+	return 0;
+}
 
 /*
  * Both programs handle every change, which is harmless: newer kernels may preempt the programs, and skip either of them for
@@ -305,6 +328,13 @@ int BPF_PROG(fe_sendmsg, struct sock *sk, const void *msg, __u64 size)
 		sent(ctx, sk, size);
 	return 0;
 }
+
+/* Where the kernel has no tracepoint tcp_cong_state_set. Kprobes on these functions miss some calls. */
+WITH_BACKUP("fentry/tcp_enter_recovery", fe_recovery, fe2_recovery, CUT_MARK(sk, CA_RECOVERY),
+	    cut_begins(ctx, sk, CUT_RECOVERY), struct sock *sk)
+
+WITH_BACKUP("fentry/tcp_enter_loss", fe_loss, fe2_loss, CUT_MARK(sk, CA_LOSS), cut_begins(ctx, sk, CUT_TIMEOUT),
+	    struct sock *sk)
 
 TWICE("fentry/tcp_sendmsg_locked", fe_sendmsg_locked, fe2_sendmsg_locked, remember_sender(sk), struct sock *sk)
 

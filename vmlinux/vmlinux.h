@@ -224,6 +224,7 @@ struct tcp_sock {
 	u32 write_seq;
 	u32 lsndtime;
 	u32 mdev_us;
+	u8 ecn_flags;
 	u64 tcp_mstamp;
 	u32 rcv_nxt;
 	u32 snd_nxt;
@@ -245,6 +246,8 @@ struct tcp_sock {
 	} rcvq_space;
 	u32 dsack_dups;
 	u32 reord_seen;
+	u32 prior_cwnd;
+	u32 high_seq;
 	u64 bytes_retrans;
 	u32 total_retrans;
 	u32 rto_stamp;

@@ -20,6 +20,7 @@ enum OutputRecord {
     Ready(Ready),
     Retransmit(Retransmit),
     Send(Send),
+    Cut(Cut),
     Connection(Connection),
     Summary(Summary),
 }
@@ -159,6 +160,21 @@ pub struct Send {
     pub at: Address,
 }
 
+/// A cut of a congestion window.
+#[derive(Deserialize, Clone, Debug)]
+pub struct Cut {
+    pub time: String,
+    pub mono_ns: u64,
+    #[serde(deserialize_with = "nullable")]
+    pub why: Option<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub cwnd: Option<u64>,
+    #[serde(deserialize_with = "nullable")]
+    pub ssthresh: Option<u64>,
+    #[serde(flatten)]
+    pub at: Address,
+}
+
 /// The end of a connection.
 #[derive(Deserialize, Debug)]
 pub struct Connection {
@@ -273,6 +289,7 @@ pub struct Xctl {
 pub struct Trace {
     pub retransmits: Vec<Retransmit>,
     pub sends: Vec<Send>,
+    pub cuts: Vec<Cut>,
     pub connections: Vec<Connection>,
     pub summary: Summary,
     /// The standard error of xctl.
@@ -388,15 +405,20 @@ fn parse(line: &str) -> Result<OutputRecord> {
 
 impl Trace {
     fn read(lines: &[String], hooks: Vec<Hook>, said: String, of_one_owner: bool) -> Result<Trace> {
-        let (mut retransmits, mut sends, mut connections, mut last) = (vec![], vec![], vec![], None);
+        let (mut retransmits, mut sends, mut cuts, mut connections, mut last) = (vec![], vec![], vec![], vec![], None);
         let mut clock = 0;
         for line in lines {
             ensure!(last.is_none(), "a record after the summary: {line}");
             let (time, mono_ns, at) = match parse(line)? {
                 OutputRecord::Ready(_) => bail!("a second `ready`: {line}"),
                 OutputRecord::Summary(mut summary) => {
-                    let without = |row: &OfProcess| row.retransmits > 0 || row.ledger["connections"].is_object();
-                    ensure!(summary.processes.iter().all(without), "a row of nothing: {line}");
+                    let was_cut = |row: &OfProcess| {
+                        let counts = row.ledger["cuts"].as_object();
+                        counts.is_some_and(|counts| counts.values().any(|count| count.as_u64() > Some(0)))
+                    };
+                    let counted = |row: &OfProcess| row.retransmits > 0 || row.ledger["connections"].is_object();
+                    let of_something = |row: &OfProcess| counted(row) || was_cut(row);
+                    ensure!(summary.processes.iter().all(of_something), "a row of nothing: {line}");
                     summary.ledger = summary.processes.extract_if(.., |row| row.retransmits == 0).collect();
                     summary.ledger.extend(summary.processes.iter().cloned());
                     last = Some(summary);
@@ -411,6 +433,11 @@ impl Trace {
                 OutputRecord::Send(record) => {
                     let common = (record.time.clone(), record.mono_ns, record.at.clone());
                     sends.push(record);
+                    common
+                }
+                OutputRecord::Cut(record) => {
+                    let common = (record.time.clone(), record.mono_ns, record.at.clone());
+                    cuts.push(record);
                     common
                 }
                 OutputRecord::Connection(record) => {
@@ -439,7 +466,7 @@ impl Trace {
             ensure!(at.owner != Owner::Unknown || at.pid.is_none(), "unknown, and yet a pid: {line}");
         }
         let summary = last.context("no summary at the end")?;
-        let trace = Trace { retransmits, sends, connections, summary, said, hooks, of_one_owner };
+        let trace = Trace { retransmits, sends, cuts, connections, summary, said, hooks, of_one_owner };
         trace.adds_up()?;
         Ok(trace)
     }
@@ -488,13 +515,15 @@ impl Trace {
         let of_all = (all.segs, all.retransmits, &all.kinds);
         ensure!(of_all == (*segs, *retransmits, &kinds), "summary: {segs} in {retransmits}, {kinds:?}; sums: {all:?}");
         let unknown = self.retransmits.iter().filter(|record| record.at.owner == Owner::Unknown).count() as u64
-            + self.sends.iter().filter(|record| record.at.owner == Owner::Unknown).count() as u64;
+            + self.sends.iter().filter(|record| record.at.owner == Owner::Unknown).count() as u64
+            + self.cuts.iter().filter(|record| record.at.owner == Owner::Unknown).count() as u64;
 
         let unprinted = lost.perf + lost.output;
         let counted = unknown..=unknown + unprinted;
         ensure!(counted.contains(&lost.unknown), "{lost:?}, printed unknown: {unknown}");
         ensure!(lost.unattributed == 0 || self.of_one_owner, "{lost:?}, and no owner was asked for");
-        let lists_all = lost.output == 0 && lost.totals == 0 && (lost.perf == 0 || self.sends.is_empty());
+        let lists_all =
+            lost.output == 0 && lost.totals == 0 && (lost.perf == 0 || (self.sends.is_empty() && self.cuts.is_empty()));
         let attempts = self.retransmits.len() as u64 + lost.perf;
         let adds_up = !lists_all || attempts == retransmits + failed;
         ensure!(adds_up, "{retransmits} retransmits and {failed} failed, printed or lost.perf: {attempts}");

@@ -54,7 +54,7 @@ fn trace_options() -> Vec<Arg> {
             .default_value("auto"),
         option("events", "WHICH,...", "Events to print")
             .value_delimiter(',')
-            .value_parser(["retransmit", "send", "connection", "all"])
+            .value_parser(["retransmit", "send", "cut", "connection", "all"])
             .default_value("retransmit"),
         option("duration", "SECONDS", "End after this time").value_parser(seconds),
         option("count", "N", "End after this number of events").value_parser(value_parser!(u64).range(1..)),

@@ -117,7 +117,12 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
     let filters = Filters { kinds: many(&mut matches, "kind"), ..filters(&mut matches) };
     let named: Vec<String> = many(&mut matches, "events");
     let prints = |event: &str| named.iter().any(|name| name == event || name == "all");
-    let events = Events { retransmits: prints("retransmit"), sends: prints("send"), connections: prints("connection") };
+    let events = Events {
+        retransmits: prints("retransmit"),
+        sends: prints("send"),
+        cuts: prints("cut"),
+        connections: prints("connection"),
+    };
     if !named.is_empty() && !events.retransmits && !filters.kinds.is_empty() {
         let why = format!("--kind selects retransmits, and --events {} prints no retransmits", named.join(","));
         return Err(anyhow!(why).context(Exit::Usage));

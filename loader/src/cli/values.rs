@@ -21,6 +21,8 @@ pub struct Events {
     pub retransmits: bool,
     /// `send`
     pub sends: bool,
+    /// `cut`
+    pub cuts: bool,
     /// `connection`
     pub connections: bool,
 }

@@ -7,9 +7,21 @@ use serde::Serialize;
 use super::counters::{Counters, Rtt};
 use super::row::{Fates, Row};
 use super::verdict::{Check, Observed, Verdict, Word, verdict};
-use crate::model::events::{Flow, address};
+use crate::model::events::{CUTS, CutWhy, Flow, address};
 
-/// Reductions of the congestion window. Only events tell them.
+/// The reasons for cuts of congestion windows that the hooks of a run see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CutsSeen {
+    /// No cut is seen.
+    #[default]
+    None,
+    /// Losses and timeouts.
+    Losses,
+    /// All cuts.
+    All,
+}
+
+/// Reductions of congestion windows, by their reason. None: not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Cuts {
     recovery: Option<u64>,
@@ -17,9 +29,30 @@ pub struct Cuts {
     ecn: Option<u64>,
     local: Option<u64>,
     pmtu: Option<u64>,
+    /// Those that are `ecn` or `local`.
+    ecn_or_local: Option<u64>,
 }
 
-/// Times at which the own window was shut. Only events tell them.
+impl Cuts {
+    /// The counts of the programs. Each of `ecn` and `local` is known only if no cut may be either.
+    #[must_use]
+    pub fn new(counts: &[u32; CUTS], seen: CutsSeen) -> Self {
+        let count = |why: CutWhy| u64::from(counts[why as usize]);
+        let of = |why| (seen == CutsSeen::All).then(|| count(why));
+        let of_loss = |why| (seen != CutsSeen::None).then(|| count(why));
+        let told = |why| of(why).filter(|_| count(CutWhy::Unknown) == 0);
+        Self {
+            recovery: of_loss(CutWhy::Recovery),
+            timeout: of_loss(CutWhy::Timeout),
+            ecn: told(CutWhy::Ecn),
+            local: told(CutWhy::Local),
+            pmtu: of(CutWhy::Pmtu),
+            ecn_or_local: of(CutWhy::Unknown),
+        }
+    }
+}
+
+/// Times at which the own window was shut. No hook tells them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ZeroWindow {
     times: Option<u64>,

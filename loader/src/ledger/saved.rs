@@ -116,7 +116,7 @@ impl From<Totals> for Summary {
             kinds,
             lost: saved.lost,
             processes: saved.processes.into_iter().map(Process::from).collect(),
-            verify: None,
+            ..Summary::default()
         }
     }
 }

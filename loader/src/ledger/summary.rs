@@ -5,9 +5,9 @@ use std::collections::HashMap;
 
 use serde::{Serialize, Serializer};
 
-use super::figures::Ledger;
+use super::figures::{Cuts, CutsSeen, Ledger};
 use super::row::{Folded, Row};
-use crate::model::events::{COMM_LEN, How, KINDS, Kind, Owner, ProcessKey, Retransmit, Totals, comm};
+use crate::model::events::{COMM_LEN, CUTS, How, KINDS, Kind, Owner, ProcessKey, Retransmit, Totals, comm};
 use crate::model::lost::Lost;
 use crate::verify::report::Report;
 
@@ -71,6 +71,9 @@ pub fn add_totals(to: &mut Totals, more: &Totals) {
     to.retransmits += more.retransmits;
     to.failed += more.failed;
     to.failures += more.failures;
+    for (sum, cuts) in to.cuts.iter_mut().zip(more.cuts) {
+        *sum = sum.saturating_add(cuts);
+    }
 }
 
 /// Totals of the run. Failed attempts are counted in `failed` alone.
@@ -90,6 +93,8 @@ pub struct Summary {
     pub processes: Vec<Process>,
     /// The comparison with the kernel's counters, if it was asked for.
     pub verify: Option<Report>,
+    /// The cuts of congestion windows that the totals have.
+    pub cuts: CutsSeen,
 }
 
 /// The key of the totals that an event belongs to.
@@ -114,17 +119,17 @@ pub fn add(totals: &mut Totals, event: &Retransmit) {
 impl Summary {
     /// Add up the totals by process, and those of the processes that have exited.
     #[must_use]
-    pub fn new(by_process: &ByProcess, others: &Others, lost: Lost) -> Self {
-        let mut summary = Self { lost, ..Self::default() };
+    pub fn new(by_process: &ByProcess, others: &Others, lost: Lost, cuts: CutsSeen) -> Self {
+        let mut summary = Self { lost, cuts, ..Self::default() };
         for (key, totals) in by_process {
             summary.failed += totals.failures;
             // A process whose attempts all failed retransmitted nothing.
-            if totals.retransmits > 0 {
+            if has_row(totals) {
                 summary.push(totals, row_of(key, &totals.comm));
             }
         }
         summary.failed += others.totals.failures;
-        if others.totals.retransmits > 0 {
+        if has_row(&others.totals) {
             summary.push(&others.totals, Process { others: Some(others.rows), ..Process::default() });
         }
         summary.sort();
@@ -139,29 +144,33 @@ impl Summary {
             *sum += segs;
         }
         let (bytes, retransmits, kinds) = (totals.bytes, totals.retransmits, totals.segs);
-        self.processes.push(Process { segs, bytes, retransmits, kinds, ..row });
+        let ledger = Ledger { cuts: Cuts::new(&totals.cuts, self.cuts), ..Ledger::default() };
+        self.processes.push(Process { segs, bytes, retransmits, kinds, ledger, ..row });
     }
 
     /// Add what connections have counted until this time, ns of CLOCK_MONOTONIC. Processes that retransmitted nothing get rows
     /// too. Nobody knows which process a lost account belongs to, so no row is complete if one was lost.
     pub fn add_ledger(&mut self, rows: &HashMap<ProcessKey, Row>, folded: &Folded, now_ns: u64) {
         let lost = self.lost.ledger > 0;
-        let ledger_of = |row: &Row| Ledger { complete: Some(row.complete && !lost), ..Ledger::new(row, now_ns) };
+        let no_cuts = Cuts::new(&[0; CUTS], self.cuts);
+        let ledger_of =
+            |row: &Row, cuts| Ledger { complete: Some(row.complete && !lost), cuts, ..Ledger::new(row, now_ns) };
         let places: HashMap<_, _> = (0..).zip(&self.processes).map(|(place, process)| (process.key, place)).collect();
         for (key, row) in rows {
             let place = places.get(key).copied().unwrap_or_else(|| {
-                self.processes.push(row_of(key, &row.comm));
+                let ledger = Ledger { cuts: no_cuts.clone(), ..Ledger::default() };
+                self.processes.push(Process { ledger, ..row_of(key, &row.comm) });
                 self.processes.len() - 1
             });
             let is_process = key.nobody == 0;
             if let Some(process) = self.processes.get_mut(place) {
                 process.uid = is_process.then_some(row.uid);
                 process.cgroup = is_process.then_some(row.cgroup);
-                process.ledger = ledger_of(row);
+                process.ledger = ledger_of(row, std::mem::take(&mut process.ledger.cuts));
             }
         }
         if folded.rows > 0 {
-            let ledger = ledger_of(&folded.row);
+            let ledger = ledger_of(&folded.row, no_cuts);
             let others = Some(folded.rows);
             self.processes.push(Process { ledger, others, ..Process::default() });
         }
@@ -174,6 +183,11 @@ impl Summary {
         self.processes
             .sort_unstable_by_key(|process| (Reverse((process.segs, process.bytes, sent(process))), process.pid));
     }
+}
+
+/// Whether a process retransmitted something, or had a window cut.
+fn has_row(totals: &Totals) -> bool {
+    totals.retransmits > 0 || totals.cuts != [0; CUTS]
 }
 
 /// The row of a process that has retransmitted nothing yet.
@@ -208,7 +222,7 @@ mod tests {
         {
             add(by_process.entry(key_of(&event.owner)).or_default(), &event);
         }
-        let summary = Summary::new(&by_process, &Others::default(), Lost::default());
+        let summary = Summary::new(&by_process, &Others::default(), Lost::default(), CutsSeen::None);
         assert_eq!((summary.retransmits, summary.segs, summary.failed), (4, 9, 2));
         assert_eq!(summary.kinds[Kind::Fast as usize], 9);
         let pids: Vec<_> = summary.processes.iter().map(|process| (process.pid, process.segs)).collect();
@@ -216,7 +230,7 @@ mod tests {
         assert_eq!((&summary.processes[2].comm, summary.processes[2].kernel), (&None, false));
         let own = Retransmit { owner: Owner { how: How::Kernel as u8, ..Owner::default() }, ..event(0, 1, 0) };
         let by_process = ByProcess::from([(key_of(&own.owner), Totals { retransmits: 1, ..Totals::default() })]);
-        assert!(Summary::new(&by_process, &Others::default(), Lost::default()).processes[0].kernel);
+        assert!(Summary::new(&by_process, &Others::default(), Lost::default(), CutsSeen::None).processes[0].kernel);
     }
 
     #[test]
@@ -226,7 +240,7 @@ mod tests {
         balance.folded.rows = 1;
         for (ledger, complete) in [(0, true), (1, false)] {
             let lost = Lost { ledger, ..Lost::default() };
-            let mut summary = Summary::new(&ByProcess::new(), &Others::default(), lost);
+            let mut summary = Summary::new(&ByProcess::new(), &Others::default(), lost, CutsSeen::None);
             summary.add_ledger(&balance.rows, &balance.folded, 1);
             let told: Vec<_> = summary.processes.iter().map(|process| process.ledger.complete).collect();
             assert_eq!(told, [Some(complete); 2], "{ledger} lost");

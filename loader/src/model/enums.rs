@@ -21,6 +21,8 @@ mirror_enum! {
         Retransmit = 1 "EVENT_RETRANSMIT",
         /// The record is a [`Send`].
         Send = 2 "EVENT_SEND",
+        /// The record is a [`Cut`].
+        Cut = 3 "EVENT_CUT",
     }
 }
 
@@ -88,6 +90,39 @@ impl Kind {
             Self::Tlp => "tlp",
             Self::Syn => "syn",
             Self::Synack => "synack",
+        }
+    }
+}
+
+mirror_enum! {
+    /// The reason why TCP reduced a congestion window.
+    "cut_why" CutWhy: u8 {
+        /// The network marked segments, or a queue of this host dropped one: the connection uses ECN.
+        Unknown = 0 "CUT_UNKNOWN",
+        /// Acknowledgements showed a loss.
+        Recovery = 1 "CUT_RECOVERY",
+        /// The retransmission timer expired.
+        Timeout = 2 "CUT_TIMEOUT",
+        /// The network marked segments.
+        Ecn = 3 "CUT_ECN",
+        /// A queue of this host dropped a segment.
+        Local = 4 "CUT_LOCAL",
+        /// A smaller path MTU.
+        Pmtu = 5 "CUT_PMTU",
+    }
+}
+
+impl CutWhy {
+    /// The word for the reason in the output; none if it is not known.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Unknown => None,
+            Self::Recovery => Some("recovery"),
+            Self::Timeout => Some("timeout"),
+            Self::Ecn => Some("ecn"),
+            Self::Local => Some("local"),
+            Self::Pmtu => Some("pmtu"),
         }
     }
 }

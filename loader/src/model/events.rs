@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Result, anyhow, bail};
 
-pub use super::enums::{Counter, EventType, How, Kind, KnownBy};
+pub use super::enums::{Counter, CutWhy, EventType, How, Kind, KnownBy};
 pub use super::mirror::Plain;
 use super::mirror::{Field, Mirror, mirror};
 pub use super::tcp::state_name;
@@ -15,6 +15,9 @@ pub const COMM_LEN: usize = 16;
 
 /// The number of entries in a table by [`Kind`].
 pub const KINDS: usize = 8;
+
+/// The number of entries in a table by [`CutWhy`].
+pub const CUTS: usize = 8;
 
 mirror! {
     /// A four-tuple in its network namespace, as this host sees it.
@@ -153,6 +156,26 @@ mirror! {
 }
 
 mirror! {
+    /// An event: TCP reduced a congestion window.
+    "cut_event" Cut {
+        /// The time and the CPU of the event.
+        header: Header,
+        /// The connection.
+        flow: Flow,
+        /// The owner of the socket.
+        owner: Owner,
+        /// The congestion window before, segments; 0: not known.
+        cwnd: u32,
+        /// The slow start threshold after, segments; 0: not known.
+        ssthresh: u32,
+        /// `enum cut_why`; see [`CutWhy`].
+        why: u8,
+        /// Padding.
+        zero: [u8; 7],
+    }
+}
+
+mirror! {
     /// An entry of the kernel's tables of TCP sockets.
     "socket_record" SocketRecord {
         /// The socket's addresses. `socket` is the kernel address, which is never printed.
@@ -223,6 +246,8 @@ mirror! {
         failed: u64,
         /// Failed attempts, for any reason.
         failures: u64,
+        /// Reductions of congestion windows, by [`CutWhy`].
+        cuts: [u32; CUTS],
         /// The process's name, NUL-terminated.
         comm: [u8; COMM_LEN],
     }
@@ -263,8 +288,10 @@ mirror! {
         ledger: u8,
         /// 1: the end of a connection is an event too, and wakes the reader.
         connections: u8,
+        /// 1: emit cuts of congestion windows.
+        cuts: u8,
         /// Padding.
-        zero: [u8; 5],
+        zero: [u8; 4],
     }
 }
 
@@ -303,6 +330,14 @@ impl Retransmit {
     }
 }
 
+impl Cut {
+    /// The reason. A number that this program does not know counts as [`CutWhy::Unknown`].
+    #[must_use]
+    pub fn why(&self) -> CutWhy {
+        CutWhy::ALL.get(usize::from(self.why)).copied().unwrap_or(CutWhy::Unknown)
+    }
+}
+
 /// A record of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -310,6 +345,8 @@ pub enum Event {
     Retransmit(Retransmit),
     /// A send, of type [`EventType::Send`].
     Send(Send),
+    /// A cut of a congestion window, of type [`EventType::Cut`].
+    Cut(Cut),
 }
 
 impl Event {
@@ -326,27 +363,40 @@ impl Event {
                 whole(size_of::<Retransmit>()).map(|bytes| Self::Retransmit(Retransmit::get(bytes)))
             }
             Some(EventType::Send) => whole(size_of::<Send>()).map(|bytes| Self::Send(Send::get(bytes))),
+            Some(EventType::Cut) => whole(size_of::<Cut>()).map(|bytes| Self::Cut(Cut::get(bytes))),
             None => bail!("cannot read a perf record of {} bytes: its type is unknown", record.len()),
         };
         event.ok_or_else(|| anyhow!("cannot read a perf record of {} bytes: its type has another size", record.len()))
     }
 
+    fn header(&self) -> &Header {
+        match self {
+            Self::Retransmit(event) => &event.header,
+            Self::Send(event) => &event.header,
+            Self::Cut(event) => &event.header,
+        }
+    }
+
+    /// The owner of the socket.
+    #[must_use]
+    pub fn owner(&self) -> &Owner {
+        match self {
+            Self::Retransmit(event) => &event.owner,
+            Self::Send(event) => &event.owner,
+            Self::Cut(event) => &event.owner,
+        }
+    }
+
     /// The id of the CPU on which the event happened.
     #[must_use]
     pub fn cpu(&self) -> u32 {
-        match self {
-            Self::Retransmit(event) => event.header.cpu,
-            Self::Send(event) => event.header.cpu,
-        }
+        self.header().cpu
     }
 
     /// The time of the event, ns of CLOCK_MONOTONIC.
     #[must_use]
     pub fn mono_ns(&self) -> u64 {
-        match self {
-            Self::Retransmit(event) => event.header.mono_ns,
-            Self::Send(event) => event.header.mono_ns,
-        }
+        self.header().mono_ns
     }
 }
 

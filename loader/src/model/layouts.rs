@@ -3,9 +3,9 @@
 
 use anyhow::{Result, anyhow};
 
-use super::enums::{Counter, EventType, How, Kind, KnownBy};
+use super::enums::{Counter, CutWhy, EventType, How, Kind, KnownBy};
 use super::events::{
-    Flow, Header, Holder, NetnsKey, Owner, ProcessKey, Retransmit, Send, Settings, SocketRecord, Totals, UnderWay,
+    Cut, Flow, Header, Holder, NetnsKey, Owner, ProcessKey, Retransmit, Send, Settings, SocketRecord, Totals, UnderWay,
 };
 use super::mirror::{Mirror, MirrorEnum};
 use super::reading::{Account, AccountWhy, Reading, ReadingOf};
@@ -23,6 +23,7 @@ pub fn check(object: &Btf) -> Result<()> {
     check_one::<UnderWay>(object)?;
     check_one::<Retransmit>(object)?;
     check_one::<Send>(object)?;
+    check_one::<Cut>(object)?;
     check_one::<SocketRecord>(object)?;
     check_one::<Reading>(object)?;
     check_one::<Account>(object)?;
@@ -37,6 +38,7 @@ pub fn check(object: &Btf) -> Result<()> {
     check_enum::<AccountWhy>(object)?;
     check_enum::<EventType>(object)?;
     check_enum::<Kind>(object)?;
+    check_enum::<CutWhy>(object)?;
     check_enum::<Counter>(object)
 }
 

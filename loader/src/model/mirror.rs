@@ -32,20 +32,23 @@ impl<const N: usize> Plain for [u8; N] {
     }
 }
 
-impl<const N: usize> Plain for [u64; N] {
-    fn get(bytes: &[u8]) -> Self {
-        let mut all = [0; N];
-        for (value, bytes) in all.iter_mut().zip(bytes.chunks_exact(size_of::<u64>())) {
-            *value = u64::get(bytes);
+macro_rules! plain_arrays {
+    ($($number:ty)*) => { $(impl<const N: usize> Plain for [$number; N] {
+        fn get(bytes: &[u8]) -> Self {
+            let mut all = [0; N];
+            for (value, bytes) in all.iter_mut().zip(bytes.chunks_exact(size_of::<$number>())) {
+                *value = <$number>::get(bytes);
+            }
+            all
         }
-        all
-    }
-    fn put(&self, to: &mut [u8]) {
-        for (value, bytes) in self.iter().zip(to.chunks_exact_mut(size_of::<u64>())) {
-            value.put(bytes);
+        fn put(&self, to: &mut [u8]) {
+            for (value, bytes) in self.iter().zip(to.chunks_exact_mut(size_of::<$number>())) {
+                value.put(bytes);
+            }
         }
-    }
+    })* };
 }
+plain_arrays!(u32 u64);
 
 /// A field's name, offset in bytes and size in bytes.
 pub type Field = (&'static str, usize, usize);

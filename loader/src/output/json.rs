@@ -12,7 +12,7 @@ use crate::kernel::calendar::Calendar;
 use crate::ledger::connection::Connection;
 use crate::ledger::figures::Ledger;
 use crate::ledger::summary::{self, Process, Summary};
-use crate::model::events::{Flow, How, KINDS, Kind, Owner, Retransmit, Send, address, comm, state_name};
+use crate::model::events::{Cut, Flow, How, KINDS, Kind, Owner, Retransmit, Send, address, comm, state_name};
 use crate::model::hooks::HookKind;
 use crate::model::lost::Lost;
 use crate::trace::seed::holders::{self, common_name};
@@ -177,6 +177,21 @@ struct SendRecord<'a> {
 }
 
 #[derive(Serialize)]
+struct CutRecord<'a> {
+    r#type: &'static str,
+    time: &'a str,
+    mono_ns: u64,
+    why: Option<&'static str>,
+    cwnd: Option<u32>,
+    ssthresh: Option<u32>,
+    #[serde(flatten)]
+    flow: FlowFields,
+    #[serde(flatten)]
+    owner: OwnerFields<'a>,
+    cpu: u32,
+}
+
+#[derive(Serialize)]
 struct ConnectionRecord<'a> {
     r#type: &'static str,
     time: &'a str,
@@ -322,6 +337,22 @@ impl<W: Write> Output for Json<W> {
             time: self.calendar.rfc3339(moment.realtime_ns),
             mono_ns: event.header.mono_ns,
             bytes: event.bytes,
+            flow: (&event.flow).into(),
+            owner: OwnerFields::new(&event.owner, &moment),
+            cpu: event.header.cpu,
+        };
+        line(&mut self.out, &mut self.line, &record)
+    }
+
+    fn cut(&mut self, event: &Cut, moment: Moment<'_>) -> io::Result<()> {
+        let known = |value| Some(value).filter(|value| *value != 0);
+        let record = CutRecord {
+            r#type: "cut",
+            time: self.calendar.rfc3339(moment.realtime_ns),
+            mono_ns: event.header.mono_ns,
+            why: event.why().name(),
+            cwnd: known(event.cwnd),
+            ssthresh: known(event.ssthresh),
             flow: (&event.flow).into(),
             owner: OwnerFields::new(&event.owner, &moment),
             cpu: event.header.cpu,

@@ -13,7 +13,7 @@ use std::io;
 
 use crate::ledger::connection::Connection;
 use crate::ledger::summary::Summary;
-use crate::model::events::{Retransmit, Send};
+use crate::model::events::{Cut, Retransmit, Send};
 use crate::model::hooks::Hook;
 use crate::trace::seed::holders::Process;
 
@@ -79,6 +79,11 @@ pub trait Output {
     /// # Errors
     /// The errors of `ready`.
     fn send(&mut self, event: &Send, moment: Moment<'_>) -> io::Result<()>;
+    /// Print a cut of a congestion window.
+    ///
+    /// # Errors
+    /// The errors of `ready`.
+    fn cut(&mut self, event: &Cut, moment: Moment<'_>) -> io::Result<()>;
     /// Print the end of a connection.
     ///
     /// # Errors

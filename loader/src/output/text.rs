@@ -12,7 +12,7 @@ use crate::ledger::counters::Rtt;
 use crate::ledger::figures::Ledger;
 use crate::ledger::row::{Fates, Row};
 use crate::ledger::summary::Summary;
-use crate::model::events::{Kind, Owner, Retransmit, Send, comm, state_name};
+use crate::model::events::{Cut, Kind, Owner, Retransmit, Send, comm, state_name};
 use crate::verify::report::{Check, Comparison, Report, Verdict, range};
 
 /// The number of processes that the summary shows.
@@ -184,6 +184,14 @@ impl<W: Write> Output for Text<W> {
     fn send(&mut self, event: &Send, moment: Moment<'_>) -> io::Result<()> {
         self.begin_line(moment, "send", None, &event.owner, "")?;
         writeln!(self.out, "{:<12} {}", format!("{} bytes", event.bytes), addresses(&event.flow))
+    }
+
+    fn cut(&mut self, event: &Cut, moment: Moment<'_>) -> io::Result<()> {
+        let known = |value: u32| if value == 0 { "?".to_owned() } else { value.to_string() };
+        let why = event.why().name().unwrap_or("ecn or local");
+        self.begin_line(moment, "cut", None, &event.owner, "")?;
+        let (before, after) = (known(event.cwnd), known(event.ssthresh));
+        writeln!(self.out, "{why:<12} {}  cwnd {before}, ssthresh {after}", addresses(&event.flow))
     }
 
     fn connection(&mut self, connection: &Connection, moment: Moment<'_>) -> io::Result<()> {

@@ -76,6 +76,7 @@ fn line(out: &mut impl Write, process: &Process, seconds: f64) -> io::Result<()>
 mod tests {
     use super::*;
     use crate::ledger::counters::Counters;
+    use crate::ledger::figures::CutsSeen;
     use crate::ledger::row::{Fates, Folded, Row};
     use crate::ledger::summary::{ByProcess, Others, Summary};
     use crate::model::events::{Flow, KINDS, ProcessKey, Totals};
@@ -103,7 +104,7 @@ mod tests {
         let comm = *b"fifteen-letters\0";
         let totals = Totals { segs, comm, retransmits: 700, bytes: 1_000_000, ..Totals::default() };
         let lost = Lost { perf: 3, missed: Some(9), ..Lost::default() };
-        let mut summary = Summary::new(&ByProcess::from([(key(1), totals)]), &Others::default(), lost);
+        let mut summary = Summary::new(&ByProcess::from([(key(1), totals)]), &Others::default(), lost, CutsSeen::None);
         summary.add_ledger(&rows, &Folded::default(), 2_000_000_000);
         Interval { realtime_ns: 3_723_000_000_000, mono_ns: 2_000_000_000, took_us: 2_000_000, summary }
     }

@@ -85,7 +85,7 @@ pub fn attach_hook(
         Ok(attached) => attached,
         Err(error) => {
             let why = Why::of(hook.kind, error.raw_os_error(), || how_many(hook.target_name()));
-            if hook.optional && why == Why::Absent {
+            if hook.optional && matches!(why, Why::Absent | Why::NoTrampolines) {
                 return Ok(None);
             }
             let Blocked { found, remedy } = why.blocker(hook.kind);

@@ -87,7 +87,13 @@ fn check_programs(object: &CheckedObject<'_>, plan: &Plan) -> Result<()> {
 /// If another plan is left, find out with one tiny program whether the kernel takes this plan's kind of hooks. To load a whole
 /// set for a refusal takes as long as to start.
 fn try_first(plan: &Plan, target: &Target) -> Result<()> {
-    match plan.set.hooks.iter().find(|hook| hook.kind.by_trampoline()).filter(|_| plan.has_alternative) {
+    match plan
+        .set
+        .hooks
+        .iter()
+        .find(|hook| hook.kind.by_trampoline() && !hook.optional)
+        .filter(|_| plan.has_alternative)
+    {
         Some(hook) => target.try_trampoline(hook),
         None => Ok(()),
     }

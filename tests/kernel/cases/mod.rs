@@ -9,6 +9,7 @@ mod batches;
 mod capabilities;
 mod churn;
 mod closers;
+mod cuts;
 mod cycles;
 mod doctor;
 mod ends;
@@ -135,6 +136,7 @@ pub const ALL: &[Case] = &[
     case!("stats_verdicts",       AUTO,        EITHER, KERNELS,  stats::verdicts),
     case!("stats_netem",          AUTO,        V4,     OLDEST,   stats::with_netem),
     case!("ledger",               Set::ALL,    EITHER, SETS,     ledger::run),
+    case!("cuts",                 Set::ALL,    V4,     SETS,     cuts::run),
     case!("mounted_over",         AUTO,        V4,     HERE,     sockets::mounted_over),
     case!("seeded_from_proc",     AUTO,        EITHER, HERE,     already_open::seeded_from_proc),
     case!("verify",               Set::ALL,    EITHER, KERNELS,  verify::run),

@@ -59,7 +59,7 @@ fn agrees(verified: &Verified, ns: &Netns, before: &Counters, ns_listens: bool) 
 }
 
 /// Marks segments from `a` to `b` from now on: by netem, which drops only segments that cannot be marked, or by nft.
-fn mark(link: &Link) -> Result<()> {
+pub fn mark(link: &Link) -> Result<()> {
     let netem = format!("-n {} qdisc replace dev veth0 root netem loss 30% ecn", link.a.name);
     if run_tool(tool("tc").args(netem.split(' ')), "").is_ok() {
         return Ok(());

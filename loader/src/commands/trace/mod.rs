@@ -17,7 +17,7 @@ use self::ticks::Ticks;
 use super::filters::Filters;
 use super::{Named, btf_path, check_privilege, default_max_sockets, say_absent};
 use crate::audit::{Audit, IfUnproven};
-use crate::cli::TraceOptions;
+use crate::cli::{Events, TraceOptions};
 use crate::console::{say, say_all};
 use crate::error::{Blocked, Exit};
 use crate::kernel::clock::monotonic_ns;
@@ -25,6 +25,7 @@ use crate::kernel::privilege::{User, to_see_others};
 use crate::kernel::wait::{Stdout, Waiter, Woken};
 use crate::kernel::{host, libbpf};
 use crate::ledger::epochs::Moving;
+use crate::ledger::figures::CutsSeen;
 use crate::ledger::summary::{ByProcess, Others, Summary};
 use crate::model::events::Settings;
 use crate::object::facts::hex;
@@ -89,7 +90,7 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
         if options.interval.is_some() {
             return Err(Blocked::new(found, "use xctl trace, which shows retransmits").by_host());
         }
-        if !options.events.retransmits && !options.events.sends {
+        if !options.events.retransmits && !options.events.sends && !options.events.cuts {
             return Err(Blocked::new(found, "leave out --events connection").by_host());
         }
         say(format_args!("{found}: the ends of connections are not printed"));
@@ -233,6 +234,10 @@ fn follow_to_end(
     mut running: Running,
 ) -> Result<()> {
     say_unseen(&running.seeded)?;
+    let cuts = running.set.cuts_seen();
+    if options.events.cuts {
+        say_unseen_cuts(cuts, &options.events)?;
+    }
     running.watch(waiter)?;
     if let Some(error) = running.rings.no_changes() {
         say(format_args!("cannot watch CPUs, so CPUs that go online or offline are not announced: {error}"));
@@ -273,16 +278,19 @@ fn follow_to_end(
     let mut ended = running.detach()?;
     finish(&mut ended, &mut order, &mut printer)?;
     // With --count, the programs' totals also include events after the last one that was printed.
-    let (by_process, others) = match printer.left {
-        Some(0) => (printer.by_process, Others::default()),
-        _ => moving.finish(&ended.tables)?,
+    let (by_process, others, cuts) = match printer.left {
+        Some(0) => (printer.by_process, Others::default(), CutsSeen::None),
+        _ => {
+            let (by_process, others) = moving.finish(&ended.tables)?;
+            (by_process, others, cuts)
+        }
     };
     let lost = ended.lost()?;
     if let Some(report) = &mut verify {
         report.explain(&lost);
     }
     let difference = verify.as_ref().and_then(Report::difference);
-    let mut summary = Summary { verify, ..Summary::new(&by_process, &others, lost) };
+    let mut summary = Summary { verify, ..Summary::new(&by_process, &others, lost, cuts) };
     if let Some(ticks) = &mut printer.ticks {
         ticks.print(ended.accounts.as_mut(), summary.lost, &mut *printer.output)?;
     }
@@ -314,10 +322,36 @@ fn say_unseen(seeded: &Seeded) -> Result<()> {
     Ok(())
 }
 
+/// Say which cuts of congestion windows the hooks do not see.
+///
+/// # Errors
+/// [`Exit::Host`] if the user asks for cuts alone, and none is seen.
+fn say_unseen_cuts(seen: CutsSeen, asked: &Events) -> Result<()> {
+    let only = Events { cuts: true, ..Events::default() };
+    match seen {
+        CutsSeen::All => {}
+        CutsSeen::Losses => {
+            say(
+                "of the cuts of congestion windows only those by recovery and timeout are printed: others are seen from Linux 5.19 on",
+            );
+        }
+        CutsSeen::None => {
+            let found = "these hooks do not show cuts of congestion windows";
+            if *asked == only {
+                let remedy = "use Linux 5.19 or newer, and not --attach kprobe; or leave out --events cut";
+                return Err(Blocked::new(found, remedy).by_host());
+            }
+            say(format_args!("{found}: none is printed"));
+        }
+    }
+    Ok(())
+}
+
 fn settings(options: &TraceOptions, filters: &Filters) -> Settings {
     Settings {
         retransmits: options.events.retransmits.into(),
         sends: options.events.sends.into(),
+        cuts: options.events.cuts.into(),
         connections: options.events.connections.into(),
         by_netns: u8::from(options.verify),
         ..filters.settings()

@@ -46,8 +46,7 @@ impl Printer<'_> {
             None => {}
         }
         let owner = match record {
-            Record::Event(Event::Retransmit(event)) => &event.owner,
-            Record::Event(Event::Send(event)) => &event.owner,
+            Record::Event(event) => event.owner(),
             Record::Connection(connection) => &connection.owner,
         };
         let moment = Moment {
@@ -65,6 +64,7 @@ impl Printer<'_> {
                 self.output.retransmit(event, moment)?;
             }
             Record::Event(Event::Send(event)) => self.output.send(event, moment)?,
+            Record::Event(Event::Cut(event)) => self.output.cut(event, moment)?,
             Record::Connection(connection) => self.output.connection(connection, moment)?,
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::kernel::clock::{monotonic_ns, realtime_ns};
+use crate::ledger::figures::CutsSeen;
 use crate::ledger::summary::{self, ByProcess, Others, Summary};
 use crate::model::events::Retransmit;
 use crate::model::lost::Lost;
@@ -49,7 +50,7 @@ impl Ticks {
     /// If standard output does not take it.
     pub fn print(&mut self, accounts: Option<&mut Accounts>, lost: Lost, output: &mut dyn Output) -> Result<()> {
         let now_ns = monotonic_ns()?;
-        let mut summary = Summary::new(&std::mem::take(&mut self.by_process), &Others::default(), lost);
+        let mut summary = Summary::new(&std::mem::take(&mut self.by_process), &Others::default(), lost, CutsSeen::None);
         if let Some(accounts) = accounts {
             let (rows, folded) = accounts.take_interval(self.since_ns);
             summary.add_ledger(&rows, &folded, now_ns);

@@ -5,6 +5,7 @@ mod table;
 use anyhow::{Error, Result};
 
 use crate::error::Blocked;
+use crate::ledger::figures::CutsSeen;
 use crate::model::hooks::Hook;
 use crate::model::hooks::HookKind::{Fentry, Fexit, Kprobe, Kretprobe, Lsm, RawTracepoint};
 use crate::trace::target::KernelFeatures;
@@ -86,6 +87,18 @@ impl HookSet {
     #[must_use]
     pub fn shows_failures(&self) -> bool {
         self.has(RETRANSMIT_ERR.program) || self.has(RETRANSMITS_BY_KPROBE[0].program)
+    }
+
+    /// The reasons for cuts of congestion windows that the programs see.
+    #[must_use]
+    pub fn cuts_seen(&self) -> CutsSeen {
+        if self.has(CUTS.program) {
+            CutsSeen::All
+        } else if CUTS_BY_FENTRY.iter().all(|hook| self.has(hook.program)) {
+            CutsSeen::Losses
+        } else {
+            CutsSeen::None
+        }
     }
 
     /// Whether another hook sees the events for which this hook is skipped. This holds for changes of state, if both kprobe
@@ -285,7 +298,17 @@ fn common_tracepoints(kernel: &impl KernelFeatures) -> Result<Vec<Hook>, Blocked
     arguments(&SYNACK)?;
     let retransmit = if arguments(&RETRANSMIT)? >= 3 { RETRANSMIT_ERR } else { RETRANSMIT };
     let reader = exists(&READER, kernel).then_some(READER);
-    Ok([STATE, retransmit, SYNACK].into_iter().chain(reader).collect())
+    Ok([STATE, retransmit, SYNACK].into_iter().chain(reader).chain(cuts(kernel)).collect())
+}
+
+/// The hooks that see cuts of congestion windows. No set depends on them.
+fn cuts(kernel: &impl KernelFeatures) -> Vec<Hook> {
+    let by_fentry = || CUTS_BY_FENTRY.into_iter().filter(|hook| exists(hook, kernel)).collect();
+    match exists(&CUTS, kernel) {
+        true => vec![CUTS],
+        false if kernel.has_own_btf() && kernel.has_trampolines() => by_fentry(),
+        false => vec![],
+    }
 }
 
 #[cfg(test)]

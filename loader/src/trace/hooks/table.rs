@@ -83,5 +83,17 @@ pub(super) const RETRANSMIT: Hook = Hook::retransmit(RawTracepoint, c"tcp_retran
 /// The same tracepoint on kernels where it tells whether the attempt failed.
 pub(super) const RETRANSMIT_ERR: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_skb", "tp_retransmit_err")
     .with_counted_backup("tp2_retransmit_err", BackupRuns::Retransmit);
+/// Cuts of congestion windows, with every reason (5.19 and newer).
+pub(super) const CUTS: Hook = Hook::retransmit(RawTracepoint, c"tcp_cong_state_set", "tp_ca_state")
+    .with_counted_backup("tp2_ca_state", BackupRuns::Retransmit);
+/// Cuts after losses and after timeouts, on older kernels with trampolines.
+pub(super) const CUTS_BY_FENTRY: [Hook; 2] = [
+    Hook::retransmit(Fentry, c"tcp_enter_recovery", "fe_recovery")
+        .with_counted_backup("fe2_recovery", BackupRuns::Retransmit)
+        .optional(),
+    Hook::retransmit(Fentry, c"tcp_enter_loss", "fe_loss")
+        .with_counted_backup("fe2_loss", BackupRuns::Retransmit)
+        .optional(),
+];
 pub(super) const SYNACK: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_synack", "tp_synack")
     .with_counted_backup("tp2_synack", BackupRuns::Retransmit);
