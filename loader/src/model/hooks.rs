@@ -77,7 +77,7 @@ pub struct Hook {
     pub program: &'static str,
     /// The purpose of the hook.
     pub purpose: Purpose,
-    /// A program of the same kind at the same place, attached after the first. The backup does the work if the kernel
+    /// A program of the same kind at the same place, which runs after the first. The backup does the work if the kernel
     /// skips the first program.
     pub backup: Option<&'static str>,
     /// The counter of the runs that only the backup saw; none if the backup does not count them.
@@ -135,8 +135,12 @@ impl Hook {
         Self { optional: true, ..self }
     }
 
-    /// The hook's programs, in the order in which they are attached.
+    /// The hook's programs, in the order in which they are attached. The kernel runs the backup last. It runs the programs of a
+    /// tracepoint in the order in which they were attached, and those of a trampoline in the reverse order
+    /// (bpf_trampoline_link_prog(): hlist_add_head()).
     pub fn programs(&self) -> impl Iterator<Item = &'static str> + use<> {
-        std::iter::once(self.program).chain(self.backup)
+        let both = [Some(self.program), self.backup];
+        let [first, second] = if self.kind.by_trampoline() { [both[1], both[0]] } else { both };
+        first.into_iter().chain(second)
     }
 }
