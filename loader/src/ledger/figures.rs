@@ -144,3 +144,23 @@ impl Ends {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_that_may_be_either_hides_both_counts() {
+        let mut counts = [0; CUTS];
+        (counts[CutWhy::Recovery as usize], counts[CutWhy::Local as usize]) = (5, 2);
+        let told = |counts: &[u32; CUTS], seen| {
+            let Cuts { recovery, timeout, ecn, local, pmtu, ecn_or_local } = Cuts::new(counts, seen);
+            [recovery, timeout, ecn, local, pmtu, ecn_or_local]
+        };
+        assert_eq!(told(&counts, CutsSeen::All), [Some(5), Some(0), Some(0), Some(2), Some(0), Some(0)]);
+        assert_eq!(told(&counts, CutsSeen::Losses), [Some(5), Some(0), None, None, None, None]);
+        assert_eq!(told(&counts, CutsSeen::None), [None; 6]);
+        counts[CutWhy::Unknown as usize] = 1;
+        assert_eq!(told(&counts, CutsSeen::All), [Some(5), Some(0), None, None, Some(0), Some(1)]);
+    }
+}

@@ -70,6 +70,7 @@ impl Baseline {
             slow_start: 0,
             syn: 0,
             loss_probes: 0,
+            recoveries: 0,
             fast_open_fail: 0,
             ledger: None,
             rtnl: 0,
@@ -142,16 +143,24 @@ pub struct Verifier {
     baselines: HashMap<u32, Result<Baseline, String>>,
     /// The ledger at the start.
     ledgers: HashMap<NetnsKey, Result<Start, String>>,
-    /// The programs see attempts that fail.
-    failures_are_shown: bool,
+    shown: Shown,
+}
+
+/// What the programs of a run see, of what some programs do not see.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown {
+    /// Attempts that fail.
+    pub failures: bool,
+    /// Cuts of congestion windows after losses.
+    pub recoveries: bool,
 }
 
 impl Verifier {
-    /// Read both sides once the programs are attached. `failures_are_shown`: the programs see attempts that fail.
+    /// Read both sides once the programs are attached.
     ///
     /// # Errors
     /// Those of the source.
-    pub fn begin(source: &mut impl Source, failures_are_shown: bool) -> Result<Self> {
+    pub fn begin(source: &mut impl Source, shown: Shown) -> Result<Self> {
         let mut baselines: HashMap<u32, Result<Baseline, String>> = HashMap::new();
         let mut ledgers: HashMap<NetnsKey, Result<Start, String>> = HashMap::new();
         for _ in 0..TRIES {
@@ -188,7 +197,7 @@ impl Verifier {
                 break;
             }
         }
-        Ok(Self { baselines, ledgers, failures_are_shown })
+        Ok(Self { baselines, ledgers, shown })
     }
 
     /// Compare, while the programs are still attached.
@@ -249,8 +258,12 @@ impl Verifier {
                 let what = "that could not be sent, which the kernel counts all the same";
                 Slack { missing: failed, what, ..Slack::default() }
             }
-            Check::RetransFail if !self.failures_are_shown => {
+            Check::RetransFail if !self.shown.failures => {
                 Slack { missing: failed, what: "that this kernel's tracepoint does not show", ..Slack::default() }
+            }
+            Check::Recovery if !self.shown.recoveries => {
+                let missing = grew(|counters| counters.recoveries);
+                Slack { missing, what: "that these hooks do not show", ..Slack::default() }
             }
             // Data that a SYN carried and the peer did not take is sent again at once, as one segment. Kernels before 5.12
             // count this segment as no kind (tcp_rcv_fastopen_synack). kind_of() could call it slow start only if a SYN's

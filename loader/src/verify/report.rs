@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::kernel::tcp_counters::Counters;
-use crate::model::events::{Kind, NetnsKey, Totals};
+use crate::model::events::{CutWhy, Kind, NetnsKey, Totals};
 use crate::model::lost::Lost;
 
 /// One of the kernel's counters, and those of our segments that are compared with the counter.
@@ -23,6 +23,8 @@ pub enum Check {
     Syn,
     /// Kind tlp, which is at most TCPLossProbes: a loss probe may carry new data.
     Tlp,
+    /// Cuts of congestion windows by recovery with TCPSackRecovery and TCPRenoRecovery.
+    Recovery,
     /// Retransmitted segments of all connections with RetransSegs.
     Retrans,
     /// Delivered segments of all connections with TCPDelivered and PassiveOpens.
@@ -51,9 +53,9 @@ impl Check {
         Self::Reordering,
     ];
 
-    /// The checks of retransmits, in the order in which they are printed.
-    pub const ALL: [Self; 6] =
-        [Self::RetransSegs, Self::RetransFail, Self::Fast, Self::SlowStart, Self::Syn, Self::Tlp];
+    /// The checks of retransmits and cuts, in the order in which they are printed.
+    pub const ALL: [Self; 7] =
+        [Self::RetransSegs, Self::RetransFail, Self::Fast, Self::SlowStart, Self::Syn, Self::Tlp, Self::Recovery];
 
     /// The check's name in the output.
     #[must_use]
@@ -65,6 +67,7 @@ impl Check {
             Self::SlowStart => "slow_start",
             Self::Syn => "syn",
             Self::Tlp => "tlp",
+            Self::Recovery => "recovery",
             Self::Retrans => "retrans",
             Self::Delivered => "delivered",
             Self::DeliveredCe => "delivered_ce",
@@ -80,6 +83,7 @@ impl Check {
         match self {
             Self::EstabResets | Self::AbortOnTimeout => "connections",
             Self::Reordering => "reorderings",
+            Self::Recovery => "recoveries",
             _ => "segments",
         }
     }
@@ -97,6 +101,7 @@ impl Check {
             Self::SlowStart => range(|counters| counters.slow_start),
             Self::Syn => range(|counters| counters.syn),
             Self::Tlp => range(|counters| counters.loss_probes),
+            Self::Recovery => range(|counters| counters.recoveries),
             _ => Range { low: 0, high: 0 },
         }
     }
@@ -111,6 +116,7 @@ impl Check {
             Self::SlowStart => segs(Kind::SlowStart),
             Self::Syn => segs(Kind::Syn) + segs(Kind::Synack),
             Self::Tlp => segs(Kind::Tlp),
+            Self::Recovery => totals.cuts[CutWhy::Recovery as usize].into(),
             _ => 0,
         }
     }

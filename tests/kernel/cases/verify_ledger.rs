@@ -69,6 +69,12 @@ pub fn mark(link: &Link) -> Result<()> {
     link.b.enter(|| run_tool(tool("nft").args(["-f", "-"]), rules))
 }
 
+/// Lets segments from `a` overtake others from now on. False: the kernel has no netem.
+fn reorder(link: &Link) -> bool {
+    let netem = format!("-n {} qdisc replace dev veth0 root netem delay 10ms reorder 50%", link.a.name);
+    run_tool(tool("tc").args(netem.split(' ')), "").is_ok()
+}
+
 /// A connection that resets its peer when it is dropped.
 fn reset(ns: &Netns, to: SocketAddr) -> Result<()> {
     let connection = ns.enter(|| TcpStream::connect(to).context("connecting"))?;
@@ -116,6 +122,14 @@ pub fn run(set: Set, family: Family) -> Outcome {
         }
     }
     link.lose(0)?;
+    let reorders = reorder(&link);
+    let reordered = || Counters::of(&link.a)?.since(&before[0], "TCPSACKReorder");
+    for _ in 0..20 {
+        if reorders && reordered()? == 0 {
+            send_all(vec![Sender::new(&link.a, marked.clone())?])?;
+        }
+    }
+    link.lose(0)?;
     older.send()?;
     queued.write_all(b"meanwhile")?;
     for _ in 0..3 {
@@ -147,6 +161,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let [again, delivered, ce, resets, timeouts, ..] = [0, 1, 2, 3, 4, 5, 6].map(|at| a[at] + b[at]);
     ensure!(again > 0 && delivered > 0 && resets >= 3 && timeouts == 1, "something did not happen: {a:?} {b:?}");
     ensure!(ce > 0, "no mark was delivered: {a:?} {b:?}");
+    ensure!(!reorders || a[6] > 0, "no segment overtook another: {a:?} {b:?}");
     drop((queued, listener, doomed));
     Ok(Verdict::Passed(format!("{a:?} and {b:?}")))
 }

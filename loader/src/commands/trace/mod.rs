@@ -40,8 +40,8 @@ use crate::trace::plan::{Plan, Request, first_accepted};
 use crate::trace::seed::holders::Seeded;
 use crate::trace::session::{self, Running};
 use crate::trace::target::{Feature, Target};
-use crate::verify::Verifier;
 use crate::verify::report::Report;
+use crate::verify::{Shown, Verifier};
 
 /// Bytes of output that gather before they are written: those of some hundred records.
 const OUTPUT: usize = 1 << 16;
@@ -249,7 +249,7 @@ fn follow_to_end(
                 "network namespaces that only other users' processes or mounts reach are not compared: {remedy}"
             ));
         }
-        let shown = running.set.shows_failures();
+        let shown = Shown { failures: running.set.shows_failures(), recoveries: cuts != CutsSeen::None };
         Some(Verifier::begin(&mut Live { running: &mut running, order: &mut order }, shown)?)
     } else {
         None

@@ -112,6 +112,26 @@ fn an_lsm_program_sees_senders_where_bpf_is_an_active_lsm() {
 }
 
 #[test]
+fn cuts_are_seen_by_the_tracepoint_or_else_by_fentry_and_no_set_depends_on_them() {
+    let mut kernel = kernel(true, &[("tcp_retransmit_skb", 2)]);
+    let seen = |kernel: &Kernel, attach| first(attach, false, kernel).cuts_seen();
+    assert_eq!(seen(&kernel, Attach::Auto), CutsSeen::None);
+    kernel.functions.push(("tcp_enter_recovery", 2));
+    assert_eq!(seen(&kernel, Attach::Auto), CutsSeen::None, "timeouts are not seen");
+    kernel.functions.push(("tcp_enter_loss", 1));
+    assert_eq!(seen(&kernel, Attach::Auto), CutsSeen::Losses);
+    assert_eq!(seen(&kernel, Attach::Kprobe), CutsSeen::None);
+    let cuts = first(Attach::Auto, false, &kernel).hooks.into_iter().filter(|hook| hook.program.starts_with("fe_"));
+    assert!(cuts.into_iter().all(|hook| hook.optional && hook.programs().last() == Some(hook.program)));
+    kernel.own_btf = false;
+    assert_eq!(seen(&kernel, Attach::Auto), CutsSeen::None);
+    kernel.tracepoints.push(("tcp_cong_state_set", 2));
+    let plan = first(Attach::Auto, false, &kernel);
+    assert_eq!(plan.cuts_seen(), CutsSeen::All);
+    assert!(!plan.has("fe_recovery") && plan.has("tp2_ca_state"));
+}
+
+#[test]
 fn accept_is_hooked_at_its_return_only_as_a_last_resort() {
     let mut kernel = kernel(true, &[("tcp_retransmit_skb", 3)]);
     let plan = first(Attach::Auto, false, &kernel);
