@@ -149,7 +149,7 @@ pub enum Types<'a> {
 }
 
 /// An object of libbpf. Dropping it closes the descriptors of its programs and maps.
-pub(super) struct Object(NonNull<sys::bpf_object>);
+struct Object(NonNull<sys::bpf_object>);
 
 impl Object {
     fn as_ptr(&self) -> *mut sys::bpf_object {

@@ -1,5 +1,6 @@
 //! An object in the kernel: the descriptors of its programs and maps, by name.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -8,7 +9,6 @@ use nix::fcntl::OFlag;
 use nix::unistd::dup3_raw;
 
 use super::bpf;
-use super::libbpf::Object;
 use super::map::Map;
 
 /// An object that is loaded into the kernel. Dropping it unloads the programs and maps that nothing else holds.
@@ -17,16 +17,16 @@ pub struct LoadedObject {
     programs: Vec<(String, RawFd)>,
     /// The maps, in libbpf's order; those without a descriptor were left out.
     maps: Vec<(String, Option<RawFd>)>,
-    /// The owner of the descriptors until [`Self::leave_libbpf`].
-    libbpf: Option<Object>,
+    /// libbpf's object, the owner of the descriptors until [`Self::leave_libbpf`]. Dropping it closes them.
+    libbpf: Option<Box<dyn Any>>,
     /// The owners of the descriptors from then on.
     own: Vec<OwnedFd>,
 }
 
 impl LoadedObject {
-    /// The descriptors belong to `object`.
-    pub(super) fn new(programs: Vec<(String, RawFd)>, maps: Vec<(String, Option<RawFd>)>, object: Object) -> Self {
-        Self { programs, maps, libbpf: Some(object), own: vec![] }
+    /// The descriptors are open as long as `libbpf` lives.
+    pub(super) fn new(programs: Vec<(String, RawFd)>, maps: Vec<(String, Option<RawFd>)>, libbpf: impl Any) -> Self {
+        Self { programs, maps, libbpf: Some(Box::new(libbpf)), own: vec![] }
     }
 
     /// Free libbpf's copy of the object, which takes more memory than everything else in a run. The descriptors keep their

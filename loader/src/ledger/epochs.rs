@@ -51,7 +51,7 @@ pub struct Moving {
     epoch: u32,
     /// The start of the epoch; none if nothing was counted under it and no entries of the other epoch are left.
     since: Option<Instant>,
-    /// Retransmissions in this epoch.
+    /// Events in this epoch.
     events: usize,
     /// Whether entries of the other epoch are still to be moved.
     other: bool,
@@ -66,7 +66,7 @@ impl Moving {
         Self { rows: Rows::default(), epoch: 0, since: None, events: 0, other: false, sees_processes }
     }
 
-    /// Note that retransmissions arrived.
+    /// Note that events of processes arrived, which the programs have counted.
     pub fn note(&mut self, events: usize) {
         if events > 0 {
             self.events += events;

@@ -46,13 +46,13 @@ pub(super) fn follow(
         let drained = round(running, order)?;
         printer.exits.forget();
         let realtime_offset = realtime_ns()?.wrapping_sub(monotonic_ns()?);
-        let mut retransmits = 0;
+        let mut counted = 0;
         for record in order.complete() {
-            retransmits += usize::from(matches!(record, Record::Event(Event::Retransmit(_))));
+            counted += usize::from(matches!(record, Record::Event(Event::Retransmit(_) | Event::Cut(_))));
             printer.print(&record, realtime_offset)?;
             look = GATHER;
         }
-        moving.note(retransmits);
+        moving.note(counted);
         moving.go_on(&running.tables)?;
         if let Some(accounts) = &mut running.accounts {
             // As for totals: in another PID namespace /proc does not tell which processes exist.
