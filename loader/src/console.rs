@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
-use crate::kernel::{memory, wait::Stderr};
+use crate::kernel::{memory, terminal, wait::Stderr};
 
 /// Print a message of one line or several. Messages have names of untrusted files in them, and must not steer a terminal.
 pub fn say(line: impl Display) {
@@ -28,6 +28,7 @@ pub fn say_all(text: &str) {
 
 /// Say that memory ran out, and end with exit code 1. Nothing is allocated.
 pub fn out_of_memory() -> ! {
+    terminal::leave();
     let _ = Stderr.write_all(OUT_OF_MEMORY.as_bytes());
     std::process::exit(1)
 }
