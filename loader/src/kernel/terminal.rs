@@ -143,6 +143,12 @@ pub fn leave() {
     }
 }
 
+/// Whether a full-screen view has the terminal.
+#[must_use]
+pub fn is_taken() -> bool {
+    BEFORE.lock().is_ok_and(|before| before.is_some())
+}
+
 fn mode() -> io::Result<libc::termios> {
     // SAFETY: a termios of zeros is valid: it has only numbers.
     let mut mode = unsafe { std::mem::zeroed() };

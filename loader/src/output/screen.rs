@@ -151,13 +151,13 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
         let plain = if now { "" } else { DIM };
         frame.line();
         frame.put(plain, &format!("{pid:>7} {:<15}", shorten(&comm, 15)));
-        for (at, (_, width, from)) in COLUMNS.iter().enumerate().filter(|(_, column)| shown(column.2)) {
-            let _ = from;
+        for (at, (_, width, _)) in COLUMNS.iter().enumerate().filter(|(_, column)| shown(column.2)) {
             let figure = figures.as_ref().map_or("", |figures| &figures[at]);
             let high = at == AGAIN && now && style.colours && is_high(&line.process);
             frame.put(if high { RED } else { plain }, &format!(" {figure:>width$}"));
         }
-        frame.put(plain, &format!(" {:<verdict$}", shorten(&said, verdict)));
+        let said = said.strip_prefix("network: ").filter(|_| said.len() > verdict).unwrap_or(&said);
+        frame.put(plain, &format!(" {:<verdict$}", shorten(said, verdict)));
         if spark > 0 {
             let levels = if style.blocks { BLOCKS } else { ASCII };
             let history = line.history[HISTORY - spark..].iter();
@@ -181,4 +181,98 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
 /// Whether at least 1 % of the bytes were sent again.
 fn is_high(process: &Process) -> bool {
     process.ledger.tcp.is_some_and(|tcp| tcp.bytes_retrans > 0 && tcp.bytes_retrans >= tcp.bytes_sent.div_ceil(100))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::top::tests::interval;
+
+    /// What a terminal shows, each line with its attributes as `<2>` and `<>`. It knows only what [`draw`] may send.
+    fn shown(bytes: &[u8], (rows, columns): (usize, usize)) -> Vec<String> {
+        let text = str::from_utf8(bytes).unwrap().strip_prefix("\x1b[H").unwrap();
+        let mut lines = Vec::new();
+        for line in text.split("\r\n") {
+            let (mut shown, mut count) = (String::new(), 0);
+            let mut chars = line.strip_prefix("\x1b[2K").unwrap().chars();
+            while let Some(char) = chars.next() {
+                if char != '\x1b' {
+                    assert!(!char.is_control(), "{char:?} in {line:?}");
+                    (shown, count) = (shown + &char.to_string(), count + 1);
+                    continue;
+                }
+                assert_eq!(chars.next(), Some('['), "{line:?}");
+                shown += &format!("<{}>", chars.by_ref().take_while(|char| *char != 'm').collect::<String>());
+            }
+            assert!(count <= columns, "{count} of {columns} columns: {shown}");
+            lines.push(shown);
+        }
+        assert_eq!(lines.len(), rows);
+        lines
+    }
+
+    /// The screen of an interval with this many processes, after each was changed.
+    fn lines(size: (usize, usize), processes: u32, change: impl Fn(&mut Line)) -> Vec<String> {
+        let mut interval = interval(processes);
+        let line = |process| Line { process, took_us: 2_000_000, seen_ns: interval.mono_ns, history: [0; HISTORY] };
+        let mut lines: Vec<_> = std::mem::take(&mut interval.summary.processes).into_iter().map(line).collect();
+        lines.iter_mut().for_each(change);
+        let (about, state, interval) = ("Linux 6.1  kprobe, proven", "by again", Some(&interval));
+        let screen = Screen { about, interval, lines: &lines, filter: "", state, help: None };
+        let style = Style { size, colours: true, blocks: true };
+        shown(&draw(&screen, &mut Calendar::default(), style), size)
+    }
+
+    #[test]
+    fn eighty_columns_have_the_figures_that_matter() {
+        let lines = lines((24, 80), 2, |_| ());
+        let expected = [
+            "<1>Linux 6.1  kprobe, proven  by again<>",
+            "01:02:03  2.0 s: 700 segments sent again (rto 700)",
+            "<1>lost so far: perf 3, missed 9<>",
+            "<7>    PID COMM              SENT/s   RECV/s  AGAIN     RTT VERDICT                <>",
+            "      1 fifteen-letters   5.0 MB      0 B<31>   10 %<>    99 s loss 10 %,..queue +99 s",
+            "      2 fifteen-letters   5.0 MB      0 B  0.0 %    99 s network: queue +99 s   ",
+            "",
+        ];
+        assert_eq!(lines[..7], expected);
+        assert_eq!(lines[23], "<2>? for help<>");
+    }
+
+    #[test]
+    fn a_wide_screen_has_every_column_and_a_sparkline() {
+        let lines =
+            lines((40, 120), 1, |line| line.history[HISTORY - 9..].copy_from_slice(&[0, 1, 2, 3, 4, 5, 6, 7, 8]));
+        let titles = "    PID COMM              OPEN  ENDED   SENT/s   RECV/s  AGAIN     RTT VERDICT                          \
+                      AGAIN, OVER TIME";
+        assert_eq!(lines[3], format!("<7>{titles}<>"));
+        let line = "      1 fifteen-letters 123456      7   5.0 MB      0 B<31>   10 %<>    99 s loss 10 %, \
+                    mark..MB, queue +99 s         ▁▂▃▄▅▆▇█";
+        assert_eq!(lines[4], line);
+        let shares = [(0, 0), (1, 1_000_000), (1, 1000), (3, 1000), (1, 100), (3, 100), (1, 10), (3, 10), (7, 7)];
+        assert_eq!(shares.map(|(part, whole)| level(part, whole)), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn a_name_cannot_steer_the_terminal() {
+        let lines = lines((24, 80), 1, |line| line.process.comm = Some("\x1b[2J\r\n\u{9b}31mé".into()));
+        assert!(lines[4].starts_with("      1 ?[2J???31mé       5.0 MB"), "{lines:?}");
+    }
+
+    #[test]
+    fn lines_without_room_are_counted_and_nothing_leaves_a_small_screen() {
+        let of_24 = lines((24, 80), 30, |_| ());
+        let pids = of_24[4..23].iter().map(|line| line.trim_start().split(' ').next().unwrap().parse());
+        assert_eq!(pids.collect::<Result<Vec<u32>, _>>(), Ok((1..20).collect()));
+        assert_eq!(of_24[23], "<2>and 11 more processes (? for help)<>");
+        for size in [(1, 1), (2, 7), (3, 30), (5, 60), (6, 79), (200, 400)] {
+            lines(size, 30, |_| ());
+        }
+    }
+
+    #[test]
+    fn a_process_without_a_connection_is_dim_and_never_red() {
+        let lines = lines((24, 80), 1, |line| line.seen_ns -= 1);
+        assert!(lines[4].starts_with("<2>      1 fifteen-letters<>") && lines[4].contains("<2>   10 %<>"), "{lines:?}");
+    }
 }

@@ -49,7 +49,8 @@ impl Cells {
         if let Some(rows) = process.others {
             comm = format!("({rows} exited)");
         }
-        let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), rtt, .. } = &process.ledger else {
+        let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), rtt, .. } = &process.ledger
+        else {
             return Self { pid, comm, figures: None, said: format!("{} segments sent again", process.segs) };
         };
         let seconds = took_us as f64 / 1e6;
@@ -97,7 +98,7 @@ pub(super) fn block(out: &mut impl Write, calendar: &mut Calendar, interval: &In
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::ledger::counters::Counters;
     use crate::ledger::row::{Fates, Folded, Row};
@@ -107,7 +108,7 @@ mod tests {
     use std::collections::HashMap;
 
     /// An interval of two seconds in which this many processes sent 10 MB each, and the first sent segments again.
-    fn interval(processes: u32) -> Interval {
+    pub(crate) fn interval(processes: u32) -> Interval {
         let key = |tgid| ProcessKey { tgid, ..ProcessKey::default() };
         let mut rows = HashMap::new();
         for tgid in 1..=processes {

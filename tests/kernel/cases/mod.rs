@@ -36,6 +36,7 @@ mod refusals;
 mod renamed;
 mod reused_pid;
 mod room;
+mod screen;
 mod send_events;
 mod senders;
 mod shared_fd;
@@ -135,6 +136,7 @@ pub const ALL: &[Case] = &[
     case!("stats_verdicts",       AUTO,        EITHER, KERNELS,  stats::verdicts),
     case!("stats_netem",          AUTO,        V4,     OLDEST,   stats::with_netem),
     case!("ledger",               Set::ALL,    EITHER, SETS,     ledger::run),
+    case!("screen",               AUTO,        V4,     ENDS,     screen::run),
     case!("mounted_over",         AUTO,        V4,     HERE,     sockets::mounted_over),
     case!("seeded_from_proc",     AUTO,        EITHER, HERE,     already_open::seeded_from_proc),
     case!("verify",               Set::ALL,    EITHER, KERNELS,  verify::run),

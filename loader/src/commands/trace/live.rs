@@ -8,9 +8,10 @@ use std::io::Write;
 use anyhow::Result;
 
 use crate::commands::Named;
+use crate::console::say_held;
 use crate::kernel::calendar::Calendar;
 use crate::kernel::host;
-use crate::kernel::terminal::Terminal;
+use crate::kernel::terminal::{self, Terminal};
 use crate::kernel::wait::{Stdout, Waiter, Woken};
 use crate::output::screen::{HISTORY, Line, Screen, Style, draw, level};
 use crate::output::{Interval, Ready};
@@ -140,6 +141,14 @@ pub struct View<'w> {
     state: State,
 }
 
+impl Drop for View<'_> {
+    /// Print the messages of its time, too.
+    fn drop(&mut self) {
+        terminal::leave();
+        say_held();
+    }
+}
+
 /// Whether the locale's characters are UTF-8.
 fn is_utf8() -> bool {
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| var_os(name).filter(|value| !value.is_empty()));
@@ -229,5 +238,94 @@ impl<'w> View<'w> {
         let (interval, help, state) = (interval.as_ref(), help.then_some(HELP), &self.state.words());
         let screen = Screen { about: &self.about, interval, lines, filter, state, help };
         Ok(self.out.write_all(&draw(&screen, &mut self.calendar, style))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::counters::{Counters, Rtt};
+    use crate::ledger::row::Fates;
+    use crate::ledger::summary::{Process, Summary};
+    use crate::model::events::ProcessKey;
+
+    /// An interval that ends at this second, with processes and the segments that each sent again.
+    fn interval(second: u64, processes: &[(u32, u64)]) -> Interval {
+        let process = |&(tgid, segs)| {
+            let key = ProcessKey { tgid, ..ProcessKey::default() };
+            Process { key, pid: Some(tgid), comm: Some("x".into()), segs, ..Process::default() }
+        };
+        let summary = Summary { processes: processes.iter().map(process).collect(), ..Summary::default() };
+        Interval { realtime_ns: 0, mono_ns: second * 1_000_000_000, took_us: 1_000_000, summary }
+    }
+
+    fn pids(state: &State) -> Vec<u32> {
+        state.lines.iter().filter_map(|line| line.process.pid).collect()
+    }
+
+    #[test]
+    fn the_order_holds_while_it_is_frozen() {
+        let mut state = State::default();
+        state.add(interval(1, &[(1, 9), (2, 5)]));
+        assert_eq!(state.key(b'f'), Then::Draw);
+        state.add(interval(2, &[(3, 50), (2, 10), (1, 1)]));
+        assert_eq!(pids(&state), [1, 2, 3], "new ones come last");
+        assert_eq!(state.lines[1].process.segs, 10, "figures go on");
+        state.key(b'f');
+        state.add(interval(3, &[(3, 50), (2, 10), (1, 1)]));
+        assert_eq!(pids(&state), [3, 2, 1]);
+    }
+
+    #[test]
+    fn each_column_orders_the_lines() {
+        let mut state = State::default();
+        let mut all = interval(1, &[(1, 0), (2, 0), (3, 0), (4, 0), (5, 1)]);
+        for process in &mut all.summary.processes {
+            process.ledger.tcp = Some(Counters::ZERO);
+            match (process.pid, &mut process.ledger.tcp) {
+                (Some(1), Some(tcp)) => tcp.bytes_sent = 1,
+                (Some(2), Some(tcp)) => tcp.bytes_received = 1,
+                (Some(3), _) => process.ledger.rtt = Some(Rtt { srtt_us: Some(1), ..Rtt::default() }.into()),
+                (Some(4), _) => process.ledger.connections = Some(Fates { open: 1, ..Fates::default() }),
+                _ => {}
+            }
+        }
+        state.add(all);
+        let mut first = vec![pids(&state)[0]];
+        for _ in 0..ORDERS.len() {
+            state.key(b's');
+            first.push(pids(&state)[0]);
+        }
+        assert_eq!(first, [5, 1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_process_stays_for_a_minute_after_its_last_figures() {
+        let mut state = State::default();
+        state.add(interval(1, &[(1, 9), (2, 5)]));
+        for second in 2..=60 {
+            state.add(interval(second, &[(2, 5)]));
+            assert_eq!(pids(&state), [1, 2], "{second}");
+        }
+        state.add(interval(61, &[(2, 5)]));
+        assert_eq!(pids(&state), [2]);
+        let many: Vec<_> = (1..=1000).map(|pid| (pid, 1)).collect();
+        state.add(interval(62, &many));
+        state.add(interval(63, &[(2, 5)]));
+        assert_eq!(state.lines.len(), GONE, "of short lives only so many stay");
+    }
+
+    #[test]
+    fn keys_of_a_pause_and_of_a_filter_do_nothing_else() {
+        let mut state = State::default();
+        assert_eq!([b' ', b's', b'?'].map(|key| state.key(key)), [Then::Draw, Then::Nothing, Then::Nothing]);
+        assert_eq!(state.words(), "by again, PAUSED");
+        assert_eq!([b' ', b's'].map(|key| state.key(key)), [Then::Draw, Then::Draw]);
+        b"/qs \x1fz\x7f".map(|key| state.key(key));
+        assert_eq!(state.words(), "by sent, /qs _");
+        state.key(b'\r');
+        assert_eq!((state.words().as_str(), state.key(b'q')), ("by sent, /qs ", Then::End));
+        state.key(0x1b);
+        assert_eq!(state.words(), "by sent");
     }
 }

@@ -262,7 +262,8 @@ fn follow_to_end(
     let deadline = options.duration.and_then(|time| Instant::now().checked_add(time));
     // After the deadline, so that the tick of the same time comes after it: the last interval is as long as the others.
     let ticks = options.interval.map(Ticks::begin).transpose()?;
-    let mut printer = Printer { output, by_process: ByProcess::new(), left: options.count, exits, holders, ticks, view };
+    let mut printer =
+        Printer { output, by_process: ByProcess::new(), left: options.count, exits, holders, ticks, view };
     let ready = about.ready(&running.set, running.seeded.sockets, true);
     printer.output.ready(&ready)?;
     printer.output.flush()?;
