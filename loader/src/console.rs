@@ -2,11 +2,11 @@
 //! that cannot be written is no failure. The standard library's macros would panic.
 
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
-use crate::kernel::{memory, wait::Stderr};
+use crate::kernel::{memory, terminal, wait::Stderr};
 
 /// Print a message of one line or several. Messages have names of untrusted files in them, and must not steer a terminal.
 pub fn say(line: impl Display) {
@@ -18,8 +18,30 @@ fn harmless(text: String) -> String {
     if text.contains(steers) { text.replace(steers, "\u{fffd}") } else { text }
 }
 
-/// Print any text.
+/// The most bytes of messages that wait for the end of a full-screen view.
+const HELD: usize = 1 << 16;
+
+/// The messages of the time of a full-screen view, which would vanish on it.
+static WAITING: Mutex<String> = Mutex::new(String::new());
+
+/// Print the messages that waited for the end of a full-screen view.
+pub fn say_held() {
+    let text = WAITING.lock().map(|mut waiting| std::mem::take(&mut *waiting)).unwrap_or_default();
+    if !text.is_empty() {
+        say_all(&text);
+    }
+}
+
+/// Print any text. On a terminal with a full-screen view it waits for the end of the view.
 pub fn say_all(text: &str) {
+    if terminal::is_taken()
+        && io::stderr().is_terminal()
+        && let Ok(mut waiting) = WAITING.lock()
+        && waiting.len() + text.len() < HELD
+    {
+        waiting.push_str(text);
+        return;
+    }
     let _ = match goes_to_journal() {
         true => Stderr.write_all(as_warnings(text).as_bytes()),
         false => Stderr.write_all(text.as_bytes()),
@@ -28,6 +50,7 @@ pub fn say_all(text: &str) {
 
 /// Say that memory ran out, and end with exit code 1. Nothing is allocated.
 pub fn out_of_memory() -> ! {
+    terminal::leave();
     let _ = Stderr.write_all(OUT_OF_MEMORY.as_bytes());
     std::process::exit(1)
 }

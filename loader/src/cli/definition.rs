@@ -106,10 +106,10 @@ fn trace_options() -> Vec<Arg> {
 fn top_options() -> Vec<Arg> {
     const OF_EVENTS: [&str; 6] = ["verify", "current", "events", "count", "kind", "dry-run"];
     let own = [
-        option("interval", "SECONDS", "Print what happened in each interval of this length")
+        option("interval", "SECONDS", "Show what happened in each interval of this length")
             .value_parser(interval)
             .default_value("2"),
-        flag("batch", "Print one block an interval, on a terminal too"),
+        flag("batch", "Print one block an interval, on a terminal too, instead of a live view"),
     ];
     let shared = trace_options().into_iter().filter(|option| !OF_EVENTS.contains(&option.get_id().as_str()));
     own.into_iter().chain(shared).collect()
@@ -159,9 +159,7 @@ pub fn clap() -> Clap {
         .about("Print retransmits as they happen, with the process behind each (the default command)")
         .args(trace_options());
     let top = Clap::new("top")
-        .about(
-            "Print what the connections of each process did in each interval, and what held them up: the worst first",
-        )
+        .about("Show what the connections of each process did in each interval, and what held them up: the worst first")
         .args(top_options());
     let sockets = Clap::new("sockets")
         .about("List every TCP socket of this host and the process that owns it")

@@ -144,6 +144,7 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
             _ => Attach::Auto,
         },
         events,
+        batch: flag(&matches, "batch"),
         interval: matches.try_remove_one("interval").ok().flatten(),
         duration: matches.remove_one("duration"),
         count: matches.try_remove_one("count").ok().flatten(),

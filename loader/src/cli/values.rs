@@ -60,6 +60,8 @@ pub struct TraceOptions {
     pub events: Events,
     /// `xctl top`: print what each process did in each interval of this length, and no event.
     pub interval: Option<Duration>,
+    /// `xctl top`: print blocks on a terminal, too.
+    pub batch: bool,
     /// End after this time.
     pub duration: Option<Duration>,
     /// End after this number of events.

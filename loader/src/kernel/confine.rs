@@ -12,6 +12,8 @@ pub struct Needs {
     pub namespaces: bool,
     /// Put a file on disk and give it its final name: `--record`.
     pub record: bool,
+    /// Draw on a terminal: `xctl top`.
+    pub terminal: bool,
 }
 
 /// The condition under which one system call is allowed. The filter compares only the low 32 bits of an argument: the
@@ -157,6 +159,16 @@ const RENAME: &[Rule] = &[All(libc::SYS_rename), All(libc::SYS_unlink)];
 #[cfg(not(target_arch = "x86_64"))]
 const RENAME: &[Rule] = &[];
 
+/// TCGETS2 and TCSETS2, which glibc takes from version 2.42 on.
+const NEWER_MODE: [u32; 2] = [0x802c_542a, 0x402c_542b];
+
+/// The calls for the mode and the size of a terminal. `xctl top`, which makes them, never needs [`NAMESPACES`].
+const TERMINAL: &[Rule] = &[OneOf(
+    libc::SYS_ioctl,
+    1,
+    &[libc::TCGETS as u32, libc::TCSETS as u32, libc::TIOCGWINSZ as u32, NEWER_MODE[0], NEWER_MODE[1]],
+)];
+
 #[cfg(target_arch = "x86_64")]
 const ARCH: u32 = 0xc000_003e; // AUDIT_ARCH_X86_64
 #[cfg(target_arch = "aarch64")]
@@ -220,6 +232,9 @@ pub fn confine(needs: Needs) -> io::Result<()> {
     let mut rules = vec![ALWAYS, OLDER];
     if needs.namespaces {
         rules.push(NAMESPACES);
+    }
+    if needs.terminal {
+        rules.push(TERMINAL);
     }
     if needs.record {
         rules.extend([RECORD, RENAME]);
@@ -331,6 +346,21 @@ mod tests {
         // Without the need for namespaces, no thread may be made.
         let alone = super::program(&[ALWAYS, OLDER]);
         assert_eq!(answer(&alone, ARCH, libc::SYS_clone, [THREADS[0], 0, 0, 0, 0, 0]), libc::SECCOMP_RET_KILL_PROCESS);
+    }
+
+    #[test]
+    fn a_terminal_gets_its_mode_and_nothing_that_puts_bytes_into_it() {
+        let program = program(&[ALWAYS, OLDER, TERMINAL]);
+        let ioctl = |request: u64| answer(&program, ARCH, libc::SYS_ioctl, [0, request, 0, 0, 0, 0]);
+        for needed in [libc::TCGETS, libc::TCSETS, libc::TIOCGWINSZ] {
+            assert_eq!(ioctl(needed as u64), libc::SECCOMP_RET_ALLOW, "{needed:#x}");
+        }
+        for other in [libc::TIOCSTI, libc::TIOCSCTTY, libc::TIOCSETD] {
+            assert_eq!(ioctl(other as u64), libc::SECCOMP_RET_KILL_PROCESS, "{other:#x}");
+        }
+        let alone = super::program(&[ALWAYS, OLDER]);
+        let mode = [0, libc::TCSETS as u64, 0, 0, 0, 0];
+        assert_eq!(answer(&alone, ARCH, libc::SYS_ioctl, mode), libc::SECCOMP_RET_KILL_PROCESS);
     }
 
     #[test]

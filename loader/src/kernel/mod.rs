@@ -28,5 +28,6 @@ pub mod shared_ring;
 pub mod source;
 pub mod symbols;
 pub mod tcp_counters;
+pub mod terminal;
 pub mod wait;
 pub mod zlib;

@@ -30,12 +30,21 @@ pub enum Woken {
     OutputClosed,
     /// A CPU went online or offline.
     Cpus,
+    /// Keys were pressed.
+    Keys,
+    /// SIGTSTP asked to stop. It waits until it is unblocked.
+    Stop,
+    /// The terminal has another size.
+    Resized,
 }
 
 const RECORDS: u64 = 0;
 const SIGNAL: u64 = 1;
 const OUTPUT: u64 = 2;
 const CPUS: u64 = 3;
+const KEYS: u64 = 4;
+const STOP: u64 = 5;
+const RESIZED: u64 = 6;
 
 /// All sources that can end a wait. While this value lives, SIGINT, SIGTERM and SIGHUP are blocked, and this value
 /// reads them.
@@ -59,7 +68,7 @@ static TERMINAL: OnceLock<File> = OnceLock::new();
 /// Open a terminal or a pipe once more, so that writing to it never waits. A terminal has room for one byte as soon as
 /// poll(2) says that it has room, and a pipe for one page. The result is another file description: `O_NONBLOCK` on the old
 /// one would hold for all other users of it. None: the descriptor is neither of them, or may not be opened.
-fn again(fd: impl IsTerminal + AsRawFd + AsFd) -> Option<File> {
+pub(super) fn reopened(fd: impl IsTerminal + AsRawFd + AsFd) -> Option<File> {
     let reopens = fd.is_terminal() || kind(fd.as_fd()) == libc::S_IFIFO;
     let path = reopens.then(|| format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).ok()
@@ -101,11 +110,11 @@ impl Waiter {
         SIGNALS_HELD.store(true, Ordering::Relaxed);
         let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot open a signalfd")?;
-        if let Some(terminal) = again(io::stderr()) {
+        if let Some(terminal) = reopened(io::stderr()) {
             let _ = TERMINAL.set(terminal);
         }
         let epoll = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot open an epoll instance");
-        let reopened = again(io::stdout());
+        let reopened = reopened(io::stdout());
         // A write to a file or to /dev/null waits for no reader, and a pipe that has room has room for `PIPE_BUF` bytes.
         let never_waits =
             matches!(kind(io::stdout().as_fd()), libc::S_IFREG | libc::S_IFCHR) && !io::stdout().is_terminal();
@@ -146,6 +155,19 @@ impl Waiter {
     pub fn add_cpus(&self, changes: BorrowedFd<'_>) -> Result<()> {
         let watch = |set: &Epoll| set.add(changes, EpollEvent::new(EpollFlags::EPOLLIN, CPUS));
         watch(&self.all).and_then(|()| watch(&self.pause)).context("cannot watch CPUs")
+    }
+
+    /// Let keys of the terminal, and the signals in these signalfds, end a wait, and a pause.
+    ///
+    /// # Errors
+    /// If the kernel refuses to watch them.
+    pub fn add_terminal(&self, keys: BorrowedFd<'_>, stops: BorrowedFd<'_>, resizes: BorrowedFd<'_>) -> Result<()> {
+        for set in [&self.all, &self.pause] {
+            for (fd, what) in [(keys, KEYS), (stops, STOP), (resizes, RESIZED)] {
+                set.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, what)).context("cannot watch the terminal")?;
+            }
+        }
+        Ok(())
     }
 
     /// Wait until an event arrives, or until `deadline`.
@@ -274,6 +296,18 @@ impl Write for Stderr {
     }
 }
 
+/// Write all bytes, and wait for room at most for [`GRACE`]. Nothing is allocated.
+///
+/// # Errors
+/// Those of [`write_when_read`].
+pub(super) fn write_soon(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    let end = Some(Instant::now() + GRACE);
+    while !bytes.is_empty() {
+        bytes = &bytes[write_when_read(to, bytes, libc::PIPE_BUF, None, end)?..];
+    }
+    Ok(())
+}
+
 fn until(epoll: &Epoll, deadline: Option<Instant>) -> Result<Woken> {
     let mut events = [EpollEvent::empty(); 8];
     loop {
@@ -293,11 +327,22 @@ fn until(epoll: &Epoll, deadline: Option<Instant>) -> Result<Woken> {
             Err(error) => return Err(error).context("cannot wait for events"),
         };
         let woken = |what| events[..count].iter().any(|event| event.data() == what);
+        // The terminal of the keys is gone.
+        let gone = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+        let no_keys = events[..count].iter().any(|event| event.data() == KEYS && event.events().intersects(gone));
         if woken(SIGNAL) {
             return Ok(Woken::Signal);
         }
         if woken(OUTPUT) {
             return Ok(Woken::OutputClosed);
+        }
+        if no_keys {
+            return Ok(Woken::Signal);
+        }
+        for (what, woken_by) in [(STOP, Woken::Stop), (RESIZED, Woken::Resized), (KEYS, Woken::Keys)] {
+            if woken(what) {
+                return Ok(woken_by);
+            }
         }
         if woken(CPUS) {
             return Ok(Woken::Cpus);

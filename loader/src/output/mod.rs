@@ -4,6 +4,7 @@ pub mod connections;
 pub mod json;
 mod line;
 mod names;
+pub mod screen;
 pub mod sockets;
 mod stats;
 pub mod text;

@@ -17,11 +17,8 @@ const WORST: usize = 20;
 /// The width of the columns before the verdict.
 const BEFORE: usize = 79;
 
-/// Print a block: the worst processes of the interval first.
-///
-/// # Errors
-/// If the writer refuses the bytes.
-pub(super) fn block(out: &mut impl Write, calendar: &mut Calendar, interval: &Interval) -> io::Result<()> {
+/// What was sent again in an interval, and what was lost so far; none: nothing that is known.
+pub(super) fn heading(calendar: &mut Calendar, interval: &Interval) -> (String, Option<String>) {
     let Interval { summary, took_us, .. } = interval;
     let seconds = *took_us as f64 / 1e6;
     let at = calendar.rfc3339(interval.realtime_ns).get(11..19).unwrap_or_default();
@@ -29,51 +26,79 @@ pub(super) fn block(out: &mut impl Write, calendar: &mut Calendar, interval: &In
     let kinds: Vec<_> = kinds.map(|(kind, segs)| format!("{} {segs}", kind.name())).collect();
     let kinds = if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join(", ")) };
     let again = format!("{at}  {seconds:.1} s: {} segments sent again{kinds}", summary.segs);
-    writeln!(out, "{}", shorten(&again, WIDTH))?;
     let lost = summary.lost.entries().into_iter().filter(|(_, count)| count.is_some_and(|count| count > 0));
     let lost: Vec<_> = lost.map(|(name, count)| format!("{name} {}", count.unwrap_or(0))).collect();
-    if !lost.is_empty() {
-        writeln!(out, "{}", shorten(&format!("lost so far: {}", lost.join(", ")), WIDTH))?;
+    (again, (!lost.is_empty()).then(|| format!("lost so far: {}", lost.join(", "))))
+}
+
+/// The columns of a process as text.
+pub(super) struct Cells {
+    pub(super) pid: String,
+    pub(super) comm: String,
+    /// Open and ended connections, bytes sent and received a second, the share that was sent again, and the RTT. None: no
+    /// connection of this process was open or ended. Its SYN-ACKs were sent again, or there is no ledger.
+    pub(super) figures: Option<[String; 6]>,
+    /// The verdict.
+    pub(super) said: String,
+}
+
+impl Cells {
+    /// The columns of a process in an interval of this length.
+    pub(super) fn new(process: &Process, took_us: u64) -> Self {
+        let (pid, mut comm) = whose(process);
+        if let Some(rows) = process.others {
+            comm = format!("({rows} exited)");
+        }
+        let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), rtt, .. } = &process.ledger
+        else {
+            return Self { pid, comm, figures: None, said: format!("{} segments sent again", process.segs) };
+        };
+        let seconds = took_us as f64 / 1e6;
+        let rate = |count: u64| bytes((count as f64 / seconds.max(1e-6)) as u64);
+        let rtt = rtt.as_ref().map_or_else(Rtt::default, |worst| worst.rtt);
+        let shown = rtt.srtt_us.map_or_else(|| "-".to_owned(), time);
+        let again = share(tcp.bytes_retrans, tcp.bytes_sent);
+        let (open, ended) = (fates.open.to_string(), fates.ended.to_string());
+        let figures = Some([open, ended, rate(tcp.bytes_sent), rate(tcp.bytes_received), again, shown]);
+        Self { pid, comm, figures, said: say_verdict(tcp, rtt, verdict) }
+    }
+}
+
+/// Print a block: the worst processes of the interval first.
+///
+/// # Errors
+/// If the writer refuses the bytes.
+pub(super) fn block(out: &mut impl Write, calendar: &mut Calendar, interval: &Interval) -> io::Result<()> {
+    let (again, lost) = heading(calendar, interval);
+    for line in [Some(again), lost].iter().flatten() {
+        writeln!(out, "{}", shorten(line, WIDTH))?;
     }
     writeln!(
         out,
         "{:>7} {:<16} {:>6} {:>6} {:>10} {:>10} {:>7}  {:>8} VERDICT",
         "PID", "COMM", "OPEN", "ENDED", "SENT/s", "RECEIVED/s", "AGAIN", "RTT"
     )?;
-    for process in summary.processes.iter().take(WORST) {
-        line(out, process, seconds)?;
+    let processes = &interval.summary.processes;
+    for process in processes.iter().take(WORST) {
+        let Cells { pid, comm, figures, said } = Cells::new(process, interval.took_us);
+        write!(out, "{pid:>7} {comm:<16} ")?;
+        match figures {
+            None => writeln!(out, "{said}")?,
+            Some([open, ended, sent, received, again, rtt]) => {
+                let said = shorten(&said, WIDTH - BEFORE);
+                writeln!(out, "{open:>6} {ended:>6} {sent:>10} {received:>10} {again:>7}  {rtt:>8} {said}")?;
+            }
+        }
     }
-    let more = summary.processes.len().saturating_sub(WORST);
+    let more = processes.len().saturating_sub(WORST);
     if more > 0 {
         writeln!(out, "and {more} more processes")?;
     }
     writeln!(out)
 }
 
-fn line(out: &mut impl Write, process: &Process, seconds: f64) -> io::Result<()> {
-    let (pid, mut comm) = whose(process);
-    if let Some(rows) = process.others {
-        comm = format!("({rows} exited)");
-    }
-    let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), rtt, .. } = &process.ledger else {
-        // No connection of this process was open or ended: its SYN-ACKs were sent again, or there is no ledger.
-        return writeln!(out, "{pid:>7} {comm:<16} {} segments sent again", process.segs);
-    };
-    let rate = |count: u64| bytes((count as f64 / seconds.max(1e-6)) as u64);
-    let rtt = rtt.as_ref().map_or_else(Rtt::default, |worst| worst.rtt);
-    let shown = rtt.srtt_us.map_or_else(|| "-".to_owned(), time);
-    let (sent, received) = (rate(tcp.bytes_sent), rate(tcp.bytes_received));
-    let again = share(tcp.bytes_retrans, tcp.bytes_sent);
-    let said = shorten(&say_verdict(tcp, rtt, verdict), WIDTH - BEFORE);
-    writeln!(
-        out,
-        "{pid:>7} {comm:<16} {:>6} {:>6} {sent:>10} {received:>10} {again:>7}  {shown:>8} {said}",
-        fates.open, fates.ended
-    )
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::ledger::counters::Counters;
     use crate::ledger::figures::CutsSeen;
@@ -84,7 +109,7 @@ mod tests {
     use std::collections::HashMap;
 
     /// An interval of two seconds in which this many processes sent 10 MB each, and the first sent segments again.
-    fn interval(processes: u32) -> Interval {
+    pub(crate) fn interval(processes: u32) -> Interval {
         let key = |tgid| ProcessKey { tgid, ..ProcessKey::default() };
         let mut rows = HashMap::new();
         for tgid in 1..=processes {

@@ -37,6 +37,7 @@ mod refusals;
 mod renamed;
 mod reused_pid;
 mod room;
+mod screen;
 mod send_events;
 mod senders;
 mod shared_fd;
@@ -137,6 +138,7 @@ pub const ALL: &[Case] = &[
     case!("stats_netem",          AUTO,        V4,     OLDEST,   stats::with_netem),
     case!("ledger",               Set::ALL,    EITHER, SETS,     ledger::run),
     case!("cuts",                 Set::ALL,    V4,     SETS,     cuts::run),
+    case!("screen",               AUTO,        V4,     ENDS,     screen::run),
     case!("mounted_over",         AUTO,        V4,     HERE,     sockets::mounted_over),
     case!("seeded_from_proc",     AUTO,        EITHER, HERE,     already_open::seeded_from_proc),
     case!("verify",               Set::ALL,    EITHER, KERNELS,  verify::run),

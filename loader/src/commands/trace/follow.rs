@@ -72,19 +72,27 @@ pub(super) fn follow(
         match woken {
             Woken::Records => {}
             Woken::Cpus => cpus_changed(running, order, waiter)?,
+            Woken::Keys | Woken::Stop | Woken::Resized => {
+                if let Some(view) = &mut printer.view
+                    && view.answer(woken)?
+                {
+                    return Ok(Woken::Signal);
+                }
+            }
             _ => return Ok(woken),
         }
     }
 }
 
-/// If an interval of `xctl top` is over, print it.
+/// If an interval of `xctl top` is over, show it.
 fn tick(running: &mut Running, printer: &mut Printer<'_>) -> Result<()> {
     if let Some(ticks) = &mut printer.ticks
         && ticks.due() <= Instant::now()
     {
         running.tick()?;
         let lost = running.lost()?;
-        ticks.print(running.accounts.as_mut(), lost, &mut *printer.output)?;
+        let interval = ticks.end(running.accounts.as_mut(), lost)?;
+        printer.interval(interval)?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `xctl trace`: print retransmits as they happen.
 
 mod follow;
+mod live;
 mod printer;
 mod privilege;
 mod ticks;
@@ -11,6 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 
 use self::follow::{Live, finish, follow};
+use self::live::View;
 use self::printer::{Exits, Printer};
 use self::privilege::give_up_privilege;
 use self::ticks::Ticks;
@@ -218,7 +220,7 @@ fn only_loaded(
     about: &About,
     loaded: &Loaded,
 ) -> Result<()> {
-    give_up_privilege(options, user, &loaded.tables)?;
+    give_up_privilege(options, user, &loaded.tables, false)?;
     let mut output = output(options, waiter);
     sees_processes();
     output.ready(&about.ready(&loaded.plan.set, 0, false))?;
@@ -255,7 +257,9 @@ fn follow_to_end(
         None
     };
 
-    give_up_privilege(options, user, &running.tables)?;
+    let on_terminal = options.interval.is_some() && !options.json && !options.batch;
+    let view = if on_terminal { View::open(waiter)? } else { None };
+    give_up_privilege(options, user, &running.tables, view.is_some())?;
     let output = output(options, waiter);
     let sees_processes = sees_processes();
     let holders = running.seeded.holders.clone();
@@ -263,11 +267,18 @@ fn follow_to_end(
     let deadline = options.duration.and_then(|time| Instant::now().checked_add(time));
     // After the deadline, so that the tick of the same time comes after it: the last interval is as long as the others.
     let ticks = options.interval.map(Ticks::begin).transpose()?;
-    let mut printer = Printer { output, by_process: ByProcess::new(), left: options.count, exits, holders, ticks };
-    printer.output.ready(&about.ready(&running.set, running.seeded.sockets, true))?;
+    let mut printer =
+        Printer { output, by_process: ByProcess::new(), left: options.count, exits, holders, ticks, view };
+    let ready = about.ready(&running.set, running.seeded.sockets, true);
+    printer.output.ready(&ready)?;
     printer.output.flush()?;
+    if let Some(view) = &mut printer.view {
+        view.begin(&ready)?;
+    }
     let mut moving = Moving::new(sees_processes);
     let ended = follow(&mut running, &mut order, waiter, &mut printer, &mut moving, deadline)?;
+    // The summary is of the whole run, so the view does not need the last interval.
+    let viewed = printer.view.take().is_some();
     if ended == Woken::OutputClosed {
         return Ok(());
     }
@@ -291,8 +302,10 @@ fn follow_to_end(
     }
     let difference = verify.as_ref().and_then(Report::difference);
     let mut summary = Summary { verify, ..Summary::new(&by_process, &others, lost, cuts) };
-    if let Some(ticks) = &mut printer.ticks {
-        ticks.print(ended.accounts.as_mut(), summary.lost, &mut *printer.output)?;
+    if let Some(ticks) = &mut printer.ticks
+        && !viewed
+    {
+        printer.output.interval(&ticks.end(ended.accounts.as_mut(), summary.lost)?)?;
     }
     if let Some(accounts) = ended.accounts.take() {
         let balance = accounts.finish();

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 
+use super::live::View;
 use super::ticks::Ticks;
 use crate::kernel::host;
 use crate::ledger::summary::{self, ByProcess};
 use crate::model::events::{Event, Owner};
-use crate::output::{Moment, Output};
+use crate::output::{Interval, Moment, Output};
 use crate::trace::seed::holders::Holders;
 use crate::trace::session::Record;
 
@@ -26,9 +27,23 @@ pub struct Printer<'w> {
     pub holders: Holders,
     /// `xctl top`: print intervals, and no event.
     pub ticks: Option<Ticks>,
+    /// `xctl top` on a terminal: show intervals here.
+    pub view: Option<View<'w>>,
 }
 
 impl Printer<'_> {
+    /// Show an interval.
+    ///
+    /// # Errors
+    /// If standard output does not take it.
+    pub fn interval(&mut self, interval: Interval) -> Result<()> {
+        if let Some(view) = &mut self.view {
+            return view.add(interval);
+        }
+        self.output.interval(&interval)?;
+        Ok(self.output.flush()?)
+    }
+
     /// Print a record, unless the limit is reached. `realtime_offset` is CLOCK_REALTIME - CLOCK_MONOTONIC, in ns.
     ///
     /// # Errors

@@ -10,10 +10,11 @@ use crate::kernel::privilege::{self, User, switch_user};
 use crate::trace::tables::Tables;
 
 /// Become the user of `--user`, and give up capabilities and system calls. Most of them are no longer needed.
+/// `terminal`: a full-screen view needs its terminal.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn give_up_privilege(options: &TraceOptions, user: Option<User>, tables: &Tables) -> Result<()> {
+pub fn give_up_privilege(options: &TraceOptions, user: Option<User>, tables: &Tables, terminal: bool) -> Result<()> {
     if let Some(user) = user {
         switch_user(user)?;
     }
@@ -39,7 +40,7 @@ pub fn give_up_privilege(options: &TraceOptions, user: Option<User>, tables: &Ta
         return Ok(());
     }
     privilege::no_new_privileges()?;
-    match confine(Needs { namespaces: options.verify, record: options.record.is_some() }) {
+    match confine(Needs { namespaces: options.verify, record: options.record.is_some(), terminal }) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
             say(format_args!("this kernel has no seccomp filters, so system calls are not limited: {error}"));
             Ok(())

@@ -9,7 +9,7 @@ use crate::ledger::figures::CutsSeen;
 use crate::ledger::summary::{self, ByProcess, Others, Summary};
 use crate::model::events::Retransmit;
 use crate::model::lost::Lost;
-use crate::output::{Interval, Output};
+use crate::output::Interval;
 use crate::trace::accounts::Accounts;
 
 /// Intervals, one after the other.
@@ -43,12 +43,12 @@ impl Ticks {
         summary::add(self.by_process.entry(summary::key_of(&event.owner)).or_default(), event);
     }
 
-    /// Print the interval that ends now, and begin the next one. The accounts have been brought up to now. `lost` is what was
-    /// lost since the run began.
+    /// The interval that ends now; the next one begins. The accounts have been brought up to now. `lost` is what was lost since
+    /// the run began.
     ///
     /// # Errors
-    /// If standard output does not take it.
-    pub fn print(&mut self, accounts: Option<&mut Accounts>, lost: Lost, output: &mut dyn Output) -> Result<()> {
+    /// If the clock cannot be read.
+    pub fn end(&mut self, accounts: Option<&mut Accounts>, lost: Lost) -> Result<Interval> {
         let now_ns = monotonic_ns()?;
         let mut summary = Summary::new(&std::mem::take(&mut self.by_process), &Others::default(), lost, CutsSeen::None);
         if let Some(accounts) = accounts {
@@ -56,14 +56,12 @@ impl Ticks {
             summary.add_ledger(&rows, &folded, now_ns);
         }
         let took_us = now_ns.saturating_sub(self.since_ns) / 1000;
-        output.interval(&Interval { realtime_ns: realtime_ns()?, mono_ns: now_ns, took_us, summary })?;
-        output.flush()?;
         self.since_ns = now_ns;
         // A tick that came late does not make the next ones late.
         let now = Instant::now();
         while self.due <= now {
             self.due += self.every;
         }
-        Ok(())
+        Ok(Interval { realtime_ns: realtime_ns()?, mono_ns: now_ns, took_us, summary })
     }
 }
