@@ -39,7 +39,7 @@ fn report(from: &mut dyn BufRead, out: &mut dyn Write) -> Result<()> {
     let mut line = Vec::new();
     while read_line(from, &mut line).with_context(|| format!("line {}", number + 1))? {
         number += 1;
-        let record = match serde_json::from_slice(&line) {
+        let record = match Record::read(&line) {
             Ok(record) => record,
             Err(_) if line.iter().all(u8::is_ascii_whitespace) => continue,
             Err(_) if line.last() != Some(&b'\n') => {

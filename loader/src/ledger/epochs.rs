@@ -109,10 +109,12 @@ impl Moving {
     /// # Errors
     /// If a map cannot be read.
     pub fn finish(mut self, table: &impl Table) -> Result<(ByProcess, Others)> {
-        let mut left = table.by_process()?;
+        let left = table.by_process()?;
         // A row keeps the name that was added last, so the older epoch is added first.
-        left.sort_by_key(|(key, _)| key.epoch == self.epoch);
-        left.iter().for_each(|(key, totals)| self.rows.add(key, totals));
+        for newer in [false, true] {
+            let of_it = left.iter().filter(|(key, _)| (key.epoch == self.epoch) == newer);
+            of_it.for_each(|(key, totals)| self.rows.add(key, totals));
+        }
         Ok((self.rows.by_process, self.rows.others))
     }
 }

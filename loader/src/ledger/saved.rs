@@ -13,8 +13,7 @@ use crate::model::events::{Flow, KINDS, Kind};
 use crate::model::lost::Lost;
 
 /// A line of a run's output. Fields and records that this program does not know are left out.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[derive(Debug)]
 pub enum Record {
     /// The beginning of a run.
     Ready(Ready),
@@ -25,8 +24,30 @@ pub enum Record {
     /// The end of a run.
     Summary(Box<Totals>),
     /// Another record.
-    #[serde(other)]
     Other,
+}
+
+/// The field that tells which fields a record has.
+#[derive(Deserialize)]
+struct Typed {
+    r#type: String,
+}
+
+impl Record {
+    /// Read a line. The first pass reads the type alone: serde's own code for tagged records keeps a copy of all fields.
+    ///
+    /// # Errors
+    /// The line is no record.
+    pub fn read(line: &[u8]) -> serde_json::Result<Self> {
+        let Typed { r#type } = serde_json::from_slice(line)?;
+        Ok(match &*r#type {
+            "ready" => Record::Ready(serde_json::from_slice(line)?),
+            "retransmit" => Record::Retransmit(serde_json::from_slice(line)?),
+            "connection" => Record::Connection(serde_json::from_slice(line)?),
+            "summary" => Record::Summary(serde_json::from_slice(line)?),
+            _ => Record::Other,
+        })
+    }
 }
 
 /// The fields of `ready` that a report shows.
@@ -51,19 +72,21 @@ pub struct Retransmit {
     err: i32,
 }
 
-/// The fields of `connection` that a report adds up.
+/// The fields that `connection` and rows of `processes` have. Each of the two lacks some of them. Those of the ledger are
+/// null or missing if the kernel had no ledger.
 #[derive(Debug, Deserialize)]
-pub struct Connection {
+struct Fields {
     pid: Option<u32>,
     comm: Option<String>,
-    mono_ns: u64,
-    #[serde(flatten)]
-    figures: Figures,
-}
-
-/// The fields of the ledger that a report shows. They are null or missing if the kernel had no ledger.
-#[derive(Debug, Deserialize)]
-struct Figures {
+    #[serde(default)]
+    kernel: bool,
+    #[serde(default)]
+    shared: bool,
+    others: Option<u64>,
+    mono_ns: Option<u64>,
+    segs: Option<u64>,
+    bytes: Option<u64>,
+    retransmits: Option<u64>,
     connections: Option<Fates>,
     observed_us: Option<u64>,
     complete: Option<bool>,
@@ -71,6 +94,22 @@ struct Figures {
     local_dropped_bytes: Option<u64>,
     rtt: Option<Rtt>,
     verdict: Option<Vec<Word>>,
+}
+
+/// The end of a connection: the fields that a report adds up.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Fields")]
+pub struct Connection {
+    mono_ns: u64,
+    fields: Fields,
+}
+
+impl TryFrom<Fields> for Connection {
+    type Error = &'static str;
+
+    fn try_from(fields: Fields) -> Result<Self, Self::Error> {
+        Ok(Self { mono_ns: fields.mono_ns.ok_or("missing field `mono_ns`")?, fields })
+    }
 }
 
 /// The fields of `summary`.
@@ -88,19 +127,35 @@ pub struct Totals {
 
 /// A row of `processes`.
 #[derive(Debug, Deserialize)]
-struct Of {
-    pid: Option<u32>,
-    comm: Option<String>,
-    #[serde(default)]
-    kernel: bool,
-    #[serde(default)]
-    shared: bool,
-    others: Option<u64>,
-    segs: u64,
-    bytes: u64,
-    retransmits: u64,
-    #[serde(flatten)]
-    figures: Figures,
+#[serde(try_from = "Fields")]
+struct Of(Process);
+
+impl TryFrom<Fields> for Of {
+    type Error = &'static str;
+
+    fn try_from(fields: Fields) -> Result<Self, Self::Error> {
+        let Fields { kernel, shared, others, .. } = fields;
+        Ok(Self(Process {
+            kernel,
+            shared,
+            others,
+            segs: fields.segs.ok_or("missing field `segs`")?,
+            bytes: fields.bytes.ok_or("missing field `bytes`")?,
+            retransmits: fields.retransmits.ok_or("missing field `retransmits`")?,
+            pid: fields.pid,
+            comm: fields.comm,
+            ledger: Ledger {
+                connections: fields.connections,
+                observed_us: fields.observed_us,
+                complete: fields.complete,
+                tcp: fields.tcp.map(|tcp| Counters { local_bytes: fields.local_dropped_bytes, ..tcp }),
+                rtt: fields.rtt.map(Into::into),
+                judged: fields.verdict.map(|words| Verdict { words, checks: Vec::new() }),
+                ..Ledger::default()
+            },
+            ..Process::default()
+        }))
+    }
 }
 
 impl From<Totals> for Summary {
@@ -115,41 +170,8 @@ impl From<Totals> for Summary {
             failed: saved.failed,
             kinds,
             lost: saved.lost,
-            processes: saved.processes.into_iter().map(Process::from).collect(),
+            processes: saved.processes.into_iter().map(|Of(process)| process).collect(),
             ..Summary::default()
-        }
-    }
-}
-
-impl From<Of> for Process {
-    fn from(row: Of) -> Self {
-        let Of { pid, comm, kernel, shared, others, segs, bytes, retransmits, figures } = row;
-        Process {
-            pid,
-            comm,
-            kernel,
-            shared,
-            others,
-            segs,
-            bytes,
-            retransmits,
-            ledger: figures.into(),
-            ..Process::default()
-        }
-    }
-}
-
-impl From<Figures> for Ledger {
-    fn from(saved: Figures) -> Self {
-        let local_bytes = saved.local_dropped_bytes;
-        Ledger {
-            connections: saved.connections,
-            observed_us: saved.observed_us,
-            complete: saved.complete,
-            tcp: saved.tcp.map(|tcp| Counters { local_bytes, ..tcp }),
-            rtt: saved.rtt.map(Into::into),
-            judged: saved.verdict.map(|words| Verdict { words, checks: Vec::new() }),
-            ..Ledger::default()
         }
     }
 }
@@ -198,19 +220,19 @@ impl Sums {
 
     /// Add the end of a connection.
     pub fn connection(&mut self, record: Connection) {
-        let Connection { pid, comm, mono_ns, figures } = record;
-        let Figures { connections: Some(fates), tcp: Some(tcp), .. } = figures else { return };
+        let Connection { mono_ns, fields } = record;
+        let Fields { connections: Some(fates), tcp: Some(tcp), .. } = fields else { return };
         self.last_ns = self.last_ns.max(mono_ns);
         let needless = tcp.dsack_dups.min(tcp.retrans);
         let more = Row {
             fates,
-            counters: Counters { needless, local_bytes: figures.local_dropped_bytes, ..tcp },
-            complete: figures.complete == Some(true),
-            rtt: figures.rtt.map(|rtt| (rtt, Flow::default())),
-            since_ns: mono_ns.saturating_sub(figures.observed_us.unwrap_or(0).saturating_mul(1000)),
+            counters: Counters { needless, local_bytes: fields.local_dropped_bytes, ..tcp },
+            complete: fields.complete == Some(true),
+            rtt: fields.rtt.map(|rtt| (rtt, Flow::default())),
+            since_ns: mono_ns.saturating_sub(fields.observed_us.unwrap_or(0).saturating_mul(1000)),
             ..Row::default()
         };
-        self.row(pid, comm).1.add(&more);
+        self.row(fields.pid, fields.comm).1.add(&more);
     }
 
     /// The summary of these records. What the kernel lost is not known.
@@ -235,7 +257,7 @@ mod tests {
     use super::*;
 
     fn record(line: &str) -> Record {
-        serde_json::from_str(line).unwrap()
+        Record::read(line.as_bytes()).unwrap()
     }
 
     #[test]
@@ -271,6 +293,31 @@ mod tests {
     #[test]
     fn a_record_that_is_not_known_is_left_out_and_a_broken_one_is_not() {
         assert!(matches!(record(r#"{"type":"weather","rain":true}"#), Record::Other));
-        assert!(serde_json::from_str::<Record>(r#"{"type":"retransmit","pid":"seven"}"#).is_err());
+        for (line, why) in [
+            (r#"{"type":"retransmit","pid":"seven"}"#, "invalid type"),
+            (r#"{"type":"connection","pid":7,"connections":null}"#, "missing field `mono_ns`"),
+            (r#"{"pid":7}"#, "missing field `type`"),
+            ("7", "invalid type"),
+        ] {
+            let error = Record::read(line.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(why), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_row_of_a_summary_without_a_number_is_an_error_and_not_0() {
+        let lost = serde_json::to_string(&Lost::default()).unwrap();
+        let summary = |row: &str| {
+            format!(
+                r#"{{"type":"summary","retransmits":1,"segs":1,"failed":0,"kinds":{{}},"lost":{lost},"processes":[{{{row}}}]}}"#
+            )
+        };
+        let fields = [r#""segs":1"#, r#""bytes":2"#, r#""retransmits":3"#];
+        assert!(matches!(record(&summary(&fields.join(","))), Record::Summary(_)));
+        for (field, name) in fields.iter().zip(["segs", "bytes", "retransmits"]) {
+            let without: Vec<_> = fields.iter().filter(|one| *one != field).copied().collect();
+            let error = Record::read(summary(&without.join(",")).as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(&format!("missing field `{name}`")), "{error}");
+        }
     }
 }

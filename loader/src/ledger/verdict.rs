@@ -184,8 +184,8 @@ fn limit(verdict: &mut Verdict, counters: &Counters) -> Word {
         (sndbuf_limited_us, Word::Sndbuf, "sndbuf_limited_us/busy_us"),
         (free_us, Word::Network, "(busy_us-rwnd_limited_us-sndbuf_limited_us)/busy_us"),
     ];
-    // The sort is stable: of equal shares the first in this list is taken.
-    shares.sort_by_key(|(us, ..)| std::cmp::Reverse(*us));
+    // Of equal shares the first in the order of the rules is taken.
+    shares.sort_unstable_by_key(|(us, word, _)| (std::cmp::Reverse(*us), *word));
     let [(largest, word, what), (next, ..), _] = shares;
     verdict.check(what, Some(ratio(largest, busy_us)), ratio(next, busy_us));
     word
