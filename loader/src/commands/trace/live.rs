@@ -321,7 +321,7 @@ mod tests {
         assert_eq!([b' ', b's', b'?'].map(|key| state.key(key)), [Then::Draw, Then::Nothing, Then::Nothing]);
         assert_eq!(state.words(), "by again, PAUSED");
         assert_eq!([b' ', b's'].map(|key| state.key(key)), [Then::Draw, Then::Draw]);
-        b"/qs \x1fz\x7f".map(|key| state.key(key));
+        b"/qs \x1fz\x7f".iter().for_each(|key| _ = state.key(*key));
         assert_eq!(state.words(), "by sent, /qs _");
         state.key(b'\r');
         assert_eq!((state.words().as_str(), state.key(b'q')), ("by sent, /qs ", Then::End));
