@@ -126,7 +126,7 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
 
 /// The state that a start reaches. A dry run (`--dry-run`) only loads programs.
 enum Started {
-    Loaded(Loaded),
+    Loaded(Box<Loaded>),
     Running(Box<Running>),
 }
 
@@ -160,7 +160,7 @@ fn load_and_attach(
     let (loaded, expected) = load::load_watched(object, plan, target, audit)?;
     load::prove(&loaded, expected, audit)?;
     if options.dry_run {
-        return Ok(Started::Loaded(loaded));
+        return Ok(Started::Loaded(Box::new(loaded)));
     }
     let running = session::attach(loaded, target.kprobe_support())?;
     audit.attached(&running.set.hooks);
