@@ -119,7 +119,7 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
         None => ("waiting for the end of the first interval".into(), None),
     };
     frame.line();
-    frame.put(BOLD, &format!("{}  {}", screen.about, screen.state));
+    frame.put(BOLD, screen.about);
     frame.line();
     frame.put("", &again);
     frame.line();
@@ -172,8 +172,11 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
     frame.line();
     match screen.help {
         Some(help) => frame.put("", help),
-        None if more > 0 => frame.put(DIM, &format!("and {more} more processes (? for help)")),
-        None => frame.put(DIM, "? for help"),
+        None => {
+            frame.put("", screen.state);
+            let more = if more > 0 { format!(", and {more} more processes") } else { String::new() };
+            frame.put(DIM, &format!("{more} (? for help)"));
+        }
     }
     frame.out
 }
@@ -227,7 +230,7 @@ mod tests {
     fn eighty_columns_have_the_figures_that_matter() {
         let lines = lines((24, 80), 2, |_| ());
         let expected = [
-            "<1>Linux 6.1  kprobe, proven  by again<>",
+            "<1>Linux 6.1  kprobe, proven<>",
             "01:02:03  2.0 s: 700 segments sent again (rto 700)",
             "<1>lost so far: perf 3, missed 9<>",
             "<7>    PID COMM              SENT/s   RECV/s  AGAIN     RTT VERDICT                <>",
@@ -236,7 +239,7 @@ mod tests {
             "",
         ];
         assert_eq!(lines[..7], expected);
-        assert_eq!(lines[23], "<2>? for help<>");
+        assert_eq!(lines[23], "by again<2> (? for help)<>");
     }
 
     #[test]
@@ -264,7 +267,7 @@ mod tests {
         let of_24 = lines((24, 80), 30, |_| ());
         let pids = of_24[4..23].iter().map(|line| line.trim_start().split(' ').next().unwrap().parse());
         assert_eq!(pids.collect::<Result<Vec<u32>, _>>(), Ok((1..20).collect()));
-        assert_eq!(of_24[23], "<2>and 11 more processes (? for help)<>");
+        assert_eq!(of_24[23], "by again<2>, and 11 more processes (? for help)<>");
         for size in [(1, 1), (2, 7), (3, 30), (5, 60), (6, 79), (200, 400)] {
             lines(size, 30, |_| ());
         }

@@ -98,7 +98,7 @@ impl Screen {
             self.read(Duration::from_millis(20))?;
             Ok(done(self))
         })?;
-        ensure!(reached, "{what}: never; it printed {:?}", self.seen);
+        ensure!(reached, "{what}: never; the last screen: {:#?}", self.screens()?.last());
         Ok(())
     }
 
@@ -188,8 +188,8 @@ fn figures(set: Set, stage: &mut Stage, connection: &Connection) -> Result<Strin
     screen.press("ss/no such\r")?;
     screen.until("the filter", |screen| {
         let screens = screen.screens().unwrap_or_default();
-        let last = screens.last().map_or("", |screen| &screen[0]);
-        last.contains("by received") && last.ends_with("/no such")
+        let last = screens.last().and_then(|screen| screen.last());
+        last.is_some_and(|last| last.starts_with("by received, /no such"))
     })?;
     let of_writer = |screens: &[Vec<String>]| sent(&screens[screens.len() - 1..], pid);
     ensure!(of_writer(&screen.screens()?)? == 0.0, "the filter hides nothing");
