@@ -1,6 +1,7 @@
 //! Copies of xctl's own object, each with one thing in it that must not be there.
 
 use xctl::model::embedded;
+use xctl::model::events::{Owner, Totals};
 use xctl::object::{Btf, BtfExt, Kind, ObjectFile, TypeId};
 
 /// An object that must be refused, and words that its refusal must have: the defect, and its place.
@@ -181,6 +182,7 @@ pub fn maps() -> Vec<Altered> {
     let object = ObjectFile::parse(bytes).expect("our own object");
     let btf = Btf::parse(object.btf.expect("its BTF")).expect("its BTF");
     let parts = Parts { bytes, object, btf };
+    let (owner, totals) = (size_of::<Owner>(), size_of::<Totals>());
     let altered = |what, map: &str, member, like, words: &str| Altered {
         what,
         bytes: parts.with(parts.of_map(map, member), parts.word(parts.of_map(like, member))),
@@ -193,17 +195,17 @@ pub fn maps() -> Vec<Altered> {
             "SOCKET_TO_PID",
             "value",
             "PROCESS_TOTALS",
-            "has values of 112 bytes in the object and 88",
+            &format!("has values of {totals} bytes in the object and {owner}"),
         ),
         altered(
             "shorter values",
             "PROCESS_TOTALS",
             "value",
             "SOCKET_TO_PID",
-            "has values of 88 bytes in the object and 112",
+            &format!("has values of {owner} bytes in the object and {totals}"),
         ),
         altered("longer keys", "NETNS_TOTALS", "key", "PROCESS_TOTALS", "has keys of 24 bytes in the object and 8"),
-        altered("longer counters", "LOST", "value", "NETNS_TOTALS", "has values of 112 bytes in the object and 8"),
+        altered("longer counters", "LOST", "value", "NETNS_TOTALS", &format!("has values of {totals} bytes in the object and 8")),
         altered(
             "a counter for all CPUs",
             "LOST",
