@@ -171,6 +171,38 @@ fn wrong_usage_is_exit_code_2() {
     }
 }
 
+/// Names and times in the records are anybody's text. Python's parser reads the picture: it is XML, and has the text as text.
+#[test]
+fn a_picture_of_anybodys_text_is_xml() {
+    const PARSE: &str = "import sys, xml.etree.ElementTree as tree\n\
+                         root = tree.fromstring(sys.stdin.buffer.read())\n\
+                         print(root.tag)\n\
+                         for text in root.iter('{http://www.w3.org/2000/svg}text'): print(text.text)";
+    let lost = r#"{"perf":0,"output":0,"map_full":0,"unknown":0,"unattributed":0,"totals":0,"ledger":0,"missed":0}"#;
+    let lines = [
+        r#"{"type":"ready","schema":1,"attach":"]]>","version":"<!--"}"#.to_owned(),
+        format!(r#"{{"type":"interval","time":"\"&lt;","interval_us":1000000,"lost":{lost}}}"#),
+        r#"{"type":"process","pid":7,"comm":"</text><b>\u0000\u001b\ufffe&","segs":0,"bytes":0,"retransmits":0}"#
+            .to_owned(),
+    ];
+    let file = Temporary::new("picture", (lines.join("\n") + "\n").as_bytes());
+    let output = xctl(&["report", "--svg", file.0.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut python = Command::new("python3");
+    python.args(["-c", PARSE]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let Ok(mut python) = python.spawn() else {
+        println!("skipped: no python3");
+        return;
+    };
+    python.stdin.take().unwrap().write_all(&output.stdout).unwrap();
+    let parsed = python.wait_with_output().unwrap();
+    let said = String::from_utf8(parsed.stdout).unwrap();
+    assert!(parsed.status.success() && said.starts_with("{http://www.w3.org/2000/svg}svg\n"), "{said}");
+    for text in ["</text><b>& (7)", "xctl <!--, hooks ]]>", "until \"&lt; UTC"] {
+        assert!(said.contains(text), "{text}: {said}");
+    }
+}
+
 #[test]
 fn a_full_disk_is_named() {
     for arguments in [&["inspect"][..], &["btf", "struct sock_common"], &["doctor"], &["doctor", "--json"]] {

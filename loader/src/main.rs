@@ -21,7 +21,8 @@ fn main() -> ExitCode {
             commands::inspect::run(&commands::inspect::Args { object, btf, json }, &mut commands::stdout())
         }
         Command::Doctor(options) => commands::doctor::run(&options, &mut commands::stdout()),
-        Command::Report(files) => commands::report::run(&files, &mut commands::stdout()),
+        Command::Report { files, svg: false } => commands::report::run(&files, &mut commands::stdout()),
+        Command::Report { files, svg: true } => commands::report::picture(&files, &mut commands::stdout()),
         Command::Btf(options) => commands::btf::run(&options, &mut commands::stdout()),
     });
     match result {

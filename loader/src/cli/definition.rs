@@ -225,8 +225,9 @@ pub fn clap() -> Clap {
                 .num_args(1..)
                 .required(true)
                 .value_parser(value_parser!(PathBuf))
-                .help("Output of 'xctl trace --json'; - is standard input"),
-        );
+                .help("Output of 'xctl trace --json' or 'xctl top --json'; - is standard input"),
+        )
+        .arg(flag("svg", "Print one picture (SVG) of the last run of 'xctl top', instead"));
     Clap::new("xctl")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Which process is really behind TCP retransmissions")

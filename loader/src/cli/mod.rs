@@ -25,7 +25,12 @@ pub enum Command {
     /// `xctl btf`
     Btf(BtfOptions),
     /// `xctl report`, with the files to read.
-    Report(Vec<PathBuf>),
+    Report {
+        /// The files with JSON lines.
+        files: Vec<PathBuf>,
+        /// Draw a picture.
+        svg: bool,
+    },
     /// `xctl doctor`
     Doctor(DoctorOptions),
     /// `xctl inspect`
@@ -68,7 +73,8 @@ fn command(mut matches: ArgMatches) -> Result<Command> {
             json: matches.get_flag("json"),
         })),
         Some((name, mut matches)) if name == "report" => {
-            Ok(Command::Report(matches.remove_many("files").into_iter().flatten().collect()))
+            let files = matches.remove_many("files").into_iter().flatten().collect();
+            Ok(Command::Report { files, svg: matches.get_flag("svg") })
         }
         Some((name, mut matches)) if name == "btf" => Ok(Command::Btf(BtfOptions {
             types: matches.remove_many("types").into_iter().flatten().collect(),

@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 
 use crate::ledger::saved::{Record, Sums};
 use crate::ledger::summary::Summary;
-use crate::output::Output;
+use crate::ledger::timeline::Timeline;
 use crate::output::text::{Text, result_of_verify};
+use crate::output::{Output, svg};
 
 /// The longest line that is read, in bytes. A summary with 4,096 rows has six million.
 const LONGEST: u64 = 64 << 20;
@@ -20,44 +21,86 @@ const LONGEST: u64 = 64 << 20;
 /// A file cannot be read, or a line in it is no record; the message names file and line.
 pub fn run(files: &[PathBuf], out: &mut dyn Write) -> Result<()> {
     for path in files {
-        let shown = path.display();
-        let mut from: Box<dyn BufRead> = match path.as_path() {
-            standard if standard == Path::new("-") => Box::new(io::stdin().lock()),
-            path => Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot read {shown}"))?)),
-        };
         if files.len() > 1 {
-            writeln!(out, "{shown}:")?;
+            writeln!(out, "{}:", path.display())?;
         }
-        report(&mut *from, out).with_context(|| shown.to_string())?;
+        report(&mut *open(path)?, out).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// Print a picture of the last run in these files that has intervals.
+///
+/// # Errors
+/// Those of [`run`]; or there is no such run, or it has more intervals than a picture shows.
+pub fn picture(files: &[PathBuf], out: &mut dyn Write) -> Result<()> {
+    let (mut last, mut run) = (Timeline::default(), Timeline::default());
+    for path in files {
+        let drawn = records(&mut *open(path)?, &mut |_, record| {
+            match record {
+                Some(Record::Ready(ready)) => {
+                    let before = std::mem::replace(&mut run, Timeline::begin(&ready));
+                    if !before.ends.is_empty() {
+                        last = before;
+                    }
+                }
+                Some(Record::Interval(interval)) => run.interval(&interval).map_err(Error::msg)?,
+                Some(Record::Process(process)) => run.process(&process.0).map_err(Error::msg)?,
+                Some(Record::Summary(totals)) => totals.processes.iter().for_each(|of| run.verdict(&of.0)),
+                _ => {}
+            }
+            Ok(())
+        });
+        drawn.with_context(|| path.display().to_string())?;
+    }
+    let run = if run.ends.is_empty() { last } else { run };
+    if run.ends.is_empty() {
+        bail!("no run has intervals here: give the output of `xctl top --json`");
+    }
+    Ok(svg::draw(&run, out)?)
+}
+
+fn open(path: &Path) -> Result<Box<dyn BufRead>> {
+    Ok(match path {
+        standard if standard == Path::new("-") => Box::new(io::stdin().lock()),
+        path => {
+            let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+            Box::new(BufReader::new(file))
+        }
+    })
+}
+
+/// Hand over each record, with the number of its line. None: the last line is cut off.
+fn records(from: &mut dyn BufRead, each: &mut dyn FnMut(u64, Option<Record>) -> Result<()>) -> Result<()> {
+    let (mut line, mut number) = (Vec::new(), 0_u64);
+    while read_line(from, &mut line).with_context(|| format!("line {}", number + 1))? {
+        number += 1;
+        let record = match Record::read(&line) {
+            Ok(record) => Some(record),
+            Err(_) if line.iter().all(u8::is_ascii_whitespace) => continue,
+            Err(_) if line.last() != Some(&b'\n') => None,
+            Err(error) => {
+                return Err(anyhow!("line {number} is no record of xctl ({error}): is this the output of --json?"));
+            }
+        };
+        each(number, record).with_context(|| format!("line {number}"))?;
     }
     Ok(())
 }
 
 /// Print each run in the lines of a file.
 fn report(from: &mut dyn BufRead, out: &mut dyn Write) -> Result<()> {
-    let (mut sums, mut runs, mut number) = (Sums::default(), 0, 0_u64);
-    let mut line = Vec::new();
-    while read_line(from, &mut line).with_context(|| format!("line {}", number + 1))? {
-        number += 1;
-        let record = match Record::read(&line) {
-            Ok(record) => record,
-            Err(_) if line.iter().all(u8::is_ascii_whitespace) => continue,
-            Err(_) if line.last() != Some(&b'\n') => {
-                writeln!(out, "line {number}, the last one, is cut off")?;
-                continue;
-            }
-            Err(error) => {
-                return Err(anyhow!("line {number} is no record of xctl ({error}): is this the output of --json?"));
-            }
-        };
+    let (mut sums, mut runs) = (Sums::default(), 0);
+    records(from, &mut |number, record| {
         match record {
-            Record::Ready(ready) => {
+            None => writeln!(out, "line {number}, the last one, is cut off")?,
+            Some(Record::Ready(ready)) => {
                 unfinished(std::mem::take(&mut sums), &mut runs, out)?;
                 writeln!(out, "a run of xctl {}, schema {}, hooks {}", ready.version, ready.schema, ready.attach)?;
             }
-            Record::Retransmit(record) => sums.retransmit(record),
-            Record::Connection(record) => sums.connection(*record),
-            Record::Summary(totals) => {
+            Some(Record::Retransmit(record)) => sums.retransmit(record),
+            Some(Record::Connection(record)) => sums.connection(*record),
+            Some(Record::Summary(totals)) => {
                 let verified = totals.verified;
                 Text::new(&mut *out, false).summary(&Summary::from(*totals))?;
                 if let Some(equal) = verified {
@@ -66,9 +109,10 @@ fn report(from: &mut dyn BufRead, out: &mut dyn Write) -> Result<()> {
                 sums = Sums::default();
                 runs += 1;
             }
-            Record::Other => {}
+            Some(Record::Interval(_) | Record::Process(_) | Record::Other) => {}
         }
-    }
+        Ok(())
+    })?;
     unfinished(sums, &mut runs, out)?;
     if runs == 0 {
         bail!("no run has a summary, a retransmit or the end of a connection here");
@@ -164,5 +208,30 @@ mod tests {
         assert!(format!("{error:#}").starts_with("line 3 is no record"), "{error:#}");
         assert!(printed("").is_err());
         assert!(printed("{\"type\":\"ready\",\"schema\":1,\"attach\":\"kprobe\",\"version\":\"1\"}\n").is_err());
+    }
+
+    fn drawn(name: &str, text: &str) -> Result<String> {
+        let path = std::env::temp_dir().join(format!("xctl-picture-{}-{name}", std::process::id()));
+        std::fs::write(&path, text)?;
+        let mut out = Vec::new();
+        let result = picture(std::slice::from_ref(&path), &mut out);
+        std::fs::remove_file(path)?;
+        result.map(|()| String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn the_last_run_with_intervals_is_drawn() {
+        let ready =
+            |version| format!("{{\"type\":\"ready\",\"schema\":1,\"attach\":\"kprobe\",\"version\":\"{version}\"}}\n");
+        let lost = serde_json::to_string(&Lost::default()).unwrap();
+        let interval = format!("{{\"type\":\"interval\",\"time\":\"t\",\"interval_us\":1000000,\"lost\":{lost}}}\n");
+        let first = format!("{}{interval}{}{interval}{interval}", ready("1"), ready("2"));
+        let svg = drawn("runs", &format!("{first}{}{RETRANSMIT}\n", ready("3"))).unwrap();
+        assert!(svg.contains("xctl 2, hooks kprobe") && svg.contains("2.0 s"), "{svg}");
+        let error = drawn("none", &format!("{}{RETRANSMIT}\n", ready("1"))).unwrap_err();
+        assert!(format!("{error:#}").contains("xctl top --json"), "{error:#}");
+        let process = r#"{"type":"process","pid":1,"comm":"x","segs":0,"bytes":0,"retransmits":0}"#;
+        let error = drawn("early", &format!("{process}\n{interval}")).unwrap_err();
+        assert!(format!("{error:#}").contains("line 1: the record `process` is of no interval"), "{error:#}");
     }
 }

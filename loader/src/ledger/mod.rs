@@ -11,4 +11,5 @@ pub mod row;
 mod rows;
 pub mod saved;
 pub mod summary;
+pub mod timeline;
 pub mod verdict;

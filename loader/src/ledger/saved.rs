@@ -21,6 +21,10 @@ pub enum Record {
     Retransmit(Retransmit),
     /// The end of a connection.
     Connection(Box<Connection>),
+    /// The end of an interval of `xctl top`.
+    Interval(Box<Interval>),
+    /// The figures of a process in that interval.
+    Process(Box<Of>),
     /// The end of a run.
     Summary(Box<Totals>),
     /// Another record.
@@ -44,6 +48,8 @@ impl Record {
             "ready" => Record::Ready(serde_json::from_slice(line)?),
             "retransmit" => Record::Retransmit(serde_json::from_slice(line)?),
             "connection" => Record::Connection(serde_json::from_slice(line)?),
+            "interval" => Record::Interval(serde_json::from_slice(line)?),
+            "process" => Record::Process(serde_json::from_slice(line)?),
             "summary" => Record::Summary(serde_json::from_slice(line)?),
             _ => Record::Other,
         })
@@ -59,6 +65,17 @@ pub struct Ready {
     pub attach: String,
     /// The version of xctl.
     pub version: String,
+}
+
+/// The fields of `interval` that a picture shows.
+#[derive(Debug, Deserialize)]
+pub struct Interval {
+    /// The end of the interval, RFC 3339.
+    pub time: String,
+    /// Its length, microseconds.
+    pub interval_us: u64,
+    /// What was lost since the run began.
+    pub lost: Lost,
 }
 
 /// The fields of `retransmit` that a report adds up.
@@ -120,15 +137,16 @@ pub struct Totals {
     failed: u64,
     kinds: BTreeMap<String, u64>,
     lost: Lost,
-    processes: Vec<Of>,
+    /// The processes.
+    pub processes: Vec<Of>,
     /// The result of `--verify`: none if it was not asked for, or if something could not be compared.
     pub verified: Option<bool>,
 }
 
-/// A row of `processes`.
+/// A row of `processes`, or a `process` record.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Fields")]
-struct Of(Process);
+pub struct Of(pub Process);
 
 impl TryFrom<Fields> for Of {
     type Error = &'static str;

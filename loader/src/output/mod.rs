@@ -7,6 +7,7 @@ mod names;
 pub mod screen;
 pub mod sockets;
 mod stats;
+pub mod svg;
 pub mod text;
 mod top;
 
