@@ -205,7 +205,13 @@ pub fn maps() -> Vec<Altered> {
             &format!("has values of {owner} bytes in the object and {totals}"),
         ),
         altered("longer keys", "NETNS_TOTALS", "key", "PROCESS_TOTALS", "has keys of 24 bytes in the object and 8"),
-        altered("longer counters", "LOST", "value", "NETNS_TOTALS", &format!("has values of {totals} bytes in the object and 8")),
+        altered(
+            "longer counters",
+            "LOST",
+            "value",
+            "NETNS_TOTALS",
+            &format!("has values of {totals} bytes in the object and 8"),
+        ),
         altered(
             "a counter for all CPUs",
             "LOST",
