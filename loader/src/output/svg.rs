@@ -14,7 +14,7 @@ const LETTERS: usize = 200;
 
 /// Lengths in pixels: the picture's width; the place, width and height of a chart, and from one chart to the next; the height
 /// of the head, and from one process to the next.
-const WIDTH: f64 = 1080.0;
+const WIDTH: f64 = 1100.0;
 const LEFT: f64 = 60.0;
 const CHART: f64 = 270.0;
 const HIGH: f64 = 60.0;
