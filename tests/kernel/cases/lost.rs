@@ -138,7 +138,10 @@ pub fn totals(set: Set, family: Family) -> Outcome {
     let (_file, object) = nameless_file(&without::room_for_totals(ROOM))?;
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
-    let mut xctl = Xctl::start(set, &["--object", &object, "--netns", &link.a.path().to_string_lossy()])?;
+    // a cut of a congestion window is counted in the same table
+    let netns = link.a.path().to_string_lossy().into_owned();
+    let args = ["--events", "retransmit,cut", "--object", &object, "--netns", &netns];
+    let mut xctl = Xctl::start(set, &args)?;
     let mut senders: Vec<_> = (0..=ROOM).map(|_| Puppet::new(&link.a, "sender", receiver.at)).collect::<Result<_>>()?;
     link.lose(100)?;
     let mut claims = Claims::default();
@@ -152,7 +155,9 @@ pub fn totals(set: Set, family: Family) -> Outcome {
 
     let counted: BTreeSet<_> = trace.summary.processes.iter().map(|process| process.pid).collect();
     ensure!(counted.len() == ROOM as usize, "room for {ROOM}, and it has {counted:?}");
-    let uncounted = trace.retransmits.iter().filter(|record| !counted.contains(&record.at.pid)).count();
+    let retransmits = trace.retransmits.iter().map(|record| record.at.pid);
+    let uncounted =
+        retransmits.chain(trace.cuts.iter().map(|cut| cut.at.pid)).filter(|pid| !counted.contains(pid)).count();
     ensure!(uncounted > 0 && trace.summary.lost.totals == uncounted as u64, "{uncounted}: {:?}", trace.summary.lost);
     claims.hold(&trace, &format!(", {uncounted} not in the totals"))
 }

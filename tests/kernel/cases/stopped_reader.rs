@@ -32,7 +32,7 @@ struct Side {
 }
 
 pub fn run(set: Set, family: Family) -> Outcome {
-    let xctl = Xctl::start(set, &["--events", "all", "--perf-pages", "1", "--port", &PORT.to_string()])?;
+    let xctl = Xctl::start(set, &["--events", "retransmit,send", "--perf-pages", "1", "--port", &PORT.to_string()])?;
     let witness = Witness::of(&[])?;
     let mut sides = vec![];
     for comm in ["holder-0", "holder-1"] {
