@@ -63,7 +63,7 @@ pub struct BtfError {
     pub offset: usize,
     /// The type it is in, when it is in one.
     pub type_id: Option<TypeId>,
-    /// What is wrong.
+    /// The defect.
     pub what: String,
 }
 

@@ -1,4 +1,4 @@
-//! What an object holds, collected for a reader: programs, maps, variables. Names as the object has them.
+//! The content of an object, collected for a reader: programs, maps, variables. Names as the object has them.
 
 mod functions;
 mod maps;
@@ -51,7 +51,7 @@ pub struct FunctionFacts<'a> {
     pub label: Option<String>,
     /// The kind of hook that a program asks for, such as `kprobe`; null for functions in `.text`.
     pub hook: Option<&'a str>,
-    /// What the hook is on, such as a kernel function.
+    /// The place of the hook, such as a kernel function.
     pub target: Option<&'a str>,
     /// Whether the target kernel's BTF has the target of the hook; null if BTF does not tell, or there is none.
     pub target_in_btf: Option<bool>,
@@ -113,9 +113,9 @@ pub struct MapFacts {
     pub flag_names: Vec<&'static str>,
     /// Pinned by name in the BPF file system.
     pub pinned: bool,
-    /// What it means depends on the type.
+    /// Its meaning depends on the type.
     pub extra: Option<u64>,
-    /// What is in a map of maps.
+    /// The inner map of a map of maps.
     pub inner: Option<Box<MapFacts>>,
     /// Made by libbpf for a section of variables.
     pub implicit: bool,
@@ -179,7 +179,7 @@ impl<'a> ExternFacts<'a> {
     }
 }
 
-/// What an object holds.
+/// The content of an object.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Facts<'a> {
     /// `little` or `big`; null if the file could not be read.
@@ -205,7 +205,7 @@ pub struct Facts<'a> {
     pub struct_ops: Vec<StructOps<'a>>,
     /// Global variables.
     pub variables: Vec<VariableFacts<'a>>,
-    /// What it expects from outside.
+    /// The symbols that it expects from outside.
     pub externs: Vec<ExternFacts<'a>>,
     /// Why libbpf would not take a map, or the kernel a program.
     #[serde(skip)]

@@ -18,8 +18,8 @@ use super::uses::{ARENA, Place, Places, Uses, is_data, place_of};
 
 const STT_FUNC: u8 = 2;
 
-/// What libbpf (1.0 and newer) refuses in the object. The kernel's BTF must have been searched for the object's externs. The
-/// texts are made one by one, since a hostile object has any number of them.
+/// The parts of the object that libbpf (1.0 and newer) refuses. The kernel's BTF must have been searched for the object's
+/// externs. The texts are made one by one, since a hostile object has any number of them.
 pub fn refused_by_libbpf<'o>(
     object: &'o ObjectFile<'_>,
     object_types: Option<&'o Btf>,
