@@ -245,14 +245,14 @@ struct reading {
 	__u8 locked;		/* 1: the socket was locked, so that no value changed meanwhile */
 };
 
-/* Why the ledger reads a connection. */
+/* Why the ledger reads a connection or a listener. */
 enum account_why {
 	ACCOUNT_OPEN = 0,	/* it is open when xctl starts or ends */
 	ACCOUNT_ENDED,
 	ACCOUNT_TAKEN,		/* another process takes it; `owner` is the owner until then */
 };
 
-/* The counters of a connection until now, and its owner: a record of the ring LEDGER. */
+/* The counters of a connection or a listener until now, and its owner: a record of the ring LEDGER. */
 struct account {
 	struct flow flow;
 	struct owner owner;
@@ -304,7 +304,7 @@ enum lost {
 	STATE_BACKED_UP,	/* no loss: the same for the programs on inet_sock_set_state */
 	LOST_REFUSED,		/* SOCKET_TO_PID or its cache refused an operation, for another reason than its size */
 	LOST_UNATTRIBUTED,	/* an event without an owner, not emitted because a filter asks for one owner */
-	LOST_LEDGER,		/* the ring LEDGER had no room for the counters of a connection */
+	LOST_LEDGER,		/* the ring LEDGER had no room for the counters of a connection or a listener */
 	LOST_KINDS,
 };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * Which counters did each connection reach, and for which process? An account has the counters since the connection was made, so user space
- * takes differences: from the start of xctl, and from one owner to the next.
+ * Which counters did each connection and each listener reach, and for which process? An account has the counters since the
+ * socket was made, so user space takes differences: from the start of xctl, and from one owner to the next.
  */
 #ifndef XCTL_LEDGER_BPF_H
 #define XCTL_LEDGER_BPF_H
@@ -67,7 +67,10 @@ static __always_inline void fill_account(struct account *account, const struct s
 	account->mptcp = settings.by_netns && mptcp_parent(sk);
 	__builtin_memset(account->zero, 0, sizeof(account->zero));
 	__builtin_memset(&account->reading, 0, sizeof(account->reading));
-	read_counters(sk, &account->reading);
+	if (state == TCP_LISTEN)
+		read_listener(sk, &account->reading);
+	else
+		read_counters(sk, &account->reading);
 	account->reading.locked = why == ACCOUNT_ENDED;
 }
 
@@ -101,15 +104,16 @@ static __always_inline void write_ended(const struct sock *sk, const struct flow
 }
 
 /*
- * A connection ends. The kernel zeroes no counter before it sets TCP_CLOSE (tcp_disconnect()). This runs before forget(), so
- * the owner is still known. --verify compares the sums of all connections, whatever the filters.
+ * A connection or a listener ends. The kernel zeroes no counter before it sets TCP_CLOSE (tcp_disconnect()), and empties the
+ * accept queue after that (inet_csk_listen_stop()). This runs before forget(), so the owner is still known. --verify compares
+ * the sums of all sockets, whatever the filters.
  */
 static __noinline void connection_ended(const struct sock *sk, __u8 state)
 {
 	struct under_way *under_way = NULL;
 	struct flow flow;
 
-	if (!has_ledger() || state == TCP_LISTEN || state == TCP_CLOSE)
+	if (!has_ledger() || state == TCP_CLOSE)
 		return;
 	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP || !flow_of_closing(sk, &flow))
 		return;
@@ -137,6 +141,15 @@ static __noinline void connection_taken(const struct sock *sk, const struct flow
 	end_account(account);
 }
 
+/* The same for a listener, whose key is not its four-tuple. */
+static __noinline void listener_taken(const struct sock *sk, const struct owner *entry)
+{
+	struct flow flow;
+
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN && flow_of(&sk->__sk_common, &flow) && wanted_flow(&flow))
+		connection_taken(sk, &flow, entry);
+}
+
 /* `owner` is about to own the socket. If there is an entry, it goes on with it; what was counted until now was the other's. */
 static __always_inline void settle(const struct sock *sk, const struct flow *flow, const struct flow *by_address,
 				   struct owner *owner)
@@ -146,15 +159,19 @@ static __always_inline void settle(const struct sock *sk, const struct flow *flo
 	if (!entry)
 		return;
 	owner->since = entry->since;
-	if (!has_ledger() || flow->known_by != BY_FLOW || !wanted_flow(flow))
+	if (!has_ledger())
 		return;
-	if (is_shared(entry) || entry->tgid != owner->tgid ||
-	    born_for_totals(entry->born) != born_for_totals(owner->born))
+	if (!is_shared(entry) && entry->tgid == owner->tgid &&
+	    born_for_totals(entry->born) == born_for_totals(owner->born))
+		return;
+	if (flow->known_by != BY_FLOW)
+		listener_taken(sk, entry);
+	else if (wanted_flow(flow))
 		connection_taken(sk, flow, entry);
 }
 
 /*
- * Write the account of the open connection whose key has these words. The socket is not locked, and may end meanwhile. As long
+ * Write the account of the open connection or listener whose key has these words. The socket is not locked, and may end meanwhile. As long
  * as it has its entry, its memory is its own: forget() comes before the end of the socket.
  */
 static __always_inline void account_of_open(const __u64 *words)
@@ -176,9 +193,9 @@ static __always_inline void account_of_open(const __u64 *words)
 		return;
 	sk = (const void *)entry->socket;
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP || state == TCP_LISTEN || state == TCP_CLOSE)
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP || state == TCP_CLOSE)
 		return;
-	/* The key of a twin is its address. */
+	/* The key of a twin, or of a listener, is its address. */
 	if (!flow_of(&sk->__sk_common, &flow) || !wanted_flow(&flow))
 		return;
 	account = begin_account();
@@ -197,7 +214,7 @@ static __always_inline void account_of_open(const __u64 *words)
 }
 
 /*
- * Describe a connection, or a request, for --verify: its counters now, and no owner. False for every other entry of the kernel's
+ * Describe a connection, a request or a listener, for --verify: its counters now, and no owner. False for every other entry of the kernel's
  * tables. Once a request has become a connection, its SYN-ACKs that were sent again are in the connection's total_retrans.
  */
 static __always_inline bool list_account(const struct sock_common *skc, struct account *account)
@@ -210,10 +227,12 @@ static __always_inline bool list_account(const struct sock_common *skc, struct a
 	account->socket = (__u64)skc;
 	account->state = state;
 	account->why = ACCOUNT_OPEN;
-	if (state == TCP_LISTEN || state == TCP_CLOSE || state == TCP_TIME_WAIT || !flow_of(skc, &account->flow))
+	if (state == TCP_CLOSE || state == TCP_TIME_WAIT || !flow_of(skc, &account->flow))
 		return false;
 	account->rtnl = rtnl_inode(skc);
-	if (state == TCP_NEW_SYN_RECV)
+	if (state == TCP_LISTEN)
+		read_listener((const void *)skc, &account->reading);
+	else if (state == TCP_NEW_SYN_RECV)
 		account->reading.total_retrans = BPF_CORE_READ_BITFIELD_PROBED(req, num_retrans);
 	else
 		read_counters((const void *)skc, &account->reading);

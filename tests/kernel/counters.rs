@@ -44,6 +44,20 @@ pub fn wait_until_grown(ns: &Netns, before: &Counters, name: &str, by: i64) -> R
     Ok(())
 }
 
+/// The number of connections that wait for accept() at the listener of this port.
+pub fn accept_queue(ns: &Netns, port: u16) -> Result<u32> {
+    const LISTEN: &str = "0A";
+    let text = ns.enter(|| Ok(read("tcp")? + &read("tcp6")?))?;
+    // "local address:port", "remote", state, "tx_queue:rx_queue", in hexadecimal
+    let queue = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [_, local, _, LISTEN, queues, ..] = fields[..] else { return None };
+        let is_it = u16::from_str_radix(local.rsplit(':').next()?, 16) == Ok(port);
+        u32::from_str_radix(queues.rsplit(':').next()?, 16).ok().filter(|_| is_it)
+    };
+    text.lines().find_map(queue).with_context(|| format!("nobody listens on port {port}"))
+}
+
 /// The sockets that may still send (neither listening nor in TIME_WAIT), as lines of /proc/net/tcp.
 pub fn connections(ns: &Netns) -> Result<Vec<String>> {
     const TIME_WAIT: &str = "06";

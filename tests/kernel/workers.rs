@@ -3,7 +3,9 @@
 //! A worker gets its job as JSON, and reports facts about itself as JSON. The test compares xctl's records with these
 //! facts.
 
+use std::error::Error;
 use std::ffi::CString;
+use std::fmt;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -158,6 +160,18 @@ impl Plan {
     }
 }
 
+/// A sender's conversation stands still. Nothing was compared yet, so this says nothing about xctl.
+#[derive(Debug)]
+pub struct Stalled(String);
+
+impl fmt::Display for Stalled {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "the conversation of {} stands still for {PATIENCE:?}", self.0)
+    }
+}
+
+impl Error for Stalled {}
+
 /// A process that sends by a plan. After its start it waits for [`Sender::go`].
 pub struct Sender {
     process: Process,
@@ -174,9 +188,10 @@ impl Sender {
         self.process.tell("go")
     }
 
-    /// Waits until the process has sent all data, the peer has read them, and the process has ended.
+    /// Waits until the process has sent all data, the peer has read them, and the process has ended. [`Stalled`] if that
+    /// takes too long.
     pub fn finish(mut self) -> Result<Truth> {
-        let line = self.process.line()?;
+        let line = self.process.line_until(Instant::now() + PATIENCE)?.ok_or_else(|| Stalled(self.who.comm.clone()))?;
         self.process.succeed()?;
         serde_json::from_str(&line).with_context(|| format!("a worker said {line}"))
     }

@@ -54,6 +54,8 @@ pub struct OfLedger {
     pub reorderings: u64,
     /// TCPFastOpenActive: connections whose SYN carried data that the peer took.
     pub fast_open: u64,
+    /// ListenDrops: connections that listeners dropped (`tcp_listendrop`).
+    pub listen_drops: u64,
 }
 
 impl Counters {
@@ -92,6 +94,7 @@ impl OfLedger {
             dsack_segs: ext("TCPDSACKRecvSegs")?,
             reorderings: ext("TCPSACKReorder")? + ext("TCPTSReorder")? + ext("TCPRenoReorder")?,
             fast_open: ext("TCPFastOpenActive")?,
+            listen_drops: ext("ListenDrops")?,
         })
     }
 }
@@ -208,7 +211,8 @@ mod tests {
             "TCPDelivered TCPDeliveredCE TCPAbortOnTimeout TCPDSACKRecvSegs TCPSACKReorder TCPTSReorder TCPRenoReorder",
             "1 2 3 4 100 20 3",
         );
-        let all = OfLedger::parse(snmp, &format!("TcpExt: {names} TCPFastOpenActive\nTcpExt: {values} 9\n")).unwrap();
+        let more = format!("TcpExt: {names} TCPFastOpenActive ListenDrops\nTcpExt: {values} 9 10\n");
+        let all = OfLedger::parse(snmp, &more).unwrap();
         let expected = OfLedger {
             delivered: 1,
             delivered_ce: 2,
@@ -218,6 +222,7 @@ mod tests {
             dsack_segs: 4,
             reorderings: 123,
             fast_open: 9,
+            listen_drops: 10,
         };
         assert_eq!(all, expected);
         assert!(OfLedger::parse(snmp, &format!("TcpExt: {names}\nTcpExt: {values}\n")).is_err());

@@ -1,5 +1,5 @@
-//! Sums of the counters of each process's connections, over the time of a run. An account has the counters since its connection
-//! was made, so each figure here is a sum of differences between accounts of one connection.
+//! Sums of the counters of each process's connections and listeners, over the time of a run. An account has the counters since its
+//! socket was made, so each figure here is a sum of differences between accounts of one connection.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use super::row::{Fates, Folded, Row};
 use super::rows::Limit;
 use super::summary::key_of;
 use crate::model::events::ProcessKey;
-use crate::model::reading::{Account, AccountWhy};
+use crate::model::reading::{Account, AccountWhy, ReadingOf};
 
 /// The time for which an ended connection is remembered. A process that does not hold the socket's lock may be about to take
 /// a connection when it ends.
@@ -88,15 +88,12 @@ impl Balance {
     }
 
     /// The gain of each row since the last call, which was at `since_ns`; and that of the rows that were folded. Rows without a
-    /// connection in that time are left out.
+    /// connection in that time are left out, unless a listener drops connections or lets them wait.
     pub fn take_interval(&mut self, since_ns: u64) -> (HashMap<ProcessKey, Row>, Folded) {
-        // Counters that this kernel does not have are no reason for a row.
-        let known = |all: Counters| Counters { total_rto: None, total_rto_time_us: None, local_bytes: None, ..all };
-        let has_any = |row: &Row| row.fates != Fates::default() || known(row.counters) != known(Counters::ZERO);
         let row = self.folded.row.take_interval(since_ns);
-        let folded = Folded { rows: if has_any(&row) { self.folded.rows } else { 0 }, row };
+        let folded = Folded { rows: if row.is_quiet() { 0 } else { self.folded.rows }, row };
         let rows = self.rows.iter_mut().map(|(key, row)| (*key, row.take_interval(since_ns)));
-        (rows.filter(|(_, row)| has_any(row)).collect(), folded)
+        (rows.filter(|(_, row)| !row.is_quiet()).collect(), folded)
     }
 
     /// When the ledger began.
@@ -112,6 +109,7 @@ impl Balance {
         let before = self.before.get(&life(account)).copied();
         let ended_before = before.is_some_and(|before| before.ended);
         let counted_open = before.is_some_and(|before| before.tick == self.tick && self.tick > 0);
+        let is_listener = account.reading.of() == ReadingOf::Listener;
         let mut counters = Counters::new(&account.reading, self.hz);
         let (fates, ended) = match (account.why(), self.stage) {
             // The connection ended while it was read.
@@ -151,9 +149,13 @@ impl Balance {
         if account.wanted == 0 {
             return None;
         }
+        let fates = if is_listener { Fates::default() } else { fates };
         let row = Row::of(account, gained, fates, self.begun_ns());
         let sums = self.rows.entry(key_of(&account.owner)).or_default();
         sums.add(&row);
+        if is_listener {
+            return None;
+        }
         if account.why() == AccountWhy::Ended && counted_open {
             sums.fates.open = sums.fates.open.saturating_sub(1);
         }
@@ -382,6 +384,29 @@ mod tests {
         // Nothing comes after the end.
         let balance = run(&[], &[], &[account(1, 1010, 7, Open, 50, 1100)]);
         assert_eq!(balance.rows.values().next().unwrap().counters.local_bytes, None);
+    }
+
+    #[test]
+    fn a_listener_counts_what_it_drops_for_each_owner_and_is_no_connection() {
+        use AccountWhy::{Ended, Open, Taken};
+        let listener = |drops, queue, mut account: Account| {
+            let of = ReadingOf::Listener as u8;
+            account.reading = Reading { of, drops, queue, backlog: 4, ..Reading::default() };
+            account
+        };
+        let during = [
+            listener(12, 0, account(1, 10, 7, Taken, 0, 1100)),
+            listener(13, 5, account(1, 10, 8, Ended, 0, 1200)),
+            listener(3, 0, account(2, 1010, 7, Ended, 0, 1300)),
+        ];
+        let balance = run(&[listener(10, 3, account(1, 10, 7, Open, 0, 900))], &during, &[]);
+        let row = |tgid| balance.rows.iter().find(|(key, _)| key.tgid == tgid).unwrap().1;
+        let told = |tgid| (row(tgid).counters.listen_drops, row(tgid).accepts.map(|accepts| accepts.queue));
+        assert_eq!((told(7), told(8)), ((5, Some(0)), (1, Some(5))));
+        assert_eq!([7, 8].map(|tgid| (row(tgid).fates, row(tgid).complete)), [(Fates::default(), true); 2]);
+        let mut balance = Balance::new(HZ);
+        balance.begin(BEGUN);
+        assert!(balance.note(&during[2]).is_none(), "its end is no connection's end");
     }
 
     #[test]

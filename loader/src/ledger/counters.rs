@@ -4,7 +4,7 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::reading::Reading;
+use crate::model::reading::{Reading, ReadingOf};
 
 /// The age of the last data above which no segment can be on its way through this host. On kernels that do not lock a socket
 /// while it is read, [`Counters::local_bytes`] is known only then.
@@ -62,12 +62,18 @@ pub struct Counters {
     /// retransmission.
     #[serde(skip)]
     pub local_bytes: Option<u64>,
+    /// Connections that listeners dropped, and repeated SYNs and ACKs of requests (`sk_drops` of a listener).
+    #[serde(skip)]
+    pub listen_drops: u64,
 }
 
 impl Counters {
     /// The counters in a reading. The kernel has `hz` jiffies in a second.
     #[must_use]
     pub fn new(reading: &Reading, hz: u64) -> Self {
+        if reading.of() == ReadingOf::Listener {
+            return Self { listen_drops: reading.drops.into(), ..Self::ZERO };
+        }
         let us = |jiffies: u32| jiffies_to_us(jiffies, hz);
         let told = reading.has_timeouts != 0;
         let (rwnd_limited_us, sndbuf_limited_us) = (us(reading.rwnd_limited), us(reading.sndbuf_limited));
@@ -94,6 +100,7 @@ impl Counters {
             rwnd_limited_us,
             sndbuf_limited_us,
             local_bytes: local_bytes(reading, hz),
+            listen_drops: 0,
         }
     }
 }
@@ -138,6 +145,7 @@ impl Counters {
         rwnd_limited_us: 0,
         sndbuf_limited_us: 0,
         local_bytes: Some(0),
+        listen_drops: 0,
     };
 
     /// The growth of one connection's counters since `before`. A difference with an unknown part is unknown. A counter that was
@@ -169,6 +177,7 @@ impl Counters {
             rwnd_limited_us: self.rwnd_limited_us.saturating_sub(before.rwnd_limited_us),
             sndbuf_limited_us: self.sndbuf_limited_us.saturating_sub(before.sndbuf_limited_us),
             local_bytes: known(self.local_bytes, local_bytes),
+            listen_drops: growth(self.listen_drops, before.listen_drops),
         }
     }
 }
@@ -212,6 +221,7 @@ impl AddAssign<&Counters> for Counters {
             rwnd_limited_us: self.rwnd_limited_us + more.rwnd_limited_us,
             sndbuf_limited_us: self.sndbuf_limited_us + more.sndbuf_limited_us,
             local_bytes: both(self.local_bytes, more.local_bytes),
+            listen_drops: self.listen_drops + more.listen_drops,
         };
     }
 }
@@ -267,6 +277,14 @@ mod tests {
         assert_eq!((counters.total_rto, counters.total_rto_time_us), (Some(0), Some(7_000)));
         assert_eq!(Rtt::new(&reading), Rtt { srtt_us: Some(1000), min_us: Some(999), var_us: Some(100) });
         assert_eq!(jiffies_to_us(1, 300), 3333);
+    }
+
+    #[test]
+    fn a_listener_counts_what_it_drops_and_nothing_else() {
+        let reading = Reading { of: ReadingOf::Listener as u8, drops: 7, queue: 3, backlog: 5, ..Reading::default() };
+        assert_eq!(Counters::new(&reading, 250), Counters { listen_drops: 7, ..Counters::ZERO });
+        let connection = Reading { drops: 7, ..at_rest() };
+        assert_eq!(Counters::new(&connection, 250).listen_drops, 0);
     }
 
     #[test]

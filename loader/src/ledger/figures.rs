@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::counters::{Counters, Rtt};
-use super::row::{Fates, Row};
+use super::row::{AcceptQueue, Fates, Row};
 use super::verdict::{Check, Observed, Verdict, Word, verdict};
 use crate::model::events::{CUTS, CutWhy, Flow, address};
 
@@ -59,6 +59,25 @@ pub struct ZeroWindow {
     us: Option<u64>,
 }
 
+/// What the listeners of a process do with new connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Dropped connections, and repeated SYNs and ACKs of requests.
+    pub dropped: u64,
+    /// Connections that wait for accept().
+    pub queue: u32,
+    /// How many may wait. The kernel lets one more wait.
+    pub backlog: u32,
+}
+
+impl Listener {
+    /// Whether it drops connections, or would drop the next one.
+    #[must_use]
+    pub fn is_too_slow(&self) -> bool {
+        self.dropped > 0 || self.queue > self.backlog
+    }
+}
+
 /// The four-tuple of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Ends {
@@ -102,6 +121,8 @@ pub struct Ledger {
     pub rtt: Option<WorstRtt>,
     pub(super) cuts: Cuts,
     pub(super) zero_window: ZeroWindow,
+    /// Its listeners; none: no listener was read in this time.
+    pub listener: Option<Listener>,
     pub(super) verdict: Option<Vec<Word>>,
     pub(super) because: Option<Vec<Check>>,
     pub(super) unknown: Option<Vec<&'static str>>,
@@ -124,6 +145,11 @@ impl Ledger {
             tcp: Some(row.counters),
             local_dropped_bytes: row.counters.local_bytes,
             rtt: row.rtt.map(|(rtt, flow)| WorstRtt { rtt, connection: Some(Ends::of(&flow)) }),
+            listener: row.accepts.map(|AcceptQueue { queue, backlog }| Listener {
+                dropped: row.counters.listen_drops,
+                queue,
+                backlog,
+            }),
             verdict: Some(judged.words.clone()),
             because: Some(judged.because().copied().collect()),
             unknown: Some(judged.unknown().collect()),

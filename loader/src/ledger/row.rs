@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::counters::{Counters, Rtt};
 use crate::model::events::{COMM_LEN, Flow};
-use crate::model::reading::Account;
+use crate::model::reading::{Account, Reading, ReadingOf};
 use crate::model::tcp::error::{ECONNREFUSED, ETIMEDOUT};
 use crate::model::tcp::state::{CLOSE_WAIT, ESTABLISHED};
 
@@ -24,6 +24,29 @@ pub struct Fates {
     pub refused: u64,
 }
 
+/// The connections that wait for accept() at one listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AcceptQueue {
+    /// How many wait.
+    pub queue: u32,
+    /// How many may wait. The kernel lets one more wait (`sk_acceptq_is_full()`).
+    pub backlog: u32,
+}
+
+impl AcceptQueue {
+    /// The queue of a listener; none: this is no listener.
+    fn new(reading: &Reading) -> Option<Self> {
+        let is_listener = reading.of() == ReadingOf::Listener;
+        is_listener.then_some(Self { queue: reading.queue, backlog: reading.backlog })
+    }
+
+    /// Whether a larger part of this queue is taken than of the other.
+    fn is_fuller(self, other: Self) -> bool {
+        let part = |one: Self, other: Self| u64::from(one.queue) * (u64::from(other.backlog) + 1);
+        part(self, other) > part(other, self)
+    }
+}
+
 /// The connections of one process.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -41,6 +64,8 @@ pub struct Row {
     pub complete: bool,
     /// The connection that waits longest in queues: with the largest round-trip time above its least.
     pub rtt: Option<(Rtt, Flow)>,
+    /// The fullest accept queue at a tick, at the end of the run or at the end of its listener; none: no listener was read then.
+    pub accepts: Option<AcceptQueue>,
     /// When the process's first connection was seen; not before the ledger began.
     pub since_ns: u64,
     /// The part that was added since the last interval was taken.
@@ -53,6 +78,7 @@ pub(crate) struct Gain {
     fates: Fates,
     counters: Counters,
     rtt: Option<(Rtt, Flow)>,
+    accepts: Option<AcceptQueue>,
 }
 
 /// Nothing was gained yet.
@@ -60,6 +86,7 @@ const NO_GAIN: Gain = Gain {
     fates: Fates { open: 0, ended: 0, reset: 0, timed_out: 0, refused: 0 },
     counters: Counters::ZERO,
     rtt: None,
+    accepts: None,
 };
 
 impl Default for Row {
@@ -73,6 +100,7 @@ impl Default for Row {
             counters: Counters::ZERO,
             complete: true,
             rtt: None,
+            accepts: None,
             since_ns: u64::MAX,
             gain: NO_GAIN,
         }
@@ -89,18 +117,25 @@ pub struct Folded {
 }
 
 impl Row {
-    /// A row with what one connection has gained since its last account.
+    /// A row with what one connection or listener has gained since its last account.
     pub(super) fn of(account: &Account, gained: Counters, fates: Fates, begun_ns: u64) -> Self {
         let owner = &account.owner;
+        let (comm, uid, cgroup) = (owner.comm, owner.uid, owner.cgroup);
         // A process's socket without this time was seeded from /proc, which does not show counters.
         let known = owner.since != 0 || !owner.is_process();
+        let counters = if known { gained } else { Counters::ZERO };
+        let accepts = AcceptQueue::new(&account.reading);
+        if accepts.is_some() {
+            // The time and the completeness of a row are those of its connections.
+            return Self { comm, uid, cgroup, counters, accepts, ..Self::default() };
+        }
         let rtt = Rtt::new(&account.reading);
         Self {
-            comm: owner.comm,
-            uid: owner.uid,
-            cgroup: owner.cgroup,
+            comm,
+            uid,
+            cgroup,
             fates,
-            counters: if known { gained } else { Counters::ZERO },
+            counters,
             // Nobody knows whether a connection without a process is older than the ledger.
             complete: known && owner.is_process() && owner.since > begun_ns,
             rtt: (known && rtt.srtt_us.is_some()).then_some((rtt, account.flow)),
@@ -111,9 +146,9 @@ impl Row {
 
     /// The gain of the row since the last call, which was at `since_ns`.
     pub(super) fn take_interval(&mut self, since_ns: u64) -> Row {
-        let Gain { fates, counters, rtt } = std::mem::replace(&mut self.gain, NO_GAIN);
+        let Gain { fates, counters, rtt, accepts } = std::mem::replace(&mut self.gain, NO_GAIN);
         let fates = Fates { open: self.fates.open, ..fates };
-        Row { fates, counters, rtt, since_ns: self.since_ns.max(since_ns), ..self.clone() }
+        Row { fates, counters, rtt, accepts, since_ns: self.since_ns.max(since_ns), ..self.clone() }
     }
 
     /// Add what a connection of the same process has gained.
@@ -128,6 +163,16 @@ impl Row {
         if let Some((rtt, flow)) = more.rtt {
             self.note_rtt(rtt, flow);
         }
+        note_fullest(&mut self.accepts, more.accepts);
+        note_fullest(&mut self.gain.accepts, more.accepts);
+    }
+
+    /// Whether the process has no connection, drops none, and none waits for it. Most daemons only listen.
+    pub(super) fn is_quiet(&self) -> bool {
+        // Counters that this kernel does not have are no reason for a row.
+        let known = Counters { total_rto: Some(0), total_rto_time_us: Some(0), local_bytes: Some(0), ..self.counters };
+        let none_waits = self.accepts.is_none_or(|accepts| accepts.queue == 0);
+        self.fates == Fates::default() && known == Counters::ZERO && none_waits
     }
 
     fn note_rtt(&mut self, rtt: Rtt, flow: Flow) {
@@ -141,6 +186,14 @@ impl Row {
     }
 }
 
+fn note_fullest(fullest: &mut Option<AcceptQueue>, more: Option<AcceptQueue>) {
+    if let Some(more) = more
+        && fullest.is_none_or(|fullest| more.is_fuller(fullest))
+    {
+        *fullest = Some(more);
+    }
+}
+
 impl Folded {
     /// Fold a row.
     pub(super) fn add(&mut self, row: &Row) {
@@ -151,6 +204,8 @@ impl Folded {
         self.row.since_ns = self.row.since_ns.min(row.since_ns);
         self.row.gain.fates.add(row.gain.fates);
         self.row.gain.counters += &row.gain.counters;
+        note_fullest(&mut self.row.accepts, row.accepts);
+        note_fullest(&mut self.row.gain.accepts, row.gain.accepts);
     }
 }
 
@@ -181,6 +236,21 @@ impl Fates {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_fullest_accept_queue_of_a_process_is_told() {
+        let of = |queue, backlog| AcceptQueue { queue, backlog };
+        let mut row = Row::default();
+        for (queue, backlog) in [(0, 128), (5, 4), (100, 128), (5, 5)] {
+            row.add(&Row { accepts: Some(of(queue, backlog)), ..Row::default() });
+        }
+        row.add(&Row::default());
+        assert_eq!(row.accepts, Some(of(5, 4)));
+        assert_eq!(row.take_interval(0).accepts, Some(of(5, 4)));
+        row.add(&Row { accepts: Some(of(1, 4)), ..Row::default() });
+        assert_eq!((row.take_interval(0).accepts, row.accepts), (Some(of(1, 4)), Some(of(5, 4))));
+        assert!(!row.is_quiet() && Row { accepts: Some(of(0, 4)), ..Row::default() }.is_quiet());
+    }
 
     #[test]
     fn fates_exclude_each_other() {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Deserialize;
 
 use super::counters::{Counters, Rtt};
-use super::figures::Ledger;
+use super::figures::{Ledger, Listener};
 use super::row::{Fates, Row};
 use super::summary::{Process, Summary};
 use super::verdict::{Verdict, Word};
@@ -110,6 +110,7 @@ struct Fields {
     tcp: Option<Counters>,
     local_dropped_bytes: Option<u64>,
     rtt: Option<Rtt>,
+    listener: Option<Listener>,
     verdict: Option<Vec<Word>>,
 }
 
@@ -168,6 +169,7 @@ impl TryFrom<Fields> for Of {
                 complete: fields.complete,
                 tcp: fields.tcp.map(|tcp| Counters { local_bytes: fields.local_dropped_bytes, ..tcp }),
                 rtt: fields.rtt.map(Into::into),
+                listener: fields.listener,
                 judged: fields.verdict.map(|words| Verdict { words, checks: Vec::new() }),
                 ..Ledger::default()
             },

@@ -149,7 +149,7 @@ impl Summary {
     }
 
     /// Add what connections have counted until this time, ns of CLOCK_MONOTONIC. Processes that retransmitted nothing get rows
-    /// too. Nobody knows which process a lost account belongs to, so no row is complete if one was lost.
+    /// too, but for listeners to which nothing happened. Nobody knows which process a lost account belongs to, so no row is complete if one was lost.
     pub fn add_ledger(&mut self, rows: &HashMap<ProcessKey, Row>, folded: &Folded, now_ns: u64) {
         let lost = self.lost.ledger > 0;
         let no_cuts = Cuts::new(&[0; CUTS], self.cuts);
@@ -157,7 +157,11 @@ impl Summary {
             |row: &Row, cuts| Ledger { complete: Some(row.complete && !lost), cuts, ..Ledger::new(row, now_ns) };
         let places: HashMap<_, _> = (0..).zip(&self.processes).map(|(place, process)| (process.key, place)).collect();
         for (key, row) in rows {
-            let place = places.get(key).copied().unwrap_or_else(|| {
+            let known = places.get(key).copied();
+            if known.is_none() && row.is_quiet() {
+                continue;
+            }
+            let place = known.unwrap_or_else(|| {
                 let ledger = Ledger { cuts: no_cuts.clone(), ..Ledger::default() };
                 self.processes.push(Process { ledger, ..row_of(key, &row.comm) });
                 self.processes.len() - 1
@@ -180,8 +184,10 @@ impl Summary {
     /// Put the worst process first.
     pub(super) fn sort(&mut self) {
         let sent = |process: &Process| process.ledger.tcp.map(|tcp| tcp.bytes_sent);
-        self.processes
-            .sort_unstable_by_key(|process| (Reverse((process.segs, process.bytes, sent(process))), process.pid));
+        let dropped = |process: &Process| process.ledger.listener.map(|listener| listener.dropped);
+        self.processes.sort_unstable_by_key(|process| {
+            (Reverse((process.segs, process.bytes, dropped(process), sent(process))), process.pid)
+        });
     }
 }
 
@@ -207,6 +213,7 @@ fn row_of(key: &ProcessKey, name: &[u8; COMM_LEN]) -> Process {
 mod tests {
     use super::*;
     use crate::ledger::balance::Balance;
+    use crate::ledger::row::{AcceptQueue, Fates};
 
     fn event(tgid: u32, segs: u32, err: i32) -> Retransmit {
         let how = if tgid == 0 { How::Unknown } else { How::Send };
@@ -234,9 +241,23 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_has_a_row_only_if_something_happened_to_it() {
+        let key = |tgid| ProcessKey { tgid, ..ProcessKey::default() };
+        let listens = |queue| Row { accepts: Some(AcceptQueue { queue, backlog: 4 }), ..Row::default() };
+        let rows = HashMap::from([(key(1), listens(0)), (key(2), listens(1)), (key(3), listens(0))]);
+        let retransmitted = Totals { retransmits: 1, segs: [1; KINDS], ..Totals::default() };
+        let totals = ByProcess::from([(key(3), retransmitted)]);
+        let mut summary = Summary::new(&totals, &Others::default(), Lost::default(), CutsSeen::None);
+        summary.add_ledger(&rows, &Folded::default(), 1);
+        let told = summary.processes.iter().map(|process| (process.pid, process.ledger.listener.map(|of| of.queue)));
+        assert_eq!(told.collect::<Vec<_>>(), [(Some(3), Some(0)), (Some(2), Some(1))]);
+    }
+
+    #[test]
     fn no_row_is_complete_if_an_account_was_lost() {
         let mut balance = Balance::new(250);
-        balance.rows.insert(ProcessKey { tgid: 7, ..ProcessKey::default() }, Row::default());
+        let row = Row { fates: Fates { open: 1, ..Fates::default() }, ..Row::default() };
+        balance.rows.insert(ProcessKey { tgid: 7, ..ProcessKey::default() }, row);
         balance.folded.rows = 1;
         for (ledger, complete) in [(0, true), (1, false)] {
             let lost = Lost { ledger, ..Lost::default() };

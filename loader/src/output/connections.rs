@@ -8,6 +8,7 @@ use super::names::{name, pid};
 use super::sockets::addresses;
 use super::stats::Figures;
 use crate::ledger::counters::{Counters, Rtt};
+use crate::ledger::figures::Listener;
 use crate::ledger::verdict::{Check, Verdict, Word};
 use crate::model::reading::ReadingOf;
 use crate::trace::seed::listing::{Listed, Listing};
@@ -30,7 +31,8 @@ impl<'a> Row<'a> {
         let figures = Figures::new(listed.socket.state, reading, hz);
         let said = match (reading.of(), &figures) {
             (ReadingOf::Listener, _) => {
-                format!("listens: {} dropped, {} of {} wait", reading.drops, reading.queue, reading.backlog)
+                let (dropped, queue, backlog) = (reading.drops.into(), reading.queue, reading.backlog);
+                say_listener(&Listener { dropped, queue, backlog })
             }
             (_, Some(Figures { counters, rtt, verdict: Some(verdict), .. })) => say(counters, *rtt, verdict),
             (_, Some(_)) => "not connected yet".into(),
@@ -57,6 +59,12 @@ impl<'a> Row<'a> {
             _ => (3, Reverse(counters.busy_us)),
         }
     }
+}
+
+/// What a listener does with new connections.
+pub(super) fn say_listener(listener: &Listener) -> String {
+    let Listener { dropped, queue, backlog } = listener;
+    format!("listens: {dropped} dropped, {queue} of {backlog} wait")
 }
 
 /// The verdict in a few words, with the decisive figures.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::ledger::counters::{Counters, Rtt, jiffies_to_us};
-use crate::ledger::figures::{Cuts, ZeroWindow};
+use crate::ledger::figures::{Cuts, Listener, ZeroWindow};
 use crate::ledger::verdict::{Check, Observed, Verdict, Word, verdict};
 use crate::model::events::{How, Owner};
 use crate::model::reading::{Reading, ReadingOf};
@@ -27,13 +27,6 @@ struct Gauges {
     last_sent_us: Option<u64>,
     last_received_us: Option<u64>,
     last_acked_us: Option<u64>,
-}
-
-#[derive(Serialize)]
-struct Listener {
-    dropped: u32,
-    queue: u32,
-    backlog: u32,
 }
 
 /// The fields that `--stats` adds to a `socket` record. Those that a snapshot cannot know are null.
@@ -114,7 +107,7 @@ impl Stats {
             cuts: Cuts::default(),
             zero_window: ZeroWindow::default(),
             listener: (reading.of() == ReadingOf::Listener).then_some(Listener {
-                dropped: reading.drops,
+                dropped: reading.drops.into(),
                 queue: reading.queue,
                 backlog: reading.backlog,
             }),

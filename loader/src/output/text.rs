@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::connections::{bytes, say as say_verdict, share, time};
+use super::connections::{bytes, say as say_verdict, say_listener, share, time};
 use super::names::{addresses, name, pid, printable, whose};
 use super::{Interval, Moment, Output, Ready, top};
 use crate::console::say;
@@ -57,6 +57,8 @@ impl<W: Write> Text<W> {
 /// The table of what the connections of each process have counted. Figures of connections that were open before xctl are
 /// marked with a star: they begin with the run. If accounts were lost, each row has the star.
 fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
+    /// The column of the verdicts.
+    const VERDICTS: usize = 70;
     let rows = || summary.processes.iter().filter(|process| process.ledger.tcp.is_some());
     if rows().next().is_none() {
         return Ok(());
@@ -67,7 +69,7 @@ fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         "CONNS", "SENT", "RECEIVED", "AGAIN", "RTT", "PID", "COMM"
     )?;
     for process in rows().take(WORST) {
-        let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), complete, rtt, .. } =
+        let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), complete, rtt, listener, .. } =
             &process.ledger
         else {
             continue;
@@ -84,13 +86,16 @@ fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
             "{:>5}{star} {sent:>9} {received:>9} {again:>7} {shown:>8} {pid:>7}  {comm:<16} {said}",
             fates.open + fates.ended
         )?;
+        if let Some(listener) = listener.as_ref().filter(|listener| listener.is_too_slow()) {
+            writeln!(out, "{:VERDICTS$}{}", "", say_listener(listener))?;
+        }
     }
     let more = rows().count().saturating_sub(WORST);
     if more > 0 {
         writeln!(out, "and {more} more processes")?;
     }
     if summary.lost.ledger > 0 {
-        writeln!(out, "* not complete: the counters of {} connections were lost", summary.lost.ledger)?;
+        writeln!(out, "* not complete: the counters of {} connections or listeners were lost", summary.lost.ledger)?;
     } else if rows().any(|process| process.ledger.complete != Some(true)) {
         writeln!(out, "* figures since xctl started: a connection was open before")?;
     }

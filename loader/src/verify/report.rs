@@ -39,11 +39,13 @@ pub enum Check {
     Dsack,
     /// Reorderings, which are at least TCPSACKReorder, TCPTSReorder and TCPRenoReorder.
     Reordering,
+    /// Drops of listeners, which are at least ListenDrops.
+    ListenDrops,
 }
 
 impl Check {
     /// The checks of the ledger: of the sums of all connections.
-    pub const LEDGER: [Self; 7] = [
+    pub const LEDGER: [Self; 8] = [
         Self::Retrans,
         Self::Delivered,
         Self::DeliveredCe,
@@ -51,6 +53,7 @@ impl Check {
         Self::AbortOnTimeout,
         Self::Dsack,
         Self::Reordering,
+        Self::ListenDrops,
     ];
 
     /// The checks of retransmits and cuts, in the order in which they are printed.
@@ -75,6 +78,7 @@ impl Check {
             Self::AbortOnTimeout => "abort_on_timeout",
             Self::Dsack => "dsack",
             Self::Reordering => "reordering",
+            Self::ListenDrops => "listen_drops",
         }
     }
 
@@ -83,6 +87,7 @@ impl Check {
         match self {
             Self::EstabResets | Self::AbortOnTimeout => "connections",
             Self::Reordering => "reorderings",
+            Self::ListenDrops => "drops",
             Self::Recovery => "recoveries",
             _ => "segments",
         }

@@ -9,7 +9,7 @@ use std::ops::AddAssign;
 use crate::model::events::NetnsKey;
 use crate::model::reading::{Account, AccountWhy};
 use crate::model::tcp::error::{ECONNABORTED, ECONNRESET, EPIPE, ETIMEDOUT};
-use crate::model::tcp::state::{CLOSE_WAIT, ESTABLISHED, NEW_SYN_RECV, SYN_RECV, SYN_SENT};
+use crate::model::tcp::state::{CLOSE_WAIT, ESTABLISHED, LISTEN, NEW_SYN_RECV, SYN_RECV, SYN_SENT};
 
 /// Errors that end a connection, and that no ICMP message leaves behind; 0: it was closed.
 const ENDS: [u32; 5] = [0, EPIPE, ECONNABORTED, ECONNRESET, ETIMEDOUT];
@@ -38,10 +38,14 @@ pub struct Sums {
     pub other_errors: i64,
     /// Connections from an address to itself.
     pub to_itself: i64,
+    /// Connections that listeners dropped, and repeated SYNs and ACKs of requests.
+    pub listen_drops: i64,
+    /// Listeners that ended.
+    pub listeners_ended: i64,
 }
 
 impl Sums {
-    /// What one connection or request adds.
+    /// What one connection, request or listener adds.
     #[must_use]
     pub fn of(account: &Account) -> Self {
         let reading = &account.reading;
@@ -50,6 +54,10 @@ impl Sums {
             return Self { retrans, of_requests: retrans, ..Self::default() };
         }
         let (ended, err) = (account.why() == AccountWhy::Ended, account.err);
+        if account.state == LISTEN {
+            let (listen_drops, listeners_ended) = (reading.drops.into(), ended.into());
+            return Self { listen_drops, listeners_ended, ..Self::default() };
+        }
         // A process that asks for SO_ERROR takes the error away, perhaps before the connection ends; MPTCP and kernel sockets do so, too.
         let told = [SYN_SENT, ESTABLISHED, CLOSE_WAIT].contains(&account.state);
         let taken = err == 0 && (told || account.mptcp != 0 || !account.owner.is_process());
@@ -66,6 +74,8 @@ impl Sums {
             resets: when(ended && [ESTABLISHED, CLOSE_WAIT].contains(&account.state)),
             timed_out: when(ended && err == ETIMEDOUT),
             other_errors: when(ended && other),
+            listen_drops: 0,
+            listeners_ended: 0,
             to_itself: when((flow.saddr, flow.sport) == (flow.daddr, flow.dport)),
         }
     }
@@ -84,6 +94,8 @@ impl AddAssign for Sums {
             timed_out: self.timed_out + more.timed_out,
             other_errors: self.other_errors + more.other_errors,
             to_itself: self.to_itself + more.to_itself,
+            listen_drops: self.listen_drops + more.listen_drops,
+            listeners_ended: self.listeners_ended + more.listeners_ended,
         };
     }
 }
@@ -181,6 +193,17 @@ mod tests {
         assert_eq!(tally.with_open(NetnsKey { rtnl: 8, ..NETNS }, &read).delivered, 7, "of another namespace");
         tally.begin();
         assert_eq!(tally.with_open(NETNS, &open(&[account(2, Open, 1, 1, 40)])).delivered, 11_101);
+    }
+
+    #[test]
+    fn a_listener_adds_only_what_it_dropped() {
+        let one = |why| Account {
+            reading: Reading { drops: 7, delivered: 9, ..Reading::default() },
+            ..account(1, why, LISTEN, 0, 1)
+        };
+        let sums = Sums { listen_drops: 7, ..Sums::default() };
+        assert_eq!(Sums::of(&one(AccountWhy::Open)), sums);
+        assert_eq!(Sums::of(&one(AccountWhy::Ended)), Sums { listeners_ended: 1, ..sums });
     }
 
     #[test]

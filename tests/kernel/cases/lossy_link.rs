@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
-use crate::counters::Counters;
+use crate::counters::{self, Counters};
 use crate::host::Set;
 use crate::link::{Link, Netns};
 use crate::missed::Witness;
@@ -39,7 +39,11 @@ pub fn run_while(
     let busy = keep_cpus_busy(&link.a)?;
 
     let before = (Counters::of(&link.a)?, Counters::of(&link.b)?);
-    let truths = traffic(senders)?;
+    let truths = traffic(senders).or_else(|error| {
+        // a conversation that stands still: what does either end wait for?
+        let (a, b) = (counters::connections(&link.a)?, counters::connections(&link.b)?);
+        Err(error.context(format!("open in a: {a:?}; in b: {b:?}")))
+    })?;
     link.quiet()?;
     let after = (Counters::of(&link.a)?, Counters::of(&link.b)?);
     let (skipped, hidden) = (witness.skipped()?, witness.above_pid_1()?);

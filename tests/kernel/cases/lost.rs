@@ -106,14 +106,15 @@ pub fn ledger(set: Set, family: Family) -> Outcome {
     xctl.process.signal(Signal::SIGSTOP)?;
     ensure!(poll(PATIENCE, || stopped(xctl.process.pid()))?, "xctl does not stop");
     let address = link.address(&link.a, family);
-    link.a.enter(|| {
+    // The listener's own end, which would be lost too, comes after the run.
+    let _listener = link.a.enter(|| {
         let listener = TcpListener::bind((address, 0)).context("listening")?;
         let at = listener.local_addr()?;
         for _ in 0..CONNECTIONS {
             // Both ends are closed at once.
             let _ends = (TcpStream::connect(at).context("connecting")?, listener.accept()?);
         }
-        Ok(())
+        Ok(listener)
     })?;
     quiet(&[&link.a])?;
     xctl.process.signal(Signal::SIGCONT)?;

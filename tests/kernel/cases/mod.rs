@@ -4,6 +4,7 @@ use crate::host::Set;
 use crate::machine::Runs;
 use crate::{Case, Families};
 
+mod accept_queue;
 mod already_open;
 mod batches;
 mod capabilities;
@@ -138,6 +139,7 @@ pub const ALL: &[Case] = &[
     case!("stats_netem",          AUTO,        V4,     OLDEST,   stats::with_netem),
     case!("ledger",               Set::ALL,    EITHER, SETS,     ledger::run),
     case!("cuts",                 Set::ALL,    V4,     SETS,     cuts::run),
+    case!("accept_queue",         Set::ALL,    EITHER, SETS,     accept_queue::run),
     case!("screen",               AUTO,        V4,     ENDS,     screen::run),
     case!("mounted_over",         AUTO,        V4,     HERE,     sockets::mounted_over),
     case!("seeded_from_proc",     AUTO,        EITHER, HERE,     already_open::seeded_from_proc),

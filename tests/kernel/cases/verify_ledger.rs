@@ -10,7 +10,9 @@ use anyhow::{Context, Result, ensure};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
+use super::accept_queue::{drop_some, fill, short_queues};
 use super::verify::{DIFFERENCE, Object, Run, Verified};
+use crate::actors::Actor;
 use crate::counters::{Counters, connections, wait_until_grown};
 use crate::host::{Set, tool};
 use crate::link::{Link, Netns, run as run_tool};
@@ -20,7 +22,7 @@ use crate::workers::{Plan, Puppet, Receiver, Sender, connect_in_vain, send_all};
 use crate::{Family, Outcome, Verdict};
 
 /// Each check, and the counters whose sum it is compared with.
-const CHECKS: [(&str, &[&str]); 7] = [
+const CHECKS: [(&str, &[&str]); 8] = [
     ("retrans", &["RetransSegs"]),
     ("delivered", &["TCPDelivered", "PassiveOpens"]),
     ("delivered_ce", &["TCPDeliveredCE"]),
@@ -28,9 +30,10 @@ const CHECKS: [(&str, &[&str]); 7] = [
     ("abort_on_timeout", &["TCPAbortOnTimeout"]),
     ("dsack", &["TCPDSACKRecvSegs"]),
     ("reordering", &["TCPSACKReorder", "TCPTSReorder", "TCPRenoReorder"]),
+    ("listen_drops", &["ListenDrops"]),
 ];
 /// Checks in which xctl may count more.
-const AT_LEAST: [&str; 2] = ["dsack", "reordering"];
+const AT_LEAST: [&str; 3] = ["dsack", "reordering", "listen_drops"];
 
 /// Size of the ring of the ledger, and of the smallest one.
 const RING: u32 = 1 << 20;
@@ -96,6 +99,12 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let listener = link.b.enter(|| TcpListener::bind((link.address(&link.b, family), 0)).context("listening"))?;
     let mut queued = link.a.enter(|| TcpStream::connect(listener.local_addr()?).context("connecting"))?;
     queued.write_all(b"before")?;
+    // A listener that drops what does not fit into its queue.
+    short_queues(&link.b)?;
+    let mut full = Actor::new(&link.b, "full")?;
+    let (_, full_at) = full.listen((link.address(&link.b, family), 0).into())?;
+    let waiting = fill(&link, full_at)?;
+    drop_some(&link, full_at, 2)?;
     thread::sleep(Duration::from_millis(300)); // for delayed acknowledgements
     let before = [Counters::of(&link.a)?, Counters::of(&link.b)?];
     let witness = Witness::of(&[])?;
@@ -135,6 +144,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     for _ in 0..3 {
         reset(&link.a, receiver.at)?;
     }
+    drop_some(&link, full_at, 3)?;
     let mut doomed = link.a.enter(|| TcpStream::connect(receiver.at).context("connecting"))?;
     setsockopt(&doomed, sockopt::TcpUserTimeout, &400)?;
     link.lose(100)?;
@@ -158,11 +168,12 @@ pub fn run(set: Set, family: Family) -> Outcome {
         return Ok(Verdict::Passed("not compared".into()));
     }
     let [a, b] = [agrees(&verified, &link.a, &before[0], false)?, agrees(&verified, &link.b, &before[1], true)?];
-    let [again, delivered, ce, resets, timeouts, ..] = [0, 1, 2, 3, 4, 5, 6].map(|at| a[at] + b[at]);
+    let [again, delivered, ce, resets, timeouts, _, _, drops] = [0, 1, 2, 3, 4, 5, 6, 7].map(|at| a[at] + b[at]);
+    ensure!(drops >= 3, "no listener dropped a connection: {a:?} {b:?}");
     ensure!(again > 0 && delivered > 0 && resets >= 3 && timeouts == 1, "something did not happen: {a:?} {b:?}");
     ensure!(ce > 0, "no mark was delivered: {a:?} {b:?}");
     ensure!(!reorders || a[6] > 0, "no segment overtook another: {a:?} {b:?}");
-    drop((queued, listener, doomed));
+    drop((queued, listener, doomed, waiting));
     Ok(Verdict::Passed(format!("{a:?} and {b:?}")))
 }
 
