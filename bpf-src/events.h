@@ -243,6 +243,10 @@ struct reading {
 	__u8 limit;		/* enum tcp_chrono: the kind of waiting that goes on */
 	__u8 has_timeouts;	/* 1: this kernel counts timeouts */
 	__u8 locked;		/* 1: the socket was locked, so that no value changed meanwhile */
+	__u8 has_windows;	/* 1: the next two are known: with settings.reader, and only in an account */
+	__u8 zero[7];
+	__u32 zero_windows;	/* how often the own window was shut */
+	__u32 zero_window_time;	/* for how long */
 };
 
 /* Why the ledger reads a connection or a listener. */
@@ -329,7 +333,8 @@ struct settings {
 	__u8 ledger;		/* 1: write accounts */
 	__u8 connections;	/* 1: the end of a connection is an event too, and wakes the reader */
 	__u8 cuts;		/* 1: emit cuts of congestion windows */
-	__u8 zero[4];
+	__u8 reader;		/* 1: count how often and how long windows are shut */
+	__u8 zero[3];
 };
 
 #endif

@@ -71,14 +71,19 @@ static __always_inline void fill_account(struct account *account, const struct s
 		read_listener(sk, &account->reading);
 	else
 		read_counters(sk, &account->reading);
+	read_shut_windows(sk, state, &account->reading);
 	account->reading.locked = why == ACCOUNT_ENDED;
 }
 
-/* The connection is the owner's of this entry until now. False if the kernel has given the entry to another socket. */
+/*
+ * The connection is the owner's of this entry until now. False if the kernel has given the entry to another socket. Without
+ * `flow` the account has it already.
+ */
 static __always_inline bool is_account_of(struct account *account, const struct sock *sk, const struct flow *flow,
 					  const struct owner *entry)
 {
-	account->flow = *flow;
+	if (flow)
+		account->flow = *flow;
 	account->owner = *entry;
 	if (account->owner.socket != (__u64)sk)
 		return false;
@@ -126,28 +131,25 @@ static __noinline void connection_ended(const struct sock *sk, __u8 state)
 		end_record(under_way);
 }
 
-/* The owner until now, if the new one is another process. The kernel may give the entry's memory to another socket. */
+/*
+ * The owner until now, if the new one is another process. The kernel may give the entry's memory to another socket. A listener
+ * has no `flow`, since that is not its key: the stack has no room for another one here.
+ */
 static __noinline void connection_taken(const struct sock *sk, const struct flow *flow, const struct owner *entry)
 {
 	struct account *account = begin_account();
+	bool known = true;
 
 	if (!account)
 		return;
-	if (!is_account_of(account, sk, flow, entry)) {
+	if (!flow)
+		known = flow_of(&sk->__sk_common, &account->flow) && wanted_flow(&account->flow);
+	if (!known || !is_account_of(account, sk, flow, entry)) {
 		bpf_ringbuf_discard(account, BPF_RB_NO_WAKEUP);
 		return;
 	}
 	fill_account(account, sk, ACCOUNT_TAKEN, BPF_CORE_READ(sk, __sk_common.skc_state));
 	end_account(account);
-}
-
-/* The same for a listener, whose key is not its four-tuple. */
-static __noinline void listener_taken(const struct sock *sk, const struct owner *entry)
-{
-	struct flow flow;
-
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN && flow_of(&sk->__sk_common, &flow) && wanted_flow(&flow))
-		connection_taken(sk, &flow, entry);
 }
 
 /* `owner` is about to own the socket. If there is an entry, it goes on with it; what was counted until now was the other's. */
@@ -164,10 +166,10 @@ static __always_inline void settle(const struct sock *sk, const struct flow *flo
 	if (!is_shared(entry) && entry->tgid == owner->tgid &&
 	    born_for_totals(entry->born) == born_for_totals(owner->born))
 		return;
-	if (flow->known_by != BY_FLOW)
-		listener_taken(sk, entry);
-	else if (wanted_flow(flow))
+	if (flow->known_by == BY_FLOW && wanted_flow(flow))
 		connection_taken(sk, flow, entry);
+	else if (flow->known_by != BY_FLOW && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN)
+		connection_taken(sk, NULL, entry);
 }
 
 /*

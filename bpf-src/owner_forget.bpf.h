@@ -41,6 +41,7 @@ static __noinline void forget(const struct sock *sk)
 	drop_by_inode(sk, &key);
 	drop_cached(sk);	/* after the entry: see owner_cache.bpf.h */
 	drop_no_room(sk);
+	drop_shut_window(sk);
 }
 
 #endif

@@ -165,4 +165,11 @@ static __noinline void remember_reader(const struct sock *sk)
 		remember_until_closed(sk, &flow, HOW_READ);
 }
 
+static __always_inline void has_read(const struct sock *sk)
+{
+	if (settings.reader)
+		note_shut_window(sk);
+	remember_reader(sk);
+}
+
 #endif

@@ -62,6 +62,7 @@ static __always_inline void state_changed(const struct sock *sk, int state)
 		break;
 	case TCP_ESTABLISHED:
 		drop_cached(sk);
+		drop_shut_window(sk);
 		if (settings.births_by_state && protocol == IPPROTO_TCP)
 			promote(sk);
 		break;

@@ -122,6 +122,7 @@ static __always_inline void read_connection(const struct sock *sk, struct readin
 static __always_inline void read_listener(const struct sock *sk, struct reading *reading)
 {
 	reading->of = READING_LISTENER;
+	reading->has_timeouts = bpf_core_field_exists(((const struct tcp_sock *)sk)->total_rto);
 	reading->drops = BPF_CORE_READ(sk, sk_drops.counter);
 	reading->queue = BPF_CORE_READ(sk, sk_ack_backlog);
 	reading->backlog = BPF_CORE_READ(sk, sk_max_ack_backlog);

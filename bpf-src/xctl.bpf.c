@@ -26,6 +26,8 @@ const volatile struct settings settings = {};
 
 #include "lost.bpf.h"
 #include "flow.bpf.h"
+#include "reading.bpf.h"
+#include "window.bpf.h"
 #include "owner_socket.bpf.h"
 #include "owner_process.bpf.h"
 #include "owner_map.bpf.h"
@@ -34,7 +36,6 @@ const volatile struct settings settings = {};
 #include "owner_copy.bpf.h"
 #include "owner_lookup.bpf.h"
 #include "filter.bpf.h"
-#include "reading.bpf.h"
 #include "emit.bpf.h"
 #include "ledger.bpf.h"
 #include "owner_remember.bpf.h"
@@ -190,7 +191,7 @@ int BPF_PROG(tp_send_length, struct sock *sk, int ret)
 }
 
 /* A process, a thread of the kernel or a softirq has read. */
-TWICE("raw_tp/tcp_rcv_space_adjust", tp_read, tp2_read, remember_reader(sk), struct sock *sk)
+TWICE("raw_tp/tcp_rcv_space_adjust", tp_read, tp2_read, has_read(sk), struct sock *sk)
 
 /* ---- kprobes and kretprobes ---- */
 

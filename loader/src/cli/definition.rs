@@ -41,6 +41,10 @@ fn trace_options() -> Vec<Arg> {
     let first = [
         flag("json", "Print one JSON object a line"),
         flag("verify", "At the end, compare with the kernel's own counters in each network namespace"),
+        flag(
+            "reader",
+            "Also count how often and how long processes keep their own receive windows shut; costs at each read",
+        ),
         flag("current", "In text output, also show the process that softirq interrupted, which other tools blame"),
         option("attach", "SET", "Hooks to use: auto takes the best that this kernel has")
             .value_parser([

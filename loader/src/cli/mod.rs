@@ -165,6 +165,7 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
             "none" => Some(Source::None),
             _ => None,
         },
+        reader: flag(&matches, "reader"),
         verify: flag(&matches, "verify"),
         dry_run: flag(&matches, "dry-run"),
         record,

@@ -78,6 +78,8 @@ pub struct TraceOptions {
     pub btf: Option<PathBuf>,
     /// Where to learn the owners of sockets that are open already. None: the best source that this kernel has.
     pub seed: Option<Source>,
+    /// Count how often and how long processes keep their own receive windows shut.
+    pub reader: bool,
     /// Compare with the kernel's counters at the end.
     pub verify: bool,
     /// End after loading, and attach nothing.

@@ -62,6 +62,12 @@ pub struct Counters {
     /// retransmission.
     #[serde(skip)]
     pub local_bytes: Option<u64>,
+    /// How often this host's own receive window was shut, since the process did not read.
+    #[serde(skip)]
+    pub zero_windows: Option<u64>,
+    /// For how long.
+    #[serde(skip)]
+    pub zero_window_us: Option<u64>,
     /// Connections that listeners dropped, and repeated SYNs and ACKs of requests (`sk_drops` of a listener).
     #[serde(skip)]
     pub listen_drops: u64,
@@ -71,11 +77,15 @@ impl Counters {
     /// The counters in a reading. The kernel has `hz` jiffies in a second.
     #[must_use]
     pub fn new(reading: &Reading, hz: u64) -> Self {
-        if reading.of() == ReadingOf::Listener {
-            return Self { listen_drops: reading.drops.into(), ..Self::ZERO };
-        }
         let us = |jiffies: u32| jiffies_to_us(jiffies, hz);
-        let told = reading.has_timeouts != 0;
+        let (told, windows) = (reading.has_timeouts != 0, reading.has_windows != 0);
+        let (zero_windows, zero_window_us) =
+            (windows.then_some(reading.zero_windows.into()), windows.then_some(us(reading.zero_window_time)));
+        if reading.of() == ReadingOf::Listener {
+            let (total_rto, total_rto_time_us) = (told.then_some(0), told.then_some(0));
+            let listen_drops = reading.drops.into();
+            return Self { total_rto, total_rto_time_us, zero_windows, zero_window_us, listen_drops, ..Self::ZERO };
+        }
         let (rwnd_limited_us, sndbuf_limited_us) = (us(reading.rwnd_limited), us(reading.sndbuf_limited));
         Self {
             bytes_sent: reading.bytes_sent,
@@ -100,6 +110,8 @@ impl Counters {
             rwnd_limited_us,
             sndbuf_limited_us,
             local_bytes: local_bytes(reading, hz),
+            zero_windows,
+            zero_window_us,
             listen_drops: 0,
         }
     }
@@ -145,6 +157,8 @@ impl Counters {
         rwnd_limited_us: 0,
         sndbuf_limited_us: 0,
         local_bytes: Some(0),
+        zero_windows: Some(0),
+        zero_window_us: Some(0),
         listen_drops: 0,
     };
 
@@ -153,7 +167,7 @@ impl Counters {
     #[must_use]
     pub fn since(&self, before: &Counters) -> Self {
         let known = |now: Option<u64>, then: Option<u64>| Some(now?.saturating_sub(then?));
-        let Counters { total_rto, total_rto_time_us, local_bytes, .. } = *before;
+        let Counters { total_rto, total_rto_time_us, local_bytes, zero_windows, zero_window_us, .. } = *before;
         Self {
             bytes_sent: self.bytes_sent.saturating_sub(before.bytes_sent),
             bytes_retrans: self.bytes_retrans.saturating_sub(before.bytes_retrans),
@@ -177,6 +191,8 @@ impl Counters {
             rwnd_limited_us: self.rwnd_limited_us.saturating_sub(before.rwnd_limited_us),
             sndbuf_limited_us: self.sndbuf_limited_us.saturating_sub(before.sndbuf_limited_us),
             local_bytes: known(self.local_bytes, local_bytes),
+            zero_windows: known(self.zero_windows, zero_windows),
+            zero_window_us: known(self.zero_window_us, zero_window_us),
             listen_drops: growth(self.listen_drops, before.listen_drops),
         }
     }
@@ -221,6 +237,8 @@ impl AddAssign<&Counters> for Counters {
             rwnd_limited_us: self.rwnd_limited_us + more.rwnd_limited_us,
             sndbuf_limited_us: self.sndbuf_limited_us + more.sndbuf_limited_us,
             local_bytes: both(self.local_bytes, more.local_bytes),
+            zero_windows: both(self.zero_windows, more.zero_windows),
+            zero_window_us: both(self.zero_window_us, more.zero_window_us),
             listen_drops: self.listen_drops + more.listen_drops,
         };
     }
@@ -281,8 +299,11 @@ mod tests {
 
     #[test]
     fn a_listener_counts_what_it_drops_and_nothing_else() {
-        let reading = Reading { of: ReadingOf::Listener as u8, drops: 7, queue: 3, backlog: 5, ..Reading::default() };
+        let of = ReadingOf::Listener as u8;
+        let reading = Reading { of, drops: 7, has_timeouts: 1, has_windows: 1, ..Reading::default() };
         assert_eq!(Counters::new(&reading, 250), Counters { listen_drops: 7, ..Counters::ZERO });
+        let counters = Counters::new(&Reading { of, ..Reading::default() }, 250);
+        assert_eq!((counters.total_rto, counters.zero_windows, counters.local_bytes), (None, None, Some(0)));
         let connection = Reading { drops: 7, ..at_rest() };
         assert_eq!(Counters::new(&connection, 250).listen_drops, 0);
     }

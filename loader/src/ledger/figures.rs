@@ -52,11 +52,13 @@ impl Cuts {
     }
 }
 
-/// Times at which the own window was shut. No hook tells them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+/// Times at which this host's own window was shut, since the process did not read. None: not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZeroWindow {
-    times: Option<u64>,
-    us: Option<u64>,
+    /// How often.
+    pub times: Option<u64>,
+    /// For how long, microseconds.
+    pub us: Option<u64>,
 }
 
 /// What the listeners of a process do with new connections.
@@ -120,7 +122,8 @@ pub struct Ledger {
     /// The connection that waits longest in queues.
     pub rtt: Option<WorstRtt>,
     pub(super) cuts: Cuts,
-    pub(super) zero_window: ZeroWindow,
+    /// Its own windows.
+    pub zero_window: ZeroWindow,
     /// Its listeners; none: no listener was read in this time.
     pub listener: Option<Listener>,
     pub(super) verdict: Option<Vec<Word>>,
@@ -145,6 +148,7 @@ impl Ledger {
             tcp: Some(row.counters),
             local_dropped_bytes: row.counters.local_bytes,
             rtt: row.rtt.map(|(rtt, flow)| WorstRtt { rtt, connection: Some(Ends::of(&flow)) }),
+            zero_window: ZeroWindow { times: row.counters.zero_windows, us: row.counters.zero_window_us },
             listener: row.accepts.map(|AcceptQueue { queue, backlog }| Listener {
                 dropped: row.counters.listen_drops,
                 queue,

@@ -170,7 +170,14 @@ impl Row {
     /// Whether the process has no connection, drops none, and none waits for it. Most daemons only listen.
     pub(super) fn is_quiet(&self) -> bool {
         // Counters that this kernel does not have are no reason for a row.
-        let known = Counters { total_rto: Some(0), total_rto_time_us: Some(0), local_bytes: Some(0), ..self.counters };
+        let known = Counters {
+            total_rto: Some(0),
+            total_rto_time_us: Some(0),
+            local_bytes: Some(0),
+            zero_windows: Some(0),
+            zero_window_us: Some(0),
+            ..self.counters
+        };
         let none_waits = self.accepts.is_none_or(|accepts| accepts.queue == 0);
         self.fates == Fates::default() && known == Counters::ZERO && none_waits
     }

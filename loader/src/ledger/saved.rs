@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Deserialize;
 
 use super::counters::{Counters, Rtt};
-use super::figures::{Ledger, Listener};
+use super::figures::{Ledger, Listener, ZeroWindow};
 use super::row::{Fates, Row};
 use super::summary::{Process, Summary};
 use super::verdict::{Verdict, Word};
@@ -111,6 +111,8 @@ struct Fields {
     local_dropped_bytes: Option<u64>,
     rtt: Option<Rtt>,
     listener: Option<Listener>,
+    #[serde(default)]
+    zero_window: ZeroWindow,
     verdict: Option<Vec<Word>>,
 }
 
@@ -170,6 +172,7 @@ impl TryFrom<Fields> for Of {
                 tcp: fields.tcp.map(|tcp| Counters { local_bytes: fields.local_dropped_bytes, ..tcp }),
                 rtt: fields.rtt.map(Into::into),
                 listener: fields.listener,
+                zero_window: fields.zero_window,
                 judged: fields.verdict.map(|words| Verdict { words, checks: Vec::new() }),
                 ..Ledger::default()
             },
@@ -246,7 +249,13 @@ impl Sums {
         let needless = tcp.dsack_dups.min(tcp.retrans);
         let more = Row {
             fates,
-            counters: Counters { needless, local_bytes: fields.local_dropped_bytes, ..tcp },
+            counters: Counters {
+                needless,
+                local_bytes: fields.local_dropped_bytes,
+                zero_windows: fields.zero_window.times,
+                zero_window_us: fields.zero_window.us,
+                ..tcp
+            },
             complete: fields.complete == Some(true),
             rtt: fields.rtt.map(|rtt| (rtt, Flow::default())),
             since_ns: mono_ns.saturating_sub(fields.observed_us.unwrap_or(0).saturating_mul(1000)),

@@ -290,8 +290,10 @@ mirror! {
         connections: u8,
         /// 1: emit cuts of congestion windows.
         cuts: u8,
+        /// 1: count how often and how long windows are shut.
+        reader: u8,
         /// Padding.
-        zero: [u8; 4],
+        zero: [u8; 3],
     }
 }
 

@@ -16,13 +16,14 @@ pub(crate) const EVENTS: &str = "EVENTS";
 pub(crate) const SHARED_RING: &str = "SHARED_RING";
 pub(crate) const UNDER_WAY: &str = "UNDER_WAY";
 pub(crate) const LEDGER: &str = "LEDGER";
+pub(crate) const SHUT_WINDOWS: &str = "SHUT_WINDOWS";
 pub(crate) const LOST: &str = "LOST";
 pub(crate) const PROCESS_TOTALS: &str = "PROCESS_TOTALS";
 pub(crate) const EPOCH: &str = "EPOCH";
 pub(crate) const NETNS_TOTALS: &str = "NETNS_TOTALS";
 
 /// Name, type, bytes of a key and bytes of a value of each map.
-const EXPECTED: [(&str, &str, usize, usize); 12] = [
+const EXPECTED: [(&str, &str, usize, usize); 13] = [
     (SOCKETS, "hash", size_of::<Flow>(), size_of::<Owner>()),
     (CACHE, "array", size_of::<u32>(), 2 * size_of::<u64>()),
     (NO_ROOM, "lru_hash", size_of::<u64>(), size_of::<u8>()),
@@ -31,6 +32,7 @@ const EXPECTED: [(&str, &str, usize, usize); 12] = [
     (SHARED_RING, "ringbuf", 0, 0),
     (UNDER_WAY, "percpu_array", size_of::<u32>(), size_of::<UnderWay>()),
     (LEDGER, "ringbuf", 0, 0),
+    (SHUT_WINDOWS, "hash", size_of::<u64>(), 4 * size_of::<u32>()),
     (LOST, "percpu_array", size_of::<u32>(), size_of::<u64>()),
     (PROCESS_TOTALS, "hash", size_of::<ProcessKey>(), size_of::<Totals>()),
     (EPOCH, "array", size_of::<u32>(), size_of::<u32>()),

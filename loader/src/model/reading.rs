@@ -106,6 +106,14 @@ mirror! {
         has_timeouts: u8,
         /// 1: the socket was locked meanwhile.
         locked: u8,
+        /// 1: the next two are known.
+        has_windows: u8,
+        /// Padding.
+        zero: [u8; 7],
+        /// How often the own window was shut.
+        zero_windows: u32,
+        /// For how long.
+        zero_window_time: u32,
     }
 }
 

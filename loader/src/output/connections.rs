@@ -8,7 +8,7 @@ use super::names::{name, pid};
 use super::sockets::addresses;
 use super::stats::Figures;
 use crate::ledger::counters::{Counters, Rtt};
-use crate::ledger::figures::Listener;
+use crate::ledger::figures::{Ledger, Listener, ZeroWindow};
 use crate::ledger::verdict::{Check, Verdict, Word};
 use crate::model::reading::ReadingOf;
 use crate::trace::seed::listing::{Listed, Listing};
@@ -65,6 +65,15 @@ impl<'a> Row<'a> {
 pub(super) fn say_listener(listener: &Listener) -> String {
     let Listener { dropped, queue, backlog } = listener;
     format!("listens: {dropped} dropped, {queue} of {backlog} wait")
+}
+
+/// What a process itself does too slowly: it does not accept, or does not read.
+pub(super) fn say_slowness(ledger: &Ledger) -> Vec<String> {
+    let accepts = ledger.listener.filter(Listener::is_too_slow).map(|listener| say_listener(&listener));
+    let ZeroWindow { times, us } = ledger.zero_window;
+    let shut = times.zip(us).filter(|(times, _)| *times > 0);
+    let reads = shut.map(|(times, us)| format!("reads slowly: window shut {times} times, {}", time(us)));
+    accepts.into_iter().chain(reads).collect()
 }
 
 /// The verdict in a few words, with the decisive figures.

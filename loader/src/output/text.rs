@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::connections::{bytes, say as say_verdict, say_listener, share, time};
+use super::connections::{bytes, say as say_verdict, say_slowness, share, time};
 use super::names::{addresses, name, pid, printable, whose};
 use super::{Interval, Moment, Output, Ready, top};
 use crate::console::say;
@@ -69,7 +69,7 @@ fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         "CONNS", "SENT", "RECEIVED", "AGAIN", "RTT", "PID", "COMM"
     )?;
     for process in rows().take(WORST) {
-        let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), complete, rtt, listener, .. } =
+        let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), complete, rtt, .. } =
             &process.ledger
         else {
             continue;
@@ -86,8 +86,8 @@ fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
             "{:>5}{star} {sent:>9} {received:>9} {again:>7} {shown:>8} {pid:>7}  {comm:<16} {said}",
             fates.open + fates.ended
         )?;
-        if let Some(listener) = listener.as_ref().filter(|listener| listener.is_too_slow()) {
-            writeln!(out, "{:VERDICTS$}{}", "", say_listener(listener))?;
+        for slow in say_slowness(&process.ledger) {
+            writeln!(out, "{:VERDICTS$}{slow}", "")?;
         }
     }
     let more = rows().count().saturating_sub(WORST);

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::Interval;
-use super::connections::{WIDTH, bytes, say as say_verdict, say_listener, share, shorten, time};
+use super::connections::{WIDTH, bytes, say as say_verdict, say_slowness, share, shorten, time};
 use super::names::whose;
 use crate::kernel::calendar::Calendar;
 use crate::ledger::counters::Rtt;
@@ -49,8 +49,7 @@ impl Cells {
         if let Some(rows) = process.others {
             comm = format!("({rows} exited)");
         }
-        let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), rtt, listener, .. } =
-            &process.ledger
+        let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), rtt, .. } = &process.ledger
         else {
             return Self { pid, comm, figures: None, said: format!("{} segments sent again", process.segs) };
         };
@@ -61,11 +60,9 @@ impl Cells {
         let again = share(tcp.bytes_retrans, tcp.bytes_sent);
         let (open, ended) = (fates.open.to_string(), fates.ended.to_string());
         let figures = Some([open, ended, rate(tcp.bytes_sent), rate(tcp.bytes_received), again, shown]);
-        let mut said = say_verdict(tcp, rtt, verdict);
-        if let Some(listener) = listener.as_ref().filter(|listener| listener.is_too_slow()) {
-            said = format!("{}, {said}", say_listener(listener));
-        }
-        Self { pid, comm, figures, said }
+        let mut said = say_slowness(&process.ledger);
+        said.push(say_verdict(tcp, rtt, verdict));
+        Self { pid, comm, figures, said: said.join("; ") }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::kernel::map::possible_cpus;
 use crate::kernel::source::KERNEL_BTF;
 use crate::model::events::{Plain, Settings};
 use crate::model::hooks::Hook;
-use crate::model::maps::{CACHE, HANDLED, LEDGER, SHARED_RING, SOCKETS};
+use crate::model::maps::{CACHE, HANDLED, LEDGER, SHARED_RING, SHUT_WINDOWS, SOCKETS};
 
 /// The map of the programs' settings.
 const RODATA: &str = ".rodata";
@@ -152,6 +152,9 @@ pub fn load_programs(
     }
     if options.settings.ledger == 0 {
         open.leave_out(LEDGER)?;
+    }
+    if options.settings.reader == 0 {
+        open.leave_out(SHUT_WINDOWS)?;
     }
     let mut bytes = [0; size_of::<Settings>()];
     Settings { cache_mask: slots - 1, ..options.settings }.put(&mut bytes);

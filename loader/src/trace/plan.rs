@@ -82,6 +82,7 @@ impl Request {
                 by_inode: u8::from(seed == Source::Proc),
                 ledger: ledger.into(),
                 connections: self.settings.connections & u8::from(ledger),
+                reader: self.settings.reader & u8::from(ledger && set.sees_readers()),
                 ..self.settings
             },
             set,

@@ -62,7 +62,7 @@ impl Expected {
 }
 
 /// Ends a connection at both ends. Its descriptors stay open, so the processes can still be told.
-fn end(stage: &mut Stage, connection: &Connection) -> Result<[TcpInfo; 2]> {
+pub fn end(stage: &mut Stage, connection: &Connection) -> Result<[TcpInfo; 2]> {
     stage.writer.done(Order::Shutdown(connection.writes.0))?;
     stage.reader.done(Order::Shutdown(connection.reads.0))?;
     let mut last = None;

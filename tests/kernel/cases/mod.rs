@@ -53,6 +53,7 @@ mod tuples;
 mod verify;
 mod verify_ledger;
 mod without_btf;
+mod zero_window;
 
 const BOTH: Families = Families::Both;
 const EITHER: Families = Families::Either;
@@ -140,6 +141,7 @@ pub const ALL: &[Case] = &[
     case!("ledger",               Set::ALL,    EITHER, SETS,     ledger::run),
     case!("cuts",                 Set::ALL,    V4,     SETS,     cuts::run),
     case!("accept_queue",         Set::ALL,    EITHER, SETS,     accept_queue::run),
+    case!("zero_window",          Set::ALL,    EITHER, SETS,     zero_window::run),
     case!("screen",               AUTO,        V4,     ENDS,     screen::run),
     case!("mounted_over",         AUTO,        V4,     HERE,     sockets::mounted_over),
     case!("seeded_from_proc",     AUTO,        EITHER, HERE,     already_open::seeded_from_proc),

@@ -240,6 +240,9 @@ fn follow_to_end(
     if options.events.cuts {
         say_unseen_cuts(cuts, &options.events)?;
     }
+    if options.reader && !running.set.sees_readers() {
+        say("these hooks do not show reads of connections: zero_window is not known");
+    }
     running.watch(waiter)?;
     if let Some(error) = running.rings.no_changes() {
         say(format_args!("cannot watch CPUs, so CPUs that go online or offline are not announced: {error}"));
@@ -366,6 +369,7 @@ fn settings(options: &TraceOptions, filters: &Filters) -> Settings {
         sends: options.events.sends.into(),
         cuts: options.events.cuts.into(),
         connections: options.events.connections.into(),
+        reader: options.reader.into(),
         by_netns: u8::from(options.verify),
         ..filters.settings()
     }

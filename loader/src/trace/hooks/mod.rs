@@ -101,6 +101,12 @@ impl HookSet {
         }
     }
 
+    /// Whether the programs see reads of connections.
+    #[must_use]
+    pub fn sees_readers(&self) -> bool {
+        self.has(READER.program)
+    }
+
     /// Whether another hook sees the events for which this hook is skipped. This holds for changes of state, if both kprobe
     /// and tracepoint see them. A kprobe is skipped in a softirq that interrupted another kprobe, but cannot be preempted.
     /// On the newest kernels the tracepoint is never skipped there, but can be preempted.

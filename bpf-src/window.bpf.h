@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/* How often and how long did a process keep its own receive window shut, since it did not read? Only with settings.reader. */
+#ifndef XCTL_WINDOW_BPF_H
+#define XCTL_WINDOW_BPF_H
+
+/* The times at which the window of one connection was shut. While it is shut no data are accepted, so rcv_nxt tells them apart. */
+struct shut_window {
+	__u32 rcv_nxt;	/* of the latest time */
+	__u32 times;
+	__u32 earlier;	/* jiffies of all times but the latest */
+	__u32 latest;	/* jiffies of the latest */
+};
+
+/* Connections whose window was shut when their process read. The map is not created without settings.reader. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);	/* the address of the struct sock */
+	__type(value, struct shut_window);
+} SHUT_WINDOWS SEC(".maps");
+
+/* The window is shut since it got its last data. */
+static __always_inline __u32 shut_for(const struct sock *sk)
+{
+	return jiffies_since(BPF_CORE_READ((const struct inet_connection_sock *)sk, icsk_ack.lrcvtime));
+}
+
+/*
+ * The current task reads, and has not opened the window again yet: tcp_rcv_space_adjust() runs before tcp_cleanup_rbuf(). The
+ * socket is locked. Each of two programs may run, the second to no effect.
+ */
+static __noinline void note_shut_window(const struct sock *sk)
+{
+	const struct tcp_sock *tp = (const void *)sk;
+	struct shut_window first = { .times = 1 }, *shut;
+	__u64 address = (__u64)sk;
+
+	if (BPF_CORE_READ(tp, rcv_wnd))
+		return;
+	first.rcv_nxt = BPF_CORE_READ(tp, rcv_nxt);
+	first.latest = shut_for(sk);
+	shut = bpf_map_lookup_elem(&SHUT_WINDOWS, &address);
+	if (!shut) {
+		if (bpf_map_update_elem(&SHUT_WINDOWS, &address, &first, BPF_ANY))
+			count_lost(LOST_LEDGER);
+		return;
+	}
+	if (shut->rcv_nxt != first.rcv_nxt) {
+		shut->rcv_nxt = first.rcv_nxt;
+		shut->times++;
+		shut->earlier += shut->latest;
+	}
+	shut->latest = first.latest;
+}
+
+/* The next socket with this address counts from nothing. */
+static __noinline void drop_shut_window(const struct sock *sk)
+{
+	__u64 address = (__u64)sk;
+
+	if (settings.reader)
+		bpf_map_delete_elem(&SHUT_WINDOWS, &address);
+}
+
+/* Read the times of a connection in this state, with the one that goes on. */
+static __noinline void read_shut_windows(const struct sock *sk, __u8 state, struct reading *reading)
+{
+	const struct tcp_sock *tp = (const void *)sk;
+	struct shut_window *shut;
+	__u64 address = (__u64)sk;
+	bool goes_on;
+
+	if (!settings.reader)
+		return;
+	reading->has_windows = 1;
+	if (state == TCP_LISTEN)
+		return;
+	/* In other states no more data come. */
+	goes_on = (state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2) &&
+		  !BPF_CORE_READ(tp, rcv_wnd);
+	shut = bpf_map_lookup_elem(&SHUT_WINDOWS, &address);
+	if (shut) {
+		reading->zero_windows = shut->times;
+		reading->zero_window_time = shut->earlier;
+		if (!goes_on || shut->rcv_nxt != BPF_CORE_READ(tp, rcv_nxt))
+			reading->zero_window_time += shut->latest;
+		else
+			reading->zero_windows--;
+	}
+	if (goes_on) {
+		reading->zero_windows++;
+		reading->zero_window_time += shut_for(sk);
+	}
+}
+
+#endif
