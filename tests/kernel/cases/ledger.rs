@@ -28,23 +28,23 @@ type Sums = BTreeMap<&'static str, i64>;
 
 /// The part of each process.
 #[derive(Default)]
-struct Expected {
+pub struct Expected {
     sums: Sums,
     open: u64,
-    ended: u64,
+    pub ended: u64,
     reset: u64,
 }
 
 impl Expected {
     /// Counts a connection from one TCP_INFO to another.
-    fn count(&mut self, after: &TcpInfo, before: Option<&TcpInfo>) {
+    pub fn count(&mut self, after: &TcpInfo, before: Option<&TcpInfo>) {
         for (name, value) in &after.counters {
             let before = before.map_or(0, |before| before.counter(name));
             *self.sums.entry(name).or_default() += *value as i64 - before as i64;
         }
     }
 
-    fn equals(&self, row: &Value, complete: bool) -> Result<()> {
+    pub fn equals(&self, row: &Value, complete: bool) -> Result<()> {
         for (name, told) in self.sums.iter().filter(|(name, _)| **name != GROWS) {
             let ours = number(row, &format!("tcp.{name}")).map(|ours| ours as i64);
             let late = if *name == DROPPED { self.ended as i64 } else { 0 };

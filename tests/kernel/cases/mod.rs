@@ -50,6 +50,7 @@ mod stopped_reader;
 mod time_namespace;
 mod top;
 mod tuples;
+mod verdicts;
 mod verify;
 mod verify_ledger;
 mod without_btf;
@@ -142,6 +143,7 @@ pub const ALL: &[Case] = &[
     case!("cuts",                 Set::ALL,    V4,     SETS,     cuts::run),
     case!("accept_queue",         Set::ALL,    EITHER, SETS,     accept_queue::run),
     case!("zero_window",          Set::ALL,    EITHER, SETS,     zero_window::run),
+    case!("verdicts",             AUTO,        EITHER, ENDS,     verdicts::run),
     case!("screen",               AUTO,        V4,     ENDS,     screen::run),
     case!("mounted_over",         AUTO,        V4,     HERE,     sockets::mounted_over),
     case!("seeded_from_proc",     AUTO,        EITHER, HERE,     already_open::seeded_from_proc),
@@ -150,6 +152,7 @@ pub const ALL: &[Case] = &[
     case!("verify_number_again",  Set::ALL,    V4,     ENDS,     verify::number_again),
     case!("verify_difference",    AUTO,        V4,     HERE,     verify::difference),
     case!("verify_ledger",        Set::ALL,    V4,     SETS,     verify_ledger::run),
+    case!("verify_ledger_starts", AUTO,        EITHER, ENDS,     verify_ledger::starts),
     case!("verify_ledger_differs", AUTO,       V4,     HERE,     verify_ledger::difference),
     case!("read_together",        AUTO,        V4,     HERE,     batches::run),
     case!("printed_soon",         AUTO,        V4,     HERE,     batches::soon),

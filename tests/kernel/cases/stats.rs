@@ -293,7 +293,7 @@ pub fn verdicts(_set: Set, family: Family) -> Outcome {
 }
 
 /// Replaces the queue of `a` by netem with `args`.
-fn shape(stage: &Stage, args: &str) -> Result<()> {
+pub fn shape(stage: &Stage, args: &str) -> Result<()> {
     let words = ["-n", &stage.link.a.name, "qdisc", "replace", "dev", "veth0", "root", "netem"];
     run(tool("tc").args(words).args(args.split(' ')), "")
 }

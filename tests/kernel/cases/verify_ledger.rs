@@ -14,7 +14,7 @@ use super::accept_queue::{drop_some, fill, short_queues};
 use super::verify::{DIFFERENCE, Object, Run, Verified};
 use crate::actors::Actor;
 use crate::counters::{Counters, connections, wait_until_grown};
-use crate::host::{Set, tool};
+use crate::host::{Set, is_guest, tool};
 use crate::link::{Link, Netns, run as run_tool};
 use crate::missed::Witness;
 use crate::process::{PATIENCE, poll};
@@ -175,6 +175,35 @@ pub fn run(set: Set, family: Family) -> Outcome {
     ensure!(!reorders || a[6] > 0, "no segment overtook another: {a:?} {b:?}");
     drop((queued, listener, doomed, waiting));
     Ok(Verdict::Passed(format!("{a:?} and {b:?}")))
+}
+
+/// xctl starts and ends amid short connections on a lossy link. At any moment some are open, some begin and some end; each run
+/// must know where it began.
+pub fn starts(set: Set, family: Family) -> Outcome {
+    let starts = if is_guest() { 8 } else { 50 };
+    let link = Link::lossy()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let day = Duration::from_secs(24 * 3600);
+    let short =
+        Plan { time: day, sizes: vec![2000], pause: Duration::from_millis(1), ..Plan::new("short", receiver.at) };
+    let plans = [1, 3, 20].map(|sends| Plan { sends_a_connection: sends, ..short.clone() });
+    let mut senders = plans.into_iter().map(|plan| Sender::new(&link.a, plan)).collect::<Result<Vec<_>>>()?;
+    senders.iter_mut().try_for_each(Sender::go)?;
+    let mut delivered = 0;
+    for start in 0..starts {
+        let xctl = Run::start(set, &["--port", "1"])?;
+        thread::sleep(Duration::from_millis(100 + start * 37 % 200));
+        let verified = xctl.stop()?;
+        for ns in [&link.a, &link.b] {
+            for (check, _) in CHECKS {
+                let record = verified.of(ns, check)?;
+                ensure!(record.verdict == "equal", "start {start} differs: {record:?}");
+            }
+            delivered += verified.of(ns, "delivered")?.xctl;
+        }
+    }
+    ensure!(delivered > 0, "nothing was sent");
+    Ok(Verdict::Passed(format!("{starts} starts, {delivered} segments delivered while xctl ran")))
 }
 
 /// A real difference: the ring of the ledger has room for a few connections, and many end at once.

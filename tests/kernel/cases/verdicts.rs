@@ -1,0 +1,126 @@
+//! The verdict about a connection at its end is the one that was set up, and its counters are those that the process was told.
+//! `stats_verdicts` and `stats_netem` do the same for open connections.
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::ledger::{Expected, end};
+use super::stats::{Connection, Stage, shape};
+use crate::host::Set;
+use crate::tcp_info::TcpInfo;
+use crate::ways::Order;
+use crate::xctl::{Trace, Xctl};
+use crate::{Family, Outcome, Verdict};
+
+/// A connection that has ended, and what must be said about it.
+struct Expects {
+    stage: Stage,
+    connection: Connection,
+    told: TcpInfo,
+    /// Words of the verdict that must be there.
+    says: &'static [&'static str],
+    /// Words that must not.
+    never: &'static [&'static str],
+}
+
+fn connect(stage: &mut Stage) -> Result<Connection> {
+    let connection = stage.connect()?;
+    stage.reader.done(Order::Drain(connection.reads.0, 1 << 16, 0))?;
+    Ok(connection)
+}
+
+fn pour(stage: &mut Stage, connection: &Connection, bytes: u32, size: u32, all: u64) -> Result<()> {
+    stage.writer.done(Order::Pour(connection.writes.0, bytes, size))?;
+    stage.rest(connection, all)
+}
+
+/// A long way without any fault.
+fn path(family: Family) -> Result<Expects> {
+    let mut stage = Stage::new(family)?;
+    shape(&stage, "delay 50ms")?;
+    let connection = connect(&mut stage)?;
+    pour(&mut stage, &connection, 150_000, 1000, 150_000)?;
+    let [told, _] = end(&mut stage, &connection)?;
+    let never = &["loss", "needless", "ecn", "local", "queue"];
+    Ok(Expects { stage, connection, told, says: &["network", "path"], never })
+}
+
+/// Segments that arrive, but long after the timer has sent them again.
+fn needless(family: Family) -> Result<Expects> {
+    let mut stage = Stage::new(family)?;
+    shape(&stage, "delay 1ms")?;
+    let connection = connect(&mut stage)?;
+    pour(&mut stage, &connection, 20_000, 1000, 20_000)?;
+    shape(&stage, "delay 500ms")?;
+    pour(&mut stage, &connection, 20_000, 20_000, 40_000)?;
+    let [told, _] = end(&mut stage, &connection)?;
+    ensure!(told.counter("retrans") > 0, "nothing was sent again: {told:?}");
+    Ok(Expects { stage, connection, told, says: &["network", "needless"], never: &["loss", "ecn", "local", "path"] })
+}
+
+/// Segments that the network marks.
+fn ecn(family: Family) -> Result<Expects> {
+    let mut stage = Stage::new(family)?;
+    for ns in [&stage.link.a, &stage.link.b] {
+        ns.set("tcp_ecn", "1")?;
+    }
+    let connection = connect(&mut stage)?;
+    // netem marks by chance, and drops segments that cannot be marked
+    shape(&stage, "delay 5ms loss 30% ecn")?;
+    let mut all = 0;
+    for _ in 0..20 {
+        if stage.writer.tcp_info(connection.writes.0)?.counter("delivered_ce") < 10 {
+            all += 200_000;
+            pour(&mut stage, &connection, 200_000, 10_000, all)?;
+        }
+    }
+    shape(&stage, "delay 1ms")?;
+    let [told, _] = end(&mut stage, &connection)?;
+    Ok(Expects { stage, connection, told, says: &["network", "ecn"], never: &["needless", "local", "path"] })
+}
+
+/// A connection that sends little, behind another one that fills a queue.
+fn victim(family: Family) -> Result<Expects> {
+    let mut stage = Stage::new(family)?;
+    let (bulk, victim) = (connect(&mut stage)?, connect(&mut stage)?);
+    pour(&mut stage, &victim, 1000, 100, 1000)?;
+    shape(&stage, "rate 8mbit limit 10000")?;
+    stage.writer.done(Order::Pour(bulk.writes.0, 1_500_000, 100_000))?;
+    pour(&mut stage, &victim, 20_000, 500, 21_000)?;
+    stage.rest(&bulk, 1_500_000)?;
+    let [told, _] = end(&mut stage, &victim)?;
+    ensure!(told.counter("retrans") == 0, "something was sent again: {told:?}");
+    let never = &["loss", "needless", "ecn", "local", "path"];
+    Ok(Expects { stage, connection: victim, told, says: &["network", "queue"], never })
+}
+
+/// The record of the connection agrees with its process and with what was set up. Returns why.
+fn holds(trace: &Trace, expects: &Expects) -> Result<String> {
+    let Expects { stage, connection, told, says, never } = expects;
+    let of = |record: &&crate::xctl::Connection| {
+        record.at.netns == stage.link.a.inode && record.at.flow() == connection.writes.1
+    };
+    let record = trace.connections.iter().find(of).with_context(|| format!("no end of {:?}", connection.writes.1))?;
+    let mut counts = Expected::default();
+    counts.count(told, None);
+    counts.ended = 1;
+    counts.equals(&record.ledger, true)?;
+    let words: Vec<String> = serde_json::from_value(record.ledger["verdict"].clone())?;
+    let has = |word: &&&str| words.iter().any(|own| own == **word);
+    let (said, wrong) = (says.iter().filter(has).count(), never.iter().filter(has).count());
+    ensure!(said == says.len() && wrong == 0, "{says:?} expected, and none of {never:?}: {}", record.ledger);
+    Ok(format!("{words:?}"))
+}
+
+/// Each cause has a link of its own.
+pub fn run(set: Set, family: Family) -> Outcome {
+    let probe = Stage::new(family)?;
+    if let Err(why) = shape(&probe, "delay 1ms") {
+        return Ok(Verdict::Skipped(format!("this kernel has no netem: {why:#}")));
+    }
+    let xctl = Xctl::start(set, &["--events", "connection"])?;
+    let all = [path(family)?, needless(family)?, ecn(family)?, victim(family)?];
+    let trace = xctl.stop(Signal::SIGINT)?;
+    let said = all.iter().map(|expects| holds(&trace, expects)).collect::<Result<Vec<_>>>()?;
+    Ok(Verdict::Passed(said.join("; ")))
+}
