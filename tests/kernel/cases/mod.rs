@@ -152,7 +152,7 @@ pub const ALL: &[Case] = &[
     case!("verify_number_again",  Set::ALL,    V4,     ENDS,     verify::number_again),
     case!("verify_difference",    AUTO,        V4,     HERE,     verify::difference),
     case!("verify_ledger",        Set::ALL,    V4,     SETS,     verify_ledger::run),
-    case!("verify_ledger_starts", AUTO,        EITHER, ENDS,     verify_ledger::starts),
+    case!("verify_ledger_starts", AUTO,        EITHER, HERE,     verify_ledger::starts),
     case!("verify_ledger_differs", AUTO,       V4,     HERE,     verify_ledger::difference),
     case!("read_together",        AUTO,        V4,     HERE,     batches::run),
     case!("printed_soon",         AUTO,        V4,     HERE,     batches::soon),

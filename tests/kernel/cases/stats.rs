@@ -294,7 +294,12 @@ pub fn verdicts(_set: Set, family: Family) -> Outcome {
 
 /// Replaces the queue of `a` by netem with `args`.
 pub fn shape(stage: &Stage, args: &str) -> Result<()> {
-    let words = ["-n", &stage.link.a.name, "qdisc", "replace", "dev", "veth0", "root", "netem"];
+    shape_of(&stage.link.a, args)
+}
+
+/// Replaces the queue of a namespace by netem with `args`.
+pub fn shape_of(ns: &Netns, args: &str) -> Result<()> {
+    let words = ["-n", &ns.name, "qdisc", "replace", "dev", "veth0", "root", "netem"];
     run(tool("tc").args(words).args(args.split(' ')), "")
 }
 

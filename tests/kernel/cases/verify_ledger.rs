@@ -180,7 +180,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
 /// xctl starts and ends amid short connections on a lossy link. At any moment some are open, some begin and some end; each run
 /// must know where it began.
 pub fn starts(set: Set, family: Family) -> Outcome {
-    let starts = if is_guest() { 8 } else { 50 };
+    let starts = if is_guest() { 5 } else { 50 };
     let link = Link::lossy()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let day = Duration::from_secs(24 * 3600);
