@@ -9,9 +9,9 @@
 #define LEDGER_BYTES (1024 * 1024)
 
 /*
- * The accounts of connections that ended or got another owner. It has room for more than 2,000 accounts. The map needs Linux
- * 5.8, and is not created on older kernels, nor without settings.ledger. There a CO-RE relocation cuts off the code that uses
- * it.
+ * The accounts of connections and listeners that ended or got another owner. It has room for more than 2,000 accounts. The map
+ * needs Linux 5.8, and is not created on older kernels, nor without settings.ledger. There a CO-RE relocation cuts off the code
+ * that uses it.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -62,7 +62,8 @@ static __always_inline void fill_account(struct account *account, const struct s
 	account->why = why;
 	account->state = state;
 	account->err = why == ACCOUNT_ENDED ? BPF_CORE_READ(sk, sk_err) : 0;
-	account->wanted = wanted_account(&account->owner) && wanted_flow(&account->flow);
+	account->wanted = wanted_account(&account->owner) && wanted_flow(&account->flow) &&
+			  (state != TCP_LISTEN || !mptcp_parent(sk));
 	account->rtnl = settings.by_netns ? rtnl_inode(&sk->__sk_common) : 0;
 	account->mptcp = settings.by_netns && mptcp_parent(sk);
 	__builtin_memset(account->zero, 0, sizeof(account->zero));
@@ -173,8 +174,8 @@ static __always_inline void settle(const struct sock *sk, const struct flow *flo
 }
 
 /*
- * Write the account of the open connection or listener whose key has these words. The socket is not locked, and may end meanwhile. As long
- * as it has its entry, its memory is its own: forget() comes before the end of the socket.
+ * Write the account of the open connection or listener whose key has these words. The socket is not locked, and may end
+ * meanwhile. As long as it has its entry, its memory is its own: forget() comes before the end of the socket.
  */
 static __always_inline void account_of_open(const __u64 *words)
 {
@@ -216,8 +217,9 @@ static __always_inline void account_of_open(const __u64 *words)
 }
 
 /*
- * Describe a connection, a request or a listener, for --verify: its counters now, and no owner. False for every other entry of the kernel's
- * tables. Once a request has become a connection, its SYN-ACKs that were sent again are in the connection's total_retrans.
+ * Describe a connection, a request or a listener, for --verify: its counters now, and no owner. False for every other entry of
+ * the kernel's tables. Once a request has become a connection, its SYN-ACKs that were sent again are in the connection's
+ * total_retrans.
  */
 static __always_inline bool list_account(const struct sock_common *skc, struct account *account)
 {

@@ -27,11 +27,11 @@ const volatile struct settings settings = {};
 #include "lost.bpf.h"
 #include "flow.bpf.h"
 #include "reading.bpf.h"
-#include "window.bpf.h"
 #include "owner_socket.bpf.h"
 #include "owner_process.bpf.h"
 #include "owner_map.bpf.h"
 #include "owner_cache.bpf.h"
+#include "window.bpf.h"
 #include "owner_forget.bpf.h"
 #include "owner_copy.bpf.h"
 #include "owner_lookup.bpf.h"
@@ -429,7 +429,7 @@ int it_readings(struct bpf_iter__tcp *ctx)
 	return 0;
 }
 
-/* Writes an account for each connection and request of that namespace. */
+/* Writes an account for each connection, request and listener of that namespace. */
 SEC("iter/tcp")
 int it_accounts(struct bpf_iter__tcp *ctx)
 {

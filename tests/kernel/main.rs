@@ -135,14 +135,15 @@ fn main() -> ExitCode {
     let all = args.iter().any(|arg| arg == "--all");
     let on = args.iter().position(|arg| arg == "--on").and_then(|at| args.get(at + 1));
     let machine = on.map_or(Machine::Here, |name| Machine::named(name));
-    // cargo passes options of libtest on (--nocapture, --test-threads=1): none has a meaning here
     let times = args.iter().position(|arg| arg == "--times").and_then(|at| args.get(at + 1));
     let is_value = |arg: &String| Some(arg) == on || Some(arg) == times;
-    let repeats = times.map_or(Ok(1), |times| times.parse());
-    let Ok(repeats) = repeats else {
-        println!("FAIL  --times takes a number, not {times:?}");
+    let asks = args.iter().any(|arg| arg == "--times");
+    let repeats = if asks { times.and_then(|times| times.parse::<u32>().ok()) } else { Some(1) };
+    let Some(repeats) = repeats.filter(|repeats| *repeats > 0) else {
+        println!("FAIL  --times takes a number greater than 0");
         return ExitCode::FAILURE;
     };
+    // cargo passes options of libtest on (--nocapture, --test-threads=1): none has a meaning here
     let filters: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-') && !is_value(arg)).collect();
 
     if !list {
@@ -151,7 +152,7 @@ fn main() -> ExitCode {
     if args.iter().any(|arg| arg == "--awake") {
         return awake::main(&filters);
     }
-    let (mut passed, mut skipped) = (0, 0);
+    let (mut passed, mut skipped, mut stalled) = (0, 0, String::new());
     let mut failed = Vec::new();
     for case in cases::ALL {
         for (set, family) in
@@ -174,11 +175,13 @@ fn main() -> ExitCode {
             for _ in 0..repeats {
                 let began = Instant::now();
                 let mut outcome = attempt(case, set, family);
-                // Seen once in more than a thousand runs, on 5.10.
+                // Seen once in more than a thousand runs, on 5.10. A second one in a run is a failure.
                 if let Err(error) = &outcome
                     && error.is::<workers::Stalled>()
+                    && stalled.is_empty()
                 {
                     println!("stall {name}: {error:#}; once more");
+                    stalled = format!(", {name} stalled once");
                     outcome = attempt(case, set, family);
                 }
                 let took = began.elapsed().as_secs_f64();
@@ -214,7 +217,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     if !list {
-        println!("{passed} passed, {} failed, {skipped} skipped", failed.len());
+        println!("{passed} passed, {} failed, {skipped} skipped{stalled}", failed.len());
     }
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

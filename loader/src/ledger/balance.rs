@@ -8,7 +8,7 @@ use super::counters::Counters;
 use super::row::{Fates, Folded, Row};
 use super::rows::Limit;
 use super::summary::key_of;
-use crate::model::events::ProcessKey;
+use crate::model::events::{Owner, ProcessKey};
 use crate::model::reading::{Account, AccountWhy, ReadingOf};
 
 /// The time for which an ended connection is remembered. A process that does not hold the socket's lock may be about to take
@@ -18,7 +18,8 @@ const LATE_NS: u64 = 1_000_000_000;
 /// The number of remembered connections from which on ended ones are looked for.
 const MANY: usize = 1024;
 
-/// One connection, however often its socket's address is used: the address, and the time of the socket's first entry.
+/// One connection, however often its socket's address is used: the address, and the time of the socket's first entry. One
+/// listener: the address, and the number of its inode.
 type Life = (u64, u64);
 
 /// The state of a connection before its next account.
@@ -113,7 +114,7 @@ impl Balance {
         let mut counters = Counters::new(&account.reading, self.hz);
         let (fates, ended) = match (account.why(), self.stage) {
             // The connection ended while it was read.
-            (AccountWhy::Open, _) if ended_before => return None,
+            (AccountWhy::Open, _) if ended_before && !is_listener => return None,
             (AccountWhy::Open, stage) if self.tick > 0 => {
                 // A later tick may know the dropped bytes. At the end, unknown stays unknown.
                 if matches!(stage, Stage::Running(_)) {
@@ -138,8 +139,13 @@ impl Balance {
             (AccountWhy::Taken, _) => (Fates::default(), ended_before),
         };
         // A subflow of MPTCP has the life of its parent. If one ended, the next at its address has begun from nothing.
-        let is_other = ended_before && account.why() == AccountWhy::Ended;
+        let is_other = ended_before && account.why() == AccountWhy::Ended && !is_listener;
         let from = before.filter(|_| !is_other);
+        if is_listener && from.is_none() && account.owner.since <= self.begun_ns() {
+            // Nobody knows what it dropped before. Its next account counts from this one on.
+            self.remember(account, counters, ended);
+            return None;
+        }
         let mut seen = from.map_or(Counters::ZERO, |before| before.counters);
         let gained = counters.since(&seen);
         // Two CPUs may write accounts in the other order than they read the counters. What was counted once does not count
@@ -185,7 +191,10 @@ impl Balance {
 }
 
 fn life(account: &Account) -> Life {
-    (account.socket, account.owner.since)
+    let Owner { since, own_inode, .. } = account.owner;
+    // A socket may listen again after shutdown(). The kernel keeps its count of drops, and its inode.
+    let listens = account.reading.of() == ReadingOf::Listener && own_inode != 0;
+    (account.socket, if listens { own_inode } else { since })
 }
 
 #[cfg(test)]
@@ -407,6 +416,20 @@ mod tests {
         let mut balance = Balance::new(HZ);
         balance.begin(BEGUN);
         assert!(balance.note(&during[2]).is_none(), "its end is no connection's end");
+        // It listens again after shutdown(), so that its entry is a new one.
+        let again = |drops, mut account: Account| {
+            account.owner.own_inode = 77;
+            listener(drops, 0, account)
+        };
+        let during = [again(5, account(3, 1010, 7, Ended, 0, 1100)), again(7, account(3, 1110, 7, Ended, 0, 1200))];
+        let dropped = |balance: &Balance| balance.rows.values().next().map(|row| row.counters.listen_drops);
+        assert_eq!(dropped(&run(&[], &during, &[])), Some(7));
+        assert_eq!(dropped(&run(&[], &during[..1], &[again(9, account(3, 1110, 7, Open, 0, 3000))])), Some(9));
+        // It is older than the run, and was not seen at the beginning.
+        let unseen =
+            [listener(5, 0, account(4, 900, 7, Taken, 0, 1100)), listener(6, 0, account(4, 900, 7, Ended, 0, 1200))];
+        assert_eq!(dropped(&run(&[], &unseen[1..], &[])), None);
+        assert_eq!(dropped(&run(&[], &unseen, &[])), Some(1));
     }
 
     #[test]

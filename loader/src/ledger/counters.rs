@@ -62,7 +62,7 @@ pub struct Counters {
     /// retransmission.
     #[serde(skip)]
     pub local_bytes: Option<u64>,
-    /// How often this host's own receive window was shut, since the process did not read.
+    /// How often this host's own receive window was shut, because the process did not read.
     #[serde(skip)]
     pub zero_windows: Option<u64>,
     /// For how long.

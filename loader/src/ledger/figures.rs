@@ -52,7 +52,7 @@ impl Cuts {
     }
 }
 
-/// Times at which this host's own window was shut, since the process did not read. None: not known.
+/// Times at which this host's own window was shut, because the process did not read. None: not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZeroWindow {
     /// How often.
@@ -138,12 +138,13 @@ impl Ledger {
     /// The ledger of a row at this time, ns of CLOCK_MONOTONIC.
     #[must_use]
     pub fn new(row: &Row, now_ns: u64) -> Self {
-        let observed_us = now_ns.saturating_sub(row.since_ns) / 1000;
+        // A process that only listens has no connection to observe or to judge.
+        let observed_us = (row.since_ns != u64::MAX).then(|| now_ns.saturating_sub(row.since_ns) / 1000);
         let rtt = row.rtt.map_or_else(Rtt::default, |(rtt, _)| rtt);
-        let judged = verdict(&row.counters, rtt, Observed::For(observed_us));
+        let judged = observed_us.map(|observed_us| verdict(&row.counters, rtt, Observed::For(observed_us)));
         Self {
             connections: Some(row.fates),
-            observed_us: Some(observed_us),
+            observed_us,
             complete: Some(row.complete),
             tcp: Some(row.counters),
             local_dropped_bytes: row.counters.local_bytes,
@@ -154,10 +155,10 @@ impl Ledger {
                 queue,
                 backlog,
             }),
-            verdict: Some(judged.words.clone()),
-            because: Some(judged.because().copied().collect()),
-            unknown: Some(judged.unknown().collect()),
-            judged: Some(judged),
+            verdict: judged.as_ref().map(|judged| judged.words.clone()),
+            because: judged.as_ref().map(|judged| judged.because().copied().collect()),
+            unknown: judged.as_ref().map(|judged| judged.unknown().collect()),
+            judged,
             ..Self::default()
         }
     }

@@ -64,9 +64,10 @@ pub struct Row {
     pub complete: bool,
     /// The connection that waits longest in queues: with the largest round-trip time above its least.
     pub rtt: Option<(Rtt, Flow)>,
-    /// The fullest accept queue at a tick, at the end of the run or at the end of its listener; none: no listener was read then.
+    /// The fullest accept queue at a tick, at the end of the run, and when its listener ended or got another owner; none: there
+    /// was no listener.
     pub accepts: Option<AcceptQueue>,
-    /// When the process's first connection was seen; not before the ledger began.
+    /// When the process's first connection was seen, not before the ledger began; the largest value: it had none.
     pub since_ns: u64,
     /// The part that was added since the last interval was taken.
     pub(crate) gain: Gain,
@@ -123,11 +124,11 @@ impl Row {
         let (comm, uid, cgroup) = (owner.comm, owner.uid, owner.cgroup);
         // A process's socket without this time was seeded from /proc, which does not show counters.
         let known = owner.since != 0 || !owner.is_process();
-        let counters = if known { gained } else { Counters::ZERO };
-        let accepts = AcceptQueue::new(&account.reading);
-        if accepts.is_some() {
+        let no_figures = Counters { zero_windows: None, zero_window_us: None, ..Counters::ZERO };
+        let counters = if known { gained } else { no_figures };
+        if let Some(accepts) = AcceptQueue::new(&account.reading) {
             // The time and the completeness of a row are those of its connections.
-            return Self { comm, uid, cgroup, counters, accepts, ..Self::default() };
+            return Self { comm, uid, cgroup, counters, accepts: known.then_some(accepts), ..Self::default() };
         }
         let rtt = Rtt::new(&account.reading);
         Self {
@@ -170,12 +171,13 @@ impl Row {
     /// Whether the process has no connection, drops none, and none waits for it. Most daemons only listen.
     pub(super) fn is_quiet(&self) -> bool {
         // Counters that this kernel does not have are no reason for a row.
+        let known = |count: Option<u64>| count.or(Some(0));
         let known = Counters {
-            total_rto: Some(0),
-            total_rto_time_us: Some(0),
-            local_bytes: Some(0),
-            zero_windows: Some(0),
-            zero_window_us: Some(0),
+            total_rto: known(self.counters.total_rto),
+            total_rto_time_us: known(self.counters.total_rto_time_us),
+            local_bytes: known(self.counters.local_bytes),
+            zero_windows: known(self.counters.zero_windows),
+            zero_window_us: known(self.counters.zero_window_us),
             ..self.counters
         };
         let none_waits = self.accepts.is_none_or(|accepts| accepts.queue == 0);
@@ -204,7 +206,7 @@ fn note_fullest(fullest: &mut Option<AcceptQueue>, more: Option<AcceptQueue>) {
 impl Folded {
     /// Fold a row.
     pub(super) fn add(&mut self, row: &Row) {
-        self.rows += 1;
+        self.rows += u64::from(!row.is_quiet());
         self.row.fates.add(row.fates);
         self.row.counters += &row.counters;
         self.row.complete &= row.complete;

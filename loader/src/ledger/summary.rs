@@ -149,7 +149,8 @@ impl Summary {
     }
 
     /// Add what connections have counted until this time, ns of CLOCK_MONOTONIC. Processes that retransmitted nothing get rows
-    /// too, but for listeners to which nothing happened. Nobody knows which process a lost account belongs to, so no row is complete if one was lost.
+    /// too, except processes that only have quiet listeners. Nobody knows which process a lost account belongs to, so no row is
+    /// complete if one was lost.
     pub fn add_ledger(&mut self, rows: &HashMap<ProcessKey, Row>, folded: &Folded, now_ns: u64) {
         let lost = self.lost.ledger > 0;
         let no_cuts = Cuts::new(&[0; CUTS], self.cuts);
@@ -184,7 +185,7 @@ impl Summary {
     /// Put the worst process first.
     pub(super) fn sort(&mut self) {
         let sent = |process: &Process| process.ledger.tcp.map(|tcp| tcp.bytes_sent);
-        let dropped = |process: &Process| process.ledger.listener.map(|listener| listener.dropped);
+        let dropped = |process: &Process| process.ledger.listener.map_or(0, |listener| listener.dropped);
         self.processes.sort_unstable_by_key(|process| {
             (Reverse((process.segs, process.bytes, dropped(process), sent(process))), process.pid)
         });

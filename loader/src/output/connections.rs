@@ -67,12 +67,19 @@ pub(super) fn say_listener(listener: &Listener) -> String {
     format!("listens: {dropped} dropped, {queue} of {backlog} wait")
 }
 
-/// What a process itself does too slowly: it does not accept, or does not read.
+/// What a process itself does too slowly: it does not accept, or does not read. Of a process that only listens: what its
+/// listeners do.
 pub(super) fn say_slowness(ledger: &Ledger) -> Vec<String> {
-    let accepts = ledger.listener.filter(Listener::is_too_slow).map(|listener| say_listener(&listener));
+    let worth_saying = |listener: &Listener| listener.is_too_slow() || ledger.judged.is_none();
+    let accepts = ledger.listener.filter(worth_saying).map(|listener| say_listener(&listener));
     let ZeroWindow { times, us } = ledger.zero_window;
-    let shut = times.zip(us).filter(|(times, _)| *times > 0);
-    let reads = shut.map(|(times, us)| format!("reads slowly: window shut {times} times, {}", time(us)));
+    let shut = times.zip(us).filter(|shut| *shut != (0, 0));
+    let often = |times| match times {
+        0 => "since before".to_owned(),
+        1 => "once".to_owned(),
+        times => format!("{times} times"),
+    };
+    let reads = shut.map(|(times, us)| format!("reads slowly: window shut {}, {}", time(us), often(times)));
     accepts.into_iter().chain(reads).collect()
 }
 
@@ -290,6 +297,27 @@ mod tests {
         {
             assert!(text.contains(said), "{said}: {text}");
         }
+    }
+
+    #[test]
+    fn slow_processes_are_named_and_quiet_ones_are_not() {
+        let listener = |dropped, queue| Some(Listener { dropped, queue, backlog: 4 });
+        let said = |listener, times, us, judged| {
+            let zero_window = ZeroWindow { times: Some(times), us: Some(us) };
+            let mut ledger = Ledger::default();
+            (ledger.listener, ledger.zero_window, ledger.judged) = (listener, zero_window, judged);
+            say_slowness(&ledger)
+        };
+        let judged = || Some(Verdict::default());
+        assert_eq!(said(listener(0, 4), 0, 0, judged()), [""; 0]);
+        assert_eq!(said(listener(0, 5), 0, 0, judged()), ["listens: 0 dropped, 5 of 4 wait"]);
+        assert_eq!(said(listener(7, 0), 0, 2_000_000, judged()).len(), 2);
+        assert_eq!(said(None, 0, 2_000_000, judged()), ["reads slowly: window shut 2000 ms, since before"]);
+        assert_eq!(said(listener(0, 1), 0, 0, None), ["listens: 0 dropped, 1 of 4 wait"], "it only listens");
+        let longest = Some(Listener { dropped: u32::MAX.into(), queue: 65_536, backlog: 65_535 });
+        let columns = 70; // of the table in text.rs
+        let too_long = |line: &String| columns + line.len() > WIDTH;
+        assert!(!said(longest, 99_999, 86_400_000_000, judged()).iter().any(too_long));
     }
 
     #[test]

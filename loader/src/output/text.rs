@@ -69,9 +69,7 @@ fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         "CONNS", "SENT", "RECEIVED", "AGAIN", "RTT", "PID", "COMM"
     )?;
     for process in rows().take(WORST) {
-        let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), complete, rtt, .. } =
-            &process.ledger
-        else {
+        let Ledger { connections: Some(fates), tcp: Some(tcp), judged, complete, rtt, .. } = &process.ledger else {
             continue;
         };
         let (pid, comm) = whose(process);
@@ -80,14 +78,16 @@ fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         let again = share(tcp.bytes_retrans, tcp.bytes_sent);
         let shown = rtt.srtt_us.map_or_else(|| "-".to_owned(), time);
         let star = if *complete == Some(true) { ' ' } else { '*' };
-        let said = say_verdict(tcp, rtt, verdict);
+        let verdict = judged.as_ref().map(|verdict| say_verdict(tcp, rtt, verdict));
+        let mut said = verdict.into_iter().chain(say_slowness(&process.ledger));
         writeln!(
             out,
-            "{:>5}{star} {sent:>9} {received:>9} {again:>7} {shown:>8} {pid:>7}  {comm:<16} {said}",
-            fates.open + fates.ended
+            "{:>5}{star} {sent:>9} {received:>9} {again:>7} {shown:>8} {pid:>7}  {comm:<16} {}",
+            fates.open + fates.ended,
+            said.next().unwrap_or_default()
         )?;
-        for slow in say_slowness(&process.ledger) {
-            writeln!(out, "{:VERDICTS$}{slow}", "")?;
+        for more in said {
+            writeln!(out, "{:VERDICTS$}{more}", "")?;
         }
     }
     let more = rows().count().saturating_sub(WORST);

@@ -49,8 +49,7 @@ impl Cells {
         if let Some(rows) = process.others {
             comm = format!("({rows} exited)");
         }
-        let Ledger { connections: Some(fates), tcp: Some(tcp), judged: Some(verdict), rtt, .. } = &process.ledger
-        else {
+        let Ledger { connections: Some(fates), tcp: Some(tcp), judged, rtt, .. } = &process.ledger else {
             return Self { pid, comm, figures: None, said: format!("{} segments sent again", process.segs) };
         };
         let seconds = took_us as f64 / 1e6;
@@ -61,7 +60,7 @@ impl Cells {
         let (open, ended) = (fates.open.to_string(), fates.ended.to_string());
         let figures = Some([open, ended, rate(tcp.bytes_sent), rate(tcp.bytes_received), again, shown]);
         let mut said = say_slowness(&process.ledger);
-        said.push(say_verdict(tcp, rtt, verdict));
+        said.extend(judged.as_ref().map(|verdict| say_verdict(tcp, rtt, verdict)));
         Self { pid, comm, figures, said: said.join("; ") }
     }
 }

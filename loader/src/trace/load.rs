@@ -155,6 +155,8 @@ pub fn load_programs(
     }
     if options.settings.reader == 0 {
         open.leave_out(SHUT_WINDOWS)?;
+    } else {
+        open.set_max_entries(SHUT_WINDOWS, options.max_sockets)?;
     }
     let mut bytes = [0; size_of::<Settings>()];
     Settings { cache_mask: slots - 1, ..options.settings }.put(&mut bytes);

@@ -240,8 +240,8 @@ fn follow_to_end(
     if options.events.cuts {
         say_unseen_cuts(cuts, &options.events)?;
     }
-    if options.reader && !running.set.sees_readers() {
-        say("these hooks do not show reads of connections: zero_window is not known");
+    if options.reader && !(running.set.sees_readers() && running.accounts.is_some()) {
+        say("zero_window is not known: these hooks do not show reads of connections, or this kernel has no ledger");
     }
     running.watch(waiter)?;
     if let Some(error) = running.rings.no_changes() {
