@@ -49,7 +49,8 @@ impl fmt::Display for Unproven {
 pub struct Maps {
     /// Ids and descriptors of the maps in the kernel, by name.
     pub created: BTreeMap<String, (u32, i32)>,
-    /// The maps that were left out, since this kernel lacks their type, each with its index in libbpf's order.
+    /// The maps that were left out, because this kernel lacks their type or no setting needs them, each with its index in
+    /// libbpf's order.
     pub left_out: BTreeMap<String, usize>,
 }
 
