@@ -61,7 +61,7 @@ pub struct ZeroWindow {
     pub us: Option<u64>,
 }
 
-/// What the listeners of a process do with new connections.
+/// The drops of a process's listeners, and the accept queue of the fullest one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
     /// Dropped connections, and repeated SYNs and ACKs of requests.

@@ -61,14 +61,14 @@ impl<'a> Row<'a> {
     }
 }
 
-/// What a listener does with new connections.
+/// The drops and the accept queue of a listener, as text.
 pub(super) fn say_listener(listener: &Listener) -> String {
     let Listener { dropped, queue, backlog } = listener;
     format!("listens: {dropped} dropped, {queue} of {backlog} wait")
 }
 
-/// What a process itself does too slowly: it does not accept, or does not read. Of a process that only listens: what its
-/// listeners do.
+/// Texts about a process that accepts or reads too slowly. A process that only listens has a text about its listeners, even if
+/// they are quiet.
 pub(super) fn say_slowness(ledger: &Ledger) -> Vec<String> {
     let worth_saying = |listener: &Listener| listener.is_too_slow() || ledger.judged.is_none();
     let accepts = ledger.listener.filter(worth_saying).map(|listener| say_listener(&listener));

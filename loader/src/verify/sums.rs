@@ -45,7 +45,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// What one connection, request or listener adds.
+    /// The sums of one connection, request or listener.
     #[must_use]
     pub fn of(account: &Account) -> Self {
         let reading = &account.reading;

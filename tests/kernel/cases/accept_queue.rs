@@ -1,5 +1,5 @@
-//! Who does not accept: the connections that listeners drop are compared with the kernel's counter, and the accept queues with
-//! /proc/net/tcp.
+//! Processes that accept too slowly: the drops of their listeners are compared with the kernel's counter, and the accept queues
+//! with /proc/net/tcp.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
@@ -47,7 +47,7 @@ pub fn drop_some(link: &Link, at: SocketAddr, times: i64) -> Result<i64> {
     Counters::of(&link.b)?.since(&before, "ListenDrops")
 }
 
-/// What the summary says of the listeners of a process; null: nothing. None: the process has no row.
+/// The field `listener` of a process's row; null: the process has no listener. None: the process has no row.
 fn told(trace: &Trace, pid: u32) -> Option<Value> {
     let row = trace.summary.ledger.iter().find(|row| row.pid == Some(pid))?;
     Some(row.ledger["listener"].clone())

@@ -1,4 +1,4 @@
-//! Who does not read: how often and how long a process keeps its own receive window shut, beside the kernel's counters.
+//! Processes that read too slowly: the times at which their receive windows are shut, beside the kernel's counters.
 
 use std::thread;
 use std::time::{Duration, Instant};
