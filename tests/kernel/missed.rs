@@ -115,11 +115,11 @@ impl Witness {
         Ok(found)
     }
 
-    /// The range in which `missed` of the xctl with this `pid` must be. The least is the misses of its kprobes; the most
-    /// also includes the misses of its programs as bpftool shows them. The caller must ask after all traffic has ended.
-    pub fn told(&self, pid: u32) -> Result<RangeInclusive<u64>> {
+    /// The range in which xctl's `missed` must be. The least is the misses of its kprobes; the most also includes the misses
+    /// of its `programs` ([`program_misses`]). The caller must ask after all traffic has ended.
+    pub fn told(&self, programs: &BTreeMap<String, u64>) -> Result<RangeInclusive<u64>> {
         let probes = self.profile()?.iter().map(|(_, skips)| skips).sum::<u64>();
-        Ok(probes..=probes + program_misses(pid)?.values().sum::<u64>())
+        Ok(probes..=probes + programs.values().sum::<u64>())
     }
 
     /// The number of retransmits in softirqs that interrupted PID 1. A line of the trace is `   comm-TID   [CPU] flags

@@ -178,25 +178,32 @@ impl Running {
     }
 
     /// The number of runs that the kernel skipped so far and that no other program made up for; none if the kernel does not
-    /// tell.
+    /// tell. Of a program with a backup, at most the runs that both missed are lost.
     fn missed(&self) -> Result<Option<u64>> {
         let alone = |link: &&Attached| !self.set.is_backed(link.hook());
         let kprobes: Option<u64> = self.links.iter().filter(alone).map(Attached::missed).sum::<Result<_>>()?;
-        let (mut missed, mut retransmits, mut states) = (0, 0, 0);
+        let skipped = |program| self.tables.object.skipped(program);
+        let mut missed = 0;
+        // Skipped runs of the first programs, and of their backups.
+        let (mut retransmits, mut states) = ((0, 0), (0, 0));
         for hook in self.set.hooks.iter().filter(|hook| !self.set.is_backed(hook)) {
-            let skipped = self.tables.object.skipped(hook.program)?;
-            match (hook.backup, hook.counted_in) {
-                (None, _) => missed += skipped,
-                // The backup counts each run in which it does the work of the first program.
-                (Some(_), Some(BackupRuns::Retransmit)) => retransmits += skipped,
-                (Some(_), Some(BackupRuns::State)) => states += skipped,
-                // Both programs do the whole work: at most the runs that both missed are lost.
-                (Some(backup), None) => missed += skipped.min(self.tables.object.skipped(backup)?),
+            let first = skipped(hook.program)?;
+            let Some(backup) = hook.backup.map(skipped).transpose()? else {
+                missed += first;
+                continue;
+            };
+            match hook.counted_in {
+                Some(BackupRuns::Retransmit) => retransmits = (retransmits.0 + first, retransmits.1 + backup),
+                Some(BackupRuns::State) => states = (states.0 + first, states.1 + backup),
+                // Both programs do the whole work.
+                None => missed += first.min(backup),
             }
         }
+        // Read last: the backup counts after the kernel did. It counts each run in which it does the work of the first
+        // program. It cannot count a skipped run that had no work to do, such as that of a state that is no cut.
         let counts = self.tables.counts()?;
-        for (skipped, counter) in [(retransmits, Counter::RetransmitBackup), (states, Counter::StateBackup)] {
-            missed += u64::saturating_sub(skipped, counts.of(counter));
+        for ((first, backup), counter) in [(retransmits, Counter::RetransmitBackup), (states, Counter::StateBackup)] {
+            missed += first.saturating_sub(counts.of(counter)).min(backup);
         }
         Ok(kprobes.map(|kprobes| kprobes + missed))
     }
