@@ -140,7 +140,9 @@ VM_RUNS = $(KERNELS:%=vm-%) $(if $(filter-out --all,$(CASES)),,$(if $(filter 6.1
 AT_ONCE ?= $$(nproc)
 define at_once
 	mkdir -p target/vm; rm -f target/vm/*.out; \
-	printf '%s\n' $1 $(VM_RUNS) | xargs -P $(AT_ONCE) -n 1 $(MAKE) --no-print-directory || \
+	failed=0; printf '%s\n' $1 $(VM_RUNS) | xargs -P $(AT_ONCE) -n 1 $(MAKE) --no-print-directory || failed=1; \
+	grep -H '^once' target/vm/*.out || true; \
+	[ $$failed = 0 ] || \
 		{ grep -H '^FAIL' target/vm/*.out || echo 'No case failed; a virtual machine or the runner did: see "result" above.'; false; }
 endef
 

@@ -152,7 +152,7 @@ fn main() -> ExitCode {
     if args.iter().any(|arg| arg == "--awake") {
         return awake::main(&filters);
     }
-    let (mut passed, mut skipped, mut stalled) = (0, 0, String::new());
+    let (mut passed, mut skipped, mut unsteady) = (0, 0, None);
     let mut failed = Vec::new();
     for case in cases::ALL {
         for (set, family) in
@@ -175,14 +175,14 @@ fn main() -> ExitCode {
             for _ in 0..repeats {
                 let began = Instant::now();
                 let mut outcome = attempt(case, set, family);
-                // Seen once in more than a thousand runs, on 5.10. A second one in a run is a failure.
+                // Who names cases looks for failures.
                 if let Err(error) = &outcome
-                    && error.is::<workers::Stalled>()
-                    && stalled.is_empty()
+                    && filters.is_empty()
+                    && unsteady.is_none()
                 {
-                    println!("stall {name}: {error:#}; once more");
-                    stalled = format!(", {name} stalled once");
-                    outcome = attempt(case, set, family);
+                    println!("once  {name}: {error:#}");
+                    outcome = in_a_row(case, set, family);
+                    unsteady = outcome.is_ok().then(|| name.clone());
                 }
                 let took = began.elapsed().as_secs_f64();
                 let mut fail = |line: String| {
@@ -216,10 +216,28 @@ fn main() -> ExitCode {
         println!("FAIL  every case was skipped");
         return ExitCode::FAILURE;
     }
+    if let Some(name) = unsteady {
+        println!("unsteady {name}: failed once, then passed {PROOF} times in a row");
+    }
     if !list {
-        println!("{passed} passed, {} failed, {skipped} skipped{stalled}", failed.len());
+        println!("{passed} passed, {} failed, {skipped} skipped", failed.len());
     }
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The number of times in a row that a case must pass after a failure, to be unsteady and not failed. A run may have one
+/// unsteady case.
+const PROOF: u32 = 3;
+
+/// Runs a case [`PROOF`] times, or until it fails.
+fn in_a_row(case: &Case, set: Set, family: Family) -> Outcome {
+    let mut outcome = attempt(case, set, family);
+    for _ in 1..PROOF {
+        if outcome.is_ok() {
+            outcome = attempt(case, set, family);
+        }
+    }
+    outcome
 }
 
 /// Runs one case. A panic in the case is its failure, not the end of the run.

@@ -3,9 +3,7 @@
 //! A worker gets its job as JSON, and reports facts about itself as JSON. The test compares xctl's records with these
 //! facts.
 
-use std::error::Error;
 use std::ffi::CString;
-use std::fmt;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -160,18 +158,6 @@ impl Plan {
     }
 }
 
-/// A sender's conversation stands still. Nothing was compared yet, so this says nothing about xctl.
-#[derive(Debug)]
-pub struct Stalled(String);
-
-impl fmt::Display for Stalled {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "the conversation of {} stands still for {PATIENCE:?}", self.0)
-    }
-}
-
-impl Error for Stalled {}
-
 /// A process that sends by a plan. After its start it waits for [`Sender::go`].
 pub struct Sender {
     process: Process,
@@ -188,10 +174,10 @@ impl Sender {
         self.process.tell("go")
     }
 
-    /// Waits until the process has sent all data, the peer has read them, and the process has ended. [`Stalled`] if that
-    /// takes too long.
+    /// Waits until the process has sent all data, the peer has read them, and the process has ended.
     pub fn finish(mut self) -> Result<Truth> {
-        let line = self.process.line_until(Instant::now() + PATIENCE)?.ok_or_else(|| Stalled(self.who.comm.clone()))?;
+        let line = self.process.line_until(Instant::now() + PATIENCE)?;
+        let line = line.with_context(|| format!("{} does not come to its end in {PATIENCE:?}", self.who.comm))?;
         self.process.succeed()?;
         serde_json::from_str(&line).with_context(|| format!("a worker said {line}"))
     }
