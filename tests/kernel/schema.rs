@@ -1,8 +1,25 @@
-//! A validator for JSON Schema, with the keywords that the record's schema uses. Any other keyword is an error, not
-//! ignored.
+//! A validator for JSON Schema, with the keywords that our schemas use. Any other keyword is an error, not ignored.
+
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+
+/// The schema of the records that xctl prints.
+static PRINTED: LazyLock<Value> =
+    LazyLock::new(|| serde_json::from_str(xctl::output::SCHEMA).unwrap_or_else(|error| panic!("the schema: {error}")));
+
+/// Reads a line that `trace`, `top` or `sockets` printed. An error unless it is a record that fits the schema.
+pub fn record(line: &str) -> Result<Value> {
+    let read = || {
+        let value: Value = serde_json::from_str(line)?;
+        let kind = value["type"].as_str().context("it has no type")?;
+        let schema = PRINTED["$defs"].get(kind).with_context(|| format!("the schema has no type {kind}"))?;
+        is(&PRINTED, schema, &value, kind)?;
+        Ok::<_, anyhow::Error>(value)
+    };
+    read().with_context(|| format!("not a record of the schema: {line}"))
+}
 
 /// Checks `value` against `schema`; an error if it does not fit.
 pub fn check(schema: &Value, value: &Value) -> Result<()> {
@@ -49,6 +66,11 @@ fn is(root: &Value, schema: &Value, value: &Value, at: &str) -> Result<()> {
                     is(root, wanted, value, &format!("{at}/{number}"))?;
                 }
             }
+            "anyOf" => {
+                let ways = wanted.as_array().context("anyOf is no list")?;
+                let wrong: Vec<_> = ways.iter().filter_map(|way| is(root, way, value, at).err()).collect();
+                ensure!(wrong.len() < ways.len(), "{at} fits nothing: {wrong:?}");
+            }
             "$ref" => {
                 let path = wanted.as_str().and_then(|path| path.strip_prefix('#')).context("a $ref elsewhere")?;
                 let schema = root.pointer(path).with_context(|| format!("no {path} in the schema"))?;
@@ -67,6 +89,7 @@ fn has_type(ty: &Value, value: &Value) -> bool {
         Some("array") => value.is_array(),
         Some("string") => value.is_string(),
         Some("integer") => value.is_i64() || value.is_u64(),
+        Some("number") => value.is_number(),
         Some("boolean") => value.is_boolean(),
         Some("null") => value.is_null(),
         _ => false,

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::host::{Set, is_realtime};
 use crate::process::{PATIENCE, Process, now};
+use crate::schema;
 use crate::workers::{Flow, Who};
 
 #[derive(Deserialize)]
@@ -400,7 +401,7 @@ impl Xctl {
 }
 
 fn parse(line: &str) -> Result<OutputRecord> {
-    serde_json::from_str(line).with_context(|| format!("not a record of the contract: {line}"))
+    serde_json::from_value(schema::record(line)?).with_context(|| format!("not a record of the contract: {line}"))
 }
 
 impl Trace {

@@ -48,7 +48,7 @@ use statistics::Statistics;
 use translated::Unexplained;
 
 /// The document's schema, in the language of JSON Schema.
-pub const SCHEMA: &str = include_str!("schema.json");
+pub const SCHEMA: &str = include_str!("../../../docs/record.schema.json");
 
 /// The reaction if the programs in the kernel are not proven to be the object's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

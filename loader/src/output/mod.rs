@@ -19,6 +19,9 @@ use crate::model::events::{Cut, Retransmit, Send};
 use crate::model::hooks::Hook;
 use crate::trace::seed::holders::Process;
 
+/// The JSON Schema of the records of `trace`, `top` and `sockets`. The name of a record's type leads to its definition.
+pub const SCHEMA: &str = include_str!("../../../docs/output.schema.json");
+
 /// The facts of a run, once everything is attached.
 #[derive(Debug)]
 pub struct Ready<'a> {
@@ -106,4 +109,33 @@ pub trait Output {
     /// # Errors
     /// The errors of `ready`.
     fn flush(&mut self) -> io::Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use crate::ledger::verdict::Word;
+    use crate::model::events::{CutWhy, How, Kind};
+    use crate::verify::report::Check;
+
+    #[test]
+    fn the_schema_has_every_word_that_a_field_may_have() {
+        let schema: Value = serde_json::from_str(super::SCHEMA).unwrap();
+        let same = |at: &str, mut words: Vec<Option<&str>>| {
+            let listed = schema.pointer(&format!("/$defs/{at}/enum")).and_then(Value::as_array);
+            let mut listed: Vec<Option<&str>> = listed.unwrap().iter().map(Value::as_str).collect();
+            listed.sort_unstable();
+            words.sort_unstable();
+            assert_eq!(listed, words, "{at}");
+        };
+        same("kind", Kind::ALL.iter().map(|kind| Some(kind.name())).collect());
+        same("owner", How::ALL.iter().map(|how| Some(how.name())).collect());
+        same("word", Word::ALL.iter().map(|word| Some(word.name())).collect());
+        same("cut/properties/why", CutWhy::ALL.iter().map(|why| why.name()).collect());
+        same(
+            "verify/properties/check",
+            [&Check::ALL[..], &Check::LEDGER].concat().iter().map(|c| Some(c.name())).collect(),
+        );
+    }
 }

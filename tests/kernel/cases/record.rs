@@ -252,7 +252,7 @@ pub fn schema(_set: Set, _family: Family) -> Outcome {
     };
     let scratch = Scratch::new()?;
     let ((path, file), (schema, schema_file)) = (scratch.file("record.json"), scratch.file("schema.json"));
-    fs::write(schema, xctl::audit::SCHEMA)?;
+    fs::write(&schema, xctl::audit::SCHEMA)?;
     let accepts = || -> Result<bool> {
         let output =
             Command::new(&validator).args(["-i", &file, &schema_file]).output().context("starting jsonschema")?;
@@ -269,7 +269,31 @@ pub fn schema(_set: Set, _family: Family) -> Outcome {
     record["proven"] = Value::from("perhaps");
     fs::write(&path, record.to_string())?;
     ensure!(!accepts()?, "the validator takes anything");
-    Ok(Verdict::Passed("as its schema says".into()))
+
+    // The output: a list of records, by the schema of one.
+    let mut of_list: Value = serde_json::from_str(xctl::output::SCHEMA)?;
+    let one = of_list.as_object_mut().and_then(|schema| schema.remove("anyOf")).context("no anyOf")?;
+    of_list["type"] = "array".into();
+    of_list["items"] = serde_json::json!({ "anyOf": one });
+    fs::write(&schema, of_list.to_string())?;
+    let trace = ["--events", "all", "--verify", "--duration", "1"];
+    let mut records = vec![];
+    for args in [
+        arguments("auto", &trace),
+        vec!["sockets", "--json", "--stats"],
+        vec!["top", "--json", "--duration", "1", "--interval", "0.3"],
+    ] {
+        let output = command(&args)?.output().context("starting xctl")?;
+        for line in std::str::from_utf8(&output.stdout)?.lines() {
+            records.push(schema::record(line)?);
+        }
+    }
+    fs::write(&path, Value::from(records.clone()).to_string())?;
+    ensure!(accepts()?, "the validator refuses the output");
+    records[0]["proven"] = "perhaps".into();
+    fs::write(&path, Value::from(records.clone()).to_string())?;
+    ensure!(!accepts()?, "the validator takes any output");
+    Ok(Verdict::Passed(format!("as the schemas say; {} records of output", records.len())))
 }
 
 /// The record has every call that strace sees, if there is a strace.

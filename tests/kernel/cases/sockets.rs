@@ -28,6 +28,7 @@ use crate::actors::{self, Protocols};
 use crate::host::{Set, tool};
 use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
 use crate::process::{PATIENCE, Process, poll};
+use crate::schema;
 use crate::tracefs::with_private_mounts;
 use crate::workers::{Flow, NOBODY, Who};
 use crate::xctl::{command, refusal};
@@ -307,10 +308,11 @@ fn sockets(args: &[&str]) -> Result<Vec<Socket>> {
     let (printed, said) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "xctl ended with {} and said {said:?}", output.status);
     let (list, last) = printed.trim_end().rsplit_once('\n').unwrap_or(("", printed.trim_end()));
-    let counts: Counts = serde_json::from_str(last).with_context(|| format!("the counts: {last}"))?;
+    let counts: Counts =
+        serde_json::from_value(schema::record(last)?).with_context(|| format!("the counts: {last}"))?;
     let sockets: Vec<Socket> = list
         .lines()
-        .map(|line| serde_json::from_str(line).with_context(|| format!("not a record of the contract: {line}")))
+        .map(|line| serde_json::from_value(schema::record(line)?).with_context(|| format!("of another form: {line}")))
         .collect::<Result<_>>()?;
     ensure!(counts.schema == 1 && counts.sockets == sockets.len() && counts.namespaces >= 3, "odd counts: {last}");
     let mut owners = BTreeMap::new();

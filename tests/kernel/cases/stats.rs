@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::host::{Set, tool};
 use crate::link::{Link, Netns, run};
 use crate::process::{PATIENCE, poll};
+use crate::schema;
 use crate::tcp_info::TcpInfo;
 use crate::ways::{How, Order, RawActor};
 use crate::workers::{Flow, Who};
@@ -176,7 +177,7 @@ fn records(ns: &Netns) -> Result<Vec<Value>> {
     let output = command(&["sockets", "--stats", "--json", "--netns", &netns])?.output().context("starting xctl")?;
     ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout)?;
-    text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()
+    text.lines().map(schema::record).collect()
 }
 
 /// The record of this connection.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::stats::number;
 use crate::host::Set;
 use crate::process::Process;
+use crate::schema;
 use crate::xctl::command;
 
 /// The least number of intervals of a run: with fewer, nothing would be added up.
@@ -26,7 +27,7 @@ impl Top {
         let args = ["top", "--json", "--interval", "0.3", "--max-sockets", "32768", "--attach", &set.to_string()];
         let mut process = Process::start("top", command(&args)?)?;
         let line = process.line()?;
-        let ready: Value = serde_json::from_str(&line).with_context(|| format!("not JSON: {line}"))?;
+        let ready: Value = schema::record(&line)?;
         ensure!(ready["type"] == "ready" && ready["proven"] == true, "the first record is not `ready`: {line}");
         Ok(Top(process))
     }
@@ -37,7 +38,7 @@ impl Top {
         let lines = self.0.rest()?;
         let status = self.0.wait()?;
         ensure!(status.code() == Some(0), "xctl top ended with {status} and said {:?}", self.0.errors());
-        let records: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line)).collect::<Result<_, _>>()?;
+        let records: Vec<Value> = lines.iter().map(|line| schema::record(line)).collect::<Result<_>>()?;
         let (summary, records) = records.split_last().context("it printed nothing")?;
         ensure!(summary["type"] == "summary", "the last record is not `summary`: {summary}");
 

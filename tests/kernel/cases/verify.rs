@@ -15,6 +15,7 @@ use crate::host::{Set, tool};
 use crate::link::{DEAD_V4, Link, Netns};
 use crate::missed::Witness;
 use crate::process::Process;
+use crate::schema;
 use crate::workers::{FAST, Plan, Puppet, Receiver, Sender, connect_fast, connect_in_vain, send_all};
 use crate::xctl::{Hook, Kind, Owner, Retransmit, command};
 use crate::{Family, Outcome, Verdict};
@@ -160,7 +161,7 @@ impl Run {
 }
 
 fn parse(line: &str) -> Result<Line> {
-    serde_json::from_str(line).with_context(|| format!("in {line}"))
+    serde_json::from_value(schema::record(line)?).with_context(|| format!("in {line}"))
 }
 
 /// Namespaces that existed before, that appear, and that disappear.
