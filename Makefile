@@ -100,9 +100,11 @@ trace: $(BIN)
 	$(Q)exec $(BIN) trace $(ARGS)
 
 .PHONY: install
-install: $(BIN) ## Install the binary (PREFIX, DESTDIR)
-	$(say) INSTALL $(DESTDIR)$(PREFIX)/bin/xctl
-	$(Q)install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/xctl
+install: $(BIN) ## Install the binary, man pages, completions and the systemd unit (PREFIX, DESTDIR)
+	$(Q)$(CARGO) build --profile quick --locked --quiet --target $(HOST_ARCH)-unknown-linux-$(LIBC) --example docs
+	$(say) INSTALL $(DESTDIR)$(PREFIX)
+	$(Q)./dist/parts $(BIN) target/$(HOST_ARCH)-unknown-linux-$(LIBC)/quick/examples/docs target/parts
+	$(Q)./dist/install target/parts '$(DESTDIR)' '$(PREFIX)'
 
 ##@ Test
 
@@ -317,17 +319,18 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 setup-dist: setup ## Install what `make dist` needs
 	$(Q)./scripts/setup dist $(DIST_ARCHS)
 
-dist: setup-dist ## Tarballs for x86_64 and aarch64 with man pages, licences, SBOM..., in target/dist (DIST_ARCHS)
+dist: setup-dist ## Tarballs, deb, rpm and apk for x86_64 and aarch64, with man pages, licences, SBOM..., in target/dist (DIST_ARCHS)
 	$(Q)for arch in $(DIST_ARCHS); do $(MAKE) --no-print-directory all ARCH=$$arch LIBC=musl; done
 	$(say) CARGO 'man pages, completions'
 	$(Q)$(CARGO) build --release --locked $(if $(Q),--quiet) --target $(HOST_ARCH)-unknown-linux-musl --example docs
 	$(Q)rm -rf target/dist
-	$(Q)for arch in $(DIST_ARCHS); do $(if $(Q),printf '  %-8s %s\n' PACK $$arch;) ./dist/pack $$arch $(VERSION); done
-	$(Q)cd target/dist && sha256sum xctl-* > SHA256SUMS
+	$(Q)for arch in $(DIST_ARCHS); do $(if $(Q),printf '  %-8s %s\n' PACK $$arch;) ./dist/pack $$arch $(VERSION) && ./dist/packages $$arch $(VERSION); done
+	$(Q)cd target/dist && sha256sum xctl[-_]* > SHA256SUMS
 
 test-dist: dist ## Check what is in target/dist
 	$(say) TEST dist
 	$(Q)./tests/dist/contents $(DIST_ARCHS)
+	$(Q)./tests/dist/packages $(DIST_ARCHS)
 
 test-reproducible: setup-dist ## Build all that twice, in two places: is it the same to the byte? (takes a while)
 	$(say) TEST reproducible
