@@ -319,18 +319,21 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 setup-dist: setup ## Install what `make dist` needs
 	$(Q)./scripts/setup dist $(DIST_ARCHS)
 
-dist: setup-dist ## Tarballs, deb, rpm and apk for x86_64 and aarch64, with man pages, licences, SBOM..., in target/dist (DIST_ARCHS)
+dist: setup-dist ## Tarballs, deb, rpm, apk and a container image for x86_64 and aarch64, in target/dist (DIST_ARCHS, MAINTAINER, MINISIGN_KEY)
 	$(Q)for arch in $(DIST_ARCHS); do $(MAKE) --no-print-directory all ARCH=$$arch LIBC=musl; done
 	$(say) CARGO 'man pages, completions'
 	$(Q)$(CARGO) build --release --locked $(if $(Q),--quiet) --target $(HOST_ARCH)-unknown-linux-musl --example docs
 	$(Q)rm -rf target/dist
 	$(Q)for arch in $(DIST_ARCHS); do $(if $(Q),printf '  %-8s %s\n' PACK $$arch;) ./dist/pack $$arch $(VERSION) && ./dist/packages $$arch $(VERSION); done
-	$(Q)cd target/dist && sha256sum xctl[-_]* > SHA256SUMS
+	$(say) PACK image
+	$(Q)./dist/image $(VERSION) $(DIST_ARCHS)
+	$(Q)./dist/sums target/dist
 
 test-dist: dist ## Check what is in target/dist
 	$(say) TEST dist
 	$(Q)./tests/dist/contents $(DIST_ARCHS)
 	$(Q)./tests/dist/packages $(DIST_ARCHS)
+	$(Q)./tests/dist/image $(DIST_ARCHS)
 
 test-reproducible: setup-dist ## Build all that twice, in two places: is it the same to the byte? (takes a while)
 	$(say) TEST reproducible
