@@ -228,6 +228,7 @@ ci: setup-test ## What continuous integration runs
 	$(Q)$(MAKE) --no-print-directory check
 	$(Q)$(MAKE) --no-print-directory test
 	$(Q)$(MAKE) --no-print-directory test-corpus
+	$(Q)$(MAKE) --no-print-directory test-store
 	$(Q)$(MAKE) --no-print-directory bench-start bench-inspect
 	$(Q)$(MAKE) --no-print-directory bench-vm KERNELS='$(filter 6.12,$(KERNELS))'
 	$(Q)$(MAKE) --no-print-directory test-dist
@@ -249,7 +250,7 @@ else
   BENCH_CC = $(CC)
 endif
 
-.PHONY: test-corpus bench bench-sockets bench-start bench-reader bench-inspect bench-send bench-vm bench-vm-send
+.PHONY: test-corpus test-store bench bench-sockets bench-start bench-reader bench-inspect bench-send bench-vm bench-vm-send
 # A C program with the libbpf that xctl is linked with.
 define with_libbpf
 	$(say) CC $@
@@ -268,6 +269,11 @@ test-corpus: $(BIN) target/corpus-load ## xctl's verdict on objects of other peo
 	$(Q)./tests/corpus/fetch
 	$(say) TEST corpus
 	$(Q)./tests/corpus/run $(BIN) target/corpus-load
+
+test-store: $(BIN) ## The statements of docs/store.md with DuckDB and ClickHouse, on the records of a run over a lossy link (root)
+	$(Q)./scripts/setup store
+	$(say) TEST store
+	$(Q)./tests/store $(BIN)
 
 bench: ## All benchmarks of this machine, and one table of them, also as target/bench.json; wants an idle machine
 	$(Q)rm -f target/bench.json
