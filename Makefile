@@ -99,6 +99,11 @@ run: setup ## Set up, build, and trace this host (ARGS='--json ...')
 trace: $(BIN)
 	$(Q)exec $(BIN) trace $(ARGS)
 
+.PHONY: demo
+demo: setup-test ## Show xctl at work for SECONDS (10), on a link that loses segments (root)
+	$(Q)$(MAKE) --no-print-directory $(BIN)
+	$(Q)./scripts/demo $(BIN) $(SECONDS)
+
 .PHONY: install
 install: $(BIN) ## Install the binary, man pages, completions and the systemd unit (PREFIX, DESTDIR)
 	$(Q)$(CARGO) build --profile quick --locked --quiet --target $(HOST_ARCH)-unknown-linux-$(LIBC) --example docs
@@ -228,7 +233,7 @@ ci: setup-test ## What continuous integration runs
 	$(Q)$(MAKE) --no-print-directory check
 	$(Q)$(MAKE) --no-print-directory test
 	$(Q)$(MAKE) --no-print-directory test-corpus
-	$(Q)$(MAKE) --no-print-directory test-store
+	$(Q)$(MAKE) --no-print-directory test-store test-demo
 	$(Q)$(MAKE) --no-print-directory bench-start bench-inspect
 	$(Q)$(MAKE) --no-print-directory bench-vm KERNELS='$(filter 6.12,$(KERNELS))'
 	$(Q)$(MAKE) --no-print-directory test-dist
@@ -250,7 +255,7 @@ else
   BENCH_CC = $(CC)
 endif
 
-.PHONY: test-corpus test-store bench bench-sockets bench-start bench-reader bench-inspect bench-send bench-vm bench-vm-send
+.PHONY: test-corpus test-store test-demo bench bench-sockets bench-start bench-reader bench-inspect bench-send bench-vm bench-vm-send
 # A C program with the libbpf that xctl is linked with.
 define with_libbpf
 	$(say) CC $@
@@ -274,6 +279,10 @@ test-store: $(BIN) ## The statements of docs/store.md with DuckDB and ClickHouse
 	$(Q)./scripts/setup store
 	$(say) TEST store
 	$(Q)./tests/store $(BIN)
+
+test-demo: $(BIN) ## What `make demo` shows (root)
+	$(say) TEST demo
+	$(Q)./tests/demo $(BIN)
 
 bench: ## All benchmarks of this machine, and one table of them, also as target/bench.json; wants an idle machine
 	$(Q)rm -f target/bench.json
