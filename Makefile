@@ -100,7 +100,8 @@ trace: $(BIN)
 	$(Q)exec $(BIN) trace $(ARGS)
 
 .PHONY: demo
-demo: setup-test ## Show xctl at work for SECONDS (10), on a link that loses segments (root)
+demo: setup ## Show xctl at work for SECONDS (10), on a link that loses segments (root)
+	$(Q)./scripts/setup demo
 	$(Q)$(MAKE) --no-print-directory $(BIN)
 	$(Q)./scripts/demo $(BIN) $(SECONDS)
 
@@ -339,9 +340,9 @@ dist: setup-dist ## Tarballs, deb, rpm, apk and a container image for x86_64 and
 	$(say) CARGO 'man pages, completions'
 	$(Q)$(CARGO) build --release --locked $(if $(Q),--quiet) --target $(HOST_ARCH)-unknown-linux-musl --example docs
 	$(Q)rm -rf target/dist
-	$(Q)for arch in $(DIST_ARCHS); do $(if $(Q),printf '  %-8s %s\n' PACK $$arch;) ./dist/pack $$arch $(VERSION) && ./dist/packages $$arch $(VERSION); done
+	$(Q)for arch in $(DIST_ARCHS); do $(if $(Q),printf '  %-8s %s\n' PACK $$arch;) ./dist/pack $$arch $(VERSION); ./dist/packages $$arch $(VERSION); done
 	$(say) PACK image
-	$(Q)./dist/image $(VERSION) $(DIST_ARCHS)
+	$(Q)./dist/image $(VERSION) target/dist $(DIST_ARCHS)
 	$(Q)./dist/sums target/dist
 
 test-dist: dist ## Check what is in target/dist

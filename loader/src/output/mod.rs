@@ -19,7 +19,7 @@ use crate::model::events::{Cut, Retransmit, Send};
 use crate::model::hooks::Hook;
 use crate::trace::seed::holders::Process;
 
-/// The JSON Schema of the records of `trace`, `top` and `sockets`. The name of a record's type leads to its definition.
+/// The JSON Schema of the records of `trace`, `top` and `sockets`. `$defs` has a definition for each type, under the type's name.
 pub const SCHEMA: &str = include_str!("../../../docs/output.schema.json");
 
 /// The facts of a run, once everything is attached.
@@ -120,7 +120,7 @@ mod tests {
     use crate::verify::report::Check;
 
     #[test]
-    fn the_schema_has_every_word_that_a_field_may_have() {
+    fn the_schema_has_the_words_of_kinds_owners_verdicts_cuts_and_checks() {
         let schema: Value = serde_json::from_str(super::SCHEMA).unwrap();
         let same = |at: &str, mut words: Vec<Option<&str>>| {
             let listed = schema.pointer(&format!("/$defs/{at}/enum")).and_then(Value::as_array);

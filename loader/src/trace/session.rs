@@ -200,7 +200,7 @@ impl Running {
             }
         }
         // Read last: the backup counts after the kernel did. It counts each run in which it does the work of the first
-        // program. It cannot count a skipped run that had no work to do, such as that of a state that is no cut.
+        // program. It cannot count a skipped run that had no work to do: for example, a change of state that is not a cut.
         let counts = self.tables.counts()?;
         for ((first, backup), counter) in [(retransmits, Counter::RetransmitBackup), (states, Counter::StateBackup)] {
             missed += first.saturating_sub(counts.of(counter)).min(backup);
