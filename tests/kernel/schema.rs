@@ -3,20 +3,21 @@
 use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// The schema of the records that xctl prints.
 static PRINTED: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(xctl::output::SCHEMA).unwrap_or_else(|error| panic!("the schema: {error}")));
 
-/// Reads a line that `trace`, `top` or `sockets` printed. An error unless it is a record that fits the schema.
-pub fn record(line: &str) -> Result<Value> {
+/// Reads a line that `trace`, `top` or `sockets` printed. An error unless it is a record that fits the schema, and `T`.
+pub fn record<T: DeserializeOwned>(line: &str) -> Result<T> {
     let read = || {
         let value: Value = serde_json::from_str(line)?;
         let kind = value["type"].as_str().context("it has no type")?;
         let schema = PRINTED["$defs"].get(kind).with_context(|| format!("the schema has no type {kind}"))?;
         is(&PRINTED, schema, &value, kind)?;
-        Ok::<_, anyhow::Error>(value)
+        Ok::<_, anyhow::Error>(serde_json::from_value(value)?)
     };
     read().with_context(|| format!("not a record of the schema: {line}"))
 }

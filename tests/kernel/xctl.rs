@@ -335,7 +335,9 @@ impl Xctl {
     pub fn attached(set: Set, mut process: Process) -> Result<Xctl> {
         let attach = set.to_string();
         let line = process.line()?;
-        let OutputRecord::Ready(ready) = parse(&line)? else { bail!("the first record is not `ready`: {line}") };
+        let OutputRecord::Ready(ready) = schema::record(&line)? else {
+            bail!("the first record is not `ready`: {line}")
+        };
         ensure!(ready.schema == 1, "schema {} instead of 1", ready.schema);
         // a set that uses hooks of another set for some purposes names both: fentry+tracepoint
         let took = ready.attach == attach || ready.attach.split('+').any(|took| took == attach);
@@ -351,7 +353,7 @@ impl Xctl {
 
     /// Waits for the first retransmit that `wanted` accepts. None if xctl does not print one within [`PATIENCE`].
     pub fn wait_for(&mut self, wanted: impl Fn(&Retransmit) -> bool) -> Result<Option<Retransmit>> {
-        let pick = |line: &str| match parse(line)? {
+        let pick = |line: &str| match schema::record(line)? {
             OutputRecord::Retransmit(record) if wanted(&record) => Ok::<_, anyhow::Error>(Some(record)),
             _ => Ok(None),
         };
@@ -375,7 +377,7 @@ impl Xctl {
     pub fn next_send_took(&mut self) -> Result<u64> {
         let line = self.process.line()?;
         let read = now()?;
-        let OutputRecord::Send(record) = parse(&line)? else { bail!("not a send: {line}") };
+        let OutputRecord::Send(record) = schema::record(&line)? else { bail!("not a send: {line}") };
         self.lines.push(line);
         read.checked_sub(record.mono_ns).with_context(|| format!("a send in the future: {record:?}"))
     }
@@ -400,17 +402,13 @@ impl Xctl {
     }
 }
 
-fn parse(line: &str) -> Result<OutputRecord> {
-    serde_json::from_value(schema::record(line)?).with_context(|| format!("not a record of the contract: {line}"))
-}
-
 impl Trace {
     fn read(lines: &[String], hooks: Vec<Hook>, said: String, of_one_owner: bool) -> Result<Trace> {
         let (mut retransmits, mut sends, mut cuts, mut connections, mut last) = (vec![], vec![], vec![], vec![], None);
         let mut clock = 0;
         for line in lines {
             ensure!(last.is_none(), "a record after the summary: {line}");
-            let (time, mono_ns, at) = match parse(line)? {
+            let (time, mono_ns, at) = match schema::record(line)? {
                 OutputRecord::Ready(_) => bail!("a second `ready`: {line}"),
                 OutputRecord::Summary(mut summary) => {
                     let was_cut = |row: &OfProcess| {

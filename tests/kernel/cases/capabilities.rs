@@ -23,7 +23,7 @@ use crate::process::Process;
 use crate::tracefs::with_private_mounts;
 use crate::workers::{self, NOBODY};
 use crate::xctl::{command, refusal};
-use crate::{Family, Outcome, Verdict};
+use crate::{Family, Outcome, Verdict, schema};
 
 /// A user who is neither root nor nobody.
 const OTHER: &str = "65533";
@@ -141,7 +141,7 @@ impl Stage {
         let lines = xctl.rest()?;
         let (status, mut said) = (xctl.wait()?, xctl.errors());
         ensure!(status.code() == Some(0), "it ended with {status} and said {said:?}");
-        let records = lines.iter().map(|line| serde_json::from_str(line)).collect::<Result<Vec<Value>, _>>()?;
+        let records = lines.iter().map(|line| schema::record(line)).collect::<Result<Vec<Value>>>()?;
         let verdict = |netns: u64| {
             let of_it = |record: &&Value| record["netns"] == netns && record["check"] == "retrans_segs";
             let record = records.iter().find(of_it)?;
@@ -158,7 +158,7 @@ impl Stage {
         said += &sockets.errors();
         let listed = match status.code() {
             Some(0) => {
-                let sockets = lines.iter().map(|line| serde_json::from_str(line)).collect::<Result<Vec<Value>, _>>()?;
+                let sockets = lines.iter().map(|line| schema::record(line)).collect::<Result<Vec<Value>>>()?;
                 Some([self.by_process, self.by_mount].map(|netns| sockets.iter().any(|one| one["netns"] == netns)))
             }
             Some(CANNOT_RUN_HERE) => None,

@@ -308,12 +308,8 @@ fn sockets(args: &[&str]) -> Result<Vec<Socket>> {
     let (printed, said) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "xctl ended with {} and said {said:?}", output.status);
     let (list, last) = printed.trim_end().rsplit_once('\n').unwrap_or(("", printed.trim_end()));
-    let counts: Counts =
-        serde_json::from_value(schema::record(last)?).with_context(|| format!("the counts: {last}"))?;
-    let sockets: Vec<Socket> = list
-        .lines()
-        .map(|line| serde_json::from_value(schema::record(line)?).with_context(|| format!("of another form: {line}")))
-        .collect::<Result<_>>()?;
+    let counts: Counts = schema::record(last)?;
+    let sockets: Vec<Socket> = list.lines().map(schema::record).collect::<Result<_>>()?;
     ensure!(counts.schema == 1 && counts.sockets == sockets.len() && counts.namespaces >= 3, "odd counts: {last}");
     let mut owners = BTreeMap::new();
     for socket in &sockets {

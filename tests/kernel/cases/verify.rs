@@ -120,7 +120,7 @@ impl Run {
         let args = [&["trace", "--json", "--verify", "--attach", &attach], args].concat();
         let mut process = Process::start("xctl", command(&args)?)?;
         let line = process.line()?;
-        let Line::Ready { hooks } = parse(&line)? else { bail!("the first record is not `ready`: {line}") };
+        let Line::Ready { hooks } = schema::record(&line)? else { bail!("the first record is not `ready`: {line}") };
         Ok(Run { process, hooks })
     }
 
@@ -133,7 +133,7 @@ impl Run {
         let (mut records, mut retransmits, mut summary) = (vec![], vec![], None);
         for line in &lines {
             ensure!(summary.is_none(), "a record after the summary: {line}");
-            match parse(line)? {
+            match schema::record(line)? {
                 Line::Verify(record) => records.push(record),
                 Line::Summary { verified } => summary = Some(verified),
                 Line::Retransmit(record) => {
@@ -158,10 +158,6 @@ impl Run {
         ensure!(verified == expected, "verified is {verified:?}, not {expected:?}: {records:?}");
         Ok(Verified { code, records, retransmits, said })
     }
-}
-
-fn parse(line: &str) -> Result<Line> {
-    serde_json::from_value(schema::record(line)?).with_context(|| format!("in {line}"))
 }
 
 /// Namespaces that existed before, that appear, and that disappear.

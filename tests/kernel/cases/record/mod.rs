@@ -112,7 +112,7 @@ pub fn schema(_set: Set, _family: Family) -> Outcome {
     of_list["items"] = serde_json::json!({ "anyOf": one });
     fs::write(&schema, of_list.to_string())?;
     let trace = ["--events", "all", "--verify", "--duration", "1"];
-    let mut records = vec![];
+    let mut records: Vec<Value> = vec![];
     for args in [
         arguments("auto", &trace),
         vec!["sockets", "--json", "--stats"],
