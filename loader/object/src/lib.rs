@@ -61,6 +61,8 @@ pub mod pointers;
 pub mod relo;
 pub mod search;
 pub mod second_parser;
+#[doc(hidden)]
+pub mod sort;
 pub mod steps;
 pub mod struct_ops;
 pub mod uses;

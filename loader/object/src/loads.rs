@@ -1,6 +1,7 @@
 //! Whether an object would be loaded: what libbpf refuses before the kernel sees the object, and whether the verifier
 //! would reach an unresolved CO-RE relocation.
 
+use crate::sort;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -220,7 +221,7 @@ pub fn reaching<'o, 'a>(
         Some(Reach { program, function, index, insn })
     });
     let mut found: Vec<_> = found.collect();
-    found.sort_by_key(|reach| (reach.program.section_index, reach.program.offset));
+    sort::by_key(&mut found, |reach| (reach.program.section_index, reach.program.offset));
     found
 }
 

@@ -1,6 +1,7 @@
 //! Names that several functions of an object have, and the words that tell these functions apart. A linker joins files that
 //! each have a static function of the same name.
 
+use crate::sort;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
@@ -20,7 +21,7 @@ impl<'a> Names<'a> {
         'a: 'p,
     {
         let mut names: Vec<_> = functions.into_iter().map(|one| (one.name, one.section_index)).collect();
-        names.sort_unstable();
+        sort::ascending(&mut names);
         let mut shared: HashMap<&str, bool> = HashMap::new();
         for pair in names.windows(2) {
             if let [one, next] = pair

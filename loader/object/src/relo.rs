@@ -31,6 +31,7 @@ pub use spec::Spec;
 pub(crate) use candidates::{by_essential_name, same_kind};
 
 use super::btf::{Btf, Kind, TypeId};
+use crate::sort;
 
 /// The question of a relocation. Numbers and meanings are those of `enum bpf_core_relo_kind` in the kernel's
 /// include/uapi/linux/bpf.h.
@@ -164,7 +165,7 @@ impl<'b> Types<'b> {
     fn target(btf: &'b Btf) -> Self {
         let is_long = |name: &str| {
             let mut words: Vec<&str> = name.split(' ').collect();
-            words.sort_unstable();
+            sort::ascending(&mut words);
             matches!(words.as_slice(), ["long"] | ["int", "long"] | ["long", "unsigned"] | ["int", "long", "unsigned"])
         };
         let long = btf.ids().filter(|id| btf.kind(*id) == Kind::Int).find_map(|id| {

@@ -4,6 +4,7 @@
 //! The rules are libbpf's (src/libbpf.c: `init_struct_ops_maps()`, `bpf_object__collect_st_ops_relos()`,
 //! `bpf_map__init_kern_struct_ops()`, `bpf_object_adjust_struct_ops_autoload()`).
 
+use crate::sort;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
@@ -78,7 +79,7 @@ pub fn all<'a>(
             symbols.entry(symbol.name).or_insert(symbol);
         }
         let mut places: Vec<_> = object.relocations.iter().filter(|one| one.section == index).collect();
-        places.sort_by_key(|place| place.offset);
+        sort::by_key(&mut places, |place| place.offset);
         for (rank, var) in local.section_vars(datasec).enumerate() {
             let name = local.name(var.var);
             let symbol = symbols.get(name).ok_or_else(|| format!("section {}: no symbol {name}", section.name))?;
@@ -141,7 +142,7 @@ pub fn needed(maps: &[StructOps<'_>], programs: usize) -> Vec<Option<bool>> {
 pub fn value_types(maps: &[StructOps<'_>], local: &Btf) -> Vec<Vec<u8>> {
     let mut names: Vec<_> =
         maps.iter().map(|map| value_type(essential_name(local.name(map.ty))).into_bytes()).collect();
-    names.sort_unstable();
+    sort::ascending(&mut names);
     names.dedup();
     names
 }

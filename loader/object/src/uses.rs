@@ -1,5 +1,6 @@
 //! The calls and accesses of a function: helpers, kernel functions, other functions, maps, variables.
 
+use crate::sort;
 use std::collections::BTreeSet;
 
 use super::elf::{INSN_SIZE, ObjectFile, Program, Relocation, Section, Symbol};
@@ -55,10 +56,10 @@ impl<'o, 'a> Places<'o, 'a> {
     /// Sorts the object's relocations and symbols.
     pub fn new(object: &'o ObjectFile<'a>) -> Self {
         let mut by_place: Vec<&Relocation> = object.relocations.iter().collect();
-        by_place.sort_by_key(|relocation| (relocation.section, relocation.offset));
+        sort::by_key(&mut by_place, |relocation| (relocation.section, relocation.offset));
         let mut named: Vec<&Symbol<'a>> =
             object.symbols.iter().filter(|symbol| symbol.symbol_type == STT_OBJECT && symbol.section != 0).collect();
-        named.sort_by_key(|symbol| (symbol.section, symbol.value));
+        sort::by_key(&mut named, |symbol| (symbol.section, symbol.value));
         Places { object, by_place, named }
     }
 

@@ -22,6 +22,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 
+use bpf_object::sort;
 use serde::Serialize;
 
 use super::tag::{PSEUDO_MAP_FD, PSEUDO_MAP_VALUE};
@@ -179,7 +180,7 @@ impl Nodes {
         let mut excluded = 0;
         // Most steps lead forward, so the last pairs are decided first.
         let mut left: Vec<usize> = (0..self.all.len()).collect();
-        left.sort_unstable_by_key(|number| Reverse(self.all[*number].pair));
+        sort::by_key(&mut left, |number| Reverse(self.all[*number].pair));
         loop {
             let before = excluded;
             left.retain(|number| {

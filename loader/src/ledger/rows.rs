@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::model::events::ProcessKey;
+use bpf_object::sort;
 
 /// The number of rows from which on rows of exited processes leave.
 pub(super) const ROWS: usize = 4096;
@@ -34,7 +35,7 @@ impl Limit {
         }
         let exited = rows.iter().filter(|(key, _)| key.nobody == 0 && has_exited(key));
         let mut exited: Vec<_> = exited.map(|(key, row)| (size(row), *key)).collect();
-        exited.sort_unstable_by_key(|(size, key)| (*size, key.born, key.tgid));
+        sort::by_key(&mut exited, |(size, key)| (*size, key.born, key.tgid));
         let surplus = rows.len() - ROWS / 4 * 3;
         let taken = exited.iter().take(surplus).filter_map(|(_, key)| rows.remove(key)).collect();
         // Looking at each process again takes time, so this happens only once there are a quarter more rows.

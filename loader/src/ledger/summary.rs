@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
+use bpf_object::sort;
 use serde::{Serialize, Serializer};
 
 use super::figures::{Cuts, CutsSeen, Ledger};
@@ -186,7 +187,7 @@ impl Summary {
     pub(super) fn sort(&mut self) {
         let sent = |process: &Process| process.ledger.tcp.map(|tcp| tcp.bytes_sent);
         let dropped = |process: &Process| process.ledger.listener.map_or(0, |listener| listener.dropped);
-        self.processes.sort_unstable_by_key(|process| {
+        sort::by_key(&mut self.processes, |process| {
             (Reverse((process.segs, process.bytes, dropped(process), sent(process))), process.pid)
         });
     }

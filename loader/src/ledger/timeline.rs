@@ -1,5 +1,6 @@
 //! A run of `xctl top` over time: the values of a picture, from the records of its intervals.
 
+use bpf_object::sort;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
@@ -147,7 +148,7 @@ impl Timeline {
     #[must_use]
     pub fn worst(&self) -> Vec<(&Key, &Line)> {
         let mut lines: Vec<_> = self.lines.iter().collect();
-        lines.sort_unstable_by_key(|(key, line)| (Reverse((line.again, line.sent)), *key));
+        sort::by_key(&mut lines, |(key, line)| (Reverse((line.again, line.sent)), *key));
         lines
     }
 }

@@ -1,5 +1,6 @@
 //! The rules of the verdicts about a connection: all of them. This module only computes; it asks the kernel nothing.
 
+use bpf_object::sort;
 use serde::{Deserialize, Serialize};
 
 use super::counters::{Counters, Rtt};
@@ -185,7 +186,7 @@ fn limit(verdict: &mut Verdict, counters: &Counters) -> Word {
         (free_us, Word::Network, "(busy_us-rwnd_limited_us-sndbuf_limited_us)/busy_us"),
     ];
     // Of equal shares the first in the order of the rules is taken.
-    shares.sort_unstable_by_key(|(us, word, _)| (std::cmp::Reverse(*us), *word));
+    sort::by_key(&mut shares, |(us, word, _)| (std::cmp::Reverse(*us), *word));
     let [(largest, word, what), (next, ..), _] = shares;
     verdict.check(what, Some(ratio(largest, busy_us)), ratio(next, busy_us));
     word

@@ -12,6 +12,7 @@ use crate::ledger::figures::{Ledger, Listener, ZeroWindow};
 use crate::ledger::verdict::{Check, Verdict, Word};
 use crate::model::reading::ReadingOf;
 use crate::trace::seed::listing::{Listed, Listing};
+use bpf_object::sort;
 
 /// The width that a line of the table never exceeds.
 pub(super) const WIDTH: usize = 120;
@@ -179,7 +180,7 @@ pub fn text(out: &mut impl Write, listing: &Listing, hz: u64, explain: bool) -> 
         writeln!(out)?;
     }
     let mut rows: Vec<_> = listing.sockets.iter().filter_map(|listed| Row::new(listed, hz)).collect();
-    rows.sort_by_key(Row::order);
+    sort::by_key(&mut rows, Row::order);
     let ends = |row: &Row<'_>| {
         let (local, remote) = addresses(&row.listed.socket);
         format!("{local} -> {remote}")

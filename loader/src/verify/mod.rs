@@ -15,6 +15,7 @@ pub mod sums;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use anyhow::Result;
+use bpf_object::sort;
 
 use crate::kernel::tcp_counters::{Counters, Reading};
 use crate::model::events::{NetnsKey, Totals};
@@ -392,7 +393,7 @@ fn merge(earlier: Vec<Comparison>, later: Vec<Comparison>) -> Vec<Comparison> {
     };
     let mut all: Vec<_> = later.into_iter().map(better).collect();
     all.extend(old.into_values().filter_map(ended));
-    all.sort_unstable_by_key(|record| (record.netns, record.check as usize));
+    sort::by_key(&mut all, |record| (record.netns, record.check as usize));
     all
 }
 

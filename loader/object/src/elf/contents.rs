@@ -3,6 +3,7 @@
 use super::sections::Section;
 use super::symbols::Symbol;
 use super::{INSN_SIZE, Program, Refused};
+use crate::sort;
 
 const STT_OBJECT: u8 = 1;
 const STT_FUNC: u8 = 2;
@@ -81,8 +82,8 @@ pub(super) fn functions<'a>(
             programs.push(program);
         }
     }
-    programs.sort_by_key(|program: &Program<'_>| (program.section_index, program.offset));
-    subprograms.sort_by_key(|program| program.offset);
+    sort::by_key(&mut programs, |program: &Program<'_>| (program.section_index, program.offset));
+    sort::by_key(&mut subprograms, |program| program.offset);
     (programs, subprograms)
 }
 
@@ -115,7 +116,7 @@ pub(super) fn maps(sections: &[Section<'_>], symbols: &[Symbol<'_>], refusals: &
         }
         found.push(symbol);
     }
-    found.sort_by_key(|symbol| symbol.value);
+    sort::by_key(&mut found, |symbol| symbol.value);
     found.into_iter().map(|symbol| symbol.name.to_owned()).collect()
 }
 

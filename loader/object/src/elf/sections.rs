@@ -1,5 +1,6 @@
 //! The ELF header and the section table.
 
+use crate::sort;
 use std::io::{Read, Seek, SeekFrom};
 
 use object::elf::{self, FileHeader32, FileHeader64};
@@ -309,7 +310,7 @@ pub(super) fn check_apart(sections: &[Section<'_>]) -> Result<(), Refused> {
         sections.iter().enumerate().skip(1).filter(|(_, section)| !section.is_nobits() && section.size > 0);
     // The sums are within the file: checked when the sections were read.
     let mut spans: Vec<_> = with_bytes.map(|(index, s)| (s.offset, s.offset.saturating_add(s.size), index)).collect();
-    spans.sort_unstable();
+    sort::ascending(&mut spans);
     for pair in spans.windows(2) {
         if let [(_, end, first), (begin, _, second)] = pair
             && begin < end

@@ -8,6 +8,7 @@ use crate::helpers;
 use crate::hook::hook;
 use crate::names::Names;
 use crate::relo::Relocations;
+use crate::sort;
 use crate::steps::Steps;
 use crate::uses::{Places, Uses, push};
 
@@ -62,7 +63,7 @@ impl<'o, 'a> Functions<'o, 'a> {
         // A file has fewer functions than a u32 counts.
         let begin = |(number, function): (u32, &Program<'_>)| (function.section_index, function.offset, number);
         let mut begins: Begins = (0..).zip(functions()).map(begin).collect();
-        begins.sort_unstable();
+        sort::ascending(&mut begins);
         let mut firsts = vec![0; begins.len()];
         for same in begins.chunk_by(|one, next| (one.0, one.1) == (next.0, next.1)) {
             for (.., number) in same {
@@ -176,6 +177,6 @@ impl<'o, 'a> Functions<'o, 'a> {
 }
 
 fn each_once<T: Ord>(list: &mut Vec<T>) {
-    list.sort_unstable();
+    sort::ascending(list);
     list.dedup();
 }

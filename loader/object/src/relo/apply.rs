@@ -11,6 +11,7 @@ use crate::btf_ext::{BtfExt, CoreRelocation};
 use crate::elf::{INSN_SIZE, ObjectFile, Program, Refused};
 use crate::insn::Insn;
 use crate::names::Names;
+use crate::sort;
 use crate::steps::Steps;
 
 /// How the relocations of a function are resolved.
@@ -113,7 +114,7 @@ impl<'r, 'a> Relocations<'r, 'a> {
     ) -> Result<Self, Refused> {
         let sections = ext.check_places(object)?;
         let mut functions: Vec<&Program<'a>> = object.programs.iter().chain(&object.subprograms).collect();
-        functions.sort_by_key(|function| (function.section_index, function.offset));
+        sort::by_key(&mut functions, |function| (function.section_index, function.offset));
         let names = Names::new(functions.iter().copied());
         let roots = || ext.relocations.iter().flat_map(|stretch| stretch.records.iter().map(|record| record.root));
         let steps = Rc::new(Steps::default());

@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use bpf_object::sort;
 use serde::Serialize;
 
 use super::Verdict;
@@ -82,7 +83,7 @@ impl<'h> Summary<'h> {
             count.failing += usize::from(verdict.failing.contains_key(&number));
         }
         let mut hooks: Vec<_> = hooks.into_values().collect();
-        hooks.sort_unstable_by_key(|count| (Reverse(count.programs), count.program_type, count.hook));
+        sort::by_key(&mut hooks, |count| (Reverse(count.programs), count.program_type, count.hook));
         let failing = verdict.failing.iter().filter_map(|(number, why)| {
             let program = facts.programs.get(*number)?;
             Some(Failing { program: program.name, section: program.section, why: why.clone() })

@@ -6,6 +6,7 @@ use std::env::var_os;
 use std::io::Write;
 
 use anyhow::Result;
+use bpf_object::sort;
 
 use crate::commands::Named;
 use crate::console::say_held;
@@ -81,7 +82,7 @@ impl State {
 
     fn sort(&mut self) {
         let order = self.order;
-        self.lines.sort_by_key(|Line { process, took_us, .. }| {
+        sort::by_key(&mut self.lines, |Line { process, took_us, .. }| {
             let tcp = process.ledger.tcp.as_ref();
             let rate = |count: u64| count * 1000 / (took_us / 1000).max(1);
             let first = match order {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::model::events::{COMM_LEN, Holder};
+use bpf_object::sort;
 
 /// A process that holds a socket, and its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +24,7 @@ impl Holders {
     pub fn new(records: impl Iterator<Item = Holder>) -> Self {
         let mut all: Vec<_> =
             records.map(|Holder { socket, tgid, comm, .. }| (socket, Process { tgid, comm })).collect();
-        all.sort_unstable_by_key(|(socket, process)| (*socket, process.tgid));
+        sort::by_key(&mut all, |(socket, process)| (*socket, process.tgid));
         all.dedup_by_key(|(socket, process)| (*socket, process.tgid));
         let lists = all.chunk_by(|(one, _), (other, _)| one == other).filter(|list| list.len() > 1);
         Self(lists.map(|list| (list[0].0, list.iter().map(|(_, process)| *process).collect())).collect())

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashSet;
 
 use anyhow::{Context, Result};
+use bpf_object::sort;
 
 use super::holders::Holders;
 use super::iterator::{self, records};
@@ -102,7 +103,7 @@ pub fn list(with_readings: bool, load: impl Fn() -> Result<LoadedObject>) -> Res
         }
         older = unknown;
     }
-    listing.sockets.sort_unstable_by_key(|Listed { socket, .. }| order(&socket.owner, &socket.flow));
+    sort::by_key(&mut listing.sockets, |Listed { socket, .. }| order(&socket.owner, &socket.flow));
     Ok(listing)
 }
 
@@ -161,7 +162,7 @@ pub(super) mod tests {
             socket(2, How::Listen, 7),
             socket(2, How::Seed, 5),
         ];
-        sockets.sort_by_key(|socket| order(&socket.owner, &socket.flow));
+        sort::by_key(&mut sockets, |socket| order(&socket.owner, &socket.flow));
         let pids: Vec<_> = sockets.iter().map(|socket| (socket.owner.tgid, socket.flow.sport)).collect();
         assert_eq!(pids, [(2, 5), (2, 7), (9, 1), (0, 1), (0, 1)]);
         assert_eq!(sockets[3].owner.how(), How::Kernel);

@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use bpf_object::sort;
 use nix::errno::Errno;
 
 use super::holders::{Holders, Seeded};
@@ -137,7 +138,7 @@ type Starts = HashMap<u32, u64>;
 fn holders() -> Result<(Holding, Starts, usize)> {
     let processes = fs::read_dir("/proc").context("cannot read /proc")?.flatten();
     let mut pids: Vec<u32> = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    pids.sort_unstable();
+    sort::ascending(&mut pids);
     let (mut holders, mut started, mut closed) = (Holding::new(), Starts::new(), 0);
     for pid in pids {
         let Some(born) = host::started_for_good(pid) else { continue };
