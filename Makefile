@@ -106,7 +106,7 @@ demo: setup ## Show xctl at work for SECONDS (10), on a link that loses segments
 	$(Q)./scripts/demo $(BIN) $(SECONDS)
 
 .PHONY: install
-install: $(BIN) ## Install the binary, man pages, completions and the systemd unit (PREFIX, DESTDIR)
+install: $(BIN) ## Install the binary, man pages, completions and the systemd units (PREFIX, DESTDIR)
 	$(Q)$(CARGO) build --profile quick --locked --quiet --target $(HOST_ARCH)-unknown-linux-$(LIBC) --example docs
 	$(say) INSTALL $(DESTDIR)$(PREFIX)
 	$(Q)./dist/parts $(BIN) target/$(HOST_ARCH)-unknown-linux-$(LIBC)/quick/examples/docs target/parts
@@ -234,7 +234,7 @@ ci: setup-test ## What continuous integration runs
 	$(Q)$(MAKE) --no-print-directory check
 	$(Q)$(MAKE) --no-print-directory test
 	$(Q)$(MAKE) --no-print-directory test-corpus
-	$(Q)$(MAKE) --no-print-directory test-store test-demo
+	$(Q)$(MAKE) --no-print-directory test-store test-demo test-fleet
 	$(Q)$(MAKE) --no-print-directory bench-start bench-inspect
 	$(Q)$(MAKE) --no-print-directory bench-vm KERNELS='$(filter 6.12,$(KERNELS))'
 	$(Q)$(MAKE) --no-print-directory test-dist
@@ -256,7 +256,7 @@ else
   BENCH_CC = $(CC)
 endif
 
-.PHONY: test-corpus test-store test-demo bench bench-sockets bench-start bench-reader bench-inspect bench-send bench-vm bench-vm-send
+.PHONY: test-corpus test-store test-demo test-fleet bench bench-sockets bench-start bench-reader bench-inspect bench-send bench-vm bench-vm-send
 # A C program with the libbpf that xctl is linked with.
 define with_libbpf
 	$(say) CC $@
@@ -284,6 +284,11 @@ test-store: $(BIN) ## The statements of docs/store.md with DuckDB and ClickHouse
 test-demo: $(BIN) ## What `make demo` shows (root)
 	$(say) TEST demo
 	$(Q)./tests/demo $(BIN)
+
+test-fleet: $(BIN) ## The metrics of a run over a lossy link in Prometheus, with the rules and the dashboard's queries (root)
+	$(Q)./scripts/setup fleet
+	$(say) TEST fleet
+	$(Q)./tests/fleet $(BIN)
 
 bench: ## All benchmarks of this machine, and one table of them, also as target/bench.json; wants an idle machine
 	$(Q)rm -f target/bench.json
@@ -338,7 +343,7 @@ setup-dist: setup ## Install what `make dist` needs
 dist: setup-dist ## Tarballs, deb, rpm, apk and a container image for x86_64 and aarch64, in target/dist (DIST_ARCHS, MAINTAINER, MINISIGN_KEY)
 	$(Q)for arch in $(DIST_ARCHS); do $(MAKE) --no-print-directory all ARCH=$$arch LIBC=musl; done
 	$(say) CARGO 'man pages, completions'
-	$(Q)$(CARGO) build --release --locked $(if $(Q),--quiet) --target $(HOST_ARCH)-unknown-linux-musl --example docs
+	$(Q)$(CARGO) build --profile quick --locked $(if $(Q),--quiet) --target $(HOST_ARCH)-unknown-linux-musl --example docs
 	$(Q)rm -rf target/dist
 	$(Q)for arch in $(DIST_ARCHS); do $(if $(Q),printf '  %-8s %s\n' PACK $$arch;) ./dist/pack $$arch $(VERSION); ./dist/packages $$arch $(VERSION); done
 	$(say) PACK image

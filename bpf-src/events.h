@@ -292,6 +292,7 @@ struct totals {
 	__u64 failed;		/* segments that the kernel counts in TCPRetransFail */
 	__u64 failures;		/* attempts that failed, for any reason */
 	__u32 cuts[CUTS];	/* reductions of congestion windows, by enum cut_why */
+	__u64 cgroup;		/* cgroup v2 id of the thread that last acted; 0 without a process */
 	char comm[COMM_LEN];	/* the name of the process; empty without one */
 };
 

@@ -90,7 +90,11 @@ static __always_inline struct totals *totals_of_process(const struct owner *owne
 	if (epoch)	/* always true, which the verifier does not know */
 		key.epoch = *epoch;
 	totals = totals_of(&PROCESS_TOTALS, &key);
-	if (totals && !same_name(totals->comm, owner->comm))	/* the last name counts */
+	if (!totals)
+		return NULL;
+	/* The last name and the last cgroup count. */
+	totals->cgroup = owner->cgroup;
+	if (!same_name(totals->comm, owner->comm))
 		__builtin_memcpy(totals->comm, owner->comm, sizeof(totals->comm));
 	return totals;
 }

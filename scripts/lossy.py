@@ -1,5 +1,5 @@
-"""Two network namespaces with a link between them that loses segments, and processes that use it. The demonstration and the test
-of docs/store.md use this. Needs root, iproute2 and nft."""
+"""Two network namespaces with a link between them that loses segments, and processes that use it. The demonstration and the tests
+of docs/store.md and docs/metrics.md use this. Needs root, iproute2 and nft."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ class Lossy:
                 # Without large segments, which would get lost as a whole.
                 run("ip", "-n", name, "link", "set", "veth0", "gso_max_segs", "1", "up")
                 # On arrival: what is dropped before it leaves, TCP takes for this host's own queue.
-                lose = f"add rule ip t i numgen random mod {self.lost} < 1 drop"
+                lose = f"add rule ip t i iifname veth0 numgen random mod {self.lost} < 1 drop"
                 table = "add table ip t; add chain ip t i { type filter hook input priority 0; }"
                 run("ip", "netns", "exec", name, "nft", f"{table}; {lose}")
         except BaseException:

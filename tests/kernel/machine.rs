@@ -1,7 +1,7 @@
 //! Decides which cases run where. Each case has a [`Runs`] in the table of cases; nothing else decides.
 //!
-//! The default fits `make ci` into its time: a case runs once wherever its result may differ. `--all` runs each case in
-//! every set of hooks and over each of its IP versions, on every machine.
+//! The default fits `make ci` into its time: a case runs on the kernels where its result differs most. `--all` runs each case
+//! in every set of hooks and over each of its IP versions, on every machine.
 
 use crate::host::{Set, shows_senders};
 use crate::{Case, Families, Family};
@@ -11,16 +11,14 @@ use crate::{Case, Families, Family};
 pub enum Runs {
     /// On the kernel of the host that builds: any kernel that has what the case needs gives the same result.
     Here,
-    /// Also on the oldest kernel: the host may lack what the case needs (kprobes, netem, a level of paranoia), and a newer
-    /// kernel has it in the same way.
+    /// Also on the oldest kernel: the kernel's code for the case has changed since, or the host may lack what the case needs
+    /// (kprobes, netem, a level of paranoia).
     Oldest,
-    /// Also on the newest kernel: the kernel's code for the case has changed, or may change.
-    Ends,
-    /// Also on the kernels between them.
+    /// Also on every newer kernel: these are the main cases.
     Kernels,
     /// Also on another architecture: the case depends on registers, layouts or the order of memory.
     Machines,
-    /// On the oldest and the newest kernel also in every set of hooks: another hook serves the case in each set.
+    /// On the newest kernel also in every set of hooks: another hook serves the case in each set.
     Sets,
     /// Also under PREEMPT_RT, where softirq runs in threads.
     RealTime,
@@ -69,8 +67,7 @@ impl Machine {
         let from = match self {
             Machine::Here => return true,
             Machine::Oldest => Runs::Oldest,
-            Machine::Newest => Runs::Ends,
-            Machine::Between => Runs::Kernels,
+            Machine::Newest | Machine::Between => Runs::Kernels,
             Machine::Arm => Runs::Machines,
             Machine::RealTime => Runs::RealTime,
             Machine::Cpus => Runs::Cpus,
@@ -84,7 +81,7 @@ impl Machine {
         }
         case.runs >= Runs::Sets
             && match self {
-                Machine::Oldest | Machine::Newest => true,
+                Machine::Newest => true,
                 // The tracepoint sock_send_length shows senders from Linux 6.3 to 6.15 alone. One kernel is enough for these.
                 Machine::Between => set == Set::Tracepoint && !shows_senders(),
                 _ => false,

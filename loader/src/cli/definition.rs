@@ -7,6 +7,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command as Clap, value_parser};
 
 use super::values::MOST_SOCKETS;
+use crate::kernel::server::At;
 use crate::model::events::{COMM_LEN, Kind};
 
 fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
@@ -81,6 +82,17 @@ fn trace_options() -> Vec<Arg> {
         )
         .value_parser(["auto", "iterator", "proc", "none"])
         .default_value("auto"),
+        option(
+            "metrics",
+            "ADDR:PORT|unix:PATH|fd:N",
+            "Answer requests for /metrics, in the text format of Prometheus, at this address or this inherited socket",
+        )
+        .value_parser(metrics),
+        option("metrics-file", "FILE", "Write the same metrics to this file, every 15 seconds and at the end")
+            .value_parser(value_parser!(PathBuf)),
+        option("metrics-owners", "N", "Number of owners with metrics of their own; the rest count as \"other\"")
+            .value_parser(owners)
+            .default_value("200"),
         flag("dry-run", "Load everything, attach nothing, and leave nothing behind").conflicts_with("verify"),
         option(
             "record",
@@ -108,7 +120,8 @@ fn trace_options() -> Vec<Arg> {
 
 /// The options of `xctl top`: those of `xctl trace` that do not choose events, and its own.
 fn top_options() -> Vec<Arg> {
-    const OF_EVENTS: [&str; 6] = ["verify", "current", "events", "count", "kind", "dry-run"];
+    const OF_EVENTS: [&str; 9] =
+        ["verify", "current", "events", "count", "kind", "dry-run", "metrics", "metrics-file", "metrics-owners"];
     let own = [
         option("interval", "SECONDS", "Show what happened in each interval of this length")
             .value_parser(interval)
@@ -147,6 +160,31 @@ fn comm(text: &str) -> Result<String, String> {
         length if length < COMM_LEN => Ok(text.into()),
         length => Err(format!("the kernel keeps {} bytes of a process name, and this name has {length}", COMM_LEN - 1)),
     }
+}
+
+fn metrics(text: &str) -> Result<At, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        // The kernel's limit, with the NUL at the end (struct sockaddr_un).
+        return match path.len() {
+            0 => Err("the path is empty".into()),
+            1..108 => Ok(At::Unix(path.into())),
+            _ => Err("the path of a Unix socket has at most 107 bytes".into()),
+        };
+    }
+    if let Some(number) = text.strip_prefix("fd:") {
+        let number = number.parse().ok().filter(|number| *number > 2);
+        return number.map(At::Inherited).ok_or_else(|| "not the number of a descriptor above 2".into());
+    }
+    text.parse()
+        .map(At::Tcp)
+        .map_err(|_| "not ADDRESS:PORT, such as 127.0.0.1:9435 or [::1]:9435, and no unix:PATH or fd:N".into())
+}
+
+fn owners(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|owners| (1..=10_000).contains(owners))
+        .ok_or_else(|| "not a number from 1 to 10000".into())
 }
 
 fn power_of_two(text: &str) -> Result<usize, String> {

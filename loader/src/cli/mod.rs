@@ -17,6 +17,7 @@ pub use values::*;
 
 /// A command with its options.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one value a run")]
 pub enum Command {
     /// `xctl trace`
     Trace(TraceOptions),
@@ -166,6 +167,9 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
             _ => None,
         },
         reader: flag(&matches, "reader"),
+        metrics: matches.try_remove_one("metrics").ok().flatten(),
+        metrics_file: matches.try_remove_one("metrics-file").ok().flatten(),
+        metrics_owners: matches.try_remove_one("metrics-owners").ok().flatten().unwrap_or(OWNERS),
         verify: flag(&matches, "verify"),
         dry_run: flag(&matches, "dry-run"),
         record,
@@ -181,6 +185,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::kernel::server::At;
     use crate::model::events::Kind;
 
     fn trace(arguments: &[&str]) -> TraceOptions {
@@ -250,6 +255,22 @@ mod tests {
         let error = parse_from(["xctl", "--duration", "1e9"]).unwrap_err();
         assert!(format!("{error:#}").contains("at most 315360000 (ten years)"), "{error:#}");
         assert_eq!(trace(&["--duration", "315360000"]).duration, Some(Duration::from_secs(315_360_000)));
+    }
+
+    #[test]
+    fn metrics_are_told_at_an_address_or_a_socket() {
+        let at = |text| trace(&["--metrics", text]).metrics.unwrap();
+        assert_eq!(at("127.0.0.1:9435"), At::Tcp("127.0.0.1:9435".parse().unwrap()));
+        assert_eq!(at("[::]:1"), At::Tcp("[::]:1".parse().unwrap()));
+        assert_eq!(at("unix:/run/x"), At::Unix("/run/x".into()));
+        assert_eq!(at("fd:3"), At::Inherited(3));
+        let long = format!("unix:{}", "x".repeat(108));
+        for wrong in ["9435", "localhost:9435", ":9435", "unix:", &long, "fd:2", "fd:x", "fd:-1"] {
+            assert!(parse_from(["xctl", "--metrics", wrong]).is_err(), "{wrong}");
+        }
+        assert_eq!(trace(&[]).metrics_owners, 200);
+        assert!(parse_from(["xctl", "--metrics-owners", "0"]).is_err());
+        assert!(parse_from(["xctl", "top", "--metrics", "127.0.0.1:1"]).is_err());
     }
 
     #[test]

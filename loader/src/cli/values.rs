@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::kernel::server::At;
 use crate::model::events::Kind;
 use crate::trace::hooks::Attach;
 use crate::trace::seed::Source;
@@ -11,6 +12,8 @@ use crate::trace::seed::Source;
 pub const LEAST_SOCKETS: u32 = 8192;
 /// The greatest capacity of SOCKET_TO_PID.
 pub const MOST_SOCKETS: u32 = 1 << 24;
+/// Owners with metrics of their own by default.
+pub const OWNERS: usize = 200;
 /// Data pages of a CPU's ring by default.
 pub const PERF_PAGES: usize = 64;
 
@@ -80,6 +83,12 @@ pub struct TraceOptions {
     pub seed: Option<Source>,
     /// Count how often and how long processes keep their own receive windows shut.
     pub reader: bool,
+    /// Where to tell metrics.
+    pub metrics: Option<At>,
+    /// The file to write metrics to.
+    pub metrics_file: Option<PathBuf>,
+    /// The most owners with metrics of their own.
+    pub metrics_owners: usize,
     /// Compare with the kernel's counters at the end.
     pub verify: bool,
     /// End after loading, and attach nothing.

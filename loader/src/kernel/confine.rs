@@ -10,8 +10,12 @@ use libbpf_sys as sys;
 pub struct Needs {
     /// Look for network namespaces and enter them, in threads of their own: `--verify`.
     pub namespaces: bool,
-    /// Put a file on disk and give it its final name: `--record`.
-    pub record: bool,
+    /// Put a file on disk, give it another name, or remove it: `--record`, `--metrics-file`, a Unix socket.
+    pub names: bool,
+    /// Make files: `--metrics-file`.
+    pub files: bool,
+    /// Let clients in: `--metrics`.
+    pub clients: bool,
     /// Draw on a terminal: `xctl top`.
     pub terminal: bool,
 }
@@ -26,11 +30,13 @@ enum Rule {
     OneOf(libc::c_long, u32, &'static [u32]),
     /// A call is allowed if its argument of this index, masked with the first bits, equals the second bits.
     Bits(libc::c_long, u32, u32, u32),
+    /// As `Bits`, but other calls are left to a later rule.
+    Also(libc::c_long, u32, u32, u32),
     /// No call is allowed, and the call fails as on a kernel that lacks it (ENOSYS). The callers have another way.
     Absent(libc::c_long),
 }
 
-use Rule::{Absent, All, Bits, OneOf};
+use Rule::{Absent, All, Also, Bits, OneOf};
 
 /// Allow calls whose argument of this index has none of these bits.
 const fn without(number: libc::c_long, index: u32, bits: u32) -> Rule {
@@ -39,6 +45,9 @@ const fn without(number: libc::c_long, index: u32, bits: u32) -> Rule {
 
 /// The flags of open(2) with which a file could change.
 const WRITING: u32 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND) as u32;
+/// The flags that say how open(2) makes or changes a file, and those of a new file. With O_EXCL, nothing that exists is opened.
+const MAKING: u32 = WRITING | libc::O_EXCL as u32;
+const NEW_FILE: u32 = (libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL) as u32;
 const EXECUTABLE: u32 = libc::PROT_EXEC as u32;
 
 /// The only signal that abort() sends, to its own thread. A panic ends with abort().
@@ -151,13 +160,23 @@ const NAMESPACES: &[Rule] = &[
     All(libc::SYS_sched_getaffinity),
 ];
 
-/// The calls for putting a file on disk and giving it its final name, or removing the file after a failure.
-const RECORD: &[Rule] =
+/// The calls for putting a file on disk and giving it its final name, or removing the file.
+const NAMES: &[Rule] =
     &[All(libc::SYS_fsync), All(libc::SYS_renameat), All(libc::SYS_renameat2), All(libc::SYS_unlinkat)];
 #[cfg(target_arch = "x86_64")]
 const RENAME: &[Rule] = &[All(libc::SYS_rename), All(libc::SYS_unlink)];
 #[cfg(not(target_arch = "x86_64"))]
 const RENAME: &[Rule] = &[];
+
+/// The calls for making a file. Other calls of open(2) are left to [`ALWAYS`] and [`OLDER`].
+const FILES: &[Rule] = &[Also(libc::SYS_openat, 2, MAKING, NEW_FILE)];
+#[cfg(target_arch = "x86_64")]
+const OLDER_FILES: &[Rule] = &[Also(libc::SYS_open, 1, MAKING, NEW_FILE)];
+#[cfg(not(target_arch = "x86_64"))]
+const OLDER_FILES: &[Rule] = &[];
+
+/// The call for letting a client in. Its descriptor is read and written like any other.
+const CLIENTS: &[Rule] = &[All(libc::SYS_accept4)];
 
 /// TCGETS2 and TCSETS2, which glibc takes from version 2.42 on.
 const NEWER_MODE: [u32; 2] = [0x802c_542a, 0x402c_542b];
@@ -205,6 +224,12 @@ fn program(rules: &[&[Rule]]) -> Vec<libc::sock_filter> {
                 let compare = [instruction(AND, bits, 0, 0), instruction(EQUAL, value, 1, 0)];
                 (number, [&[argument(index)], &compare[..], &[KILL, ALLOW]].concat())
             }
+            // The number is loaded again for the rules that follow.
+            Also(number, index, bits, value) => {
+                let compare = [instruction(AND, bits, 0, 0), instruction(EQUAL, value, 0, 1)];
+                let reload = instruction(LOAD, NUMBER, 0, 0);
+                (number, [&[argument(index)], &compare[..], &[ALLOW, reload]].concat())
+            }
             Absent(number) => (number, vec![instruction(RETURN, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32, 0, 0)]),
             OneOf(number, index, values) => {
                 let mut body = vec![argument(index)];
@@ -229,15 +254,22 @@ fn program(rules: &[&[Rule]]) -> Vec<libc::sock_filter> {
 /// # Errors
 /// `EINVAL` or `ENOSYS`: this kernel has no seccomp filters.
 pub fn confine(needs: Needs) -> io::Result<()> {
-    let mut rules = vec![ALWAYS, OLDER];
+    let mut rules = Vec::new();
+    if needs.files {
+        rules.extend([FILES, OLDER_FILES]);
+    }
+    rules.extend([ALWAYS, OLDER]);
+    if needs.clients {
+        rules.push(CLIENTS);
+    }
     if needs.namespaces {
         rules.push(NAMESPACES);
     }
     if needs.terminal {
         rules.push(TERMINAL);
     }
-    if needs.record {
-        rules.extend([RECORD, RENAME]);
+    if needs.names {
+        rules.extend([NAMES, RENAME]);
     }
     let mut program = program(&rules);
     let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
@@ -255,7 +287,7 @@ mod tests {
     impl Rule {
         fn number(self) -> libc::c_long {
             match self {
-                All(number) | OneOf(number, ..) | Bits(number, ..) | Absent(number) => number,
+                All(number) | OneOf(number, ..) | Bits(number, ..) | Also(number, ..) | Absent(number) => number,
             }
         }
     }
@@ -319,6 +351,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn files_may_be_made_but_not_changed() {
+        let opens = |rules: &[&[Rule]], flags: i32| {
+            let program = program(rules);
+            let answers = answer(&program, ARCH, libc::SYS_openat, [0, 0, flags as u64, 0, 0, 0]);
+            // A later rule still holds.
+            assert_eq!(answer(&program, ARCH, libc::SYS_read, [0; 6]), libc::SECCOMP_RET_ALLOW);
+            assert_eq!(answer(&program, ARCH, libc::SYS_socket, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
+            answers == libc::SECCOMP_RET_ALLOW
+        };
+        let new = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
+        let making: &[&[Rule]] = &[FILES, OLDER_FILES, ALWAYS, OLDER];
+        assert!(opens(making, new) && opens(making, libc::O_RDONLY | libc::O_CLOEXEC));
+        assert!(!opens(&[ALWAYS, OLDER], new));
+        for flags in [new & !libc::O_EXCL, new | libc::O_TRUNC, new | libc::O_APPEND, libc::O_WRONLY, libc::O_RDWR] {
+            assert!(!opens(making, flags), "{flags:#x}");
+        }
+    }
+
     /// The flags of clone(2) in `pthread_create` of musl and of glibc.
     const THREADS: [u64; 2] = [0x7d_0f00, 0x3d_0f00];
 
@@ -365,7 +416,7 @@ mod tests {
 
     #[test]
     fn every_number_without_a_rule_ends_the_process() {
-        let rules = [ALWAYS, OLDER, NAMESPACES, RECORD, RENAME];
+        let rules = [ALWAYS, OLDER, NAMESPACES, NAMES, RENAME, CLIENTS];
         let program = program(&rules);
         let numbers: Vec<_> = rules.iter().copied().flatten().map(|rule| rule.number()).collect();
         for number in (0..1024).filter(|number| !numbers.contains(number)) {

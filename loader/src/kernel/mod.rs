@@ -24,6 +24,7 @@ pub mod mmap;
 pub mod netns;
 pub mod perf;
 pub mod privilege;
+pub mod server;
 pub mod shared_ring;
 pub mod source;
 pub mod symbols;

@@ -140,6 +140,14 @@ impl Waiter {
         self.all.add(ring, EpollEvent::new(EpollFlags::EPOLLIN, RECORDS)).context("cannot watch a perf ring")
     }
 
+    /// Let clients of a listening socket end a wait. Level-triggered: it ends each wait until they are let in.
+    ///
+    /// # Errors
+    /// If the kernel refuses to watch the socket.
+    pub fn add_server(&self, listener: BorrowedFd<'_>) -> Result<()> {
+        self.all.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, RECORDS)).context("cannot watch for clients")
+    }
+
     /// Stop watching a ring that was passed to [`Waiter::add_ring`].
     ///
     /// # Errors

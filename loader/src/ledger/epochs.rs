@@ -6,13 +6,15 @@
 //! reads the epoch and adds within microseconds, and [`SOONEST`] has passed in between. Kernels that preempt programs
 //! do so inside an RCU read-side section, and such a section does not last that long either.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use bpf_object::sort;
 
 use crate::kernel::host;
 use crate::ledger::rows::Limit;
-use crate::ledger::summary::{ByProcess, Others, add_totals};
+use crate::ledger::summary::{ByProcess, Others, add_totals, growth};
 use crate::model::events::{ProcessKey, Totals};
 
 /// The duration of an epoch, while events arrive.
@@ -57,13 +59,32 @@ pub struct Moving {
     other: bool,
     /// Whether /proc tells which processes exist.
     sees_processes: bool,
+    /// The gain of each process since [`Moving::gain`] was last called; none: nobody calls it.
+    gained: Option<Gained>,
+}
+
+/// The gain of each process, by the entries of the table as they were read last.
+#[derive(Debug, Default)]
+struct Gained {
+    by_process: ByProcess,
+    seen: HashMap<ProcessKey, Totals>,
+}
+
+impl Gained {
+    /// Add the growth of an entry since it was read last.
+    fn add(&mut self, key: &ProcessKey, totals: &Totals) {
+        let seen = self.seen.insert(*key, *totals).unwrap_or_default();
+        let row = self.by_process.entry(ProcessKey { epoch: 0, ..*key }).or_default();
+        add_totals(row, &growth(totals, &seen));
+    }
 }
 
 impl Moving {
-    /// Start with no sums.
+    /// Start with no sums. With `by_interval`, [`Moving::gain`] is called from time to time.
     #[must_use]
-    pub fn new(sees_processes: bool) -> Self {
-        Self { rows: Rows::default(), epoch: 0, since: None, events: 0, other: false, sees_processes }
+    pub fn new(sees_processes: bool, by_interval: bool) -> Self {
+        let gained = by_interval.then(Gained::default);
+        Self { rows: Rows::default(), epoch: 0, since: None, events: 0, other: false, sees_processes, gained }
     }
 
     /// Note that events of processes arrived, which the programs have counted.
@@ -91,7 +112,13 @@ impl Moving {
         }
         let other = 1 - self.epoch;
         if std::mem::take(&mut self.other) {
-            table.take(other)?.iter().for_each(|(key, totals)| self.rows.add(key, totals));
+            for (key, totals) in &table.take(other)? {
+                if let Some(gained) = &mut self.gained {
+                    gained.add(key, totals);
+                    gained.seen.remove(key);
+                }
+                self.rows.add(key, totals);
+            }
             // In another PID namespace, /proc does not tell which processes exist, so any row may be folded.
             let has_exited = |key: &ProcessKey| !self.sees_processes || !host::is_alive(key.tgid, key.born);
             self.rows.fold(has_exited);
@@ -104,17 +131,28 @@ impl Moving {
         Ok(())
     }
 
+    /// What each process has gained since the last call. It is empty without `by_interval`.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    pub fn gain(&mut self, table: &impl Table) -> Result<ByProcess> {
+        let Some(gained) = &mut self.gained else { return Ok(ByProcess::new()) };
+        let mut left = table.by_process()?;
+        // As in `finish`: the newer name is added last.
+        sort::by_key(&mut left, |(key, _)| key.epoch == self.epoch);
+        left.iter().for_each(|(key, totals)| gained.add(key, totals));
+        Ok(std::mem::take(&mut gained.by_process))
+    }
+
     /// All sums, including the entries that were not moved yet.
     ///
     /// # Errors
     /// If a map cannot be read.
     pub fn finish(mut self, table: &impl Table) -> Result<(ByProcess, Others)> {
-        let left = table.by_process()?;
+        let mut left = table.by_process()?;
         // A row keeps the name that was added last, so the older epoch is added first.
-        for newer in [false, true] {
-            let of_it = left.iter().filter(|(key, _)| (key.epoch == self.epoch) == newer);
-            of_it.for_each(|(key, totals)| self.rows.add(key, totals));
-        }
+        sort::by_key(&mut left, |(key, _)| key.epoch == self.epoch);
+        left.iter().for_each(|(key, totals)| self.rows.add(key, totals));
         Ok((self.rows.by_process, self.rows.others))
     }
 }
@@ -131,7 +169,6 @@ impl Rows {
     fn add(&mut self, key: &ProcessKey, totals: &Totals) {
         let row = self.by_process.entry(ProcessKey { epoch: 0, ..*key }).or_default();
         add_totals(row, totals);
-        row.comm = totals.comm;
     }
 
     /// Fold rows of exited processes if there are too many ([`Limit`]).
@@ -146,6 +183,8 @@ impl Rows {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+
     use super::*;
     use crate::ledger::rows::ROWS;
 
@@ -180,6 +219,68 @@ mod tests {
         assert!(rows.by_process.contains_key(&nobody), "who owns nothing has not exited");
         assert!(rows.by_process.contains_key(&key(100)) && !rows.by_process.contains_key(&key(101)));
         assert_eq!(rows.by_process[&key(100)].segs[1], 200, "one row, whatever the epoch");
+    }
+
+    /// A table in memory, which counts under an epoch.
+    #[derive(Default)]
+    struct Memory {
+        entries: RefCell<HashMap<ProcessKey, Totals>>,
+        epoch: Cell<u32>,
+    }
+
+    impl Memory {
+        /// Count a segment of this process.
+        fn count(&self, tgid: u32) {
+            let key = ProcessKey { epoch: self.epoch.get(), ..key(tgid) };
+            self.entries.borrow_mut().entry(key).or_default().segs[1] += 1;
+        }
+    }
+
+    impl Table for Memory {
+        fn count_under(&self, epoch: u32) -> Result<()> {
+            self.epoch.set(epoch);
+            Ok(())
+        }
+
+        fn by_process(&self) -> Result<Vec<(ProcessKey, Totals)>> {
+            Ok(self.entries.borrow().iter().map(|(key, totals)| (*key, *totals)).collect())
+        }
+
+        fn take(&self, epoch: u32) -> Result<Vec<(ProcessKey, Totals)>> {
+            let taken = self.by_process()?.into_iter().filter(|(key, _)| key.epoch == epoch).collect();
+            self.entries.borrow_mut().retain(|key, _| key.epoch != epoch);
+            Ok(taken)
+        }
+    }
+
+    #[test]
+    fn gains_add_up_whenever_they_are_asked_for_and_entries_move() {
+        let (table, mut moving) = (Memory::default(), Moving::new(false, true));
+        let mut gained = HashMap::<u32, u64>::new();
+        for step in 0..2000_u32 {
+            table.count(step % 7);
+            moving.note(1);
+            if step % 3 == 0 {
+                // The epoch is over.
+                moving.since = moving.since.map(|since| since - EPOCH);
+                moving.go_on(&table).unwrap();
+            }
+            if step % 5 == 0 {
+                for (key, totals) in moving.gain(&table).unwrap() {
+                    assert_eq!(key.epoch, 0);
+                    *gained.entry(key.tgid).or_default() += totals.segs[1];
+                }
+                assert_eq!(gained.values().sum::<u64>(), u64::from(step) + 1);
+            }
+        }
+        for (key, totals) in moving.gain(&table).unwrap() {
+            *gained.entry(key.tgid).or_default() += totals.segs[1];
+        }
+        let (sums, _) = moving.finish(&table).unwrap();
+        for (key, totals) in &sums {
+            assert_eq!(gained[&key.tgid], totals.segs[1]);
+        }
+        assert_eq!(sums.values().map(|totals| totals.segs[1]).sum::<u64>(), 2000);
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub struct Process {
     pub kinds: [u64; KINDS],
     /// The user of the process; none if there is no process, or no ledger.
     pub uid: Option<u32>,
-    /// The cgroup of the process, likewise.
+    /// The cgroup of the process (v2 id); none if there is no process.
     pub cgroup: Option<u64>,
     /// What its connections have counted.
     #[serde(flatten)]
@@ -63,8 +63,9 @@ pub struct Others {
     pub totals: Totals,
 }
 
-/// Add totals that were counted elsewhere.
+/// Add totals that were counted elsewhere, and later. The last name and the last cgroup count.
 pub fn add_totals(to: &mut Totals, more: &Totals) {
+    (to.comm, to.cgroup) = (more.comm, more.cgroup);
     for (sum, segs) in to.segs.iter_mut().zip(more.segs) {
         *sum += segs;
     }
@@ -75,6 +76,23 @@ pub fn add_totals(to: &mut Totals, more: &Totals) {
     for (sum, cuts) in to.cuts.iter_mut().zip(more.cuts) {
         *sum = sum.saturating_add(cuts);
     }
+}
+
+/// The totals without those that were there before.
+#[must_use]
+pub fn growth(now: &Totals, before: &Totals) -> Totals {
+    let mut growth = *now;
+    for (segs, before) in growth.segs.iter_mut().zip(before.segs) {
+        *segs = segs.saturating_sub(before);
+    }
+    for (cuts, before) in growth.cuts.iter_mut().zip(before.cuts) {
+        *cuts = cuts.saturating_sub(before);
+    }
+    growth.bytes = now.bytes.saturating_sub(before.bytes);
+    growth.retransmits = now.retransmits.saturating_sub(before.retransmits);
+    growth.failed = now.failed.saturating_sub(before.failed);
+    growth.failures = now.failures.saturating_sub(before.failures);
+    growth
 }
 
 /// Totals of the run. Failed attempts are counted in `failed` alone.
@@ -107,7 +125,7 @@ pub fn key_of(owner: &Owner) -> ProcessKey {
 
 /// Count an event as the programs do, but without the counters that only `--verify` needs.
 pub fn add(totals: &mut Totals, event: &Retransmit) {
-    totals.comm = event.owner.comm;
+    (totals.comm, totals.cgroup) = (event.owner.comm, event.owner.cgroup);
     if event.err != 0 {
         totals.failures += 1;
         return;
@@ -126,7 +144,8 @@ impl Summary {
             summary.failed += totals.failures;
             // A process whose attempts all failed retransmitted nothing.
             if has_row(totals) {
-                summary.push(totals, row_of(key, &totals.comm));
+                let cgroup = (key.nobody == 0).then_some(totals.cgroup);
+                summary.push(totals, Process { cgroup, ..row_of(key, &totals.comm) });
             }
         }
         summary.failed += others.totals.failures;

@@ -248,6 +248,8 @@ mirror! {
         failures: u64,
         /// Reductions of congestion windows, by [`CutWhy`].
         cuts: [u32; CUTS],
+        /// The process's cgroup (v2 id); 0: there is no process.
+        cgroup: u64,
         /// The process's name, NUL-terminated.
         comm: [u8; COMM_LEN],
     }

@@ -3,6 +3,7 @@
 pub mod connections;
 pub mod json;
 mod line;
+pub mod metrics;
 mod names;
 pub mod screen;
 pub mod sockets;

@@ -78,7 +78,7 @@ pub fn run_while(
 }
 
 /// Six ways to send, so that every kind of retransmit has its chance.
-fn plans(receiver: &Receiver) -> Vec<Plan> {
+pub fn plans(receiver: &Receiver) -> Vec<Plan> {
     let plan = |number: usize| Plan::new(&format!("send-{number}"), receiver.at);
     let ms = Duration::from_millis;
     vec![

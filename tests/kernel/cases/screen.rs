@@ -27,8 +27,6 @@ const LEAVE: &str = "\x1b[?1049l";
 const HOME: &str = "\x1b[H\x1b[2K";
 const SIZE: (usize, usize) = (24, 80);
 const BYTES: u32 = 500_000;
-/// Figures have three digits at most, and the length of an interval has one after the point.
-const TOLERANCE: f64 = 0.02;
 
 /// The number of control characters that the kernel has. The C library's structure has more, without values.
 const CONTROL: usize = 19;
@@ -146,26 +144,36 @@ fn plain(line: &str) -> String {
     text.replace('\r', "")
 }
 
-/// Bytes, as `500 kB` says them.
-fn bytes(number: &str, unit: &str) -> Result<f64> {
+/// The least and the greatest value that is shown as this number.
+fn shown(number: &str) -> Result<[f64; 2]> {
+    let value: f64 = number.parse().with_context(|| format!("{number:?}"))?;
+    let places = number.split_once('.').map_or(0, |(_, places)| places.len() as i32);
+    // Half a unit of the last digit. A rate of no byte is none.
+    let half = if value == 0.0 && places == 0 { 0.0 } else { 0.5 * 0.1_f64.powi(places) };
+    Ok([value - half, value + half])
+}
+
+/// The least and the greatest number of bytes that is shown as `500 kB`.
+fn bytes(number: &str, unit: &str) -> Result<[f64; 2]> {
     let factor = match unit {
         "B" => 1.0,
         "kB" => 1e3,
         "MB" => 1e6,
         other => anyhow::bail!("what is {other}?"),
     };
-    Ok(number.parse::<f64>().with_context(|| format!("{number:?}"))? * factor)
+    Ok(shown(number)?.map(|value| value * factor))
 }
 
-/// The bytes that the screens say this process sent.
-fn sent(screens: &[Vec<String>], pid: u32) -> Result<f64> {
-    let mut sum = 0.0;
+/// The least and the greatest number of bytes that the screens say this process sent.
+fn sent(screens: &[Vec<String>], pid: u32) -> Result<[f64; 2]> {
+    let mut sum = [0.0; 2];
     for screen in screens {
         let Some(length) = screen[1].split("  ").nth(1).and_then(|text| text.split_once(" s:")) else { continue };
         let lines = screen[4..].iter().map(|line| line.split_whitespace().collect::<Vec<_>>());
         for line in lines.filter(|line| line.first() == Some(&pid.to_string().as_str())) {
             let [_, "writer", number, unit, ..] = line[..] else { anyhow::bail!("not a line of a writer: {line:?}") };
-            sum += bytes(number, unit)? * length.0.parse::<f64>()?;
+            let (rate, seconds) = (bytes(number, unit)?, shown(length.0)?);
+            sum = [sum[0] + rate[0] * seconds[0], sum[1] + rate[1] * seconds[1]];
         }
     }
     Ok(sum)
@@ -179,12 +187,13 @@ fn figures(set: Set, stage: &mut Stage, connection: &Connection) -> Result<Strin
     stage.writer.done(Order::Pour(connection.writes.0, BYTES, 50_000))?;
     stage.rest(connection, BYTES.into())?;
     let told = stage.settled(connection)?[0].counter("bytes_sent");
-    let near = |sum: f64| (sum - told as f64).abs() <= TOLERANCE * told as f64;
-    let mut sum = 0.0;
-    screen.until("all bytes on the screen", |screen| {
-        sum = screen.screens().and_then(|screens| sent(&screens, pid)).unwrap_or(-1.0);
-        near(sum)
-    })?;
+    let fits = |[least, most]: [f64; 2]| least <= told as f64 && told as f64 <= most;
+    let mut sum = [0.0; 2];
+    let all = screen.until("all bytes on the screen", |screen| {
+        sum = screen.screens().and_then(|screens| sent(&screens, pid)).unwrap_or([0.0; 2]);
+        fits(sum)
+    });
+    all.with_context(|| format!("the screens say {sum:?} bytes, and the process was told {told}"))?;
     screen.press("ss/no such\r")?;
     screen.until("the filter", |screen| {
         let screens = screen.screens().unwrap_or_default();
@@ -192,13 +201,13 @@ fn figures(set: Set, stage: &mut Stage, connection: &Connection) -> Result<Strin
         last.is_some_and(|last| last.starts_with("by received, /no such"))
     })?;
     let of_writer = |screens: &[Vec<String>]| sent(&screens[screens.len() - 1..], pid);
-    ensure!(of_writer(&screen.screens()?)? == 0.0, "the filter hides nothing");
+    ensure!(of_writer(&screen.screens()?)? == [0.0; 2], "the filter hides nothing");
     screen.press("q")?;
     let summary = screen.ended()?;
     let row = summary.lines().find(|line| line.contains(&format!(" {pid}  writer "))).context("not in the summary")?;
     let [_, number, unit, ..] = row.split_whitespace().collect::<Vec<_>>()[..] else { anyhow::bail!("{row:?}") };
-    ensure!(near(bytes(number, unit)?), "the process was told {told}, and the summary has {row:?}");
-    Ok(format!("{sum:.0} of {told} bytes"))
+    ensure!(fits(bytes(number, unit)?), "the process was told {told}, and the summary has {row:?}");
+    Ok(format!("{:.0} to {:.0} bytes, the process was told {told}", sum[0], sum[1]))
 }
 
 pub fn run(set: Set, family: Family) -> Outcome {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use super::metrics::Metrics;
 use super::printer::Printer;
 use super::ticks::Ticks;
 use crate::console::say;
@@ -59,9 +60,13 @@ pub(super) fn follow(
             accounts.fold(|key| !printer.exits.sees_processes() || !host::is_alive(key.tgid, key.born));
         }
         printer.output.flush()?;
-        tick(running, printer)?;
+        tick(running, printer, moving)?;
+        if let Some(metrics) = &mut printer.metrics {
+            metrics.go_on(running, moving)?;
+        }
         let ticks = printer.ticks.as_ref().map(Ticks::due);
-        let due = deadline.into_iter().chain(moving.due()).chain(ticks).min();
+        let metrics = printer.metrics.as_ref().map(Metrics::due);
+        let due = deadline.into_iter().chain(moving.due()).chain(ticks).chain(metrics).min();
         let woken = match printer.left {
             Some(0) => Woken::Timeout,
             _ => match next_round(waiter, drained, order.is_settled(), &mut look, due)? {
@@ -85,13 +90,13 @@ pub(super) fn follow(
 }
 
 /// If an interval of `xctl top` is over, show it.
-fn tick(running: &mut Running, printer: &mut Printer<'_>) -> Result<()> {
+fn tick(running: &mut Running, printer: &mut Printer<'_>, moving: &mut Moving) -> Result<()> {
     if let Some(ticks) = &mut printer.ticks
         && ticks.due() <= Instant::now()
     {
         running.tick()?;
-        let lost = running.lost()?;
-        let interval = ticks.end(running.accounts.as_mut(), lost)?;
+        let (gain, lost) = (moving.gain(&running.tables)?, running.lost()?);
+        let interval = ticks.end(&gain, running.accounts.as_mut(), lost)?;
         printer.interval(interval)?;
     }
     Ok(())

@@ -2,17 +2,20 @@
 
 mod follow;
 mod live;
+mod metrics;
 mod printer;
 mod privilege;
 mod ticks;
 
 use std::io::BufWriter;
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 
 use self::follow::{Live, finish, follow};
 use self::live::View;
+use self::metrics::Metrics;
 use self::printer::{Exits, Printer};
 use self::privilege::give_up_privilege;
 use self::ticks::Ticks;
@@ -24,6 +27,7 @@ use crate::console::{say, say_all};
 use crate::error::{Blocked, Exit};
 use crate::kernel::clock::monotonic_ns;
 use crate::kernel::privilege::{User, to_see_others};
+use crate::kernel::server::Server;
 use crate::kernel::wait::{Stdout, Waiter, Woken};
 use crate::kernel::{host, libbpf};
 use crate::ledger::epochs::Moving;
@@ -32,6 +36,7 @@ use crate::ledger::summary::{ByProcess, Others, Summary};
 use crate::model::events::Settings;
 use crate::object::facts::hex;
 use crate::output::json::Json;
+use crate::output::metrics::About as AboutMetrics;
 use crate::output::text::Text;
 use crate::output::{Output, Ready};
 use crate::ring::order::Order;
@@ -108,6 +113,8 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
     say_absent(filters.netns)?;
     // Before the programs run, so that no signal can end the process without a summary.
     let waiter = Waiter::new()?;
+    // Before anything is loaded, so that an address in use leaves nothing behind.
+    let server = options.metrics.as_ref().map(Server::open).transpose().context("--metrics")?;
     let started = first_accepted(plans, |plan| start(options, &object, plan, &target, audit));
     let started = started.map_err(|error| hooks::adapt_remedy(options.attach, error))?;
     drop(target);
@@ -120,7 +127,7 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
     drop(bytes);
     match started {
         Started::Loaded(loaded) => only_loaded(options, user, &waiter, &about, &loaded),
-        Started::Running(running) => follow_to_end(options, user, &waiter, &about, *running),
+        Started::Running(running) => follow_to_end(options, user, &waiter, &about, server, *running),
     }
 }
 
@@ -233,6 +240,7 @@ fn follow_to_end(
     user: Option<User>,
     waiter: &Waiter,
     about: &About,
+    server: Option<Server>,
     mut running: Running,
 ) -> Result<()> {
     say_unseen(&running.seeded)?;
@@ -262,6 +270,11 @@ fn follow_to_end(
 
     let on_terminal = options.interval.is_some() && !options.json && !options.batch;
     let view = if on_terminal { View::open(waiter)? } else { None };
+    let told = AboutMetrics { attach: running.set.name, proven: about.proven };
+    let metrics = Metrics::begin(options, server, told)?;
+    if let Some(server) = metrics.as_ref().and_then(Metrics::server) {
+        waiter.add_server(server.as_fd())?;
+    }
     give_up_privilege(options, user, &running.tables, view.is_some())?;
     let output = output(options, waiter);
     let sees_processes = sees_processes();
@@ -271,14 +284,14 @@ fn follow_to_end(
     // After the deadline, so that the tick of the same time comes after it: the last interval is as long as the others.
     let ticks = options.interval.map(Ticks::begin).transpose()?;
     let mut printer =
-        Printer { output, by_process: ByProcess::new(), left: options.count, exits, holders, ticks, view };
+        Printer { output, by_process: ByProcess::new(), left: options.count, exits, holders, ticks, view, metrics };
     let ready = about.ready(&running.set, running.seeded.sockets, true);
     printer.output.ready(&ready)?;
     printer.output.flush()?;
     if let Some(view) = &mut printer.view {
         view.begin(&ready)?;
     }
-    let mut moving = Moving::new(sees_processes);
+    let mut moving = Moving::new(sees_processes, printer.ticks.is_some() || printer.metrics.is_some());
     let ended = follow(&mut running, &mut order, waiter, &mut printer, &mut moving, deadline)?;
     // The summary is of the whole run, so the view does not need the last interval.
     let viewed = printer.view.take().is_some();
@@ -291,6 +304,16 @@ fn follow_to_end(
     };
     let mut ended = running.detach()?;
     finish(&mut ended, &mut order, &mut printer)?;
+    let lost = ended.lost()?;
+    let gain = moving.gain(&ended.tables)?;
+    if let Some(metrics) = &mut printer.metrics {
+        metrics.end(&gain, ended.accounts.as_mut(), lost)?;
+    }
+    if let Some(ticks) = &mut printer.ticks
+        && !viewed
+    {
+        printer.output.interval(&ticks.end(&gain, ended.accounts.as_mut(), lost)?)?;
+    }
     // With --count, the programs' totals also include events after the last one that was printed.
     let (by_process, others, cuts) = match printer.left {
         Some(0) => (printer.by_process, Others::default(), CutsSeen::None),
@@ -299,17 +322,11 @@ fn follow_to_end(
             (by_process, others, cuts)
         }
     };
-    let lost = ended.lost()?;
     if let Some(report) = &mut verify {
         report.explain(&lost);
     }
     let difference = verify.as_ref().and_then(Report::difference);
     let mut summary = Summary { verify, ..Summary::new(&by_process, &others, lost, cuts) };
-    if let Some(ticks) = &mut printer.ticks
-        && !viewed
-    {
-        printer.output.interval(&ticks.end(ended.accounts.as_mut(), summary.lost)?)?;
-    }
     if let Some(accounts) = ended.accounts.take() {
         let balance = accounts.finish();
         summary.add_ledger(&balance.rows, &balance.folded, monotonic_ns()?);

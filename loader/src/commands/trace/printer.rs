@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use anyhow::Result;
 
 use super::live::View;
+use super::metrics::Metrics;
 use super::ticks::Ticks;
 use crate::kernel::host;
 use crate::ledger::summary::{self, ByProcess};
@@ -29,6 +30,8 @@ pub struct Printer<'w> {
     pub ticks: Option<Ticks>,
     /// `xctl top` on a terminal: show intervals here.
     pub view: Option<View<'w>>,
+    /// `--metrics` and `--metrics-file`.
+    pub metrics: Option<Metrics>,
 }
 
 impl Printer<'_> {
@@ -49,10 +52,7 @@ impl Printer<'_> {
     /// # Errors
     /// If standard output does not take it.
     pub fn print(&mut self, record: &Record, realtime_offset: u64) -> Result<()> {
-        if let Some(ticks) = &mut self.ticks {
-            if let Record::Event(Event::Retransmit(event)) = record {
-                ticks.note(event);
-            }
+        if self.ticks.is_some() {
             return Ok(());
         }
         match &mut self.left {

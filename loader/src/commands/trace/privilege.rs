@@ -7,6 +7,7 @@ use crate::console::say;
 use crate::kernel::capability::{self, Capabilities};
 use crate::kernel::confine::{Needs, confine};
 use crate::kernel::privilege::{self, User, switch_user};
+use crate::kernel::server::At;
 use crate::trace::tables::Tables;
 
 /// Become the user of `--user`, and give up capabilities and system calls. Most of them are no longer needed.
@@ -26,9 +27,10 @@ pub fn give_up_privilege(options: &TraceOptions, user: Option<User>, tables: &Ta
     if options.verify {
         keep.extend([capability::SYS_ADMIN, capability::SYS_PTRACE, capability::DAC_READ_SEARCH]);
     }
-    if options.record.is_some() {
-        // Renaming the record needs these capabilities: the record may lie in another user's folder, or in one where only
-        // its owner may rename.
+    let files = options.metrics_file.is_some();
+    let names = files || options.record.is_some() || matches!(options.metrics, Some(At::Unix(_)));
+    if names {
+        // A file may lie in another user's folder, or in one where only its owner may rename and remove.
         keep.extend([capability::DAC_OVERRIDE, capability::FOWNER]);
     }
     // Until 5.18 unprivileged_bpf_disabled also forbids reading maps that are open already.
@@ -40,7 +42,7 @@ pub fn give_up_privilege(options: &TraceOptions, user: Option<User>, tables: &Ta
         return Ok(());
     }
     privilege::no_new_privileges()?;
-    match confine(Needs { namespaces: options.verify, record: options.record.is_some(), terminal }) {
+    match confine(Needs { namespaces: options.verify, names, files, terminal, clients: options.metrics.is_some() }) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
             say(format_args!("this kernel has no seccomp filters, so system calls are not limited: {error}"));
             Ok(())

@@ -1,4 +1,4 @@
-//! `xctl top`: what each process did in each interval.
+//! What each process did in each interval: `xctl top`, and metrics.
 
 use std::time::{Duration, Instant};
 
@@ -6,8 +6,7 @@ use anyhow::Result;
 
 use crate::kernel::clock::{monotonic_ns, realtime_ns};
 use crate::ledger::figures::CutsSeen;
-use crate::ledger::summary::{self, ByProcess, Others, Summary};
-use crate::model::events::Retransmit;
+use crate::ledger::summary::{ByProcess, Others, Summary};
 use crate::model::lost::Lost;
 use crate::output::Interval;
 use crate::trace::accounts::Accounts;
@@ -19,8 +18,6 @@ pub struct Ticks {
     due: Instant,
     /// The beginning of the current interval, ns of CLOCK_MONOTONIC.
     since_ns: u64,
-    /// The retransmits in it.
-    by_process: ByProcess,
 }
 
 impl Ticks {
@@ -29,7 +26,7 @@ impl Ticks {
     /// # Errors
     /// If the clock cannot be read.
     pub fn begin(every: Duration) -> Result<Self> {
-        Ok(Self { every, due: Instant::now() + every, since_ns: monotonic_ns()?, by_process: ByProcess::new() })
+        Ok(Self { every, due: Instant::now() + every, since_ns: monotonic_ns()? })
     }
 
     /// The time of the next tick.
@@ -38,19 +35,14 @@ impl Ticks {
         self.due
     }
 
-    /// Count a retransmit.
-    pub fn note(&mut self, event: &Retransmit) {
-        summary::add(self.by_process.entry(summary::key_of(&event.owner)).or_default(), event);
-    }
-
-    /// The interval that ends now; the next one begins. The accounts have been brought up to now. `lost` is what was lost since
-    /// the run began.
+    /// The interval that ends now; the next one begins. `gain` is what the totals of processes have gained, and the accounts have
+    /// been brought up to now. `lost` is what was lost since the run began.
     ///
     /// # Errors
     /// If the clock cannot be read.
-    pub fn end(&mut self, accounts: Option<&mut Accounts>, lost: Lost) -> Result<Interval> {
+    pub fn end(&mut self, gain: &ByProcess, accounts: Option<&mut Accounts>, lost: Lost) -> Result<Interval> {
         let now_ns = monotonic_ns()?;
-        let mut summary = Summary::new(&std::mem::take(&mut self.by_process), &Others::default(), lost, CutsSeen::None);
+        let mut summary = Summary::new(gain, &Others::default(), lost, CutsSeen::None);
         if let Some(accounts) = accounts {
             let (rows, folded) = accounts.take_interval(self.since_ns);
             summary.add_ledger(&rows, &folded, now_ns);
