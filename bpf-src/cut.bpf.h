@@ -78,7 +78,10 @@ static __always_inline void ca_state_set(void *ctx, const struct sock *sk, __u8 
 	cut(ctx, sk, why, cwnd_before(sk, why), BPF_CORE_READ(tp, snd_ssthresh));
 }
 
-/* Before Linux 5.19 only the functions that find the reason are seen, at their entry. */
+/*
+ * Before Linux 5.19 no tracepoint shows a cut. Programs at the entries of tcp_enter_recovery() and tcp_enter_loss() show it,
+ * before the kernel computes ssthresh.
+ */
 static __always_inline void cut_begins(void *ctx, const struct sock *sk, enum cut_why why)
 {
 	const struct tcp_sock *tp = (const void *)sk;

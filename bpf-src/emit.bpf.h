@@ -25,7 +25,10 @@ struct {
 	__uint(max_entries, 256 * 1024);
 } SHARED_RING SEC(".maps");
 
-/* The programs on each CPU that emit a record. They tell user space when every record before a time is in a ring. */
+/*
+ * How many programs on each CPU began a record, and how many finished one. From these counts user space derives before which
+ * time every record is in a ring.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);

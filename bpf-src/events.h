@@ -267,7 +267,7 @@ struct account {
 	__u32 rtnl;	/* with settings.by_netns: as in struct netns_key; else 0 */
 	__u8 why;	/* enum account_why */
 	__u8 state;	/* TCP_ESTABLISHED, ...; ACCOUNT_ENDED: the last one before TCP_CLOSE */
-	__u8 wanted;	/* 1: it passes the filters; 0: only the next account of the connection counts from this one on */
+	__u8 wanted;	/* 1: it passes the filters; 0: it adds nothing, and the next account counts from it */
 	__u8 mptcp;	/* 1: a subflow of MPTCP */
 	__u8 zero[4];
 };
@@ -305,7 +305,7 @@ enum lost {
 	LOST_READ,		/* a read of kernel memory failed: nothing was emitted */
 	LOST_UNKNOWN,		/* an event that passed every filter has no owner, and so is incomplete */
 	LOST_TOTALS,		/* the totals had no room for a process or namespace */
-	RETRANSMIT_BACKED_UP,	/* no loss: the kernel skipped a program on a retransmit, and its backup did the work */
+	RETRANSMIT_BACKED_UP,	/* no loss: the kernel skipped a program on a retransmit or cut, and its backup did the work */
 	STATE_BACKED_UP,	/* no loss: the same for the programs on inet_sock_set_state */
 	LOST_REFUSED,		/* SOCKET_TO_PID or its cache refused an operation, for another reason than its size */
 	LOST_UNATTRIBUTED,	/* an event without an owner, not emitted because a filter asks for one owner */
@@ -335,7 +335,8 @@ struct settings {
 	__u8 connections;	/* 1: the end of a connection is an event too, and wakes the reader */
 	__u8 cuts;		/* 1: emit cuts of congestion windows */
 	__u8 reader;		/* 1: count how often and how long windows are shut */
-	__u8 zero[3];
+	__u8 totals;		/* 1: count retransmits by process, also without retransmit events */
+	__u8 zero[2];
 };
 
 #endif

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* Tests an event against the user's filters: --netns, --port, -4, -6, --pid, --cgroup, --comm, --kind. */
+/*
+ * Tests an event against the user's filters: --netns, --port, -4, -6, --pid, --cgroup, --comm, --kind. `xctl sockets` has no
+ * events: loader/src/commands/filters.rs tests each socket of its list.
+ */
 #ifndef XCTL_FILTER_BPF_H
 #define XCTL_FILTER_BPF_H
 
@@ -28,7 +31,7 @@ static __always_inline bool has_owner(const struct owner *owner)
 	return owner->how != HOW_UNKNOWN && owner->how != HOW_SHARED;
 }
 
-/* As wanted(), for what is only counted. */
+/* As wanted(), for an event that only counts in the totals: a missing owner is no loss here. */
 static __always_inline bool wanted_in_totals(const struct flow *flow, const struct owner *owner)
 {
 	bool for_anybody = !settings.tgid && !settings.cgroup && !settings.comm[0];

@@ -70,9 +70,9 @@ static __always_inline bool flow_of_closing(const struct sock *sk, struct flow *
 }
 
 /*
- * The number of the inode that is made together with a struct socket; 0 without one. The inode of its file may be another:
- * see has_another_sockets_file(). get_next_ino() takes it from a counter of 32 bits, and gives none out twice before it has given
- * out all.
+ * The number of the inode that is made together with a struct socket; 0 without a struct socket. The inode of the socket's
+ * file may be another one: see has_another_sockets_file(). The number comes from a counter of 32 bits (get_next_ino()), which
+ * gives out all numbers before it gives out one of them again.
  */
 static __always_inline __u64 own_inode(const struct socket *socket)
 {
@@ -82,8 +82,8 @@ static __always_inline __u64 own_inode(const struct socket *socket)
 }
 
 /*
- * The inode number of the rtnetlink socket. /proc/net/netlink shows user space the same number. Two namespaces of a run do not
- * share it. net_cookie needs Linux 5.14, and CAP_SYS_ADMIN to query.
+ * The inode number of the namespace's rtnetlink socket. No two namespaces of a run have the same number, and /proc/net/netlink
+ * shows the number to user space. net_cookie would serve as well, but needs Linux 5.14, and CAP_SYS_ADMIN to query.
  */
 static __always_inline __u32 rtnl_inode(const struct sock_common *skc)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * Which counters did each connection and each listener reach, and for which process? An account has the counters since the
- * socket was made, so user space takes differences: from the start of xctl, and from one owner to the next.
+ * The ledger: the counters of each connection and each listener, and the process that they belong to. An account has the
+ * counters since the socket was made, so user space takes differences: from the start of xctl, and from one owner to the next.
  */
 #ifndef XCTL_LEDGER_BPF_H
 #define XCTL_LEDGER_BPF_H
@@ -47,7 +47,10 @@ static __always_inline bool has_ledger(void)
 	return settings.ledger && bpf_core_type_exists(struct bpf_ringbuf);
 }
 
-/* Whether the owner passes the filters of owners. Losses are counted where segments are retransmitted. */
+/*
+ * Whether the owner passes --pid, --comm and --cgroup. Unlike wanted(), this function does not count a missing owner as a loss:
+ * wanted() counts it at each event.
+ */
 static __always_inline bool wanted_account(const struct owner *owner)
 {
 	if (owner->how == HOW_UNKNOWN || owner->how == HOW_SHARED)
@@ -77,8 +80,8 @@ static __always_inline void fill_account(struct account *account, const struct s
 }
 
 /*
- * The connection is the owner's of this entry until now. False if the kernel has given the entry to another socket. Without
- * `flow` the account has it already.
+ * Copy the owner until now from the entry to the account. False if the kernel has given the entry's memory to another socket.
+ * `flow` is NULL if the account has its flow already.
  */
 static __always_inline bool is_account_of(struct account *account, const struct sock *sk, const struct flow *flow,
 					  const struct owner *entry)
@@ -153,7 +156,10 @@ static __noinline void connection_taken(const struct sock *sk, const struct flow
 	end_account(account);
 }
 
-/* `owner` is about to own the socket. If there is an entry, it goes on with it; what was counted until now was the other's. */
+/*
+ * The process in `owner` is about to own the socket. If the socket has an entry, `owner` takes over the time of the first entry
+ * (`since`). If the entry names another process, an account is written: the counters until now belong to that process.
+ */
 static __always_inline void settle(const struct sock *sk, const struct flow *flow, const struct flow *by_address,
 				   struct owner *owner)
 {

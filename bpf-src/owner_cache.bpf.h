@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * SK_CACHE: does SOCKET_TO_PID already name this process as the sender on this socket?
+ * SK_CACHE tells whether SOCKET_TO_PID already names the current process as the sender on a socket.
  *
- * The path of a send. Every send on the host runs current_is_cached(): one lookup in an array, which the kernel inlines, and
- * one comparison. A slot holds the socket and the process in one word, so no CPU sees half of a change. Any other word in the
- * slot means "unknown": the caller then asks SOCKET_TO_PID, which stays the truth. So an error may only cost work, as long as
- * this holds: if a word stays in its slot, SOCKET_TO_PID names that process on that socket.
+ * Every send on the host runs current_is_cached(): one lookup in an array, which the kernel inlines, and one comparison. A slot
+ * holds the socket and the process in one word, so no CPU sees half of a change. Any other word in the slot means "unknown":
+ * the caller then asks SOCKET_TO_PID, which decides. So a missing word costs only work. One condition must hold: while a word
+ * is in its slot, SOCKET_TO_PID names that process as the sender on that socket. In each of these cases it holds:
  *
- * - Two sockets have the same slot: each word names its socket. The later one replaces the other, whose next send writes it
- *   again.
- * - Another process takes the socket: its word differs, so it goes to SOCKET_TO_PID and then replaces the word. Two processes
- *   may do so on two CPUs at once, since not every hook holds the socket's lock. vouch() writes the word between two
- *   operations on the entry's bucket in SOCKET_TO_PID, which has a lock. Let P's entry be replaced by Q's. If Q's update comes
- *   after P's second operation, then Q's word also comes after P's word. If Q's update comes before, then P's second operation
- *   is followed by reading Q's entry, and P drops the word.
+ * - Two sockets have the same slot: each word names its socket. The later word replaces the other one. The next send on the
+ *   other socket writes its word again.
+ * - Another process takes the socket: the slot does not have the word of that process. So the process asks SOCKET_TO_PID, and
+ *   then writes its word. Two processes may do so on two CPUs at once, since not every hook holds the socket's lock. vouch()
+ *   writes the word between two operations on the entry's bucket in SOCKET_TO_PID, which has a lock. Suppose that Q's entry
+ *   replaces P's. If Q updates the map after P's second operation, Q's word also replaces P's word. If Q updates the map before
+ *   that operation, P then reads Q's entry, and drops the word.
  * - The socket ends: forget() removes the entry and then drops the word. A sender that has not locked the socket may write its
  *   word later. Then it sees the closed socket after that (remember_until_closed()), by the same lock, and forgets it again.
  * - Another socket gets the address: a new connection drops the word before it can send, when connect() or accept() shows it
@@ -151,9 +151,9 @@ static __always_inline void drop_cached(const struct sock *sk)
 }
 
 /*
- * The current process, which `owner` describes, has become the sender of this socket in SOCKET_TO_PID: cache that. The
- * update fails, since there is an entry; it is there for the lock of the entry's bucket (see above). If it does not fail,
- * the entry was removed meanwhile, and the caller sees that the socket is closed.
+ * Cache that SOCKET_TO_PID names the current process, which `owner` describes, as the sender of this socket. The update only
+ * takes the lock of the entry's bucket (see above): it fails, since the socket has an entry. If the update succeeds, the entry
+ * was removed meanwhile. Then the caller sees that the socket is closed, and forgets the new entry.
  */
 static __always_inline void vouch(const struct sock *sk, const struct flow *flow, const struct flow *by_address,
 				  const struct owner *owner)

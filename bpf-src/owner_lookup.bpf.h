@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* Looks up the owner of the socket that a segment belongs to. */
+/* Looks up the owner of the socket that a segment belongs to. For a SYN-ACK, retransmit.bpf.h chooses the socket. */
 #ifndef XCTL_OWNER_LOOKUP_BPF_H
 #define XCTL_OWNER_LOOKUP_BPF_H
 
 /*
- * The owner of the socket with this flow. Without one, the answer says whether the kernel owns the socket. It is never a
- * guess. This runs wherever TCP retransmits: mostly in softirq, where the current task is the one that was interrupted.
+ * Write the owner of the socket with this flow to `to`. If no owner is known, `to->how` says whether the kernel owns the
+ * socket. The answer is never a guess. This runs wherever TCP retransmits: mostly in softirq, where the current task is the
+ * one that was interrupted.
  */
 static __always_inline void owner_of(const struct sock *sk, const struct flow *flow, struct owner *to)
 {

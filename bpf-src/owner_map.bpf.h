@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* SOCKET_TO_PID: under which key is a socket kept, and which entry is its own? */
+/* SOCKET_TO_PID: the key under which a socket is kept, and the entry that is the socket's own. */
 #ifndef XCTL_OWNER_MAP_BPF_H
 #define XCTL_OWNER_MAP_BPF_H
 
@@ -57,8 +57,9 @@ static __noinline void adopt(struct owner *owner, const struct sock *sk)
 
 /*
  * Whether the entry was made for an earlier socket with this address. That happens if the kernel skipped every program that
- * would have seen the earlier socket's end and this one's beginning. Newer kernels may preempt a program. Until it goes on, they
- * skip it for other tasks on that CPU. After close() there is nothing to compare; close() itself compares (remember_closer()).
+ * would have seen the earlier socket's end and this one's beginning. Newer kernels may preempt a program. Until it goes on,
+ * they skip it for other tasks on that CPU. After close() a socket has no inode number to compare, so remember_closer()
+ * compares the numbers inside close().
  */
 static __always_inline bool is_of_an_earlier_socket(const struct owner *owner, const struct sock *sk)
 {
@@ -110,7 +111,10 @@ static __always_inline bool has_process(const struct owner *owner)
 	return owner && owner->tgid && !is_shared(owner);
 }
 
-/* Turn a description into one of no process. User space has the list of holders, by its key. */
+/*
+ * Make the description one of a shared socket, which names no process. User space keeps the list of the holders; the field
+ * `holders` is its key.
+ */
 static __noinline void share(struct owner *owner)
 {
 	__u64 sk = owner->socket, holders = owner->holders, since = owner->since, own_inode = owner->own_inode;

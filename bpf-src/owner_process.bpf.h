@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* Which process is this task, and how does struct owner describe it? */
+/* Describes the process of a task, in a struct owner. */
 #ifndef XCTL_OWNER_PROCESS_BPF_H
 #define XCTL_OWNER_PROCESS_BPF_H
 

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* Which process does this call make the owner? All of this runs in process context: the current task is the caller. */
+/*
+ * Makes the process of a call the owner of the socket. All of this runs in process context: the current task is the caller.
+ */
 #ifndef XCTL_OWNER_REMEMBER_BPF_H
 #define XCTL_OWNER_REMEMBER_BPF_H
 
@@ -41,8 +43,9 @@ static __always_inline void remember_until_closed(const struct sock *sk, const s
 }
 
 /*
- * Whether SOCKET_TO_PID names the current thread as the sender already, so that only the cache has lost it, to a socket with
- * the same slot. Many sockets make such sends common, and remember() costs several times as much.
+ * If SOCKET_TO_PID already names the current thread as the sender, put its word into the cache again, and return true. Another
+ * socket with the same slot has replaced the word. With many sockets such sends are common, and remember() costs several times
+ * as much.
  */
 static __noinline bool vouch_again(const struct sock *sk, const struct flow *flow)
 {

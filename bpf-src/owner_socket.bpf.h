@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* Does a socket belong to a process or to the kernel, and which socket does the process itself use? */
+/* Facts about a socket: whether a process or the kernel owns it, and which socket the process itself uses. */
 #ifndef XCTL_OWNER_SOCKET_BPF_H
 #define XCTL_OWNER_SOCKET_BPF_H
 

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* How has a connection fared since it was made? The kernel keeps nearly every figure in the socket itself. */
+/*
+ * Reads the counters and gauges of a connection or a listener. The kernel keeps nearly every figure in the socket itself.
+ */
 #ifndef XCTL_READING_BPF_H
 #define XCTL_READING_BPF_H
 

@@ -31,7 +31,7 @@ static __always_inline bool is_being_established(const struct tcp_sock *tp)
  * Whether tcp_xmit_retransmit_queue() sends the skb. An ACK calls that function in most cases. It sends segments that are
  * marked lost and not yet retransmitted, while the congestion window has room, and keeps its position in retransmit_skb_hint.
  *
- * The two other callers are told apart by what they leave:
+ * __tcp_retransmit_skb() has two other callers. For each of them, one of the tests below fails:
  * - tcp_retransmit_timer() sends the head of the queue. tcp_enter_loss() has cleared the hint just before.
  * - tcp_send_loss_probe() sends the tail of the queue. If the tail is marked lost, then it was retransmitted before, or the
  *   congestion window has no room.
@@ -93,11 +93,15 @@ static __always_inline void emit_retransmit(void *ctx, struct retransmit_event *
 
 	if (totals)
 		add_to(totals, event);
-	if (!settings.retransmits || !wanted_kind(event->kind) || !wanted(&event->flow, &event->owner))
+	if (!(settings.retransmits || settings.totals) || !wanted_kind(event->kind))
+		return;
+	if (settings.retransmits ? !wanted(&event->flow, &event->owner) : !wanted_in_totals(&event->flow, &event->owner))
 		return;
 	totals = totals_of_process(&event->owner);
 	if (totals)
 		add_to(totals, event);
+	if (!settings.retransmits)
+		return;
 	event->current_tgid = bpf_get_current_pid_tgid() >> 32;
 	bpf_get_current_comm(event->current_comm, sizeof(event->current_comm));
 	emit(ctx, &event->header, sizeof(*event), EVENT_RETRANSMIT);
@@ -121,7 +125,7 @@ static __always_inline void retransmitted(void *ctx, const struct sock *sk, cons
 	tcp_flags = BPF_CORE_READ_BITFIELD_PROBED(tcb, tcp_flags);	/* 8 bits; 16 since AccECN */
 	owner_of(sk, &event.flow, &event.owner);
 	if (event.owner.how == HOW_UNKNOWN)
-		drop_cached(sk);	/* if an earlier socket with this address left a word there, no send would be seen */
+		drop_cached(sk);	/* an earlier socket with this address may have left a word, which would hide each send */
 	event.err = err > 0 ? -ENOBUFS : err;	/* a queue dropped it (NET_XMIT_DROP), as net_xmit_errno() */
 	event.segs = BPF_CORE_READ(tcb, tcp_gso_segs);
 	event.bytes = BPF_CORE_READ(skb, len);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * How much was retransmitted: by each process (for the summary), and in each network namespace (for --verify, which compares
- * it with the kernel's counters)?
+ * Totals of retransmits and cuts: by process for the summary, and by network namespace for --verify, which compares them with
+ * the kernel's counters.
  */
 #ifndef XCTL_TOTALS_BPF_H
 #define XCTL_TOTALS_BPF_H

@@ -1,16 +1,20 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * How often and how long did a process keep its own receive window shut, because it did not read? Only with settings.reader.
+ * Counts how often and for how long a process kept its own receive window shut, because it did not read. Only with
+ * settings.reader.
  */
 #ifndef XCTL_WINDOW_BPF_H
 #define XCTL_WINDOW_BPF_H
 
-/* The times at which the window of one connection was shut. While it is shut no data are accepted, so rcv_nxt tells them apart. */
+/*
+ * How often and for how long the receive window of one connection was shut. A shut window accepts no data, so each period in
+ * which it is shut has its own rcv_nxt.
+ */
 struct shut_window {
-	__u32 rcv_nxt;	/* of the latest time */
-	__u32 times;
-	__u32 earlier;	/* the sum of the durations of all times but the latest, in jiffies */
-	__u32 latest;	/* the duration of the latest */
+	__u32 rcv_nxt;	/* of the latest period */
+	__u32 times;	/* the number of periods */
+	__u32 earlier;	/* the sum of the durations of all periods but the latest, in jiffies */
+	__u32 latest;	/* the duration of the latest period, in jiffies */
 };
 
 /*
@@ -24,7 +28,7 @@ struct {
 	__type(value, struct shut_window);
 } SHUT_WINDOWS SEC(".maps");
 
-/* The window is shut since it got its last data. */
+/* For how long the window has been shut, in jiffies: since the last data came. */
 static __always_inline __u32 shut_for(const struct sock *sk)
 {
 	return jiffies_since(BPF_CORE_READ((const struct inet_connection_sock *)sk, icsk_ack.lrcvtime));
@@ -76,7 +80,7 @@ static __noinline void drop_shut_window(const struct sock *sk)
 		bpf_map_delete_elem(&SHUT_WINDOWS, &address);
 }
 
-/* Read the times of a connection in this state, with the one that has not ended. */
+/* Read how often and for how long the window was shut, the period that goes on included. `state` is the socket's state. */
 static __noinline void read_shut_windows(const struct sock *sk, __u8 state, struct reading *reading)
 {
 	const struct tcp_sock *tp = (const void *)sk;

@@ -317,7 +317,7 @@ int BPF_KPROBE(kp_mptcp_sendmsg, struct sock *sk)
 }
 
 /*
- * ---- fentry and fexit: the same hooks as by kprobe, at a sixth of the cost; fe2_ is the second program of fe_ ----
+ * ---- fentry and fexit: the same hooks as by kprobe, at less cost; fe2_ is the second program of fe_ ----
  *
  * These programs can be preempted. Then the kernel skips the program for other tasks on that CPU.
  */
@@ -362,7 +362,7 @@ TWICE("fexit/inet_csk_accept", fe_accept_2, fe2_accept_2, if (sk) remember_conne
  * It allows every send, since it returns 0.
  */
 
-/* Sockets of every family and protocol. Reads are direct, and the protocol comes first: most sockets may be others. */
+/* Runs for sockets of every family and protocol. So the program tests the protocol first, by a direct read, which is cheap. */
 SEC("lsm/socket_sendmsg")
 int BPF_PROG(lsm_sendmsg, struct socket *socket, const void *msg, int size)
 {

@@ -4,6 +4,7 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use crate::kernel::{memory, terminal, wait::Stderr};
@@ -32,6 +33,15 @@ pub fn say_held() {
     }
 }
 
+/// Whether standard error is a terminal whose last line may be a status, which a message replaces.
+static HAS_STATUS: AtomicBool = AtomicBool::new(false);
+
+/// Note that standard output, a terminal, shows a status line from now on. This asks the kernel whether standard error is a
+/// terminal, too.
+pub fn expect_status() {
+    HAS_STATUS.store(io::stderr().is_terminal(), Ordering::Relaxed);
+}
+
 /// Print any text. On a terminal with a full-screen view it waits for the end of the view.
 pub fn say_all(text: &str) {
     if terminal::is_taken()
@@ -41,6 +51,9 @@ pub fn say_all(text: &str) {
     {
         waiting.push_str(text);
         return;
+    }
+    if HAS_STATUS.load(Ordering::Relaxed) {
+        let _ = Stderr.write_all(b"\r\x1b[K");
     }
     let _ = match goes_to_journal() {
         true => Stderr.write_all(as_warnings(text).as_bytes()),

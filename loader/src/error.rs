@@ -1,5 +1,5 @@
-//! The meaning of errors: the class, which decides the exit code; and where the host lacks something, what that is and the
-//! remedy.
+//! Errors and their meaning. The class of an error decides the exit code. If the host lacks something, the error names the lack
+//! and the remedy.
 
 use std::{fmt, io};
 
@@ -46,7 +46,7 @@ impl Blocked {
         Self { found: found.into(), remedy: remedy.into() }
     }
 
-    /// As an error that says that this host cannot run it.
+    /// An error with this obstacle and the class [`Exit::Host`]: this host cannot run xctl.
     #[must_use]
     pub fn by_host(self) -> anyhow::Error {
         anyhow::Error::new(self).context(Exit::Host)

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use xctl::kernel::source::KERNEL_BTF;
 use xctl::object::{Btf, ObjectFile, compare_parsers};
 
+use crate::compared::compare;
 use crate::libbpf::{LIBBPF, may_prepare, name_of, nothing_more, open_and};
 use crate::objects::{Section, compile_with, elf, have_clang};
-use crate::resolver::compare;
 use crate::verdict::{document, refused};
 use crate::{Scratch, tell};
 

@@ -10,9 +10,9 @@ use xctl::object::relo::{Outcome, RelocationKind};
 use xctl::object::{Btf, ObjectFile};
 
 use crate::Scratch;
+use crate::compared::{compare, relocate};
 use crate::kernels::kernels;
 use crate::objects::{ask_instead, clang, compile, have_clang, sources};
-use crate::resolver::{compare, relocate};
 use crate::verdict::inspect;
 
 /// One answer in a comment.

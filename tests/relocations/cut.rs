@@ -15,10 +15,10 @@ use xctl::trace::hooks::{self, Attach};
 use xctl::trace::target::{ASKED, Target};
 
 use crate::Scratch;
+use crate::compared::{Ours, compare, relocate, same};
 use crate::kernels::kernels;
 use crate::objects::{ask_instead, compile, have_clang, sources};
 use crate::random::{Noise, any_access, object_of};
-use crate::resolver::{Ours, compare, relocate, same};
 
 /// The hooks that the loader would choose with these types, all of them or why not.
 pub fn plans(btf: &Path) -> Vec<String> {

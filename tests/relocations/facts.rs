@@ -12,9 +12,9 @@ use xctl::model::embedded;
 use xctl::object::hook::hook;
 use xctl::object::{Btf, ObjectFile};
 
+use crate::compared::compare;
 use crate::libbpf::{LIBBPF, libbpf, may_prepare, nothing_more, open_and};
 use crate::objects::{compile, have_clang, objcopy, objects};
-use crate::resolver::compare;
 use crate::verdict::inspect;
 use crate::{Scratch, tell};
 

@@ -12,8 +12,8 @@ use xctl::object::relo::{Outcome, Relocations};
 use xctl::object::steps::MOST_STEPS;
 use xctl::object::{Btf, BtfExt, ObjectFile};
 
+use crate::compared::{Ours, compare, relocate, searched};
 use crate::objects::{elf, have_clang};
-use crate::resolver::{Ours, compare, relocate, searched};
 use crate::verdict::inspect;
 use crate::{Scratch, tell};
 

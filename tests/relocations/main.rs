@@ -3,12 +3,17 @@
 //! and the facts of `xctl inspect` are compared with libbpf, the kernel, bpftool and the compiler. The stack that xctl's own
 //! programs need is held against the kernel's limit.
 //!
+//! `libbpf.rs` gets libbpf's results, and `compared.rs` compares ours with them, relocation by relocation. `corpus.rs`,
+//! `kernels.rs` and `random.rs` choose what is compared. In each run of xctl, loader/src/audit/proof.rs compares the whole
+//! programs in the kernel with ours.
+//!
 //! libbpf relocates without loading any program (`bpf_object__prepare`). That still takes privilege: without privilege, the
 //! comparison with libbpf is skipped.
 
 #![allow(clippy::unwrap_used)]
 
 mod alike;
+mod compared;
 mod corpus;
 mod cut;
 mod facts;
@@ -17,7 +22,6 @@ mod libbpf;
 mod maps;
 mod objects;
 mod random;
-mod resolver;
 mod stack;
 mod struct_ops;
 mod verdict;

@@ -7,10 +7,10 @@ use xctl::object::insn::Insn;
 use xctl::object::relo::{Outcome, RelocationKind, Resolver};
 use xctl::object::{Btf, Kind, TypeId};
 
+use crate::compared::{compare, relocate};
 use crate::kernels::kernels;
 use crate::libbpf::may_prepare;
 use crate::objects::elf;
-use crate::resolver::{compare, relocate};
 
 /// A generator of numbers that look random and are the same every time.
 pub struct Noise(pub u64);

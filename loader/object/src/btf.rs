@@ -103,7 +103,7 @@ struct Head {
     info: u32,
     /// Size in bytes or type id, by kind.
     arg: u32,
-    /// Where what follows them begins in the data.
+    /// The offset in the data of the first byte after the head.
     tail: usize,
 }
 

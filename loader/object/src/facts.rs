@@ -105,7 +105,7 @@ pub struct MapFacts {
     pub value_size: Option<u32>,
     /// The value's C type.
     pub value: Option<Arc<str>>,
-    /// Entries; null if whoever loads the object sets it, or libbpf does.
+    /// The number of entries; null if the loader of the object or libbpf sets it.
     pub max_entries: Option<u32>,
     /// `BPF_F_*`, as a number.
     pub flags: u32,
@@ -200,7 +200,7 @@ pub struct Facts<'a> {
     pub functions: Vec<FunctionFacts<'a>>,
     /// Maps.
     pub maps: Vec<MapFacts>,
-    /// Those of callbacks, as far as it takes to judge them.
+    /// The struct_ops maps, with the facts that judging them takes.
     #[serde(skip)]
     pub struct_ops: Vec<StructOps<'a>>,
     /// Global variables.
@@ -235,7 +235,8 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// Whether a program is loaded unless its loader says otherwise. Functions in `.text` go with what calls them.
+    /// Whether a program is loaded unless its loader says otherwise. Functions in `.text` are
+    /// loaded with the programs that call them.
     #[must_use]
     pub fn loads(&self, object: &ObjectFile<'_>, program: &Program<'_>) -> bool {
         let index = object.program_at(program.section_index, program.offset);

@@ -73,8 +73,8 @@ impl Known {
         self.map_flags.map_or(0, |known| flags & !known)
     }
 
-    /// True if the verifier takes what a frozen map holds for constants: Linux 5.5 and newer (`bpf_map_direct_read`). The
-    /// BTF does not list that function; a helper of the same version it lists.
+    /// True if the verifier treats the contents of a frozen map as constants: Linux 5.5 and newer (`bpf_map_direct_read`).
+    /// The BTF does not list that function, but it lists a helper that came with the same version.
     #[must_use]
     pub fn reads_frozen_maps(&self) -> bool {
         self.helpers.as_ref().is_some_and(|helpers| helpers.contains(&PROBE_READ_KERNEL.into()))

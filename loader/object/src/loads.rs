@@ -39,8 +39,9 @@ pub fn refused_by_libbpf<'o>(
     let empty = object_types.into_iter().flat_map(|types| without_bytes(object, types));
     let needs_types = !facts.maps.iter().all(|map| map.implicit) || !facts.externs.is_empty();
     let no_types = object.btf.is_none() && (needs_types || object.sections.iter().any(struct_ops::is_section));
-    let no_types = no_types
-        .then(|| "it has no types (section .BTF), which tell of maps and of what is expected from outside".to_owned());
+    let no_types = no_types.then(|| {
+        "it has no types (section .BTF), which describe maps and symbols from outside: compile with -g".to_owned()
+    });
     let mut seen = BTreeSet::new();
     let places = object.relocations.iter().filter(move |place| {
         object.sections.get(place.section).is_some_and(Section::is_executable) && seen.insert(place.symbol)
@@ -57,14 +58,14 @@ pub fn refused_by_libbpf<'o>(
     parts.chain(places).chain(strange).chain(absent)
 }
 
-/// Programs that libbpf does not load for what their sections say: their numbers, and why.
+/// Programs of unknown type or purpose, which libbpf does not load: the number of each, and the reason.
 pub fn refused_programs(facts: &Facts<'_>) -> impl Iterator<Item = (usize, String)> {
     let loaded = facts.programs.iter().enumerate().filter(|(_, program)| program.autoload);
     loaded.filter_map(|(number, FunctionFacts { name, section, program_type, named_by_map, .. })| match program_type {
         None => Some((number, format!("program {name}: libbpf knows no type of program for section {section}"))),
         Some("struct_ops") if !named_by_map => Some((
             number,
-            format!("program {name}: no struct_ops map names it, so libbpf does not know what it is for"),
+            format!("program {name}: no struct_ops map names it, so libbpf does not know which callback it is"),
         )),
         Some(_) => None,
     })
@@ -130,9 +131,9 @@ fn out_of_reach(object: &ObjectFile<'_>, facts: &Facts<'_>, place: &Relocation) 
 
 /// A program that would reach an instruction which the verifier refuses.
 pub struct Reach<'o, 'a> {
-    /// Is loaded by default.
+    /// The program, which libbpf loads by default.
     pub program: &'o Program<'a>,
-    /// Where the instruction is: the program itself, or what it calls.
+    /// The function that has the instruction: the program itself, or a function that the program calls.
     pub function: &'o Program<'a>,
     /// The instruction, counted from the function's beginning.
     pub index: usize,
@@ -145,8 +146,9 @@ pub struct Reach<'o, 'a> {
 /// may be fine with another BTF, and is the last choice.
 ///
 /// The verifier begins at the programs that are loaded, and follows calls and callbacks at instructions that can run.
-/// It may know arguments of a static function; this code assumes that it knows none. Before 6.8 it also takes every
-/// global function of a program by itself, called or not; so that is assumed.
+/// It may know arguments of a static function; this code assumes that it knows none. Before 6.8 the verifier also
+/// checks every global function of a program by itself, even if no call of the function can run. This code assumes such a
+/// verifier.
 #[must_use]
 pub fn reaching<'o, 'a>(
     bytes: &[u8],
@@ -173,7 +175,7 @@ pub fn reaching<'o, 'a>(
     let loaded = object.programs.iter().zip(&facts.programs).filter(|(_, facts)| facts.autoload);
     let loaded: Vec<Place> = loaded.map(|(program, _)| (program.section_index, program.offset)).collect();
     let frozen = Frozen::new(bytes, object, &places, code, known);
-    // Functions by who calls them at an instruction that can run, and by who calls them anywhere.
+    // The callers of each function: by calls that can run, and by all calls.
     let (mut callers, mut all_callers) = (Callers::new(), Callers::new());
     // The first refused instruction of each function that is decided, and the first that is open.
     let (mut decided, mut undecided) = (BTreeMap::new(), BTreeMap::new());
@@ -225,7 +227,7 @@ pub fn reaching<'o, 'a>(
     found
 }
 
-/// Who calls a function.
+/// The callers of each function, by the place of the function.
 pub(super) type Callers = BTreeMap<Place, Vec<Place>>;
 
 /// Hand the finding of each function up to all its direct and indirect callers. A function keeps the first finding.

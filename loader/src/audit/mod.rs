@@ -11,7 +11,7 @@
 //! - [`facts`]: the rest of the file.
 //! - [`capabilities`]: the capabilities that are held and needed, by name.
 //!
-//! `schema.json` beside this file describes the document.
+//! docs/record.schema.json describes the document.
 
 mod capabilities;
 mod decode;
@@ -301,7 +301,7 @@ impl Audit {
         match (document.finish(&self.facts), result) {
             (Ok(()), result) => result,
             (Err(error), Ok(())) => Err(error),
-            (Err(record), Err(error)) => Err(error.context(format!("{record:#}; this came after another error"))),
+            (Err(record), Err(error)) => Err(error.context(format!("{record:#}; the run had failed before that"))),
         }
     }
 }

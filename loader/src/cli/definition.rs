@@ -97,7 +97,7 @@ fn trace_options() -> Vec<Arg> {
         option(
             "record",
             "FILE",
-            "Write everything that is loaded and attached to this file, as one JSON document; implies --strict",
+            "Record everything that is loaded and attached, as one JSON document in this file; implies --strict",
         )
         .value_parser(value_parser!(PathBuf)),
         flag(
@@ -111,7 +111,7 @@ fn trace_options() -> Vec<Arg> {
         option("user", "NAME|UID", "Become this user once everything is attached"),
         flag(
             "no-sandbox",
-            "Keep all system calls, and without --user all privileges, which xctl otherwise gives up once everything is attached",
+            "Keep the system calls that xctl gives up once everything is attached; without --user, keep the privileges too",
         ),
         verbose(),
     ];
@@ -177,7 +177,7 @@ fn metrics(text: &str) -> Result<At, String> {
     }
     text.parse()
         .map(At::Tcp)
-        .map_err(|_| "not ADDRESS:PORT, such as 127.0.0.1:9435 or [::1]:9435, and no unix:PATH or fd:N".into())
+        .map_err(|_| "neither ADDRESS:PORT (such as 127.0.0.1:9435 or [::1]:9435) nor unix:PATH nor fd:N".into())
 }
 
 fn owners(text: &str) -> Result<usize, String> {

@@ -136,7 +136,7 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
     }
     let record: Option<PathBuf> = matches.remove_one("record");
     if record.as_deref() == Some(Path::new("-")) {
-        let why = "--record writes to a file, and standard output has the events: ./- is a file of that name";
+        let why = "--record cannot write to standard output, which has the events: for a file of the name -, write --record ./-";
         return Err(anyhow!(why).context(Exit::Usage));
     }
     Ok(TraceOptions {

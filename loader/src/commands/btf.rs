@@ -51,8 +51,8 @@ fn whole(args: &BtfOptions) -> Result<(PathBuf, Btf)> {
     let path = btf_path(args.btf.as_deref());
     let bytes = read_btf(&path).with_context(|| match args.btf {
         Some(_) => "cannot read BTF".to_owned(),
-        None => "this kernel's BTF (needs Linux 5.4 or newer with CONFIG_DEBUG_INFO_BTF=y; \
-                 --btf FILE takes another's)"
+        None => "cannot read this kernel's BTF: use Linux 5.4 or newer with CONFIG_DEBUG_INFO_BTF=y, or give another \
+                 kernel's BTF with --btf FILE"
             .to_owned(),
     })?;
     let btf = Btf::from_cow(bytes).with_context(|| path.display().to_string())?;

@@ -115,7 +115,10 @@ fn report(from: &mut dyn BufRead, out: &mut dyn Write) -> Result<()> {
     })?;
     unfinished(sums, &mut runs, out)?;
     if runs == 0 {
-        bail!("no run has a summary, a retransmit or the end of a connection here");
+        bail!(
+            "the input has no summary, no retransmit and no end of a connection: give the output of `xctl trace --json` or \
+             `xctl top --json`"
+        );
     }
     Ok(())
 }

@@ -51,10 +51,12 @@ pub const DAC_READ_SEARCH: Capability = capability(
 );
 /// Renaming in other users' folders takes CAP_DAC_OVERRIDE.
 pub const DAC_OVERRIDE: Capability =
-    capability(1, "to give the record its final name in another user's folder (--record)");
+    capability(1, "to rename and remove files in another user's folder (--record, --metrics-file, --metrics unix:)");
 /// Renaming in a folder where only a file's owner may (/tmp) takes CAP_FOWNER.
-pub const FOWNER: Capability =
-    capability(3, "to give the record its final name in a folder like /tmp (--record with --user)");
+pub const FOWNER: Capability = capability(
+    3,
+    "to rename and remove files in a folder like /tmp (--record, --metrics-file, --metrics unix:; with --user)",
+);
 /// Becoming another user takes CAP_SETUID.
 pub const SETUID: Capability = capability(7, "to become another user (--user)");
 /// Having the group of that user, and no other group, takes CAP_SETGID.

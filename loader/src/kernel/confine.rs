@@ -63,12 +63,13 @@ const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET) as u32;
 
-/// The commands of bpf(2) that are still made. The last two switch the epoch of PROCESS_TOTALS and remove the entries
-/// of the epoch before. The last one also removes the ring of a CPU that went offline from its map.
+/// The commands of bpf(2) that are still made.
 const ON_MAPS: &[u32] = &[
     sys::BPF_MAP_LOOKUP_ELEM,
     sys::BPF_MAP_GET_NEXT_KEY,
     sys::BPF_OBJ_GET_INFO_BY_FD,
+    // The epoch of PROCESS_TOTALS is switched, and the entries of the epoch before are removed. So is the ring of a CPU that
+    // went offline.
     sys::BPF_MAP_UPDATE_ELEM,
     sys::BPF_MAP_DELETE_ELEM,
     // The accounts of connections that are open at the end.

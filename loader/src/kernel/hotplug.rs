@@ -80,8 +80,8 @@ impl Changes {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                // The socket had no room for some changes, and these are lost. Records of CPUs whose change was lost
-                // are not lost.
+                // The socket had no room for some changes, so xctl does not learn of them. The records of these CPUs still
+                // come through the shared ring (Linux 5.8 and newer).
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),

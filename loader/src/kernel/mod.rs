@@ -1,5 +1,5 @@
 //! Everything that talks to the kernel. All `unsafe` code of xctl is in this folder, behind safe functions; nothing in
-//! this folder prints. Questions to the kernel that a file answers are asked in [`host`].
+//! this folder prints. [`host`] asks the questions about this host that files of /proc and /sys answer.
 
 #![allow(unsafe_code)] // the one place
 

@@ -1,11 +1,11 @@
-//! A listening socket, and what comes through it. Nothing here waits, so a slow client delays nobody. Once the socket is open,
-//! accept4(2) is the only system call that a run without clients does not make.
+//! A listening socket, and its clients. Once the socket is open nothing here waits, so a slow client delays nobody. accept4(2)
+//! is the only system call that no other part of xctl makes.
 
 use std::fs::{self, File};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -25,8 +25,9 @@ pub enum At {
 /// A listening socket.
 pub struct Server {
     listener: OwnedFd,
-    /// The file of a Unix socket, which goes with this value.
-    path: Option<PathBuf>,
+    /// The path of a Unix socket's file, and the numbers of its device and inode. The file is removed when this value is
+    /// dropped, unless another socket has taken its place.
+    file: Option<(PathBuf, (u64, u64))>,
 }
 
 impl Server {
@@ -39,19 +40,20 @@ impl Server {
             At::Tcp(address) => {
                 let listener = TcpListener::bind(address).with_context(|| format!("cannot listen at {address}"))?;
                 listener.set_nonblocking(true)?;
-                Ok(Self { listener: listener.into(), path: None })
+                Ok(Self { listener: listener.into(), file: None })
             }
             At::Unix(path) => {
                 let shown = || format!("cannot listen at {}", path.display());
                 let listener = bind(path).with_context(shown)?;
                 listener.set_nonblocking(true)?;
-                Ok(Self { listener: listener.into(), path: Some(path.clone()) })
+                let file = Some((path.clone(), identity(path).with_context(shown)?));
+                Ok(Self { listener: listener.into(), file })
             }
-            At::Inherited(number) => Ok(Self { listener: inherited(*number)?, path: None }),
+            At::Inherited(number) => Ok(Self { listener: inherited(*number)?, file: None }),
         }
     }
 
-    /// The next client; none: no client waits.
+    /// The next client; none: no client waits, or the next one has gone already.
     ///
     /// # Errors
     /// Those of accept(2): for example, this process has too many open files.
@@ -81,7 +83,9 @@ impl AsFd for Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
+        if let Some((path, own)) = &self.file
+            && identity(path).is_ok_and(|now| now == *own)
+        {
             // Another user's folder may not let us. The next start replaces the file.
             let _ = fs::remove_file(path);
         }
@@ -100,6 +104,11 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
         },
         result => result,
     }
+}
+
+/// The numbers of a file's device and of its inode.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 fn is_socket(path: &Path) -> io::Result<bool> {

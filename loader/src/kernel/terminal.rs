@@ -32,6 +32,13 @@ pub struct Terminal {
     resizes: SignalFd,
 }
 
+/// Whether standard output is a terminal that can move its cursor.
+#[must_use]
+pub fn moves_cursor() -> bool {
+    let moves = std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
+    moves && io::stdout().is_terminal()
+}
+
 fn signals(of: Signal) -> SigSet {
     let mut signals = SigSet::empty();
     signals.add(of);
@@ -51,8 +58,7 @@ impl Terminal {
     /// # Errors
     /// If the kernel has no descriptor left.
     pub fn open(waiter: &Waiter) -> Result<Option<Self>> {
-        let moves = std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
-        if !moves || !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        if !moves_cursor() || !io::stdin().is_terminal() {
             return Ok(None);
         }
         let screen = match reopened(io::stdout()) {

@@ -140,12 +140,13 @@ impl Waiter {
         self.all.add(ring, EpollEvent::new(EpollFlags::EPOLLIN, RECORDS)).context("cannot watch a perf ring")
     }
 
-    /// Let clients of a listening socket end a wait. Level-triggered: it ends each wait until they are let in.
+    /// Let each client that comes to a listening socket end a wait. A client that cannot be let in ends no further wait.
     ///
     /// # Errors
     /// If the kernel refuses to watch the socket.
     pub fn add_server(&self, listener: BorrowedFd<'_>) -> Result<()> {
-        self.all.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, RECORDS)).context("cannot watch for clients")
+        let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        self.all.add(listener, EpollEvent::new(once, RECORDS)).context("cannot watch for clients")
     }
 
     /// Stop watching a ring that was passed to [`Waiter::add_ring`].
@@ -184,6 +185,14 @@ impl Waiter {
     /// If the kernel cannot wait.
     pub fn wait(&self, deadline: Option<Instant>) -> Result<Woken> {
         until(&self.all, deadline)
+    }
+
+    /// Whether standard output takes bytes now, so that writing a few does not wait.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let stdout = io::stdout();
+        let mut room = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut room, PollTimeout::ZERO).is_ok_and(|count| count == 1)
     }
 
     /// Wait for `time`, even if records arrive meanwhile.

@@ -4,7 +4,8 @@
 //! The programs count under an epoch, 0 or 1, and xctl switches the epoch from time to time. The entries of the
 //! previous epoch are moved when the next switch is due. No program adds to these entries any more by then. A program
 //! reads the epoch and adds within microseconds, and [`SOONEST`] has passed in between. Kernels that preempt programs
-//! do so inside an RCU read-side section, and such a section does not last that long either.
+//! do so inside an RCU read-side section, and such a section does not last that long either. A virtual CPU that stands still
+//! for longer than that, between these two steps of a program, can lose what this program adds.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -73,9 +74,11 @@ struct Gained {
 impl Gained {
     /// Add the growth of an entry since it was read last.
     fn add(&mut self, key: &ProcessKey, totals: &Totals) {
-        let seen = self.seen.insert(*key, *totals).unwrap_or_default();
-        let row = self.by_process.entry(ProcessKey { epoch: 0, ..*key }).or_default();
-        add_totals(row, &growth(totals, &seen));
+        let seen = self.seen.insert(*key, *totals);
+        if seen != Some(*totals) {
+            let row = self.by_process.entry(ProcessKey { epoch: 0, ..*key }).or_default();
+            add_totals(row, &growth(totals, &seen.unwrap_or_default()));
+        }
     }
 }
 
@@ -141,7 +144,10 @@ impl Moving {
         // As in `finish`: the newer name is added last.
         sort::by_key(&mut left, |(key, _)| key.epoch == self.epoch);
         left.iter().for_each(|(key, totals)| gained.add(key, totals));
-        Ok(std::mem::take(&mut gained.by_process))
+        let gain = std::mem::take(&mut gained.by_process);
+        // The table fills also if no event is printed.
+        self.note(gain.len());
+        Ok(gain)
     }
 
     /// All sums, including the entries that were not moved yet.

@@ -1,5 +1,5 @@
-//! Sums for metrics: by the name and the cgroup of processes, and never by PID, so that their number stays small. Each sum only
-//! grows, and all sums together have everything.
+//! Sums for metrics: by the name and the cgroup of processes, and never by PID, so that their number stays small. An owner may
+//! lose its row. Its sums then move to a common row, so all rows together have everything, and their sum never falls.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,8 @@ use crate::model::lost::Lost;
 /// The time without change after which an owner's sums move to the others, in ns.
 const QUIET_NS: u64 = 15 * 60 * 1_000_000_000;
 
-/// Processes with the same name in the same cgroup (v2 id); without a cgroup: no process, or several.
+/// An owner: the name of its processes, and the v2 id of their cgroup. The id is none if the owner is no process, or stands for
+/// several.
 pub type Owner = (String, Option<u64>);
 
 /// The sums of an owner.
@@ -23,7 +24,7 @@ pub struct Sums {
     pub bytes: u64,
     /// Payload bytes, retransmissions included.
     pub sent: u64,
-    /// Time in which the network was the limit, the peer's window, or the send buffer: microseconds.
+    /// Microseconds with data under way, by the limit: the network, the peer's window, the send buffer.
     pub limited_us: [u64; 3],
 }
 
@@ -86,20 +87,20 @@ impl Owners {
         quiet.iter().for_each(|owner| self.fold(owner));
     }
 
-    /// The row that counts for an owner: its own, if there is room. An owner that retransmits takes the room of one that does not.
+    /// The row that counts for an owner: its own, if there is room. An owner that retransmits takes the room of one that does
+    /// not.
     fn row_for(&mut self, owner: Owner, retransmits: bool) -> Owner {
         if self.rows.contains_key(&owner) || self.rows.len() <= self.most {
             return owner;
         }
+        if !retransmits {
+            return others();
+        }
         let idle = self.rows.iter().filter(|(_, (sums, at))| !sums.retransmits() && *at != u64::MAX);
         let idle = idle.min_by_key(|(_, (_, changed_ns))| *changed_ns).map(|(owner, _)| owner.clone());
-        match idle.filter(|_| retransmits) {
-            None => others(),
-            Some(idle) => {
-                self.fold(&idle);
-                owner
-            }
-        }
+        let Some(idle) = idle else { return others() };
+        self.fold(&idle);
+        owner
     }
 
     /// Add an owner's sums to those of the others.
@@ -115,7 +116,7 @@ impl Owners {
     }
 }
 
-/// The owner of the row for owners that have none.
+/// The name of the common row, which counts for all owners without a row of their own.
 #[must_use]
 pub fn others() -> Owner {
     ("other".into(), None)

@@ -67,7 +67,8 @@ pub struct Row {
     /// The fullest accept queue at a tick, at the end of the run, and when its listener ended or got another owner; none: there
     /// was no listener.
     pub accepts: Option<AcceptQueue>,
-    /// When the process's first connection was seen, not before the ledger began; the largest value: it had none.
+    /// The time when the process's first connection was seen, or the beginning of the ledger if that is later: ns of
+    /// CLOCK_MONOTONIC. `u64::MAX`: the process had no connection.
     pub since_ns: u64,
     /// The part that was added since the last interval was taken.
     pub(crate) gain: Gain,

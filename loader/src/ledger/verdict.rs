@@ -5,16 +5,17 @@ use serde::{Deserialize, Serialize};
 
 use super::counters::{Counters, Rtt};
 
-/// Busy for less than this share of the observed time: idle.
+/// A connection that is busy for less than this share of the observed time is idle.
 const BUSY_FROM: f64 = 0.1;
-/// The share of retransmitted bytes from which a network loses.
+/// The network loses segments if at least this share of the sent bytes was retransmitted.
 const LOSS_FROM: f64 = 0.01;
-/// Of the retransmitted segments, the share that had arrived before; from this share on, retransmissions are needless.
+/// Retransmissions are needless if at least this share of the retransmitted segments had arrived before.
 const NEEDLESS_FROM: f64 = 0.5;
-/// The share of delivered segments with ECE from which a network marks.
+/// The network marks segments if at least this share of the delivered segments was acknowledged with ECE.
 const ECN_FROM: f64 = 0.01;
-/// The multiple of the least round-trip time, and the microseconds above it, from which segments wait in a queue.
+/// Segments wait in a queue if the round-trip time is at least this multiple of the least round-trip time,
 const QUEUE_FROM: f64 = 2.0;
+/// and at least so many microseconds above the least round-trip time.
 const QUEUE_FROM_US: f64 = 20_000.0;
 
 /// A word of a verdict.
@@ -82,9 +83,11 @@ impl Word {
             Self::Idle => "data to send or to be acknowledged in less than 10 % of the observed time",
             Self::Receiver => "else, if the peer's window was full for the largest share of that busy time",
             Self::Sndbuf => "else, if the send buffer was too small for the largest share of that busy time",
-            Self::Network => "else; with each of the following reasons that holds",
+            Self::Network => "in all other cases, with each of the following reasons that holds",
             Self::Loss => "at least 1 % of the sent bytes were retransmissions",
-            Self::Needless => "in place of loss, if the peer says of at least half of these that it had them already",
+            Self::Needless => {
+                "in place of loss, if the peer says that at least half of the retransmitted segments had arrived before"
+            }
             Self::Ecn => "the peer says of at least 1 % of the delivered segments that the network marked them",
             Self::Local => "this host's own queue dropped at least one byte",
             Self::Queue => "a round trip takes at least twice the least of five minutes, and 20 ms more",
@@ -169,8 +172,8 @@ fn idle(verdict: &mut Verdict, busy_us: u64, observed: Observed) -> bool {
     // A connection that was never busy is idle, whatever its age.
     let busy = if busy_us == 0 { 0.0 } else { busy_us as f64 / us as f64 };
     let holds = busy < BUSY_FROM;
-    // An older connection was busy for a smaller share. So an age of which only the least is known can prove that a
-    // connection is idle, and not that it is busy.
+    // The true age may be greater than the known one, and then the busy share is smaller. So the known age can prove that a
+    // connection is idle, but not that the connection is busy.
     let is = (holds || matches!(observed, Observed::For(_))).then_some(1.0 - busy);
     verdict.checks.push(Check { what: "1-busy_us/observed_us", is, from: 1.0 - BUSY_FROM, holds });
     holds

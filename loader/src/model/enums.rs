@@ -43,7 +43,7 @@ mirror_enum! {
         Unknown = 5 "LOST_UNKNOWN",
         /// Processes and namespaces that no table of totals had room for.
         Totals = 6 "LOST_TOTALS",
-        /// Retransmits that only the backup program saw. Such a retransmit is not a loss.
+        /// Retransmits and cuts that only the backup program saw. They are no loss.
         RetransmitBackup = 7 "RETRANSMIT_BACKED_UP",
         /// Changes of state that only the backup program saw. Such a change is not a loss.
         StateBackup = 8 "STATE_BACKED_UP",

@@ -92,7 +92,7 @@ mirror! {
 }
 
 mirror! {
-    /// The programs on a CPU that emit a record.
+    /// How many programs on one CPU began a record, and how many finished one.
     "under_way" UnderWay {
         /// How often a program began, before it took the time of its record.
         started: u64,
@@ -294,8 +294,10 @@ mirror! {
         cuts: u8,
         /// 1: count how often and how long windows are shut.
         reader: u8,
+        /// 1: count retransmits by process, also if none is emitted.
+        totals: u8,
         /// Padding.
-        zero: [u8; 3],
+        zero: [u8; 2],
     }
 }
 

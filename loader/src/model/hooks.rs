@@ -45,24 +45,24 @@ impl HookKind {
     }
 }
 
-/// The purpose of a hook. Hooks are attached in this order and detached in the reverse one. So no owner is remembered if the
-/// socket closes unnoticed, and a program that asks for an owner finds every owner that is known.
+/// The purpose of a hook. Hooks are attached in the order of these variants, and detached in the reverse order. So an owner is
+/// remembered only while the end of its socket is seen, and an owner is asked for only while owners are remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// The hook sees that a socket closes. The socket's owner is then forgotten.
     End,
     /// The hook learns the owner of a socket.
     Owner,
-    /// The hook sees retransmitted segments.
+    /// The hook sees retransmitted segments, or cuts of congestion windows.
     Retransmit,
 }
 
-/// A counter of the runs in which a backup program did the work of a skipped one.
+/// A counter in the map LOST: how often a backup program did the work of a first program that the kernel skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackupRuns {
-    /// Runs that see retransmissions. The backup does no other work.
+    /// Retransmits and cuts of congestion windows. If the first program ran, the backup does nothing.
     Retransmit,
-    /// Runs that see changes of state. Both programs do all the work.
+    /// Changes of state. Both programs handle each change, and one of them writes the account of an end.
     State,
 }
 

@@ -112,13 +112,13 @@ mirror! {
         zero: [u8; 7],
         /// How often the own window was shut.
         zero_windows: u32,
-        /// For how long.
+        /// The time for which the own window was shut, in jiffies.
         zero_window_time: u32,
     }
 }
 
 mirror_enum! {
-    /// Why the ledger reads a connection.
+    /// The reason why the ledger reads a connection or a listener.
     "account_why" AccountWhy: u8 {
         /// The connection is open when xctl starts or ends.
         Open = 0 "ACCOUNT_OPEN",
@@ -130,7 +130,7 @@ mirror_enum! {
 }
 
 mirror! {
-    /// What a connection has counted until now, and for whom.
+    /// The counters of a connection or a listener until now, and its owner until now.
     "account" Account {
         /// The four-tuple.
         flow: Flow,
@@ -144,7 +144,7 @@ mirror! {
         mono_ns: u64,
         /// Of a connection that ended: why, as an errno (`sk_err`); 0: it was closed.
         err: u32,
-        /// The network namespace's, as in `netns_key`; 0 without `by_netns`.
+        /// Inode number of the namespace's rtnetlink socket, as in `netns_key`; 0 without `by_netns`.
         rtnl: u32,
         /// `enum account_why`; see [`AccountWhy`].
         why: u8,

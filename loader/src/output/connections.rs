@@ -112,7 +112,7 @@ fn meaning(word: Word) -> (&'static str, &'static str) {
         Word::Idle => ("idle", "had nothing to send most of the time"),
         Word::Receiver => ("slow receiver", "the other end does not read fast enough: its receive window was full"),
         Word::Sndbuf => ("small send buffer", "the process could not hand over enough at a time: SO_SNDBUF, tcp_wmem"),
-        Word::Network => ("network", "neither end, but what lies between them, sets the pace"),
+        Word::Network => ("network", "neither end, but the network between them, sets the pace"),
         Word::Loss => ("loss", "the share of the bytes that had to be sent again, since segments got lost"),
         Word::Needless => {
             ("needless resends", "bytes that were sent again, most of which had arrived: reordering or delay")

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 /// The bytes of a line. serde_json hands over a line of JSON in some hundred pieces of a few bytes. musl's memcpy takes
 /// longer to begin than to copy so little, so small pieces are copied here.
 #[derive(Debug, Default)]
-pub(super) struct Line {
+pub struct Line {
     /// Room for the line; it is kept for the next line.
     room: Vec<u8>,
     length: usize,
@@ -13,7 +13,7 @@ pub(super) struct Line {
 
 impl Line {
     /// The line so far. The next line begins afterwards.
-    pub(super) fn take(&mut self) -> &[u8] {
+    pub fn take(&mut self) -> &[u8] {
         &self.room[..std::mem::take(&mut self.length)]
     }
 }

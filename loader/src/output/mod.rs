@@ -2,7 +2,7 @@
 
 pub mod connections;
 pub mod json;
-mod line;
+pub mod line;
 pub mod metrics;
 mod names;
 pub mod screen;
@@ -18,6 +18,7 @@ use crate::ledger::connection::Connection;
 use crate::ledger::summary::Summary;
 use crate::model::events::{Cut, Retransmit, Send};
 use crate::model::hooks::Hook;
+use crate::model::lost::Lost;
 use crate::trace::seed::holders::Process;
 
 /// The JSON Schema of the records of `trace`, `top` and `sockets`. `$defs` has a definition for each type, under the type's name.
@@ -62,10 +63,23 @@ pub struct Interval {
     pub realtime_ns: u64,
     /// Its end, ns of CLOCK_MONOTONIC.
     pub mono_ns: u64,
-    /// Its length.
+    /// Its length, microseconds.
     pub took_us: u64,
     /// What happened in it. Losses are those since the run began.
     pub summary: Summary,
+}
+
+/// What a run has seen so far, for a person who waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Status {
+    /// Now, ns since 1970, UTC.
+    pub realtime_ns: u64,
+    /// The sockets whose owners are known; none: their number is not known.
+    pub sockets: Option<usize>,
+    /// Printed retransmissions, in segments.
+    pub segs: u64,
+    /// Losses since the run began.
+    pub lost: Lost,
 }
 
 /// A format to print in.
@@ -100,6 +114,13 @@ pub trait Output {
     /// # Errors
     /// The errors of `ready`.
     fn interval(&mut self, interval: &Interval) -> io::Result<()>;
+    /// Show the status below the last line, on a terminal. The next line takes its place.
+    ///
+    /// # Errors
+    /// The errors of `ready`.
+    fn status(&mut self, _status: &Status) -> io::Result<()> {
+        Ok(())
+    }
     /// Print the summary at the end.
     ///
     /// # Errors

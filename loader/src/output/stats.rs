@@ -54,7 +54,8 @@ pub(super) struct Stats {
 pub(super) struct Figures {
     pub(super) counters: Counters,
     pub(super) rtt: Rtt,
-    /// Time since data were sent and received, and since an acknowledgement came; none: not established yet.
+    /// Microseconds since the connection last sent data, last received data, and last received an acknowledgement. None: the
+    /// connection is not established yet.
     last_us: Option<[u64; 3]>,
     /// None: not established yet.
     pub(super) verdict: Option<Verdict>,

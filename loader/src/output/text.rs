@@ -2,9 +2,9 @@
 
 use std::io::{self, Write};
 
-use super::connections::{bytes, say as say_verdict, say_slowness, share, time};
+use super::connections::{bytes, say as say_verdict, say_slowness, share, shorten, time};
 use super::names::{addresses, name, pid, printable, whose};
-use super::{Interval, Moment, Output, Ready, top};
+use super::{Interval, Moment, Output, Ready, Status, top};
 use crate::console::say;
 use crate::kernel::calendar::Calendar;
 use crate::ledger::connection::Connection;
@@ -24,17 +24,30 @@ pub struct Text<W> {
     current: bool,
     events: bool,
     calendar: Calendar,
+    /// The last line is a status, which the next one replaces.
+    has_status: bool,
 }
+
+/// Go back to the beginning of the line, and erase it.
+const ERASE: &str = "\r\x1b[K";
+
+/// The columns of a status. Every terminal has one more.
+const NARROW: usize = 79;
 
 impl<W: Write> Text<W> {
     /// Print to this writer. With `current`, a column shows the process that softirq interrupted.
     pub fn new(out: W, current: bool) -> Self {
-        Self { out, current, events: true, calendar: Calendar::default() }
+        Self { out, current, events: true, calendar: Calendar::default(), has_status: false }
     }
 
     /// Print intervals, and no events, to this writer.
     pub fn of_intervals(out: W) -> Self {
         Self { events: false, ..Self::new(out, false) }
+    }
+
+    /// Erase the status, so that other lines can follow.
+    fn end_status(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.has_status) { self.out.write_all(ERASE.as_bytes()) } else { Ok(()) }
     }
 
     /// Print the columns of every record: its time, what it is, its owner and, if wanted, the current process.
@@ -46,6 +59,7 @@ impl<W: Write> Text<W> {
         owner: &Owner,
         current: &str,
     ) -> io::Result<()> {
+        self.end_status()?;
         let time = time_of_day(&mut self.calendar, moment.realtime_ns);
         let segs = segs.map(|segs| segs.to_string()).unwrap_or_default();
         let name = name(owner, moment.exited, moment.holders);
@@ -214,7 +228,20 @@ impl<W: Write> Output for Text<W> {
         writeln!(self.out, "{fate:<12} {}  {sent} sent, {received} received: {said}", addresses(&connection.flow))
     }
 
+    fn status(&mut self, status: &Status) -> io::Result<()> {
+        let Status { realtime_ns, sockets, segs, lost } = *status;
+        let time = time_of_day(&mut self.calendar, realtime_ns).get(..8).unwrap_or_default();
+        let nothing = if lost.missed.is_some() { "nothing lost" } else { "no known loss" };
+        let lost = top::lost(&lost).unwrap_or_else(|| nothing.into());
+        let sockets = sockets.map(|sockets| format!("{sockets} sockets known, ")).unwrap_or_default();
+        let line = format!("{time}  {sockets}{segs} segments sent again, {lost}");
+        write!(self.out, "{ERASE}{}", shorten(&line, NARROW))?;
+        self.has_status = true;
+        self.out.flush()
+    }
+
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        self.end_status()?;
         self.totals(summary)?;
         let out = &mut self.out;
         let lost: Vec<_> = summary
@@ -278,6 +305,7 @@ mod tests {
     use super::*;
     use crate::ledger::counters::Counters;
     use crate::model::events::{Flow, How};
+    use crate::model::lost::Lost;
 
     #[test]
     fn a_wrong_current_is_marked_and_a_right_one_is_not() {
@@ -291,6 +319,24 @@ mod tests {
         let lines = String::from_utf8(text.out).unwrap();
         let marked: Vec<_> = lines.lines().map(|line| line.contains('!')).collect();
         assert_eq!(marked, [true, false]);
+    }
+
+    #[test]
+    fn a_status_is_one_narrow_line_that_the_next_line_replaces() {
+        let mut text = Text::new(Vec::new(), false);
+        let most = u64::MAX;
+        let lost = Lost { perf: most, output: most, map_full: most, ..Lost::default() };
+        let nothing = Lost { missed: Some(0), ..Lost::default() };
+        let status = Status { realtime_ns: 3_723_000_000_000, sockets: Some(1234), segs: 56, lost: nothing };
+        text.status(&status).unwrap();
+        text.status(&Status { lost, ..status }).unwrap();
+        text.retransmit(&Retransmit::default(), Moment { realtime_ns: 0, exited: false, holders: &[] }).unwrap();
+        text.summary(&Summary::default()).unwrap();
+        let printed = String::from_utf8(text.out).unwrap();
+        let pieces: Vec<_> = printed.split(ERASE).collect();
+        assert_eq!(pieces[1], "01:02:03  1234 sockets known, 56 segments sent again, nothing lost");
+        assert!(pieces[2].starts_with("01:02:03  1234 sockets known") && pieces[2].len() <= NARROW, "{:?}", pieces[2]);
+        assert!(pieces[3].starts_with("00:00:00.000000 other") && pieces.len() == 4, "{printed:?}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::ledger::counters::Rtt;
 use crate::ledger::figures::Ledger;
 use crate::ledger::summary::Process;
 use crate::model::events::Kind;
+use crate::model::lost::Lost;
 
 /// The number of processes in a block.
 const WORST: usize = 20;
@@ -26,17 +27,22 @@ pub(super) fn heading(calendar: &mut Calendar, interval: &Interval) -> (String, 
     let kinds: Vec<_> = kinds.map(|(kind, segs)| format!("{} {segs}", kind.name())).collect();
     let kinds = if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join(", ")) };
     let again = format!("{at}  {seconds:.1} s: {} segments sent again{kinds}", summary.segs);
-    let lost = summary.lost.entries().into_iter().filter(|(_, count)| count.is_some_and(|count| count > 0));
+    (again, lost(&summary.lost))
+}
+
+/// What was lost so far; none: nothing that is known.
+pub(super) fn lost(lost: &Lost) -> Option<String> {
+    let lost = lost.entries().into_iter().filter(|(_, count)| count.is_some_and(|count| count > 0));
     let lost: Vec<_> = lost.map(|(name, count)| format!("{name} {}", count.unwrap_or(0))).collect();
-    (again, (!lost.is_empty()).then(|| format!("lost so far: {}", lost.join(", "))))
+    (!lost.is_empty()).then(|| format!("lost so far: {}", lost.join(", ")))
 }
 
 /// The columns of a process as text.
 pub(super) struct Cells {
     pub(super) pid: String,
     pub(super) comm: String,
-    /// Open and ended connections, bytes sent and received a second, the share that was sent again, and the RTT. None: no
-    /// connection of this process was open or ended. Its SYN-ACKs were sent again, or there is no ledger.
+    /// Open and ended connections, bytes sent and received a second, the share that was sent again, and the RTT. None: the
+    /// ledger of this interval has no row of this process. The process only repeated SYN-ACKs, or there is no ledger.
     pub(super) figures: Option<[String; 6]>,
     /// The verdict.
     pub(super) said: String,
@@ -106,7 +112,6 @@ pub(super) mod tests {
     use crate::ledger::row::{Fates, Folded, Row};
     use crate::ledger::summary::{ByProcess, Others, Summary};
     use crate::model::events::{Flow, KINDS, ProcessKey, Totals};
-    use crate::model::lost::Lost;
     use std::collections::HashMap;
 
     /// An interval of two seconds in which this many processes sent 10 MB each, and the first sent segments again.

@@ -60,7 +60,7 @@ pub struct Corrupt {
 
 impl std::fmt::Display for Corrupt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "corrupt perf ring at byte {}: {}", self.position, self.why)
+        write!(f, "corrupt ring at byte {}: {}", self.position, self.why)
     }
 }
 

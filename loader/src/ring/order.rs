@@ -2,9 +2,9 @@
 //!
 //! Each ring is in order by itself, except if a program was interrupted between taking the time and writing. So the records
 //! of a ring are kept as they come, and those of all rings are merged. A record is held back until every record with an
-//! earlier time has been read. [`super::written`] tells when; a program may be stopped for any time before it writes: Linux
-//! 7.2 preempts programs of tracepoints, and a virtual CPU stands still at any time. After a limit the records behind such a
-//! program are handed on all the same. Its own record then is late, and is handed on at once.
+//! earlier time has been read; [`super::written`] tells when that is so. A program may be stopped for any time before it
+//! writes: Linux 7.2 preempts the programs of tracepoints, and a virtual CPU can stand still. After a limit, the records that
+//! wait for such a program are handed on. When the record of that program comes, it is late, and is handed on at once.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

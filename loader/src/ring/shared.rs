@@ -30,9 +30,8 @@ impl<M: SharedMemory> Reader<M> {
         Self { memory, wrapped: Vec::new() }
     }
 
-    /// Hand over every record up to the first that is still being written. Then the kernel gets the space of all of them
-    /// back. Returns whether there is no record that is still being written: behind one there may be others that are
-    /// finished.
+    /// Hand over every record up to the first that is still being written. Then the kernel gets their space back. Returns true
+    /// if no record was still being written. Behind such a record there may be finished ones.
     ///
     /// # Errors
     /// [`Corrupt`]; the ring's tail then stays at the position of the error.

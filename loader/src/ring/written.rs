@@ -17,7 +17,7 @@ pub struct Written {
     quiet: Vec<u64>,
     /// The longest time for which a CPU may hold its writes back; 0 if others see them in their order.
     delay: u64,
-    /// The time of a look at the counts, and the time before which every record was written then.
+    /// The look at the counts that waits for `delay` to pass: its time, and the time before which all records were written.
     look: (u64, u64),
     /// The time before which a reading of the rings sees every record.
     before: u64,

@@ -51,8 +51,8 @@ impl Accounts {
         Ok(accounts)
     }
 
-    /// Add the accounts that were written since the last call. Returns whether there is no account that is still being
-    /// written, as [`shared::Reader::drain`] does.
+    /// Add the accounts that were written since the last call. Returns true if no account was still being written, as
+    /// [`shared::Reader::drain`] does.
     ///
     /// # Errors
     /// If the ring or a record in it is malformed.

@@ -54,7 +54,7 @@ impl AllOpen {
     }
 }
 
-/// Add the connections that ended. All accounts of the time in which the open ones were read have been noted.
+/// Add the connections that ended. The caller has noted every account that was written while the open ones were read.
 pub(super) fn sums(open: ByNetns, tally: &Tally) -> Ledger {
     let sums =
         |(netns, open): (NetnsKey, Result<Open, String>)| (netns, open.map(|open| tally.with_open(netns, &open)));

@@ -84,8 +84,8 @@ fn check_programs(object: &CheckedObject<'_>, plan: &Plan) -> Result<()> {
     }
 }
 
-/// If another plan is left, find out with one tiny program whether the kernel takes this plan's kind of hooks. To load a whole
-/// set for a refusal takes as long as to start.
+/// If another plan is left, find out with one tiny program whether the kernel takes this plan's kind of hooks. Loading
+/// a whole set that the kernel then refuses takes as long as a start.
 fn try_first(plan: &Plan, target: &Target) -> Result<()> {
     match plan
         .set

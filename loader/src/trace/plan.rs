@@ -38,8 +38,9 @@ pub struct Plan {
     pub perf_pages: usize,
     /// Where to learn the owners of sockets that are open already.
     pub seed: Source,
-    /// `--verify` compares the ledger too. This takes an iterator over sockets, and the tracepoint of states: the kprobe does not
-    /// see a connection whose handshake another one finished (`inet_ehash_nolisten()`).
+    /// `--verify` compares the ledger too. This takes an iterator over sockets, and the tracepoint of states. The kprobe does
+    /// not see the end of a new socket that the kernel drops because another socket has finished the same handshake
+    /// (`inet_ehash_nolisten()`).
     pub verifies_ledger: bool,
     /// Another plan follows if the kernel refuses this one.
     pub has_alternative: bool,

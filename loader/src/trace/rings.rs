@@ -38,9 +38,9 @@ struct Ring {
 }
 
 impl Ring {
-    /// Let programs write through the event that suits the number of records in a round. Returns whether a record may be in
-    /// the ring, or still come, that wakes nobody: also if the ring has just stopped being busy, since a program that runs
-    /// meanwhile may still write through the other event.
+    /// Let programs write through the event that suits the number of records in a round. Returns true if the ring may hold, or
+    /// may still get, a record that does not wake the reader. A ring that has just stopped being busy is such a ring: a program
+    /// that runs meanwhile may still write through the other event.
     fn adapt(&mut self, records: usize, object: &LoadedObject) -> Result<bool> {
         let was_busy = self.busy;
         let busy = if was_busy { records > 0 } else { records >= BUSY };
@@ -59,11 +59,11 @@ impl Ring {
 pub struct Drained {
     /// When the reading began.
     pub began: u64,
-    /// A time. Every record before it has been read, now or earlier.
+    /// A time: every record that is older than this time has been read, in this reading or before.
     pub written: u64,
     /// There were records in a ring where every record wakes the reader.
     pub eager: bool,
-    /// A record may be in a ring, or still come, that wakes nobody.
+    /// A ring may hold, or may still get, a record that does not wake the reader.
     pub busy: bool,
 }
 

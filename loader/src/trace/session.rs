@@ -178,7 +178,7 @@ impl Running {
     }
 
     /// The number of runs that the kernel skipped so far and that no other program made up for; none if the kernel does not
-    /// tell. Of a program with a backup, at most the runs that both missed are lost.
+    /// tell. If a program has a backup, at most the runs that both programs missed are lost.
     fn missed(&self) -> Result<Option<u64>> {
         let alone = |link: &&Attached| !self.set.is_backed(link.hook());
         let kprobes: Option<u64> = self.links.iter().filter(alone).map(Attached::missed).sum::<Result<_>>()?;
@@ -199,8 +199,9 @@ impl Running {
                 None => missed += first.min(backup),
             }
         }
-        // Read last: the backup counts after the kernel did. It counts each run in which it does the work of the first
-        // program. It cannot count a skipped run that had no work to do: for example, a change of state that is not a cut.
+        // The counters are read last, because the backup counts a run after the kernel has counted it as skipped. The backup
+        // counts each run in which it does the work of the first program. It cannot count a skipped run without work: for
+        // example, a change of state that is not a cut.
         let counts = self.tables.counts()?;
         for ((first, backup), counter) in [(retransmits, Counter::RetransmitBackup), (states, Counter::StateBackup)] {
             missed += first.saturating_sub(counts.of(counter)).min(backup);

@@ -11,7 +11,7 @@ use crate::kernel::map::Map;
 use crate::ledger::epochs::Table;
 use crate::model::events::{NetnsKey, Plain, ProcessKey, Totals};
 use crate::model::lost::{COUNTERS, Counts};
-use crate::model::maps::{EPOCH, LOST, NETNS_TOTALS, PROCESS_TOTALS};
+use crate::model::maps::{EPOCH, LOST, NETNS_TOTALS, PROCESS_TOTALS, SOCKETS};
 
 /// The programs and maps in the kernel. Dropping the value unloads them.
 pub struct Tables {
@@ -32,6 +32,18 @@ impl Tables {
             *count = values.chunks_exact(size_of::<u64>()).map(u64::get).sum();
         }
         Ok(Counts(counts))
+    }
+
+    /// The number of sockets whose owners are known. None: this kernel does not read many entries in one call (before 5.6).
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn sockets(&self) -> Result<Option<usize>> {
+        let mut sockets = 0;
+        match self.object.contents(SOCKETS)?.for_each(|_, _| sockets += 1) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(None),
+            result => result.map(|()| Some(sockets)).context("cannot read the map SOCKET_TO_PID"),
+        }
     }
 
     /// The totals of each network namespace. Filters do not affect these totals.

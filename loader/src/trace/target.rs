@@ -104,8 +104,8 @@ pub struct Target {
     kprobes: Kprobes,
     btf_path: PathBuf,
     btf: Btf,
-    /// The types that the object's hooks and [`ASKED`] ask for, and which of them there are. They are looked for at once,
-    /// since each search looks at every type.
+    /// The types that the object's hooks and [`ASKED`] ask for, each with its number; none: the BTF lacks the type. One search
+    /// finds all of these types, since each search looks at every type.
     types: HashMap<(Kind, String), Option<TypeId>>,
     /// The file with the kernel's own types, even if `--btf` gives others.
     own_btf: Option<PathBuf>,

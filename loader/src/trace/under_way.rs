@@ -44,7 +44,8 @@ impl UnderWay {
     pub fn look(&mut self, now: u64) -> Result<u64> {
         let Self { map, started, finished, written } = self;
         let key = 0u32.to_ne_bytes();
-        // The kernel copies a CPU's two counts in no certain order. So they are read twice, and one is taken of each copy.
+        // The kernel copies a CPU's two counts in no certain order. So the map is read twice: `finished` is taken from the
+        // first copy, and `started` from the second.
         map.lookup(&key, finished).context("cannot read the map UNDER_WAY")?;
         fence(Ordering::SeqCst);
         map.lookup(&key, started).context("cannot read the map UNDER_WAY")?;

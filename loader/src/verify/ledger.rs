@@ -8,9 +8,9 @@ use crate::model::events::{Kind, NetnsKey, Totals};
 
 /// The note on a difference in a namespace that was not there when xctl began.
 const MAY_BE_OLDER: &str =
-    "it was not there when xctl began: if it existed and /proc did not lead to it, the kernel has older counts";
+    "the namespace was unknown when xctl began: if /proc did not lead to it then, the kernel has older counts";
 
-/// What both sides had counted at one time.
+/// The kernel's counters and our sums, read at nearly the same time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct State {
     /// The kernel's two readings, and our sums between them.
@@ -93,8 +93,8 @@ fn xctl(check: Check, sums: &Sums) -> i64 {
     }
 }
 
-/// A connection's counter has 32 bits, and the kernel's has 64: a sum that is short of it by a multiple of 2^32 lacks nothing. A
-/// connection needs an hour at 10 Gbit/s for that.
+/// A connection's counter has 32 bits, and the kernel's has 64. So a sum that differs from the kernel's count by a multiple of
+/// 2^32 lacks nothing. A counter exceeds 32 bits only if its connection runs at 10 Gbit/s for an hour.
 fn unwrapped(ours: i64, kernel: i64) -> i64 {
     const ALL: i64 = 1 << 32;
     ours + (kernel - ours + ALL / 2).div_euclid(ALL) * ALL
@@ -119,12 +119,14 @@ fn slack(check: Check, start: &State, now: &State, totals: &Totals) -> Slack {
         }
         Check::AbortOnTimeout => Slack {
             missing: now.sums.other_errors - start.sums.other_errors,
-            what: "that ended with another error, of an ICMP message, or without one",
+            what: "that may have timed out, but have the error of an ICMP message, or none",
             ..Slack::default()
         },
-        Check::Dsack => {
-            Slack { more: ANY, what: "that the kernel does not believe: it sent less again", ..Slack::default() }
-        }
+        Check::Dsack => Slack {
+            more: ANY,
+            what: "that the kernel does not count: it had sent fewer segments again",
+            ..Slack::default()
+        },
         Check::Reordering => {
             Slack { more: ANY, what: "that the kernel counted in the connection only", ..Slack::default() }
         }

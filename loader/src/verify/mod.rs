@@ -124,7 +124,7 @@ impl Sample {
             return None;
         }
         let state = |sums: &Sums| State { counters: [first, second], sums: *sums };
-        let unread = || Err("its sockets could not be read while it began or ended".to_owned());
+        let unread = || Err("the namespace began or ended meanwhile, so its sockets could not be read".to_owned());
         Some(sums.map_or_else(unread, |sums| sums.as_ref().map(state).map_err(Clone::clone)))
     }
 
@@ -147,7 +147,7 @@ pub struct Verifier {
     shown: Shown,
 }
 
-/// What the programs of a run see, of what some programs do not see.
+/// The events that not every set of hooks shows. Each field says whether the hooks of this run show them.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown {
     /// Attempts that fail.
@@ -300,7 +300,7 @@ impl Verifier {
             Some(Err(why)) => return cannot(Verdict::Unreadable, &why),
             Some(Ok((first, second))) if second.rtnl == netns.rtnl => (first, second),
             Some(Ok(_)) => {
-                return cannot(Verdict::Gone, "it ended while xctl ran: the number is another namespace's by now");
+                return cannot(Verdict::Gone, "it ended while xctl ran, and another namespace has its number now");
             }
             None if baseline.is_some() => return cannot(Verdict::Gone, "it ended while xctl ran"),
             None => return cannot(Verdict::Gone, "it began and ended while xctl ran, or /proc does not lead to it"),

@@ -261,8 +261,7 @@ impl Report {
 
 pub(super) const OTHER_KIND: &str = "every segment was seen, some under another kind than the kernel's";
 pub(super) const NOTHING_KNOWN: &str = "no known cause makes xctl count more: please report it";
-/// The note on a difference that no loss explains. docs/troubleshooting.md says how often this was seen, and which other
-/// causes were ruled out.
+/// The note on a difference that no loss explains. docs/troubleshooting.md says how often this was seen.
 pub(super) const NOT_SHOWN: &str =
     "no total was lost and no run was skipped: the kernel did not show every retransmit to its tracepoint";
 

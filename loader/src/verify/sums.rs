@@ -1,7 +1,7 @@
-//! The sums of what the connections of each network namespace have counted: of all that ended, and all that are open now.
+//! The sums of the counters of all connections, by network namespace: of those that ended, and of those that are open now.
 //!
-//! Connections end while the open ones are read. The time of each account tells whether it was read before the end: then the
-//! last account counts in its place.
+//! Connections end while the open ones are read. If a connection was read before its end, only the account of its end counts.
+//! The times of the two accounts show which case it is.
 
 use std::collections::HashMap;
 use std::ops::AddAssign;
@@ -58,7 +58,8 @@ impl Sums {
             let (listen_drops, listeners_ended) = (reading.drops.into(), ended.into());
             return Self { listen_drops, listeners_ended, ..Self::default() };
         }
-        // A process that asks for SO_ERROR takes the error away, perhaps before the connection ends; MPTCP and kernel sockets do so, too.
+        // A process that asks for SO_ERROR takes the error away, perhaps before the connection ends. MPTCP and sockets of the
+        // kernel do so, too.
         let told = [SYN_SENT, ESTABLISHED, CLOSE_WAIT].contains(&account.state);
         let taken = err == 0 && (told || account.mptcp != 0 || !account.owner.is_process());
         let other = taken || !ENDS.contains(&err);
@@ -130,7 +131,7 @@ impl Tally {
         self.recent = Some(HashMap::new());
     }
 
-    /// The open connections have been added: the ends that come next are not needed one by one.
+    /// The open connections have been added. From now on the time of each end is not kept.
     pub fn end(&mut self) {
         self.recent = None;
     }

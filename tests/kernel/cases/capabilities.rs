@@ -297,7 +297,7 @@ fn record(folder: &std::path::Path) -> Outcome {
         let words = format!("cannot write the record {path}: ");
         ensure!(said.contains(&words) && said.contains(missing), "it does not name {missing}: {said:?}");
         let report = workers::by_nobody(&rest, &command(&["doctor", "--json"])?)?;
-        doctor::says(report, &[(missing, false, &["to give the record its final name"])])?;
+        doctor::says(report, &[(missing, false, &["to rename and remove files"])])?;
         fs::remove_file(folder.join("record.json.partial")).context("what it could not rename")?;
     }
     let level = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();

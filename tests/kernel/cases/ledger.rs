@@ -79,6 +79,8 @@ pub fn end(stage: &mut Stage, connection: &Connection) -> Result<[TcpInfo; 2]> {
 /// Connections that are open before xctl, made meanwhile, ended, still open at the end, and handed over.
 pub fn run(set: Set, family: Family) -> Outcome {
     let mut stage = Stage::new(family)?;
+    // Each segment can be lost by itself: of a few large skbs, none may be.
+    stage.link.one_by_one(&stage.link.a)?;
     let mut heir = RawActor::new(&stage.link.a, "heir")?;
     let [old, old_and_ended] = [stage.connect()?, stage.connect()?];
     for connection in [&old, &old_and_ended] {

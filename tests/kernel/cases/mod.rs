@@ -47,6 +47,7 @@ mod sockets;
 mod ss;
 mod stale_entry;
 mod stats;
+mod status;
 mod stopped_reader;
 mod time_namespace;
 mod top;
@@ -148,6 +149,7 @@ pub const ALL: &[Case] = &[
     case!("metrics_sockets",      AUTO,        V4,     OLDEST,   metrics::sockets),
     refused!("metrics_refused",   AUTO,        V4,     HERE,     metrics::refused),
     case!("screen",               AUTO,        V4,     OLDEST,   screen::run),
+    case!("status_line",          AUTO,        V4,     OLDEST,   status::run),
     case!("mounted_over",         AUTO,        V4,     HERE,     sockets::mounted_over),
     case!("seeded_from_proc",     AUTO,        EITHER, HERE,     already_open::seeded_from_proc),
     case!("verify",               Set::ALL,    EITHER, KERNELS,  verify::run),

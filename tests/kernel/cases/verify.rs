@@ -203,8 +203,10 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let new = [verified.agrees(&fresh.a, &zero.0, skipped)?, verified.agrees(&fresh.b, &zero.1, skipped)?];
     ensure!(old[0] > 0 && new[0] > 0, "nothing was sent again, so nothing was compared: {old:?} {new:?}");
     for inode in inodes {
-        let gone = verified.records.iter().filter(|record| record.netns == inode && record.verdict == "gone");
-        ensure!(gone.count() == CHECKS.len(), "namespace {inode} was deleted: {:?}", verified.records);
+        let gone = verified.records.iter().filter(|record| record.netns == inode && record.verdict == "gone").count();
+        // The only retransmit of the mayfly may be one that the kernel did not show.
+        let unseen = inode == retransmitted[1] && skipped > 0 && gone == 0;
+        ensure!(gone == CHECKS.len() || unseen, "namespace {inode} was deleted: {:?}", verified.records);
     }
     for (inode, vain) in retransmitted.iter().zip(&vain) {
         let syns = verified.records.iter().find(|record| record.netns == *inode && record.check == "syn");

@@ -328,8 +328,9 @@ struct Entries<'w, 'a> {
 }
 
 impl Entries<'_, '_> {
-    /// The highest value of each of the three words of the entries. Most of a kernel's BTF is entries. They are checked
-    /// one by one only if a highest value is out of range, exceeds all earlier ones, or cannot tell.
+    /// The highest value of each of the three words of the entries. Most of a kernel's BTF is entries, and one pass over all
+    /// of them is fast. The entries are checked one by one in three cases: a highest value is out of range; it exceeds every
+    /// earlier one; or it does not show whether all values are valid.
     fn highest_of_three(&self) -> [u32; 3] {
         let [mut a, mut b, mut c] = [0; 3];
         for entry in self.tail.as_chunks().0 {

@@ -12,8 +12,8 @@ use crate::sort;
 use crate::steps::Steps;
 use crate::uses::{Places, Uses, push};
 
-/// Functions may share instructions only in files made by hand; reading each one's must not cost more than this many times
-/// the whole file.
+/// Only files made by hand have functions that share instructions. The sizes of all functions together may be at most this
+/// many times the file's size, so that reading each function does not take too long.
 const MOST_OVERLAP: u64 = 2;
 
 /// A function, and what it uses by itself.
@@ -35,7 +35,7 @@ pub(super) struct Functions<'o, 'a> {
     called: Vec<u32>,
     names: &'o Names<'a>,
     steps: &'o Steps,
-    /// The numbers of those that are to be looked at for one function.
+    /// The numbers of the functions that the walk along one function's calls has still to look at.
     todo: Vec<usize>,
 }
 

@@ -62,7 +62,7 @@ pub struct Relocated<'r, 'a> {
     pub index: usize,
     /// The relocation as the compiler wrote it.
     pub relocation: CoreRelocation<'r>,
-    /// What it comes to; `None` if it is malformed, ambiguous or [`Relocated::spent`], or there is no target.
+    /// The result; `None` if the relocation is malformed, ambiguous or [`Relocated::spent`], or if there is no target.
     pub resolution: Option<Rc<Resolution>>,
     /// The instruction before.
     pub before: Place,
@@ -186,7 +186,7 @@ impl<'r, 'a> Relocations<'r, 'a> {
             outcome: Outcome::Skipped,
             spent: false,
         };
-        // Whoever shows the relocation writes these names.
+        // A report of the relocation writes these names, so they cost steps.
         let names = name.len() + program.map_or(0, |program| program.name.len()) + relocation.access.len();
         if let Err(why) = self.steps.text(names) {
             (relocated.outcome, relocated.spent) = (Outcome::Refused(why), true);

@@ -9,7 +9,7 @@ use crate::insn::{CALL, EXIT, Insn, class};
 /// An unknown instruction. Only one thing is known: the next instruction runs after it.
 pub const ANY: Insn = Insn { code: 0xff, dst: 0, src: 0, off: 0, imm: 0 };
 
-/// An address in a section of frozen data: a constant, although no number before loading.
+/// An address in a section of frozen data. The address is constant, but its number is not known before loading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     /// The section's index.
@@ -22,7 +22,7 @@ impl Address {
     /// Bits of [`Address::offset`] that are kept. No section is longer.
     const BITS: u32 = 48;
 
-    /// Both in one number; none for what lies in no section.
+    /// The section and the offset in one number; none if the offset has more than [`Address::BITS`] bits.
     fn pack(self) -> Option<u64> {
         (self.offset < 1 << Self::BITS).then(|| u64::from(self.section) << Self::BITS | self.offset)
     }
@@ -105,8 +105,8 @@ impl State {
     }
 }
 
-/// For each instruction, whether it can run. `load` says what the 64-bit immediate load at that index loads, `read` what
-/// number of so many bytes is at the address of frozen data.
+/// For each instruction, whether it can run. `load` gives the value of the 64-bit immediate load at an index. `read` gives the
+/// number of so many bytes at an address of frozen data.
 pub fn reachable(code: &[Insn], load: impl Fn(usize) -> Load, read: impl Fn(Address, u32) -> Option<u64>) -> Vec<bool> {
     let mut states: Vec<Option<State>> = vec![None; code.len()];
     let mut todo = vec![(0usize, State::UNKNOWN)];
@@ -116,7 +116,7 @@ pub fn reachable(code: &[Insn], load: impl Fn(usize) -> Load, read: impl Fn(Addr
         if code.get(index).is_some_and(|insn| insn.is_gotox()) {
             return vec![true; code.len()];
         }
-        // Each visit makes at least one more register unknown, so there are at most twelve.
+        // Each later visit makes at least one more register unknown. So an instruction is visited at most twelve times.
         let state = match slot {
             None => incoming,
             Some(known) => {

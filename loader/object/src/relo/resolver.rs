@@ -18,10 +18,10 @@ use crate::steps::Steps;
 /// The most answers that are cached. Each access on each candidate counts as one.
 const MOST_KEPT: usize = 8192;
 
-/// What a relocation comes to.
+/// The result of one relocation: the access and its value, in the object's types and in the target's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolution {
-    /// What was asked.
+    /// The question.
     pub kind: RelocationKind,
     /// The access in the object's types.
     pub local: Spec,
@@ -33,9 +33,9 @@ pub struct Resolution {
     pub others: Vec<Spec>,
     /// The answer for the target's types. `None` if there is none, and the instruction cannot run there.
     pub value: Option<u64>,
-    /// How many of the target's types have it.
+    /// The number of the target's types that have the access.
     pub matches: usize,
-    /// Why no type has it, and what is similar.
+    /// The reason why no type has the access, and similar names.
     pub missing: Option<Rc<str>>,
     /// True if the target has no type of that name and kind at all: another BTF of the same kernel, a module's, may have one.
     pub absent: bool,
@@ -93,7 +93,8 @@ impl<'b> Resolver<'b> {
         }
     }
 
-    /// What a relocation comes to; with `narrows`, later relocations for the same type only look where this one was found.
+    /// The result of a relocation. With `narrows`, later relocations of the same type search only the target's types in which
+    /// this access was found.
     ///
     /// # Errors
     /// Why libbpf would not load the object: the relocation is malformed, or several types have what it asks for and
@@ -105,7 +106,7 @@ impl<'b> Resolver<'b> {
             return answer.clone();
         }
         let answer = self.compute(relocation, narrows).map(Rc::new);
-        // A kept answer would keep later relocations from narrowing.
+        // An answer without narrowing is not kept: a later relocation would take it, and skip the narrowing.
         if !narrows {
             return answer;
         }

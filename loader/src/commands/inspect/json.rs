@@ -8,17 +8,20 @@ use serde::Serialize;
 
 use super::view::Shown;
 use super::{Head, Report, Summary, Verdict};
+use crate::output::line::Line;
 
 /// The report for programs.
 pub(super) struct Json<'w> {
     out: BufWriter<&'w mut dyn Write>,
+    /// The relocation that is being written.
+    line: Line,
     first: bool,
 }
 
 impl<'w> Json<'w> {
     /// A report to this writer.
     pub(super) fn new(out: &'w mut dyn Write) -> Self {
-        Json { out: BufWriter::new(out), first: true }
+        Json { out: BufWriter::new(out), line: Line::default(), first: true }
     }
 }
 
@@ -63,7 +66,8 @@ impl Report for Json<'_> {
         if !std::mem::take(&mut self.first) {
             self.out.write_all(b",").context("writing the report")?;
         }
-        serde_json::to_writer(&mut self.out, shown).context("writing the report")
+        serde_json::to_writer(&mut self.line, shown).context("writing the report")?;
+        self.out.write_all(self.line.take()).context("writing the report")
     }
 
     fn end(&mut self, head: &Head<'_>, verdict: &Verdict) -> Result<()> {

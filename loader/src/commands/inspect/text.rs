@@ -23,13 +23,15 @@ impl Display for MemoryPlace {
 
 impl Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A character to the formatter would cost a call of memcpy.
+        let mut pairs = String::with_capacity(self.bytes.len() / 2 * 3);
         for (number, digit) in self.bytes.chars().enumerate() {
             if number > 0 && number % 2 == 0 {
-                f.write_char(' ')?;
+                pairs.push(' ');
             }
-            f.write_char(digit)?;
+            pairs.push(digit);
         }
-        write!(f, "  {}", self.text)
+        write!(f, "{pairs}  {}", self.text)
     }
 }
 

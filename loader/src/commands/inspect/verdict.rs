@@ -18,22 +18,22 @@ pub(super) struct Verdict {
     pub(super) skipped: usize,
     /// Relocations that were not looked at, because the report ended early.
     pub(super) not_looked_at: usize,
-    /// Why it ends there: the object is too complex to decide; null if it does not.
+    /// The reason why the report ended early: the object is too complex to decide. Null if the report did not end early.
     pub(super) ended: Option<String>,
     /// Why the object, or a program in it, would not load.
     pub(super) problems: Vec<String>,
     /// Instructions that would not run with this BTF alone: a module of the kernel may have what they need.
     pub(super) undecided: Vec<String>,
-    /// Such instructions beyond those.
+    /// The number of undecided instructions that `undecided` does not list.
     pub(super) more_undecided: usize,
-    /// Problems beyond those.
+    /// The number of problems that `problems` does not list.
     pub(super) more_problems: usize,
-    /// What a reader should know, although it keeps nothing from loading: addresses in variables that libbpf does not relocate.
+    /// Notes that do not keep the object from loading: addresses in variables that libbpf does not relocate.
     pub(super) notes: Vec<String>,
-    /// Notes beyond those.
+    /// The number of notes that `notes` does not list.
     pub(super) more_notes: usize,
-    /// Whether everything in it would load, as far as its relocations decide that; null without a BTF, if not all of them
-    /// were looked at, and if something is undecided.
+    /// Whether the whole object would load, as far as its relocations decide that. Null without a BTF, if not all relocations
+    /// were looked at, or if something is undecided.
     pub(super) runs: Option<bool>,
     /// Programs that would fail to load, by their number, and the first reason of each as far as problems are listed.
     #[serde(skip)]

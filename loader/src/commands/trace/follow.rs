@@ -1,4 +1,4 @@
-//! The main loop of a run: rounds of reading the rings, and printing what no earlier record can precede.
+//! The main loop of a run. Each round reads the rings, and prints the records before which no other record can still come.
 
 use std::collections::HashMap;
 use std::thread;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::metrics::Metrics;
-use super::printer::Printer;
+use super::printer::{Printer, Waits};
 use super::ticks::Ticks;
 use crate::console::say;
 use crate::kernel::clock::{monotonic_ns, realtime_ns};
@@ -61,12 +61,14 @@ pub(super) fn follow(
         }
         printer.output.flush()?;
         tick(running, printer, moving)?;
-        if let Some(metrics) = &mut printer.metrics {
-            metrics.go_on(running, moving)?;
-        }
+        let read = printer.metrics.as_mut().map_or(Ok(false), |metrics| metrics.go_on(running, moving))?;
+        printer.status(running, waiter)?;
         let ticks = printer.ticks.as_ref().map(Ticks::due);
         let metrics = printer.metrics.as_ref().map(Metrics::due);
-        let due = deadline.into_iter().chain(moving.due()).chain(ticks).chain(metrics).min();
+        let status = printer.waits.as_ref().map(Waits::due);
+        let due = deadline.into_iter().chain(moving.due()).chain(ticks).chain(metrics).chain(status);
+        // The next round prints the connections that ended meanwhile.
+        let due = due.chain(read.then(Instant::now)).min();
         let woken = match printer.left {
             Some(0) => Woken::Timeout,
             _ => match next_round(waiter, drained, order.is_settled(), &mut look, due)? {

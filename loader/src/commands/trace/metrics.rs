@@ -1,5 +1,6 @@
 //! `--metrics` and `--metrics-file`: what Prometheus reads of a run.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -20,19 +21,19 @@ use crate::output::metrics::{self, About, Request};
 use crate::trace::accounts::Accounts;
 use crate::trace::session::Running;
 
-/// The time after which the sums are brought up to now, even if nobody asks, and written to the file.
+/// The time after which the sums are brought up to now, even if nobody asks.
 const EVERY: Duration = Duration::from_secs(15);
-/// The age up to which sums are told again, so that many clients cost no more than one.
+/// A request within this time after the last sums gets these sums. So many clients cost no more than one.
 const FRESH: Duration = Duration::from_secs(1);
 /// The time between two looks at clients that have not sent or read everything. The filter of system calls lets nothing be
 /// added to an epoll instance, so such clients do not wake xctl.
 const LOOK: Duration = Duration::from_millis(5);
 /// The time that a client has.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The most clients at a time. Further ones are turned away.
+/// The most clients at a time, and the most that are let in at a time. A further one takes the place of the oldest.
 const CLIENTS: usize = 128;
 
-/// The sums so far, and those who ask for them.
+/// The state of `--metrics` and `--metrics-file`: the sums so far, the socket, the file and the clients.
 pub struct Metrics {
     server: Option<Server>,
     file: Option<PathBuf>,
@@ -44,12 +45,16 @@ pub struct Metrics {
     text: String,
     /// The answer with the text, which all clients share.
     answer: Rc<[u8]>,
+    /// The time of the sums in the text; none: nothing was read yet.
     told_at: Option<Instant>,
-    clients: Vec<Client>,
+    begun_at: Instant,
+    clients: VecDeque<Client>,
+    /// More clients wait, or could not be let in.
+    more: bool,
 }
 
 impl Metrics {
-    /// Begin a run; none if nobody is to be told.
+    /// Begin a run. None: the user asked for neither a socket nor a file.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -58,12 +63,22 @@ impl Metrics {
         if server.is_none() && file.is_none() {
             return Ok(None);
         }
-        let owners = Owners::new(options.metrics_owners);
-        let ticks = Ticks::begin(EVERY)?;
-        let (text, answer, clients) = (String::new(), Rc::from([]), Vec::new());
-        let new = Self { server, file, failed: false, ticks, about, owners, text, answer, told_at: None, clients };
+        let new = Self {
+            server,
+            file,
+            failed: false,
+            ticks: Ticks::begin(EVERY)?,
+            about,
+            owners: Owners::new(options.metrics_owners),
+            text: String::new(),
+            answer: Rc::from([]),
+            told_at: None,
+            begun_at: Instant::now(),
+            clients: VecDeque::new(),
+            more: false,
+        };
         if let Some(file) = &new.file {
-            // The first write shows at once whether later ones can succeed.
+            // A folder that does not take the file ends the run before it begins.
             write(file, metrics::text(&new.owners, &new.about).as_bytes())?;
         }
         Ok(Some(new))
@@ -76,51 +91,53 @@ impl Metrics {
 
     /// The next time at which [`Metrics::go_on`] has work to do, even if no client comes.
     pub fn due(&self) -> Instant {
-        let look = (!self.clients.is_empty()).then(|| Instant::now() + LOOK);
-        look.into_iter().fold(self.ticks.due(), Instant::min)
+        let look = (self.more || !self.clients.is_empty()).then(|| Instant::now() + LOOK);
+        look.into_iter().fold(self.told_at.unwrap_or(self.begun_at) + EVERY, Instant::min)
     }
 
-    /// Take in clients, read their requests, and answer them. Nothing here waits for a client.
+    /// Take in clients, read their requests, and answer them. Nothing here waits for a client. Returns whether the counters of
+    /// connections were read: then connections that have ended may have come to light.
     ///
     /// # Errors
     /// If the kernel does not let us read what was counted.
-    pub fn go_on(&mut self, running: &mut Running, moving: &mut Moving) -> Result<()> {
-        self.let_in()?;
+    pub fn go_on(&mut self, running: &mut Running, moving: &mut Moving) -> Result<bool> {
+        self.let_in();
         self.clients.iter_mut().for_each(Client::read);
-        let asks = self.clients.iter().any(|client| client.asks == Some(Request::Metrics) && client.answer.is_none());
-        let is_due = self.ticks.due() <= Instant::now();
-        if is_due || (asks && self.told_at.is_none_or(|at| at.elapsed() >= FRESH)) {
-            running.tick()?;
-            let (gain, lost) = (moving.gain(&running.tables)?, running.lost()?);
-            self.add(&gain, running.accounts.as_mut(), lost)?;
-        }
-        if is_due {
-            self.save();
+        let asks = self.clients.iter().any(Client::asks_for_sums);
+        let old = self.told_at.is_none_or(|at| at.elapsed() >= FRESH);
+        let reads = (asks && old) || self.told_at.unwrap_or(self.begun_at).elapsed() >= EVERY;
+        if reads {
+            self.refresh(running, moving)?;
         }
         for client in &mut self.clients {
             client.answer(&self.answer, &self.text);
         }
         let now = Instant::now();
         self.clients.retain(|client| !client.done && now < client.end);
-        Ok(())
+        Ok(reads)
     }
 
-    /// Add the last part of the run, and write the file for the last time. The programs are detached.
+    /// Bring the sums up to now, and write the file.
+    ///
+    /// # Errors
+    /// If the kernel does not let us read what was counted.
+    pub fn refresh(&mut self, running: &mut Running, moving: &mut Moving) -> Result<()> {
+        running.tick()?;
+        let (gain, lost) = (moving.gain(&running.tables)?, running.lost()?);
+        self.end(&gain, running.accounts.as_mut(), lost)
+    }
+
+    /// Add the last part of the run, and write the file.
     ///
     /// # Errors
     /// If the clock cannot be read.
     pub fn end(&mut self, gain: &ByProcess, accounts: Option<&mut Accounts>, lost: Lost) -> Result<()> {
-        self.add(gain, accounts, lost)?;
-        self.save();
-        Ok(())
-    }
-
-    fn add(&mut self, gain: &ByProcess, accounts: Option<&mut Accounts>, lost: Lost) -> Result<()> {
         let interval = self.ticks.end(gain, accounts, lost)?;
         self.owners.add(&interval.summary, interval.mono_ns);
         self.text = metrics::text(&self.owners, &self.about);
         self.answer = metrics::answer(Request::Metrics, &self.text).into();
         self.told_at = Some(Instant::now());
+        self.save();
         Ok(())
     }
 
@@ -130,27 +147,32 @@ impl Metrics {
         if let Err(error) = &result
             && !self.failed
         {
-            say(format_args!("{error:#}: its figures grow old until it can be written again"));
+            say(format_args!("{error:#}: the file keeps its old figures until a later write succeeds"));
         }
         self.failed = result.is_err();
     }
 
-    fn let_in(&mut self) -> Result<()> {
-        let Some(server) = &self.server else { return Ok(()) };
-        loop {
+    fn let_in(&mut self) {
+        let Some(server) = &self.server else { return };
+        self.more = false;
+        for _ in 0..CLIENTS {
             match server.accept() {
-                Ok(Some(file)) if self.clients.len() < CLIENTS => self.clients.push(Client::new(file)),
-                Ok(Some(_)) => {}
-                Ok(None) => return Ok(()),
-                // There is no descriptor left: those of the clients become free.
-                Err(_) if !self.clients.is_empty() => self.clients.clear(),
-                Err(error) => return Err(error).context("cannot let a client in (--metrics)"),
+                Ok(Some(file)) => {
+                    if self.clients.len() == CLIENTS {
+                        self.clients.pop_front();
+                    }
+                    self.clients.push_back(Client::new(file));
+                }
+                Ok(None) => return,
+                // This host, or xctl, has too many open files, or too little memory. The client waits.
+                Err(_) => break,
             }
         }
+        self.more = true;
     }
 }
 
-/// Replace a file. Who reads it sees the old content or the new one, and never a part.
+/// Replace a file. A reader of the file sees the old content or the new content, never a part.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
@@ -160,7 +182,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        // The filter of system calls lets xctl make files, and open none that exists for writing.
+        // The filter of system calls lets xctl make new files, but does not let xctl open an existing file for writing.
         let mut file = OpenOptions::new().write(true).create_new(true).open(new)?;
         file.write_all(bytes).and_then(|()| fs::rename(new, path)).inspect_err(|_| _ = fs::remove_file(new))
     };
@@ -181,6 +203,11 @@ struct Client {
 impl Client {
     fn new(file: File) -> Self {
         Self { file, request: Vec::new(), asks: None, answer: None, done: false, end: Instant::now() + PATIENCE }
+    }
+
+    /// Whether it waits for the sums.
+    fn asks_for_sums(&self) -> bool {
+        self.answer.is_none() && matches!(self.asks, Some(Request::Metrics | Request::Head))
     }
 
     fn read(&mut self) {
@@ -211,6 +238,13 @@ impl Client {
                 Ok(count) => *sent += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => break,
+            }
+        }
+        // A connection that is closed with unread bytes ends by a reset, and the client may lose the answer.
+        let mut room = [0; 1024];
+        for _ in 0..64 {
+            if !matches!(self.file.read(&mut room), Ok(1..)) {
+                break;
             }
         }
         self.done = true;

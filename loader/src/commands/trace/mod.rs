@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow};
 use self::follow::{Live, finish, follow};
 use self::live::View;
 use self::metrics::Metrics;
-use self::printer::{Exits, Printer};
+use self::printer::{Exits, Printer, Waits};
 use self::privilege::give_up_privilege;
 use self::ticks::Ticks;
 use super::filters::Filters;
@@ -111,10 +111,12 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
     };
     let plans = request.plans(&target)?;
     say_absent(filters.netns)?;
+    // Before anything is loaded, so that an address in use leaves nothing behind. And while signals still end this process:
+    // opening a Unix socket may wait.
+    let server = options.metrics.as_ref().map(Server::open).transpose();
+    let server = server.context("--metrics: choose another address, or end the program that uses it")?;
     // Before the programs run, so that no signal can end the process without a summary.
     let waiter = Waiter::new()?;
-    // Before anything is loaded, so that an address in use leaves nothing behind.
-    let server = options.metrics.as_ref().map(Server::open).transpose().context("--metrics")?;
     let started = first_accepted(plans, |plan| start(options, &object, plan, &target, audit));
     let started = started.map_err(|error| hooks::adapt_remedy(options.attach, error))?;
     drop(target);
@@ -212,8 +214,8 @@ fn sees_processes() -> bool {
     let sees_processes = host::in_initial_pid_namespace().unwrap_or(false);
     if !sees_processes {
         say(
-            "this is not the initial PID namespace: PIDs are the host's, `exited` is the state at the event, and owners of \
-             sockets that are already open are known only for processes in this namespace",
+            "this is not the initial PID namespace: PIDs are the host's, and `exited` is the state at the event. Of the \
+             owners of sockets that are already open, only those in this namespace are known",
         );
     }
     sees_processes
@@ -275,6 +277,8 @@ fn follow_to_end(
     if let Some(server) = metrics.as_ref().and_then(Metrics::server) {
         waiter.add_server(server.as_fd())?;
     }
+    let prints_events = !options.json && options.interval.is_none();
+    let waits = if prints_events { Waits::begin(about.max_sockets) } else { None };
     give_up_privilege(options, user, &running.tables, view.is_some())?;
     let output = output(options, waiter);
     let sees_processes = sees_processes();
@@ -283,8 +287,17 @@ fn follow_to_end(
     let deadline = options.duration.and_then(|time| Instant::now().checked_add(time));
     // After the deadline, so that the tick of the same time comes after it: the last interval is as long as the others.
     let ticks = options.interval.map(Ticks::begin).transpose()?;
-    let mut printer =
-        Printer { output, by_process: ByProcess::new(), left: options.count, exits, holders, ticks, view, metrics };
+    let mut printer = Printer {
+        output,
+        by_process: ByProcess::new(),
+        left: options.count,
+        exits,
+        holders,
+        ticks,
+        view,
+        metrics,
+        waits,
+    };
     let ready = about.ready(&running.set, running.seeded.sockets, true);
     printer.output.ready(&ready)?;
     printer.output.flush()?;
@@ -296,7 +309,7 @@ fn follow_to_end(
     // The summary is of the whole run, so the view does not need the last interval.
     let viewed = printer.view.take().is_some();
     if ended == Woken::OutputClosed {
-        return Ok(());
+        return printer.metrics.as_mut().map_or(Ok(()), |metrics| metrics.refresh(&mut running, &mut moving));
     }
     let mut verify = match verifier {
         Some(verifier) => Some(verifier.finish(&mut Live { running: &mut running, order: &mut order })?),
@@ -387,6 +400,7 @@ fn settings(options: &TraceOptions, filters: &Filters) -> Settings {
         cuts: options.events.cuts.into(),
         connections: options.events.connections.into(),
         reader: options.reader.into(),
+        totals: u8::from(options.metrics.is_some() || options.metrics_file.is_some()),
         by_netns: u8::from(options.verify),
         ..filters.settings()
     }

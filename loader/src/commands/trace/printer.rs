@@ -1,18 +1,23 @@
 //! Events on their way to the output.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use super::live::View;
 use super::metrics::Metrics;
 use super::ticks::Ticks;
+use crate::console::expect_status;
+use crate::kernel::clock::realtime_ns;
 use crate::kernel::host;
+use crate::kernel::terminal::moves_cursor;
+use crate::kernel::wait::Waiter;
 use crate::ledger::summary::{self, ByProcess};
 use crate::model::events::{Event, Owner};
-use crate::output::{Interval, Moment, Output};
+use crate::output::{Interval, Moment, Output, Status};
 use crate::trace::seed::holders::Holders;
-use crate::trace::session::Record;
+use crate::trace::session::{Record, Running};
 
 /// Prints events, and counts them if their number is limited.
 pub struct Printer<'w> {
@@ -32,6 +37,42 @@ pub struct Printer<'w> {
     pub view: Option<View<'w>>,
     /// `--metrics` and `--metrics-file`.
     pub metrics: Option<Metrics>,
+    /// The status on a terminal.
+    pub waits: Option<Waits>,
+}
+
+/// The status for a person who waits for events.
+pub struct Waits {
+    /// When the status is shown again.
+    due: Instant,
+    /// Printed retransmissions, in segments.
+    segs: u64,
+    /// Whether the known sockets are counted. With a large map, counting would keep xctl from reading events.
+    counts_sockets: bool,
+}
+
+impl Waits {
+    /// The time between two updates.
+    const EVERY: Duration = Duration::from_secs(1);
+    /// The largest map whose entries are counted: that takes a few milliseconds.
+    const MOST_SOCKETS: u32 = 1 << 16;
+
+    /// The status is due at once. SOCKET_TO_PID has room for `max_sockets`. None: standard output is no terminal for it. System
+    /// calls are not limited yet.
+    #[must_use]
+    pub fn begin(max_sockets: u32) -> Option<Self> {
+        if !moves_cursor() {
+            return None;
+        }
+        expect_status();
+        Some(Self { due: Instant::now(), segs: 0, counts_sockets: max_sockets <= Self::MOST_SOCKETS })
+    }
+
+    /// The next time at which [`Printer::status`] has work to do.
+    #[must_use]
+    pub fn due(&self) -> Instant {
+        self.due
+    }
 }
 
 impl Printer<'_> {
@@ -45,6 +86,23 @@ impl Printer<'_> {
         }
         self.output.interval(&interval)?;
         Ok(self.output.flush()?)
+    }
+
+    /// Show the status, if there is one and it is due. A terminal that was stopped (Ctrl-S) does not get it: waiting for that
+    /// terminal would cost events.
+    ///
+    /// # Errors
+    /// If a map cannot be read, or standard output does not take it.
+    pub fn status(&mut self, running: &Running, waiter: &Waiter) -> Result<()> {
+        let now = Instant::now();
+        let Some(waits) = self.waits.as_mut().filter(|waits| waits.due <= now) else { return Ok(()) };
+        waits.due = now + Waits::EVERY;
+        if !waiter.has_room() {
+            return Ok(());
+        }
+        let sockets = if waits.counts_sockets { running.tables.sockets()? } else { None };
+        let lost = running.lost()?;
+        Ok(self.output.status(&Status { realtime_ns: realtime_ns()?, sockets, segs: waits.segs, lost })?)
     }
 
     /// Print a record, unless the limit is reached. `realtime_offset` is CLOCK_REALTIME - CLOCK_MONOTONIC, in ns.
@@ -75,6 +133,11 @@ impl Printer<'_> {
                 // go.
                 if self.left.is_some() {
                     summary::add(self.by_process.entry(summary::key_of(owner)).or_default(), event);
+                }
+                if let Some(waits) = &mut self.waits
+                    && event.err == 0
+                {
+                    waits.segs += u64::from(event.segs);
                 }
                 self.output.retransmit(event, moment)?;
             }

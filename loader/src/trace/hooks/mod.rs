@@ -129,8 +129,8 @@ pub fn choose(attach: Attach, sends: bool, kernel: &impl KernelFeatures) -> Resu
         Attach::Fentry => vec![by_fentry(sends, kernel)],
         Attach::Mixed => vec![mixed(sends, kernel)],
         Attach::Lsm => vec![by_lsm(kernel)],
-        // The LSM program comes first, as the cheapest that the kernel never skips. It sees sendfile() since 6.5, where
-        // do_tcp_sendpages went, and no LSM program is skipped since 6.2 (bpf_prog_check_recur()). Kprobes come next, though
+        // The LSM program comes first: it is the cheapest that the kernel never skips. It sees sendfile() since 6.5, which
+        // removed do_tcp_sendpages, and no LSM program is skipped since 6.2 (bpf_prog_check_recur()). Kprobes come next, though
         // fentry is cheaper. A fentry program can be preempted; until it goes on, the kernel skips it for other tasks on
         // that CPU. A kprobe cannot be preempted. The kprobe set comes last, because kprobes in softirqs can be skipped. It
         // is for BTF without tracepoints (before 5.5).

@@ -63,8 +63,8 @@ pub(super) const ACCEPT_4_BY_FEXIT: Hook =
 pub(super) const ACCEPT_2_BY_FEXIT: Hook =
     Hook::owner(Fexit, c"inet_csk_accept", "fe_accept_2").with_backup("fe2_accept_2");
 
-/// Every sender, on sockets of every family and protocol, before the kernel locks the socket. Not those that send pages
-/// ([`SENDPAGES_BY_KPROBE`]).
+/// Every sender, on sockets of every family and protocol, before the kernel locks the socket. Senders of pages
+/// do not pass here ([`SENDPAGES_BY_KPROBE`]).
 pub(super) const SENDER_BY_LSM: Hook = Hook::owner(Lsm, c"socket_sendmsg", "lsm_sendmsg");
 
 /// The end of a socket, and the process that closes it. If no better hook shows connect() and listen(), this one does.

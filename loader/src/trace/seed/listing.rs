@@ -83,10 +83,10 @@ pub struct Listing {
 
 /// List every TCP socket. `load` loads [`iterator::SEED`] and [`program()`].
 ///
-/// A socket can be younger than the list of open files. If the listing has sockets with a file but without an owner, it
-/// is repeated from the beginning. It is not repeated if the listing before had all of these sockets, too: they are
-/// then older than the list of open files, and no file of a process leads to them. After the last attempt, a socket
-/// without an owner is in flight, or held by an `io_uring`, or the host changes faster than it can be read.
+/// A socket can be younger than the list of open files. If a socket of the listing has a file but no owner, the listing begins
+/// again. The listing does not begin again if the listing before had all of these sockets, too. Then these sockets are older
+/// than the list of open files, and no file of a process leads to them. A socket that has no owner after the last attempt is
+/// in flight, or an `io_uring` holds it, or the host changes faster than xctl reads.
 ///
 /// # Errors
 /// If the kernel does not let us load, enter a network namespace, or read.

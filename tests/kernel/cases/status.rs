@@ -1,0 +1,72 @@
+//! `xctl trace` on a terminal: a status line that each other line replaces, and that the end erases.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::pty::{OpenptyResult, openpty};
+use nix::sys::signal::Signal;
+
+use super::ends::one_sender;
+use super::hosts::by_shell;
+use crate::host::Set;
+use crate::process::{PATIENCE, Process};
+use crate::workers::send_all;
+use crate::{Family, Outcome, Verdict};
+
+/// The sequence that erases a line from its beginning.
+const ERASE: &str = "\r\x1b[K";
+const STATUS: &str = " sockets known, ";
+
+/// Reads what the terminal shows until `done` says so.
+fn read(ends: &OpenptyResult, seen: &mut String, done: impl Fn(&str) -> bool) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    let mut page = [0; 4096];
+    while !done(seen) {
+        ensure!(Instant::now() < end, "it never shows that: {seen:?}");
+        let mut master = [PollFd::new(ends.master.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut master, PollTimeout::try_from(Duration::from_millis(50))?)? > 0 {
+            let count = nix::unistd::read(&ends.master, &mut page).context("reading the terminal")?;
+            *seen += str::from_utf8(&page[..count])?;
+        }
+    }
+    Ok(())
+}
+
+/// The segments that a status tells.
+fn segments(status: &str) -> Option<u64> {
+    status.split_once(STATUS)?.1.split(' ').next()?.parse().ok()
+}
+
+pub fn run(set: Set, family: Family) -> Outcome {
+    let (link, receiver, sender) = one_sender(family)?;
+    let ends = openpty(None, None).context("making a terminal")?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), ends.slave.as_raw_fd());
+    let netns = link.a.path().display().to_string();
+    let args = ["trace", "--attach", &set.to_string(), "--netns", &netns];
+    let mut xctl = Process::start("xctl on a terminal", by_shell("TERM=xterm", &args, &format!(">{path} 2>&1"))?)?;
+    let mut seen = String::new();
+    // A quiet host has a status, too.
+    read(&ends, &mut seen, |seen| seen.contains(STATUS))?;
+    send_all(vec![sender])?;
+    link.quiet()?;
+    drop(receiver);
+    let begun = seen.matches(STATUS).count();
+    read(&ends, &mut seen, |seen| seen.matches(STATUS).count() > begun + 2)?;
+    xctl.signal(Signal::SIGINT)?;
+    // A kernel that does not tell how many runs it skipped makes the last line another one.
+    read(&ends, &mut seen, |seen| seen.contains("nothing lost\r\n") || seen.contains("\r\nlost: "))?;
+    xctl.succeed()?;
+
+    let statuses: Vec<_> = seen.split(ERASE).filter(|piece| piece.contains(STATUS)).collect();
+    let last = statuses.last().and_then(|status| segments(status)).context("no status")?;
+    // What a person sees: the text after the last erasure of each line.
+    let lines: Vec<_> = seen.split("\r\n").map(|line| line.rsplit(ERASE).next().unwrap_or(line)).collect();
+    ensure!(lines.iter().all(|line| !line.contains(STATUS) && !line.contains('\x1b')), "a status is left: {lines:#?}");
+    let summary = lines.iter().find_map(|line| line.split_once(" segments sent again in ")).context("no summary")?;
+    ensure!(summary.0.parse() == Ok(last) && last > 0, "the last status has {last} segments, the summary {summary:?}");
+    let events = lines.iter().filter(|line| line.contains(" sender ")).count();
+    ensure!(events > 0, "no event: {lines:#?}");
+    Ok(Verdict::Passed(format!("{last} segments, {} statuses", statuses.len())))
+}
