@@ -116,7 +116,7 @@ install: $(BIN) ## Install the binary, man pages, completions and the systemd un
 
 # Before the rest: it compares our CO-RE results with libbpf's for the types of every kernel.
 .PHONY: test test-unit test-native test-vm test-full test-awake
-test: setup-test ## Set up, build, and run every test
+test: setup-test ## Set up, build, and run the unit tests and the kernel tests
 	$(say) FETCH '$(KERNELS)'
 	$(Q)./tests/vm/fetch $(KERNELS)
 	$(Q)XCTL_KERNELS='$(KERNELS)' $(MAKE) --no-print-directory test-unit

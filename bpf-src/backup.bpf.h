@@ -59,8 +59,8 @@ static __always_inline bool must_back_up(const void *object, enum lost counter)
 }
 
 /*
- * The end of a socket, as a kprobe sees it right before the tracepoint. The kprobe forgets the owner, so it alone handles the
- * end, if it runs. No state has this number.
+ * The mark of a socket's end, as a kprobe sees it right before the tracepoint. The kprobe forgets the owner, so it alone
+ * handles the end, if it runs. States are smaller than 32, so no mark of the tracepoint (socket + state) equals this one.
  */
 #define SEEN_BY_KPROBE(sk) ((const char *)(sk) + 32)
 

@@ -251,7 +251,7 @@ struct reading {
 
 /* Why the ledger reads a connection or a listener. */
 enum account_why {
-	ACCOUNT_OPEN = 0,	/* it is open when xctl starts or ends */
+	ACCOUNT_OPEN = 0,	/* it is open when xctl starts or ends, or at a tick */
 	ACCOUNT_ENDED,
 	ACCOUNT_TAKEN,		/* another process takes it; `owner` is the owner until then */
 };

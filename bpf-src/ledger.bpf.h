@@ -99,7 +99,8 @@ static __always_inline bool is_account_of(struct account *account, const struct 
 
 static __always_inline void write_ended(const struct sock *sk, const struct flow *flow, __u8 state)
 {
-	struct owner owner = {};	/* Linux 5.10 puts nothing from a ring into a map, which a seeded entry takes */
+	/* Not in the ring: owner_of() may move a seeded entry, and Linux 5.10 lets no map take a value from a ring. */
+	struct owner owner = {};
 	struct account *account;
 
 	owner_of(sk, flow, &owner);
@@ -136,8 +137,9 @@ static __noinline void connection_ended(const struct sock *sk, __u8 state)
 }
 
 /*
- * The owner until now, if the new one is another process. The kernel may give the entry's memory to another socket. A listener
- * has no `flow`, since that is not its key: the stack has no room for another one here.
+ * Write an account of the counters until now, for the owner until now: another process takes the socket. If the kernel has
+ * given the entry's memory to another socket, nothing is written. For a listener `flow` is NULL, since its key is its address.
+ * Its four-tuple then goes straight into the account: the stack has no room for another flow here.
  */
 static __noinline void connection_taken(const struct sock *sk, const struct flow *flow, const struct owner *entry)
 {

@@ -15,7 +15,8 @@
  *   replaces P's. If Q updates the map after P's second operation, Q's word also replaces P's word. If Q updates the map before
  *   that operation, P then reads Q's entry, and drops the word.
  * - The socket ends: forget() removes the entry and then drops the word. A sender that has not locked the socket may write its
- *   word later. Then it sees the closed socket after that (remember_until_closed()), by the same lock, and forgets it again.
+ *   word later. Then vouch() takes the bucket's lock after forget() has taken it. So the sender sees that the socket is closed
+ *   (remember_until_closed()), and forgets it again.
  * - Another socket gets the address: a new connection drops the word before it can send, when connect() or accept() shows it
  *   and when it becomes established. This does not rely on the end of the old socket.
  * - One of several threads, or a CPU, stops between its lookup and its store. That does no harm: a send that finds its word
@@ -151,9 +152,9 @@ static __always_inline void drop_cached(const struct sock *sk)
 }
 
 /*
- * Cache that SOCKET_TO_PID names the current process, which `owner` describes, as the sender of this socket. The update only
- * takes the lock of the entry's bucket (see above): it fails, since the socket has an entry. If the update succeeds, the entry
- * was removed meanwhile. Then the caller sees that the socket is closed, and forgets the new entry.
+ * Cache that SOCKET_TO_PID names the current process, which `owner` describes, as the sender of this socket. The update serves
+ * only to take the lock of the entry's bucket (see above): normally it fails, since the socket has an entry. If it succeeds,
+ * the entry was removed meanwhile. Then the caller sees that the socket is closed, and forgets the new entry.
  */
 static __always_inline void vouch(const struct sock *sk, const struct flow *flow, const struct flow *by_address,
 				  const struct owner *owner)

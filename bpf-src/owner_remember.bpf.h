@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * Makes the process of a call the owner of the socket. All of this runs in process context: the current task is the caller.
+ * Makes the process of a call the owner of the socket. Owners are made in process context only, where the current task is the
+ * caller.
  */
 #ifndef XCTL_OWNER_REMEMBER_BPF_H
 #define XCTL_OWNER_REMEMBER_BPF_H

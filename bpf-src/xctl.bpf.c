@@ -121,8 +121,8 @@ WITH_BACKUP("raw_tp/tcp_retransmit_synack", tp_synack, tp2_synack, req,
 	    struct sock *sk, struct request_sock *req)
 
 /*
- * Since Linux 5.19, for every change of the congestion state. Segments that arrive out of order make most changes (Open and
- * Disorder), and these end at once.
+ * Since Linux 5.19, for every change of the congestion state. Most changes are between Open and Disorder, when segments
+ * arrive out of order. For these the programs return at once.
  */
 SEC("raw_tp/tcp_cong_state_set")
 int BPF_PROG(tp_ca_state, struct sock *sk, __u8 ca_state)

@@ -15,8 +15,8 @@ pub fn by_key<T, K: Ord>(items: &mut [T], key: impl Fn(&T) -> K) {
     arrange(items, order);
 }
 
-/// Puts the item at `order[place]` at each place. Each cycle of this permutation moves by swaps; a place that points to
-/// itself is done.
+/// Rearranges the items: afterwards each place has the item that was at `order[place]`. Each cycle of this permutation moves
+/// by swaps; a place that points to itself is done.
 fn arrange<T>(items: &mut [T], mut order: Vec<usize>) {
     for start in 0..items.len() {
         let mut place = start;

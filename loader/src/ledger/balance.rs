@@ -15,7 +15,7 @@ use crate::model::reading::{Account, AccountWhy, ReadingOf};
 /// a connection when it ends.
 const LATE_NS: u64 = 1_000_000_000;
 
-/// The number of remembered connections from which on ended ones are looked for.
+/// If more connections than this are remembered, xctl looks for ended ones to forget.
 const MANY: usize = 1024;
 
 /// One connection, however often its socket's address is used: the address, and the time of the socket's first entry. One
@@ -56,7 +56,7 @@ pub struct Balance {
     /// The rows that were folded.
     pub folded: Folded,
     limit: Limit,
-    /// The number of remembered connections from which on ended ones are forgotten.
+    /// If more connections than this are remembered, those that ended more than [`LATE_NS`] ago are forgotten.
     many: usize,
 }
 
@@ -138,7 +138,8 @@ impl Balance {
             (AccountWhy::Ended, _) => (Fates::of(account), true),
             (AccountWhy::Taken, _) => (Fates::default(), ended_before),
         };
-        // A subflow of MPTCP has the life of its parent. If one ended, the next at its address has begun from nothing.
+        // A subflow of MPTCP has the `since` of its parent. So if one ended, the next at its address has the same life, but its
+        // counters have begun from nothing.
         let is_other = ended_before && account.why() == AccountWhy::Ended && !is_listener;
         let from = before.filter(|_| !is_other);
         if is_listener && from.is_none() && account.owner.since <= self.begun_ns() {

@@ -62,7 +62,7 @@ pub struct Row {
     pub counters: Counters,
     /// Whether the sums have all that these connections counted. If not, a connection is older than the ledger.
     pub complete: bool,
-    /// The connection that waits longest in queues: with the largest round-trip time above its least.
+    /// The connection that waits longest in queues: the one whose round-trip time is furthest above its own least.
     pub rtt: Option<(Rtt, Flow)>,
     /// The fullest accept queue at a tick, at the end of the run, and when its listener ended or got another owner; none: there
     /// was no listener.

@@ -90,7 +90,9 @@ impl Word {
             }
             Self::Ecn => "the peer says of at least 1 % of the delivered segments that the network marked them",
             Self::Local => "this host's own queue dropped at least one byte",
-            Self::Queue => "a round trip takes at least twice the least of five minutes, and 20 ms more",
+            Self::Queue => {
+                "a round trip takes at least twice as long as the least of five minutes, and at least 20 ms longer"
+            }
             Self::Path => "none of these reasons: the path or the congestion window sets the pace",
         }
     }

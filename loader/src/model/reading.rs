@@ -120,7 +120,7 @@ mirror! {
 mirror_enum! {
     /// The reason why the ledger reads a connection or a listener.
     "account_why" AccountWhy: u8 {
-        /// The connection is open when xctl starts or ends.
+        /// The connection is open when xctl starts or ends, or at a tick.
         Open = 0 "ACCOUNT_OPEN",
         /// The connection ended.
         Ended = 1 "ACCOUNT_ENDED",

@@ -31,7 +31,7 @@ pub struct Text<W> {
 /// Go back to the beginning of the line, and erase it.
 const ERASE: &str = "\r\x1b[K";
 
-/// The columns of a status. Every terminal has one more.
+/// The most columns of a status: on a narrower terminal it would wrap.
 const NARROW: usize = 79;
 
 impl<W: Write> Text<W> {

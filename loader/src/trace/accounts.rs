@@ -110,7 +110,8 @@ impl Accounts {
         all.read().map(Some)
     }
 
-    /// The sums of all connections, once [`Accounts::drain`] has read every account of the time of [`Accounts::read_all`].
+    /// The sums of all connections. Call it after [`Accounts::read_all`], once [`Accounts::drain`] has read every account that
+    /// was written meanwhile.
     #[must_use]
     pub fn sums(&mut self, open: ByNetns) -> Option<Ledger> {
         let (_, tally) = self.all.as_mut()?;

@@ -29,7 +29,7 @@ const PART: usize = 4;
 /// the record itself, so a busy ring is read once a round, and wakes the reader only when a part of it was written.
 struct Ring {
     cpu: u32,
-    /// The ring. It belongs to the event of a busy ring.
+    /// The ring's memory. It is mapped through the perf event that programs use while the ring is busy.
     reader: Reader<Mapped>,
     /// The event that wakes the reader with each record.
     eager: OwnedFd,

@@ -132,7 +132,7 @@ impl Running {
         drain(&mut self.rings, self.accounts.as_mut(), &self.tables, on_record)
     }
 
-    /// Bring the accounts up to now ([`Accounts::take_interval`]).
+    /// Bring the accounts up to now ([`Accounts::tick`]).
     ///
     /// # Errors
     /// If the kernel does not let us read.

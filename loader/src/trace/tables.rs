@@ -83,7 +83,7 @@ impl Table for Tables {
 
 /// The entries of a map. Entries that come or go meanwhile may be missing.
 fn read_map<K: Plain, V: Plain>(map: &Map<impl AsFd>) -> io::Result<Vec<(K, V)>> {
-    /// A limit above the size of any of our maps. An iteration that lost its place because of changes begins again, perhaps
+    /// A limit above the size of any map that is read so. An iteration that lost its place because of changes begins again, perhaps
     /// for ever.
     const MOST: usize = 1 << 20;
     let (mut key, mut next) = (None::<Vec<u8>>, vec![0; size_of::<K>()]);

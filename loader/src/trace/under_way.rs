@@ -12,8 +12,8 @@ use crate::model::maps::UNDER_WAY;
 use crate::ring::written::Written;
 
 /// How long a CPU may hold its writes back from others, in ns. On x86, others see the writes in their order, and the programs'
-/// atomic additions are barriers. Elsewhere the additions order nothing (those that do need Linux 5.12). A store buffer holds
-/// writes for less than a microsecond.
+/// atomic additions are barriers. Elsewhere these additions order nothing (additions that order writes need Linux 5.12). A
+/// store buffer holds writes for less than a microsecond.
 const DELAY: u64 = if cfg!(target_arch = "x86_64") { 0 } else { 1_000_000 };
 
 /// The counts of all CPUs. A system call reads them, since a per-CPU map cannot be mapped. It takes less than a microsecond.

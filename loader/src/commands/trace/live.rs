@@ -143,7 +143,7 @@ pub struct View<'w> {
 }
 
 impl Drop for View<'_> {
-    /// Print the messages of its time, too.
+    /// Leave the screen, and print the messages that were held back while it was in use.
     fn drop(&mut self) {
         terminal::leave();
         say_held();

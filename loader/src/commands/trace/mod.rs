@@ -111,8 +111,8 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
     };
     let plans = request.plans(&target)?;
     say_absent(filters.netns)?;
-    // Before anything is loaded, so that an address in use leaves nothing behind. And while signals still end this process:
-    // opening a Unix socket may wait.
+    // Before anything is loaded, so that an address in use leaves nothing behind. Also before signals are caught: opening a
+    // Unix socket may wait, and until then a signal can still end this process.
     let server = options.metrics.as_ref().map(Server::open).transpose();
     let server = server.context("--metrics: choose another address, or end the program that uses it")?;
     // Before the programs run, so that no signal can end the process without a summary.
@@ -285,7 +285,8 @@ fn follow_to_end(
     let holders = running.seeded.holders.clone();
     let exits = Exits::new(sees_processes);
     let deadline = options.duration.and_then(|time| Instant::now().checked_add(time));
-    // After the deadline, so that the tick of the same time comes after it: the last interval is as long as the others.
+    // Begun after the deadline was computed. If a tick and the deadline fall on the same time, the deadline comes first, and no
+    // tick cuts the last interval short: it is as long as the others.
     let ticks = options.interval.map(Ticks::begin).transpose()?;
     let mut printer = Printer {
         output,

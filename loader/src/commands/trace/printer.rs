@@ -57,8 +57,8 @@ impl Waits {
     /// The largest map whose entries are counted: that takes a few milliseconds.
     const MOST_SOCKETS: u32 = 1 << 16;
 
-    /// The status is due at once. SOCKET_TO_PID has room for `max_sockets`. None: standard output is no terminal for it. System
-    /// calls are not limited yet.
+    /// The status is due at once. SOCKET_TO_PID has room for `max_sockets`. None: standard output is no terminal that can show a
+    /// status. Call this before system calls are limited.
     #[must_use]
     pub fn begin(max_sockets: u32) -> Option<Self> {
         if !moves_cursor() {
@@ -149,8 +149,8 @@ impl Printer<'_> {
     }
 }
 
-/// What /proc says about processes. Each process is looked up once for all records that were read before: a process that
-/// exists then existed when they were read.
+/// What /proc says about processes. Each process is looked up once for all records that were read before. If it exists at the
+/// look-up, it existed when these records were read.
 #[derive(Debug)]
 pub struct Exits {
     /// /proc is that of the initial PID namespace. In another namespace, owners have other PIDs or none.
