@@ -10,17 +10,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
 #include "events.h"
-
-#define ENOENT 2
-#define E2BIG 7
-#define EAGAIN 11
-#define ENOMEM 12
-#define EBUSY 16
-#define EEXIST 17
-#define EINVAL 22
-#define ENOSPC 28
-#define ENOBUFS 105
-#define EHOSTUNREACH 113
+#include "errno.bpf.h"
 
 const volatile struct settings settings = {};
 

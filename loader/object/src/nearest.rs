@@ -3,29 +3,46 @@
 /// Longer names are not compared. Nobody mistypes such a name, and the time for a comparison is the product of both lengths.
 const LONGEST: usize = 64;
 
-/// The number of edits (insert, remove, replace a byte) that turn `a` into `b`; `None` if there are more than `most`.
+/// The numbers of edits that turn nothing into the first bytes of a name: as many as there are bytes.
+const FIRST_ROW: [u8; LONGEST + 1] = {
+    let mut row = [0; LONGEST + 1];
+    let mut at = 0;
+    while at <= LONGEST {
+        row[at] = at as u8;
+        at += 1;
+    }
+    row
+};
+
+/// The number of edits (insert, remove, replace a byte) that turn `a` into `b`; `None` if there are more than `most`, or if a
+/// name is longer than [`LONGEST`].
 fn distance(a: &[u8], b: &[u8], most: usize) -> Option<usize> {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
+    if a.len() > LONGEST {
+        return None;
+    }
+    // Nothing is allocated: names are compared by the hundred thousand.
+    let mut row = FIRST_ROW;
+    let row = row.get_mut(..=b.len())?;
+    for (i, x) in (0_u8..).zip(a) {
         let mut diagonal = i;
         let mut left = i + 1;
         let mut least = left;
         for (y, cell) in b.iter().zip(row.iter_mut().skip(1)) {
-            let here = (diagonal + usize::from(x != y)).min(left + 1).min(*cell + 1);
+            let here = (diagonal + u8::from(x != y)).min(left + 1).min(*cell + 1);
             diagonal = *cell;
             *cell = here;
             left = here;
             least = least.min(here);
         }
         // No row has a smaller minimum than the one before it.
-        if least > most {
+        if usize::from(least) > most {
             return None;
         }
         if let Some(first) = row.first_mut() {
             *first = i + 1;
         }
     }
-    row.last().copied().filter(|far| *far <= most)
+    row.last().copied().map(usize::from).filter(|far| *far <= most)
 }
 
 /// Up to three of `names` that look like `wanted`. First the names that contain `wanted`: when a member is split or renamed,

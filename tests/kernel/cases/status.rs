@@ -19,17 +19,24 @@ use crate::{Family, Outcome, Verdict};
 const ERASE: &str = "\r\x1b[K";
 const STATUS: &str = " sockets known, ";
 
+/// Reads what the terminal shows within 50 ms. Returns whether it shows anything.
+fn read_some(ends: &OpenptyResult, seen: &mut String) -> Result<bool> {
+    let mut master = [PollFd::new(ends.master.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut master, PollTimeout::try_from(Duration::from_millis(50))?)? == 0 {
+        return Ok(false);
+    }
+    let mut page = [0; 4096];
+    let count = nix::unistd::read(&ends.master, &mut page).context("reading the terminal")?;
+    *seen += str::from_utf8(&page[..count])?;
+    Ok(true)
+}
+
 /// Reads what the terminal shows until `done` says so.
 fn read(ends: &OpenptyResult, seen: &mut String, done: impl Fn(&str) -> bool) -> Result<()> {
     let end = Instant::now() + PATIENCE;
-    let mut page = [0; 4096];
     while !done(seen) {
         ensure!(Instant::now() < end, "it never shows that: {seen:?}");
-        let mut master = [PollFd::new(ends.master.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut master, PollTimeout::try_from(Duration::from_millis(50))?)? > 0 {
-            let count = nix::unistd::read(&ends.master, &mut page).context("reading the terminal")?;
-            *seen += str::from_utf8(&page[..count])?;
-        }
+        read_some(ends, seen)?;
     }
     Ok(())
 }
@@ -52,6 +59,8 @@ pub fn run(set: Set, family: Family) -> Outcome {
     send_all(vec![sender])?;
     link.quiet()?;
     drop(receiver);
+    // Statuses of the time of the traffic wait to be read.
+    while read_some(&ends, &mut seen)? {}
     let begun = seen.matches(STATUS).count();
     read(&ends, &mut seen, |seen| seen.matches(STATUS).count() > begun + 2)?;
     xctl.signal(Signal::SIGINT)?;

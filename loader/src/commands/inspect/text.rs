@@ -1,6 +1,6 @@
 //! The report for people.
 
-use std::fmt::{self, Display, Write as _};
+use std::fmt::{self, Display};
 use std::io::{self, BufWriter, Write};
 
 use anyhow::{Context, Result};
@@ -9,6 +9,7 @@ use super::plain::{Names, Plain};
 use super::view::{Code, MemoryPlace, Shown};
 use super::{Head, Report, Summary, Verdict, screen};
 use crate::object::facts::{Callback, ExternFacts, FunctionFacts, MapFacts, SectionFacts, VariableFacts, hex};
+use crate::output::line::Line;
 
 impl Display for MemoryPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -39,7 +40,7 @@ impl Display for Code {
 pub(super) struct Text<'w> {
     out: BufWriter<&'w mut dyn Write>,
     /// The lines about relocations. They follow the verdict, which is known only after the last relocation.
-    relocations: String,
+    relocations: Line,
     /// The program whose relocations are being listed.
     program: Option<String>,
 }
@@ -47,11 +48,11 @@ pub(super) struct Text<'w> {
 impl<'w> Text<'w> {
     /// A report to this writer.
     pub(super) fn new(out: &'w mut dyn Write) -> Self {
-        Text { out: BufWriter::new(out), relocations: String::new(), program: None }
+        Text { out: BufWriter::new(out), relocations: Line::default(), program: None }
     }
 
     /// Adds the lines of a relocation.
-    fn list(&mut self, shown: &Shown<'_>) -> fmt::Result {
+    fn list(&mut self, shown: &Shown<'_>) -> io::Result<()> {
         let out = &mut self.relocations;
         let name = shown.label.or(shown.program).unwrap_or(shown.section);
         if self.program.as_deref() != Some(name) {
@@ -66,7 +67,7 @@ impl<'w> Text<'w> {
             Some(local) if shown.is_enumval => write!(out, " of {}", Plain(&local.ty))?,
             _ => {}
         }
-        out.write_str(": ")?;
+        out.write_all(b": ")?;
         let there = target.and_then(|target| target.place);
         let value = local.and_then(|local| local.value);
         if let Some(value) = value {
@@ -219,7 +220,7 @@ fn section(out: &mut impl Write, section: &SectionFacts<'_>) -> io::Result<()> {
 }
 
 /// All of the report except the text about relocations, which is passed as `relocations`.
-fn report(out: &mut impl Write, head: &Head<'_>, verdict: &Verdict, relocations: &str) -> io::Result<()> {
+fn report(out: &mut impl Write, head: &Head<'_>, verdict: &Verdict, relocations: &[u8]) -> io::Result<()> {
     screen::put(out, head, verdict, &Summary::of(&head.facts, verdict))?;
     screen::put_problems(out, verdict)?;
     screen::put_notes(out, verdict)?;
@@ -242,7 +243,8 @@ fn report(out: &mut impl Write, head: &Head<'_>, verdict: &Verdict, relocations:
         }
         writeln!(out)?;
     }
-    write!(out, "\nCO-RE relocations\n{relocations}")?;
+    out.write_all(b"\nCO-RE relocations\n")?;
+    out.write_all(relocations)?;
     title(out, "sections", facts.sections.len())?;
     facts.sections.iter().try_for_each(|one| section(out, one))?;
     out.flush()
@@ -259,6 +261,6 @@ impl Report for Text<'_> {
     }
 
     fn end(&mut self, head: &Head<'_>, verdict: &Verdict) -> Result<()> {
-        report(&mut self.out, head, verdict, &self.relocations).context("writing the report")
+        report(&mut self.out, head, verdict, self.relocations.take()).context("writing the report")
     }
 }
