@@ -22,7 +22,6 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 
-use bpf_object::sort;
 use serde::Serialize;
 
 use super::tag::{PSEUDO_MAP_FD, PSEUDO_MAP_VALUE};
@@ -93,12 +92,22 @@ impl Step {
     }
 }
 
+/// A pair with half the memory: a program has less than 2^32 instructions. There is a node for each instruction, and comparing
+/// takes the most memory of a start.
+type Packed = (u32, u32);
+
 struct Node {
-    pair: Pair,
+    packed: Packed,
     /// The place of the pair's steps among all steps.
     steps: Range<u32>,
     /// Set if no step is possible.
     impossible: Option<Impossible>,
+}
+
+impl Node {
+    fn pair(&self) -> Pair {
+        (self.packed.0 as usize, self.packed.1 as usize)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -129,7 +138,7 @@ pub fn compare(
     let mut nodes = Nodes::with_room(program.len());
     nodes.number((0, 0));
     let mut looked_at = 0;
-    while let Some(pair) = nodes.all.get(looked_at).map(|node| node.pair) {
+    while let Some(pair) = nodes.all.get(looked_at).map(Node::pair) {
         if nodes.all.len() > MOST_PAIRS {
             return Err(Unexplained {
                 insn: None,
@@ -149,7 +158,7 @@ pub fn compare(
 struct Nodes {
     all: Vec<Node>,
     steps: Vec<Step>,
-    numbers: HashMap<Pair, u32>,
+    numbers: HashMap<Packed, u32>,
 }
 
 impl Nodes {
@@ -160,8 +169,9 @@ impl Nodes {
     }
 
     fn number(&mut self, pair: Pair) -> u32 {
-        *self.numbers.entry(pair).or_insert_with(|| {
-            self.all.push(Node { pair, steps: 0..0, impossible: None });
+        let packed = (pair.0 as u32, pair.1 as u32);
+        *self.numbers.entry(packed).or_insert_with(|| {
+            self.all.push(Node { packed, steps: 0..0, impossible: None });
             self.all.len() as u32 - 1
         })
     }
@@ -180,13 +190,14 @@ impl Nodes {
         let mut excluded = 0;
         // Most steps lead forward, so the last pairs are decided first.
         let mut left: Vec<usize> = (0..self.all.len()).collect();
-        sort::by_key(&mut left, |number| Reverse(self.all[*number].pair));
+        // In place, unlike `bpf_object::sort`: memory counts here.
+        left.sort_unstable_by_key(|number| Reverse(self.all[*number].packed));
         loop {
             let before = excluded;
             left.retain(|number| {
                 let node = &self.all[*number];
                 let ends = self.steps(node).iter().map(|step| Some(self.end_of(step, excluded)?.1));
-                let here = Some(node.pair.1 as u32);
+                let here = Some(node.packed.1);
                 let Some(reach) = ends.reduce(|most, end| Some(most?.max(end?))).unwrap_or(here) else {
                     return true;
                 };
@@ -371,9 +382,9 @@ impl<M: Fn(i32) -> Option<u32>> Both<'_, M> {
                 continue;
             };
             let (taken, taken_there) = step.taken();
-            explained.iter_mut().skip(node.pair.1).take(taken_there).for_each(|slot| *slot = Some(step.same));
+            explained.iter_mut().skip(node.pair().1).take(taken_there).for_each(|slot| *slot = Some(step.same));
             if taken_there > 0 {
-                reached.iter_mut().skip(node.pair.0).take(taken).for_each(|slot| *slot = true);
+                reached.iter_mut().skip(node.pair().0).take(taken).for_each(|slot| *slot = true);
             }
             todo.extend(step.next());
         }
@@ -414,13 +425,14 @@ impl<M: Fn(i32) -> Option<u32>> Both<'_, M> {
         let (mut places, mut seen) = (VecDeque::from([place]), BTreeSet::from([place]));
         while let Some(number) = places.pop_front() {
             let node = &nodes.all[number];
-            if kind(self.program, node.pair.0) == kind(self.translated, node.pair.1) {
-                return node.pair;
+            let pair = node.pair();
+            if kind(self.program, pair.0) == kind(self.translated, pair.1) {
+                return pair;
             }
             let left_out = nodes.steps(node).iter().filter(|step| step.taken.1 == 0);
             places.extend(left_out.flat_map(Step::next).filter(|next| seen.insert(*next)));
         }
-        nodes.all[place].pair
+        nodes.all[place].pair()
     }
 
     fn shown(&self, at: usize) -> String {
