@@ -33,6 +33,9 @@ pub fn say_held() {
     }
 }
 
+/// The sequence that goes back to the beginning of a terminal's line, and erases the line.
+pub const ERASE: &str = "\r\x1b[K";
+
 /// Whether standard error is a terminal whose last line may be a status, which a message replaces.
 static HAS_STATUS: AtomicBool = AtomicBool::new(false);
 
@@ -53,7 +56,7 @@ pub fn say_all(text: &str) {
         return;
     }
     if HAS_STATUS.load(Ordering::Relaxed) {
-        let _ = Stderr.write_all(b"\r\x1b[K");
+        let _ = Stderr.write_all(ERASE.as_bytes());
     }
     let _ = match goes_to_journal() {
         true => Stderr.write_all(as_warnings(text).as_bytes()),

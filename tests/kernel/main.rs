@@ -19,6 +19,7 @@ mod cases;
 mod claims;
 mod counters;
 mod crowd;
+mod folder;
 mod host;
 mod link;
 mod machine;

@@ -64,6 +64,11 @@ pub struct Moving {
     gained: Option<Gained>,
 }
 
+/// Add an entry of the table, whatever its epoch, to the sums of its process.
+fn add(sums: &mut ByProcess, key: &ProcessKey, totals: &Totals) {
+    add_totals(sums.entry(ProcessKey { epoch: 0, ..*key }).or_default(), totals);
+}
+
 /// The gain of each process, by the entries of the table as they were read last.
 #[derive(Debug, Default)]
 struct Gained {
@@ -76,8 +81,7 @@ impl Gained {
     fn add(&mut self, key: &ProcessKey, totals: &Totals) {
         let seen = self.seen.insert(*key, *totals);
         if seen != Some(*totals) {
-            let row = self.by_process.entry(ProcessKey { epoch: 0, ..*key }).or_default();
-            add_totals(row, &growth(totals, &seen.unwrap_or_default()));
+            add(&mut self.by_process, key, &growth(totals, &seen.unwrap_or_default()));
         }
     }
 }
@@ -134,7 +138,7 @@ impl Moving {
         Ok(())
     }
 
-    /// What each process has gained since the last call. It is empty without `by_interval`.
+    /// The gain of each process since the last call. It is empty without `by_interval`.
     ///
     /// # Errors
     /// If a map cannot be read.
@@ -173,8 +177,7 @@ struct Rows {
 
 impl Rows {
     fn add(&mut self, key: &ProcessKey, totals: &Totals) {
-        let row = self.by_process.entry(ProcessKey { epoch: 0, ..*key }).or_default();
-        add_totals(row, totals);
+        add(&mut self.by_process, key, totals);
     }
 
     /// Fold rows of exited processes if there are too many ([`Limit`]).

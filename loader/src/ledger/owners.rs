@@ -29,7 +29,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// What a process has gained in an interval.
+    /// The gain of a process in an interval.
     fn of(process: &Process) -> Self {
         let tcp = process.ledger.tcp.unwrap_or(Counters::ZERO);
         let (receiver, sndbuf) = (tcp.rwnd_limited_us, tcp.sndbuf_limited_us);

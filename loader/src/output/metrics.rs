@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use bpf_object::sort;
 
-use crate::ledger::owners::{Owner, Owners, others};
+use crate::ledger::owners::{Owner, Owners, Sums, others};
 use crate::model::events::Kind;
 
 /// The most bytes of a request.
@@ -19,7 +19,7 @@ pub struct About {
     pub proven: Option<bool>,
 }
 
-/// What limits a connection, in the order of [`crate::ledger::owners::Sums::limited_us`].
+/// The limits of a connection, in the order of [`crate::ledger::owners::Sums::limited_us`].
 const LIMITS: [&str; 3] = ["network", "receiver", "sndbuf"];
 
 /// All metrics as text.
@@ -34,23 +34,22 @@ pub fn text(owners: &Owners, about: &About) -> String {
 fn write(out: &mut String, owners: &Owners, about: &About) -> fmt::Result {
     let mut rows: Vec<_> = owners.rows().collect();
     sort::by_key(&mut rows, |(owner, _)| *owner);
+    let others = others();
     head(out, "xctl_tcp_retransmitted_segments_total", "counter", "Retransmitted TCP segments.")?;
     for (owner, sums) in &rows {
         // The row of the others is there from the start, so that a rate of the sum also has the first segments.
-        let all = **owner == others();
+        let all = **owner == others;
         for (kind, segs) in Kind::ALL.iter().zip(sums.segs).filter(|(_, segs)| all || *segs > 0) {
             let kind = kind.name();
             writeln!(out, "xctl_tcp_retransmitted_segments_total{{{},kind=\"{kind}\"}} {segs}", Labels(owner))?;
         }
     }
-    head(out, "xctl_tcp_retransmitted_bytes_total", "counter", "Retransmitted payload bytes.")?;
-    for (owner, sums) in &rows {
-        writeln!(out, "xctl_tcp_retransmitted_bytes_total{{{}}} {}", Labels(owner), sums.bytes)?;
-    }
-    head(out, "xctl_tcp_sent_bytes_total", "counter", "Payload bytes sent, retransmissions included.")?;
-    for (owner, sums) in &rows {
-        writeln!(out, "xctl_tcp_sent_bytes_total{{{}}} {}", Labels(owner), sums.sent)?;
-    }
+    let mut bytes = |name: &str, help: &str, of: fn(&Sums) -> u64| {
+        head(out, name, "counter", help)?;
+        rows.iter().try_for_each(|(owner, sums)| writeln!(out, "{name}{{{}}} {}", Labels(owner), of(sums)))
+    };
+    bytes("xctl_tcp_retransmitted_bytes_total", "Retransmitted payload bytes.", |sums| sums.bytes)?;
+    bytes("xctl_tcp_sent_bytes_total", "Payload bytes sent, retransmissions included.", |sums| sums.sent)?;
     let help = "Time with data under way, by what limited it: the network, the peer's window, or the send buffer.";
     head(out, "xctl_tcp_limited_seconds_total", "counter", help)?;
     for (owner, sums) in &rows {
@@ -101,7 +100,7 @@ impl fmt::Display for Labels<'_> {
     }
 }
 
-/// What a request asks for.
+/// A request, by its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// The metrics.
@@ -141,14 +140,14 @@ pub fn request(bytes: &[u8]) -> Option<Request> {
 /// The answer to a request. The connection ends after it.
 #[must_use]
 pub fn answer(request: Request, metrics: &str) -> Vec<u8> {
-    let (status, body) = match request {
-        Request::Metrics | Request::Head => ("200 OK", metrics),
-        Request::Other => ("404 Not Found", "xctl's metrics are at /metrics\n"),
-        Request::Method => ("405 Method Not Allowed", "xctl answers GET and HEAD\n"),
-        Request::Garbage => ("400 Bad Request", "this is no request that xctl understands\n"),
+    const PLAIN: &str = "text/plain; charset=utf-8";
+    const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+    let (status, kind, body) = match request {
+        Request::Metrics | Request::Head => ("200 OK", METRICS, metrics),
+        Request::Other => ("404 Not Found", PLAIN, "xctl's metrics are at /metrics\n"),
+        Request::Method => ("405 Method Not Allowed", PLAIN, "xctl answers GET and HEAD\n"),
+        Request::Garbage => ("400 Bad Request", PLAIN, "this is no request that xctl understands\n"),
     };
-    let kind =
-        if status == "200 OK" { "text/plain; version=0.0.4; charset=utf-8" } else { "text/plain; charset=utf-8" };
     let length = body.len();
     let allow = if request == Request::Method { "Allow: GET, HEAD\r\n" } else { "" };
     let mut answer = format!(

@@ -69,7 +69,7 @@ pub struct Interval {
     pub summary: Summary,
 }
 
-/// What a run has seen so far, for a person who waits.
+/// The figures of a run so far, for a person who waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Status {
     /// Now, ns since 1970, UTC.

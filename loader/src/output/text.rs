@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use super::connections::{bytes, say as say_verdict, say_slowness, share, shorten, time};
 use super::names::{addresses, name, pid, printable, whose};
 use super::{Interval, Moment, Output, Ready, Status, top};
-use crate::console::say;
+use crate::console::{ERASE, say};
 use crate::kernel::calendar::Calendar;
 use crate::ledger::connection::Connection;
 use crate::ledger::counters::Rtt;
@@ -27,9 +27,6 @@ pub struct Text<W> {
     /// The last line is a status, which the next one replaces.
     has_status: bool,
 }
-
-/// Go back to the beginning of the line, and erase it.
-const ERASE: &str = "\r\x1b[K";
 
 /// The most columns of a status: on a narrower terminal it would wrap.
 const NARROW: usize = 79;

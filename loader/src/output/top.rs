@@ -30,7 +30,7 @@ pub(super) fn heading(calendar: &mut Calendar, interval: &Interval) -> (String, 
     (again, lost(&summary.lost))
 }
 
-/// What was lost so far; none: nothing that is known.
+/// The losses so far; none: no loss is known.
 pub(super) fn lost(lost: &Lost) -> Option<String> {
     let lost = lost.entries().into_iter().filter(|(_, count)| count.is_some_and(|count| count > 0));
     let lost: Vec<_> = lost.map(|(name, count)| format!("{name} {}", count.unwrap_or(0))).collect();

@@ -1,7 +1,6 @@
 //! xctl starts and ends repeatedly under load, in every way and at any moment: nothing is left over.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::ends::{bpf_objects, held, kprobes};
+use crate::folder::Folder;
 use crate::host::{Set, is_full, is_guest};
 use crate::link::Link;
 use crate::process::{Process, now, poll};
@@ -50,7 +50,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
         Ok::<_, anyhow::Error>(all.flatten().filter(lasts).count())
     };
     let held_first = descriptors()?;
-    let folder = Folder::new()?;
+    let folder = Folder::new("cycles")?;
     let before = bpf_objects()?;
     let probes = kprobes("list")?;
     // the changes of these numbers under this load alone
@@ -160,23 +160,6 @@ fn cycle(set: Set, folder: &Folder, end: End) -> Result<()> {
             ensure!(status.code() == Some(0), "it ended with {status} and said {:?}", xctl.process.errors());
             Ok(())
         }
-    }
-}
-
-/// An empty folder to work in, also for temporary files. It is removed when dropped.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Folder> {
-        let folder = std::env::temp_dir().join(format!("xctl-cycles-{}", std::process::id()));
-        std::fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        Ok(Folder(folder))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

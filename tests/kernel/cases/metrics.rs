@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use super::lossy_link::{nothing_is_missing, plans};
 use super::stats::number;
 use crate::counters::Counters;
+use crate::folder::Folder;
 use crate::host::Set;
 use crate::link::Link;
 use crate::missed::Witness;
@@ -31,25 +32,9 @@ const GET: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: test\r\nUser-Agent: test\r\n
 /// The age up to which xctl tells the same figures again.
 const FRESH: Duration = Duration::from_millis(1100);
 
-/// A folder of this case, which goes with it.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Folder> {
-        let path = std::env::temp_dir().join(format!("xctl-metrics-{}", std::process::id()));
-        fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
-        Ok(Folder(path))
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// The path of a file in the folder.
+fn path(folder: &Folder, name: &str) -> String {
+    folder.file(name).1
 }
 
 /// The value of each series, by its name with its labels.
@@ -85,7 +70,7 @@ const SEGMENTS: &str = "xctl_tcp_retransmitted_segments_total";
 const AGAIN: &str = "xctl_tcp_retransmitted_bytes_total";
 const SENT: &str = "xctl_tcp_sent_bytes_total";
 
-/// What the answer to a request says: its first line, and its content.
+/// The answer to a request: its first line, and its content.
 fn ask(at: &str, request: &[u8]) -> Result<(String, String)> {
     let mut client = UnixStream::connect(at)?;
     client.set_read_timeout(Some(PATIENCE))?;
@@ -110,8 +95,8 @@ fn scrape(at: &str) -> Result<Series> {
 
 pub fn run(set: Set, family: Family) -> Outcome {
     let link = Link::lossy()?;
-    let folder = Folder::new()?;
-    let (socket, file, few) = (folder.path("socket"), folder.path("all.prom"), folder.path("few.prom"));
+    let folder = Folder::new("metrics")?;
+    let (socket, file, few) = (path(&folder, "socket"), path(&folder, "all.prom"), path(&folder, "few.prom"));
     let xctl = Xctl::start(set, &["--metrics", &format!("unix:{socket}"), "--metrics-file", &file])?;
     // Retransmits count also if none is printed.
     let mut few_owners = command(&["trace", "--json", "--attach", &set.to_string(), "--events", "connection"])?;
@@ -266,17 +251,17 @@ fn crowd(at: &str, last: &Series) -> Result<()> {
 
 /// A socket of TCP, an inherited one, and a Unix socket that a killed run has left.
 pub fn sockets(set: Set, _family: Family) -> Outcome {
-    let folder = Folder::new()?;
-    let path = folder.path("socket");
-    let at = format!("unix:{path}");
+    let folder = Folder::new("metrics")?;
+    let socket = path(&folder, "socket");
+    let at = format!("unix:{socket}");
     let mut killed = Xctl::start(set, &["--metrics", &at])?;
     killed.process.signal(Signal::SIGKILL)?;
     killed.process.wait()?;
-    ensure!(Path::new(&path).exists(), "a killed run leaves its socket");
+    ensure!(Path::new(&socket).exists(), "a killed run leaves its socket");
     let again = Xctl::start(set, &["--metrics", &at])?;
-    scrape(&path)?;
+    scrape(&socket)?;
     again.stop(Signal::SIGINT)?;
-    ensure!(!Path::new(&path).exists(), "the socket is left behind");
+    ensure!(!Path::new(&socket).exists(), "the socket is left behind");
 
     let ns = Link::up()?;
     let told = ns.a.enter(|| {
@@ -305,11 +290,11 @@ pub fn sockets(set: Set, _family: Family) -> Outcome {
 
 /// xctl refuses what it cannot serve before it loads anything, and writes a file again as soon as it can.
 pub fn refused(set: Set, _family: Family) -> Outcome {
-    let folder = Folder::new()?;
+    let folder = Folder::new("metrics")?;
     let taken = TcpListener::bind("127.0.0.1:0")?;
-    let (taken, in_use) = (taken.local_addr().map(|at| (at.to_string(), taken))?, folder.path("in-use"));
+    let (taken, in_use) = (taken.local_addr().map(|at| (at.to_string(), taken))?, path(&folder, "in-use"));
     let _in_use = UnixListener::bind(&in_use)?;
-    let plain = folder.path("plain");
+    let plain = path(&folder, "plain");
     fs::write(&plain, "mine")?;
     let set_name = set.to_string();
     for (option, value, reason) in [
@@ -317,7 +302,7 @@ pub fn refused(set: Set, _family: Family) -> Outcome {
         ("--metrics", format!("unix:{in_use}"), "cannot listen at"),
         ("--metrics", format!("unix:{plain}"), "cannot listen at"),
         ("--metrics", "fd:33".into(), "it must be a listening socket"),
-        ("--metrics-file", folder.path("none/x.prom"), "(--metrics-file): No such file"),
+        ("--metrics-file", path(&folder, "none/x.prom"), "(--metrics-file): No such file"),
     ] {
         let mut process = Process::start("xctl", command(&["trace", "--attach", &set_name, option, &value])?)?;
         process.rest()?;
@@ -328,7 +313,7 @@ pub fn refused(set: Set, _family: Family) -> Outcome {
     ensure!(fs::read_to_string(&plain)? == "mine", "a file of somebody else was removed");
 
     // A folder that goes away while xctl runs.
-    let (inside, file) = (folder.path("inside"), folder.path("inside/x.prom"));
+    let (inside, file) = (path(&folder, "inside"), path(&folder, "inside/x.prom"));
     fs::create_dir(&inside)?;
     let xctl = Xctl::start(set, &["--metrics-file", &file])?;
     fs::remove_dir_all(&inside)?;

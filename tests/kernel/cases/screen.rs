@@ -40,6 +40,18 @@ fn mode(terminal: &OwnedFd) -> Result<Mode> {
     Ok(([mode.c_iflag, mode.c_oflag, mode.c_cflag, mode.c_lflag], control))
 }
 
+/// Reads what a terminal shows within this time. Returns whether it shows anything.
+pub fn read_some(master: &OwnedFd, seen: &mut String, within: Duration) -> Result<bool> {
+    let mut ready = [PollFd::new(master.as_fd(), PollFlags::POLLIN)];
+    if wait_for(&mut ready, PollTimeout::try_from(within)?)? == 0 {
+        return Ok(false);
+    }
+    let mut page = [0; 4096];
+    let count = nix::unistd::read(master, &mut page).context("reading the terminal")?;
+    *seen += str::from_utf8(&page[..count]).context("the terminal shows no text")?;
+    Ok(true)
+}
+
 /// A terminal of 24 rows and 80 columns with an `xctl top`.
 struct Screen {
     ends: OpenptyResult,
@@ -79,16 +91,8 @@ impl Screen {
     /// Reads what is printed for this time.
     fn read(&mut self, time: Duration) -> Result<()> {
         let end = Instant::now() + time;
-        let mut page = [0; 4096];
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let mut master = [PollFd::new(self.ends.master.as_fd(), PollFlags::POLLIN)];
-            if wait_for(&mut master, PollTimeout::try_from(left)?)? == 0 {
-                return Ok(());
-            }
-            let count = nix::unistd::read(&self.ends.master, &mut page).context("reading the screen")?;
-            self.seen += str::from_utf8(&page[..count]).context("the screen")?;
-        }
+        while read_some(&self.ends.master, &mut self.seen, end.saturating_duration_since(Instant::now()))? {}
+        Ok(())
     }
 
     fn until(&mut self, what: &str, mut done: impl FnMut(&mut Screen) -> bool) -> Result<()> {

@@ -1,15 +1,15 @@
 //! `xctl trace` on a terminal: a status line that each other line replaces, and that the end erases.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{OpenptyResult, openpty};
 use nix::sys::signal::Signal;
 
 use super::ends::one_sender;
 use super::hosts::by_shell;
+use super::screen::read_some;
 use crate::host::Set;
 use crate::process::{PATIENCE, Process};
 use crate::workers::send_all;
@@ -18,25 +18,15 @@ use crate::{Family, Outcome, Verdict};
 /// The sequence that erases a line from its beginning.
 const ERASE: &str = "\r\x1b[K";
 const STATUS: &str = " sockets known, ";
-
-/// Reads what the terminal shows within 50 ms. Returns whether it shows anything.
-fn read_some(ends: &OpenptyResult, seen: &mut String) -> Result<bool> {
-    let mut master = [PollFd::new(ends.master.as_fd(), PollFlags::POLLIN)];
-    if poll(&mut master, PollTimeout::try_from(Duration::from_millis(50))?)? == 0 {
-        return Ok(false);
-    }
-    let mut page = [0; 4096];
-    let count = nix::unistd::read(&ends.master, &mut page).context("reading the terminal")?;
-    *seen += str::from_utf8(&page[..count])?;
-    Ok(true)
-}
+/// Less than the time between two statuses.
+const SOON: Duration = Duration::from_millis(50);
 
 /// Reads what the terminal shows until `done` says so.
 fn read(ends: &OpenptyResult, seen: &mut String, done: impl Fn(&str) -> bool) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     while !done(seen) {
         ensure!(Instant::now() < end, "it never shows that: {seen:?}");
-        read_some(ends, seen)?;
+        read_some(&ends.master, seen, SOON)?;
     }
     Ok(())
 }
@@ -60,7 +50,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     link.quiet()?;
     drop(receiver);
     // Statuses of the time of the traffic wait to be read.
-    while read_some(&ends, &mut seen)? {}
+    while read_some(&ends.master, &mut seen, SOON)? {}
     let begun = seen.matches(STATUS).count();
     read(&ends, &mut seen, |seen| seen.matches(STATUS).count() > begun + 2)?;
     xctl.signal(Signal::SIGINT)?;
@@ -70,7 +60,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
 
     let statuses: Vec<_> = seen.split(ERASE).filter(|piece| piece.contains(STATUS)).collect();
     let last = statuses.last().and_then(|status| segments(status)).context("no status")?;
-    // What a person sees: the text after the last erasure of each line.
+    // A person sees the text after the last erasure of each line.
     let lines: Vec<_> = seen.split("\r\n").map(|line| line.rsplit(ERASE).next().unwrap_or(line)).collect();
     ensure!(lines.iter().all(|line| !line.contains(STATUS) && !line.contains('\x1b')), "a status is left: {lines:#?}");
     let summary = lines.iter().find_map(|line| line.split_once(" segments sent again in ")).context("no summary")?;

@@ -96,9 +96,7 @@ fn tick(running: &mut Running, printer: &mut Printer<'_>, moving: &mut Moving) -
     if let Some(ticks) = &mut printer.ticks
         && ticks.due() <= Instant::now()
     {
-        running.tick()?;
-        let (gain, lost) = (moving.gain(&running.tables)?, running.lost()?);
-        let interval = ticks.end(&gain, running.accounts.as_mut(), lost)?;
+        let interval = ticks.read(running, moving)?;
         printer.interval(interval)?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `--metrics` and `--metrics-file`: what Prometheus reads of a run.
+//! `--metrics` and `--metrics-file`: the figures of a run for Prometheus.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -17,6 +17,7 @@ use crate::ledger::epochs::Moving;
 use crate::ledger::owners::Owners;
 use crate::ledger::summary::ByProcess;
 use crate::model::lost::Lost;
+use crate::output::Interval;
 use crate::output::metrics::{self, About, Request};
 use crate::trace::accounts::Accounts;
 use crate::trace::session::Running;
@@ -42,12 +43,12 @@ pub struct Metrics {
     ticks: Ticks,
     about: About,
     owners: Owners,
+    /// The sums as text; empty: nothing was read yet.
     text: String,
     /// The answer with the text, which all clients share.
     answer: Rc<[u8]>,
-    /// The time of the sums in the text; none: nothing was read yet.
-    told_at: Option<Instant>,
-    begun_at: Instant,
+    /// The time of the last reading, or of the beginning.
+    read_at: Instant,
     clients: VecDeque<Client>,
     /// More clients wait, or could not be let in.
     more: bool,
@@ -72,8 +73,7 @@ impl Metrics {
             owners: Owners::new(options.metrics_owners),
             text: String::new(),
             answer: Rc::from([]),
-            told_at: None,
-            begun_at: Instant::now(),
+            read_at: Instant::now(),
             clients: VecDeque::new(),
             more: false,
         };
@@ -92,7 +92,7 @@ impl Metrics {
     /// The next time at which [`Metrics::go_on`] has work to do, even if no client comes.
     pub fn due(&self) -> Instant {
         let look = (self.more || !self.clients.is_empty()).then(|| Instant::now() + LOOK);
-        look.into_iter().fold(self.told_at.unwrap_or(self.begun_at) + EVERY, Instant::min)
+        look.into_iter().fold(self.read_at + EVERY, Instant::min)
     }
 
     /// Take in clients, read their requests, and answer them. Nothing here waits for a client. Returns whether the counters of
@@ -104,8 +104,8 @@ impl Metrics {
         self.let_in();
         self.clients.iter_mut().for_each(Client::read);
         let asks = self.clients.iter().any(Client::asks_for_sums);
-        let old = self.told_at.is_none_or(|at| at.elapsed() >= FRESH);
-        let reads = (asks && old) || self.told_at.unwrap_or(self.begun_at).elapsed() >= EVERY;
+        let age = self.read_at.elapsed();
+        let reads = (asks && (self.text.is_empty() || age >= FRESH)) || age >= EVERY;
         if reads {
             self.refresh(running, moving)?;
         }
@@ -122,9 +122,9 @@ impl Metrics {
     /// # Errors
     /// If the kernel does not let us read what was counted.
     pub fn refresh(&mut self, running: &mut Running, moving: &mut Moving) -> Result<()> {
-        running.tick()?;
-        let (gain, lost) = (moving.gain(&running.tables)?, running.lost()?);
-        self.end(&gain, running.accounts.as_mut(), lost)
+        let interval = self.ticks.read(running, moving)?;
+        self.add(&interval);
+        Ok(())
     }
 
     /// Add the last part of the run, and write the file.
@@ -133,12 +133,16 @@ impl Metrics {
     /// If the clock cannot be read.
     pub fn end(&mut self, gain: &ByProcess, accounts: Option<&mut Accounts>, lost: Lost) -> Result<()> {
         let interval = self.ticks.end(gain, accounts, lost)?;
+        self.add(&interval);
+        Ok(())
+    }
+
+    fn add(&mut self, interval: &Interval) {
         self.owners.add(&interval.summary, interval.mono_ns);
         self.text = metrics::text(&self.owners, &self.about);
         self.answer = metrics::answer(Request::Metrics, &self.text).into();
-        self.told_at = Some(Instant::now());
+        self.read_at = Instant::now();
         self.save();
-        Ok(())
     }
 
     fn save(&mut self) {

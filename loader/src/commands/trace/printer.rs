@@ -149,7 +149,7 @@ impl Printer<'_> {
     }
 }
 
-/// What /proc says about processes. Each process is looked up once for all records that were read before. If it exists at the
+/// The state of processes by /proc. Each process is looked up once for all records that were read before. If it exists at the
 /// look-up, it existed when these records were read.
 #[derive(Debug)]
 pub struct Exits {

@@ -1,15 +1,17 @@
-//! What each process did in each interval: `xctl top`, and metrics.
+//! Intervals of a run, with the gains of each process: for `xctl top`, and for metrics.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use crate::kernel::clock::{monotonic_ns, realtime_ns};
+use crate::ledger::epochs::Moving;
 use crate::ledger::figures::CutsSeen;
 use crate::ledger::summary::{ByProcess, Others, Summary};
 use crate::model::lost::Lost;
 use crate::output::Interval;
 use crate::trace::accounts::Accounts;
+use crate::trace::session::Running;
 
 /// Intervals, one after the other.
 pub struct Ticks {
@@ -35,8 +37,18 @@ impl Ticks {
         self.due
     }
 
-    /// The interval that ends now; the next one begins. `gain` is what the totals of processes have gained, and the accounts have
-    /// been brought up to now. `lost` is what was lost since the run began.
+    /// Read the counters of open connections and the totals, and end the interval.
+    ///
+    /// # Errors
+    /// If the kernel does not let us read.
+    pub fn read(&mut self, running: &mut Running, moving: &mut Moving) -> Result<Interval> {
+        running.tick()?;
+        let (gain, lost) = (moving.gain(&running.tables)?, running.lost()?);
+        self.end(&gain, running.accounts.as_mut(), lost)
+    }
+
+    /// The interval that ends now; the next one begins. `gain` has the gains of the totals, and the accounts have been brought up
+    /// to now. `lost` has the losses since the run began.
     ///
     /// # Errors
     /// If the clock cannot be read.

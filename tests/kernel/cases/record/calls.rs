@@ -11,7 +11,8 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
-use super::{Scratch, arguments, installed, list, read};
+use super::{arguments, installed, list, read};
+use crate::folder::Folder;
 use crate::host::Set;
 use crate::process::Process;
 use crate::tracee::{Call, watch};
@@ -144,7 +145,7 @@ fn calls_without_symbols(set: Set) -> Outcome {
     private_mounts()?;
     mount(Some("/dev/null"), "/proc/kallsyms", None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .context("hiding kallsyms")?;
-    let scratch = Scratch::new()?;
+    let scratch = Folder::new("record")?;
     let (path, file) = scratch.file("calls.json");
     let attach = set.to_string();
     let xctl = command(&arguments(&attach, &["--duration", "0.1", "--record", &file]))?;
@@ -188,7 +189,7 @@ fn calls_without_symbols(set: Set) -> Outcome {
 /// The record has every call that strace sees, if there is a strace.
 pub fn by_strace(_set: Set, _family: Family) -> Outcome {
     let Some(strace) = installed("strace") else { return Ok(Verdict::Skipped("this host has no strace".into())) };
-    let scratch = Scratch::new()?;
+    let scratch = Folder::new("record")?;
     let (path, file) = scratch.file("calls.json");
     let (seen, log) = scratch.file("strace");
     let xctl = command(&arguments("auto", &["--duration", "0.1", "--record", &file]))?;

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::calls::{Seen, of_ptrace, of_record, same};
-use super::{ATTACHING, Scratch, arguments, list, read};
+use super::{ATTACHING, arguments, list, read};
+use crate::folder::Folder;
 use crate::host::Set;
 use crate::process::Process;
 use crate::tracee::{self, BPF_OBJ_GET_INFO_BY_FD, BPF_PROG_LOAD, Call, watch};
@@ -22,7 +23,7 @@ pub(super) const LEFT_OUT: &[u8] = b"d64477";
 /// One instruction is altered on its way to the kernel, so that the program still passes the verifier. xctl reports the
 /// change. With --record or --strict xctl attaches nothing, and the record contains the change.
 pub fn altered(_set: Set, _family: Family) -> Outcome {
-    let scratch = Scratch::new()?;
+    let scratch = Folder::new("record")?;
     let (path, file) = scratch.file("altered.json");
     let flagged = alter_one(&[])?;
     ensure!(flagged.status.success() && flagged.attached.is_some(), "{} {:?}", flagged.status, flagged.said);
@@ -99,7 +100,7 @@ const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
 /// The kernel's output of a program after verification is altered on its way to xctl. The verifier has no reason to make
 /// this change.
 pub fn altered_translation(_set: Set, _family: Family) -> Outcome {
-    let scratch = Scratch::new()?;
+    let scratch = Folder::new("record")?;
     let (path, file) = scratch.file("translated.json");
     let xctl = command(&arguments("auto", &["--dry-run", "--record", &file]))?;
     let mut altered = 0;
@@ -178,7 +179,7 @@ fn alter(call: &Call, memory: &File, at: usize, byte: u64, value: u8) -> Result<
 
 /// A failed run is recorded, too: here the kernel refuses a program with an altered, invalid instruction.
 pub fn failed(_set: Set, _family: Family) -> Outcome {
-    let scratch = Scratch::new()?;
+    let scratch = Folder::new("record")?;
     let (path, file) = scratch.file("failed.json");
     let xctl = command(&arguments("auto", &["--record", &file, "--seed", "none"]))?;
     let meddle = |call: &Call, memory: &File| -> Result<()> {
@@ -211,7 +212,7 @@ pub fn failed(_set: Set, _family: Family) -> Outcome {
 
 /// xctl refuses altered objects before they reach the kernel, and names the defect. The record contains the error.
 pub fn objects(_set: Set, _family: Family) -> Outcome {
-    let scratch = Scratch::new()?;
+    let scratch = Folder::new("record")?;
     let (path, file) = scratch.file("object.json");
     let (object, object_file) = scratch.file("object.o");
     let all: Vec<_> = altered::all().into_iter().chain(altered::maps()).collect();

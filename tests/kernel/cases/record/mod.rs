@@ -21,35 +21,13 @@ use changed::LEFT_OUT;
 use super::ends::bpf_objects;
 use super::refusals::Btf;
 use super::without_btf::hidden;
+use crate::folder::Folder;
 use crate::host::{Set, has_symbol, tool};
 use crate::process::{Process, poll};
 use crate::tracee::watch;
 use crate::tracefs;
 use crate::xctl::{Xctl, command};
 use crate::{Family, Outcome, Verdict, schema};
-
-/// A folder that is removed with the case.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("xctl-record-{}", std::process::id()));
-        fs::create_dir_all(&path).context("making a folder")?;
-        Ok(Self(path))
-    }
-
-    fn file(&self, name: &str) -> (PathBuf, String) {
-        let path = self.0.join(name);
-        let text = path.display().to_string();
-        (path, text)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// Reads a record. An error unless it fits the schema, and only its owner may read it.
 fn read(path: &Path) -> Result<Value> {
@@ -85,7 +63,7 @@ pub fn schema(_set: Set, _family: Family) -> Outcome {
     let Some(validator) = installed("jsonschema") else {
         return Ok(Verdict::Skipped("this host has no jsonschema".into()));
     };
-    let scratch = Scratch::new()?;
+    let scratch = Folder::new("record")?;
     let ((path, file), (schema, schema_file)) = (scratch.file("record.json"), scratch.file("schema.json"));
     fs::write(&schema, xctl::audit::SCHEMA)?;
     let accepts = || -> Result<bool> {
@@ -139,7 +117,7 @@ fn bpftool(kind: &str) -> Result<BTreeMap<u64, Value>> {
 
 /// The record agrees with bpftool and kallsyms about programs, maps and symbols.
 pub fn facts(set: Set, _family: Family) -> Outcome {
-    let scratch = Scratch::new()?;
+    let scratch = Folder::new("record")?;
     let (path, file) = scratch.file("facts.json");
     let xctl = Xctl::start(set, &["--record", &file])?;
     let (programs, maps) = (bpftool("prog")?, bpftool("map")?);
@@ -265,7 +243,7 @@ const ATTACHING: [&str; 3] = ["BPF_RAW_TRACEPOINT_OPEN", "BPF_LINK_CREATE", "BPF
 
 /// The record belongs to the invoking user and lies where that user may write, whatever user xctl becomes.
 pub fn as_another_user(set: Set, _family: Family) -> Outcome {
-    let scratch = Scratch::new()?;
+    let scratch = Folder::new("record")?;
     let (path, file) = scratch.file("user.json");
     let attach = set.to_string();
     // A folder for the invoking user alone, and one where everybody may write, but may change only their own files.
@@ -285,7 +263,7 @@ pub fn as_another_user(set: Set, _family: Family) -> Outcome {
 
 /// A dry run loads, attaches nothing, and leaves nothing.
 pub fn dry_run(set: Set, _family: Family) -> Outcome {
-    let scratch = Scratch::new()?;
+    let scratch = Folder::new("record")?;
     let (path, file) = scratch.file("dry.json");
     let attach = set.to_string();
     let xctl = command(&arguments(&attach, &["--dry-run", "--record", &file]))?;
@@ -322,7 +300,7 @@ pub fn dry_run(set: Set, _family: Family) -> Outcome {
 /// Before 5.8 there are no ring buffers, and xctl leaves SHARED_RING out. xctl then also proves the programs as libbpf
 /// changes them.
 pub fn no_ring_buffers(set: Set, _family: Family) -> Outcome {
-    let scratch = Scratch::new()?;
+    let scratch = Folder::new("record")?;
     let (path, file) = scratch.file("no-ring-buffers.json");
     let btf = Btf::without("bpf_ringbuf")?;
     let attach = set.to_string();
