@@ -84,6 +84,7 @@ enum event_type {
 	EVENT_RETRANSMIT = 1,
 	EVENT_SEND = 2,
 	EVENT_CUT = 3,
+	EVENT_DROP = 4,
 };
 
 struct event_header {
@@ -162,6 +163,18 @@ struct cut_event {
 	__u32 ssthresh;	/* after, segments; 0: not known */
 	__u8 why;	/* enum cut_why */
 	__u8 zero[7];
+};
+
+/* This host dropped a packet that one of its sockets sent. */
+struct drop_event {
+	struct event_header header;
+	struct flow flow;
+	struct owner owner;
+	__u32 reason;	/* the kernel's enum skb_drop_reason, whose values differ between kernels; 0: the kernel does not tell */
+	__u32 segs;
+	__u32 bytes;	/* payload */
+	__u8 state;	/* TCP_ESTABLISHED, ... */
+	__u8 zero[3];
 };
 
 /* The process of some totals: the key of PROCESS_TOTALS. */
@@ -291,6 +304,9 @@ struct totals {
 	__u64 retransmits;
 	__u64 failed;		/* segments that the kernel counts in TCPRetransFail */
 	__u64 failures;		/* attempts that failed, for any reason */
+	__u64 drops;		/* packets that this host dropped; this and the next two: with settings.drops */
+	__u64 dropped_segs;
+	__u64 dropped_bytes;	/* payload */
 	__u32 cuts[CUTS];	/* reductions of congestion windows, by enum cut_why */
 	__u64 cgroup;		/* cgroup v2 id of the thread that last acted; 0 without a process */
 	char comm[COMM_LEN];	/* the name of the process; empty without one */
@@ -336,7 +352,8 @@ struct settings {
 	__u8 cuts;		/* 1: emit cuts of congestion windows */
 	__u8 reader;		/* 1: count how often and how long windows are shut */
 	__u8 totals;		/* 1: count retransmits by process, also without retransmit events */
-	__u8 zero[2];
+	__u8 drops;		/* 1: emit and count what this host drops of its own segments */
+	__u8 zero;
 };
 
 #endif

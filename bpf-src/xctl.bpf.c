@@ -33,6 +33,7 @@ const volatile struct settings settings = {};
 #include "totals.bpf.h"
 #include "retransmit.bpf.h"
 #include "cut.bpf.h"
+#include "drop.bpf.h"
 #include "in_flight.bpf.h"
 #include "backup.bpf.h"
 #include "seed.bpf.h"
@@ -42,6 +43,7 @@ const volatile struct settings settings = {};
 const struct retransmit_event *retransmit_event_layout __attribute__((unused));
 const struct send_event *send_event_layout __attribute__((unused));
 const struct cut_event *cut_event_layout __attribute__((unused));
+const struct drop_event *drop_event_layout __attribute__((unused));
 const struct socket_record *socket_record_layout __attribute__((unused));
 const struct reading *reading_layout __attribute__((unused));
 const struct holder *holder_layout __attribute__((unused));
@@ -76,13 +78,13 @@ const enum lost *lost_values __attribute__((unused));
 
 /*
  * A program and its backup (backup.bpf.h): the action happens once, in the backup if the kernel skipped the first program.
- * `object` is the skb, request or socket that the hook is about.
+ * `object` is the skb, request or socket that the hook is about. Most runs of some hooks need no action: `condition` is false.
  */
-#define WITH_BACKUP(hook, first, backup, object, action, args...) \
+#define WITH_BACKUP_IF(hook, first, backup, condition, object, action, args...) \
 	SEC(hook) \
 	int BPF_PROG(first, args) \
 	{ \
-		if (claim(object)) \
+		if ((condition) && claim(object)) \
 			action; \
 		return 0; \
 	} \
@@ -90,10 +92,13 @@ const enum lost *lost_values __attribute__((unused));
 	SEC(hook) \
 	int BPF_PROG(backup, args) \
 	{ \
-		if (must_back_up(object, RETRANSMIT_BACKED_UP)) \
+		if ((condition) && must_back_up(object, RETRANSMIT_BACKED_UP)) \
 			action; \
 		return 0; \
 	}
+
+#define WITH_BACKUP(hook, first, backup, object, action, args...) \
+	WITH_BACKUP_IF(hook, first, backup, true, object, action, args)
 
 /* ---- raw tracepoints: tp2_ is the second program of tp_ ---- */
 
@@ -114,21 +119,16 @@ WITH_BACKUP("raw_tp/tcp_retransmit_synack", tp_synack, tp2_synack, req,
  * Since Linux 5.19, for every change of the congestion state. Most changes are between Open and Disorder, when segments
  * arrive out of order. For these the programs return at once.
  */
-SEC("raw_tp/tcp_cong_state_set")
-int BPF_PROG(tp_ca_state, struct sock *sk, __u8 ca_state)
-{
-	if (ca_state > CA_DISORDER && claim(CUT_MARK(sk, ca_state)))
-		ca_state_set(ctx, sk, ca_state);
-	return 0;
-}
+WITH_BACKUP_IF("raw_tp/tcp_cong_state_set", tp_ca_state, tp2_ca_state, ca_state > CA_DISORDER, CUT_MARK(sk, ca_state),
+	       ca_state_set(ctx, sk, ca_state), struct sock *sk, __u8 ca_state)
 
-SEC("raw_tp/tcp_cong_state_set")
-int BPF_PROG(tp2_ca_state, struct sock *sk, __u8 ca_state)
-{
-	if (ca_state > CA_DISORDER && must_back_up(CUT_MARK(sk, ca_state), RETRANSMIT_BACKED_UP))
-		ca_state_set(ctx, sk, ca_state);
-	return 0;
-}
+/* For every packet of every protocol that the host drops, received ones too. */
+WITH_BACKUP_IF("raw_tp/kfree_skb", tp_drop, tp2_drop, sender_of(skb), skb, dropped(ctx, skb, 0),
+	       struct sk_buff *skb)
+
+/* Since Linux 5.17 the third argument is the reason. */
+WITH_BACKUP_IF("raw_tp/kfree_skb", tp_drop_reason, tp2_drop_reason, sender_of(skb), skb, dropped(ctx, skb, reason),
+	       struct sk_buff *skb, void *location, int reason)
 
 /*
  * Both programs handle every change, which is harmless: newer kernels may preempt the programs, and skip either of them for

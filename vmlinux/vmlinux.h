@@ -157,6 +157,7 @@ struct sock {
 	struct socket *sk_socket;
 	socket_lock_t sk_lock;
 	u16 sk_protocol;
+	u16 sk_type;
 	int sk_sndbuf;
 	u8 sk_kern_sock:1;
 	u32 sk_ack_backlog;
@@ -262,15 +263,29 @@ struct request_sock {
 	u8 num_retrans;
 };
 
+typedef unsigned int sk_buff_data_t;
+
 struct sk_buff {
+	struct sock *sk;
 	char cb[48];
 	unsigned int len;
+	__u8 encapsulation:1;
+	int skb_iif;
+	__u16 inner_transport_header;
+	__u16 transport_header;
+	sk_buff_data_t end;
+	unsigned char *head;
+	unsigned char *data;
 };
 
 struct tcp_skb_cb {
 	u16 tcp_gso_segs;
 	__u16 tcp_flags;
 	__u8 sacked;
+};
+
+struct skb_shared_info {
+	short unsigned int gso_segs;
 };
 
 typedef int __kernel_pid_t;

@@ -22,6 +22,7 @@ enum OutputRecord {
     Retransmit(Retransmit),
     Send(Send),
     Cut(Cut),
+    Drop(Drop),
     Connection(Connection),
     Summary(Summary),
 }
@@ -176,6 +177,20 @@ pub struct Cut {
     pub at: Address,
 }
 
+/// A packet that this host dropped.
+#[derive(Deserialize, Debug)]
+pub struct Drop {
+    pub time: String,
+    pub mono_ns: u64,
+    #[serde(deserialize_with = "nullable")]
+    pub reason: Option<String>,
+    pub segs: u64,
+    pub bytes: u64,
+    pub state: String,
+    #[serde(flatten)]
+    pub at: Address,
+}
+
 /// The end of a connection.
 #[derive(Deserialize, Debug)]
 pub struct Connection {
@@ -291,6 +306,7 @@ pub struct Trace {
     pub retransmits: Vec<Retransmit>,
     pub sends: Vec<Send>,
     pub cuts: Vec<Cut>,
+    pub drops: Vec<Drop>,
     pub connections: Vec<Connection>,
     pub summary: Summary,
     /// The standard error of xctl.
@@ -404,7 +420,8 @@ impl Xctl {
 
 impl Trace {
     fn read(lines: &[String], hooks: Vec<Hook>, said: String, of_one_owner: bool) -> Result<Trace> {
-        let (mut retransmits, mut sends, mut cuts, mut connections, mut last) = (vec![], vec![], vec![], vec![], None);
+        let (mut retransmits, mut sends, mut cuts, mut drops) = (vec![], vec![], vec![], vec![]);
+        let (mut connections, mut last) = (vec![], None);
         let mut clock = 0;
         for line in lines {
             ensure!(last.is_none(), "a record after the summary: {line}");
@@ -416,7 +433,8 @@ impl Trace {
                         counts.is_some_and(|counts| counts.values().any(|count| count.as_u64() > Some(0)))
                     };
                     let counted = |row: &OfProcess| row.retransmits > 0 || row.ledger["connections"].is_object();
-                    let of_something = |row: &OfProcess| counted(row) || was_cut(row);
+                    let dropped = |row: &OfProcess| row.ledger["drops"]["packets"].as_u64() > Some(0);
+                    let of_something = |row: &OfProcess| counted(row) || was_cut(row) || dropped(row);
                     ensure!(summary.processes.iter().all(of_something), "a row of nothing: {line}");
                     summary.ledger = summary.processes.extract_if(.., |row| row.retransmits == 0).collect();
                     summary.ledger.extend(summary.processes.iter().cloned());
@@ -437,6 +455,11 @@ impl Trace {
                 OutputRecord::Cut(record) => {
                     let common = (record.time.clone(), record.mono_ns, record.at.clone());
                     cuts.push(record);
+                    common
+                }
+                OutputRecord::Drop(record) => {
+                    let common = (record.time.clone(), record.mono_ns, record.at.clone());
+                    drops.push(record);
                     common
                 }
                 OutputRecord::Connection(record) => {
@@ -465,7 +488,7 @@ impl Trace {
             ensure!(at.owner != Owner::Unknown || at.pid.is_none(), "unknown, and yet a pid: {line}");
         }
         let summary = last.context("no summary at the end")?;
-        let trace = Trace { retransmits, sends, cuts, connections, summary, said, hooks, of_one_owner };
+        let trace = Trace { retransmits, sends, cuts, drops, connections, summary, said, hooks, of_one_owner };
         trace.adds_up()?;
         Ok(trace)
     }
@@ -515,14 +538,15 @@ impl Trace {
         ensure!(of_all == (*segs, *retransmits, &kinds), "summary: {segs} in {retransmits}, {kinds:?}; sums: {all:?}");
         let unknown = self.retransmits.iter().filter(|record| record.at.owner == Owner::Unknown).count() as u64
             + self.sends.iter().filter(|record| record.at.owner == Owner::Unknown).count() as u64
-            + self.cuts.iter().filter(|record| record.at.owner == Owner::Unknown).count() as u64;
+            + self.cuts.iter().filter(|record| record.at.owner == Owner::Unknown).count() as u64
+            + self.drops.iter().filter(|record| record.at.owner == Owner::Unknown).count() as u64;
 
         let unprinted = lost.perf + lost.output;
         let counted = unknown..=unknown + unprinted;
         ensure!(counted.contains(&lost.unknown), "{lost:?}, printed unknown: {unknown}");
         ensure!(lost.unattributed == 0 || self.of_one_owner, "{lost:?}, and no owner was asked for");
-        let lists_all =
-            lost.output == 0 && lost.totals == 0 && (lost.perf == 0 || (self.sends.is_empty() && self.cuts.is_empty()));
+        let has_others = !(self.sends.is_empty() && self.cuts.is_empty() && self.drops.is_empty());
+        let lists_all = lost.output == 0 && lost.totals == 0 && (lost.perf == 0 || !has_others);
         let attempts = self.retransmits.len() as u64 + lost.perf;
         let adds_up = !lists_all || attempts == retransmits + failed;
         ensure!(adds_up, "{retransmits} retransmits and {failed} failed, printed or lost.perf: {attempts}");

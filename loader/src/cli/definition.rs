@@ -46,6 +46,7 @@ fn trace_options() -> Vec<Arg> {
             "reader",
             "Also count how often and how long processes keep their own receive windows shut; each read on this host costs about 120 ns more",
         ),
+        flag("drops", "Also print and count the packets that this host itself drops before they leave, and why"),
         flag("current", "In text output, also show the process that softirq interrupted, which other tools blame"),
         option("attach", "SET", "Hooks to use: auto takes the best that this kernel has")
             .value_parser([
@@ -120,8 +121,8 @@ fn trace_options() -> Vec<Arg> {
 
 /// The options of `xctl top`: those of `xctl trace` that do not choose events, and its own.
 fn top_options() -> Vec<Arg> {
-    const OF_EVENTS: [&str; 9] =
-        ["verify", "current", "events", "count", "kind", "dry-run", "metrics", "metrics-file", "metrics-owners"];
+    const OF_EVENTS: [&str; 10] =
+        ["verify", "drops", "current", "events", "count", "kind", "dry-run", "metrics", "metrics-file", "metrics-owners"];
     let own = [
         option("interval", "SECONDS", "Show what happened in each interval of this length")
             .value_parser(interval)

@@ -167,6 +167,7 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
             _ => None,
         },
         reader: flag(&matches, "reader"),
+        drops: flag(&matches, "drops"),
         metrics: matches.try_remove_one("metrics").ok().flatten(),
         metrics_file: matches.try_remove_one("metrics-file").ok().flatten(),
         metrics_owners: matches.try_remove_one("metrics-owners").ok().flatten().unwrap_or(OWNERS),

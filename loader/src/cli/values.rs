@@ -83,6 +83,8 @@ pub struct TraceOptions {
     pub seed: Option<Source>,
     /// Count how often and how long processes keep their own receive windows shut.
     pub reader: bool,
+    /// Print and count what this host drops of its own segments.
+    pub drops: bool,
     /// Where to tell metrics.
     pub metrics: Option<At>,
     /// The file to write metrics to.

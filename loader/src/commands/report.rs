@@ -147,8 +147,7 @@ fn read_line(from: &mut dyn BufRead, line: &mut Vec<u8>) -> Result<bool> {
 mod tests {
     use super::*;
     use crate::ledger::balance::Balance;
-    use crate::ledger::figures::CutsSeen;
-    use crate::ledger::summary::{ByProcess, Others, add, key_of};
+    use crate::ledger::summary::{ByProcess, Others, Seen, add, key_of};
     use crate::model::events::{How, Kind, Owner, Retransmit};
     use crate::model::lost::Lost;
     use crate::model::reading::{Account, AccountWhy, Reading};
@@ -190,7 +189,7 @@ mod tests {
             _ = balance.note(&Account { owner, reading, why, mono_ns, socket: 1, wanted: 1, ..Account::default() });
         }
         let lost = Lost { ledger: 3, ..Lost::default() };
-        let mut summary = Summary::new(&by_process, &Others::default(), lost, CutsSeen::None);
+        let mut summary = Summary::new(&by_process, &Others::default(), lost, Seen::default());
         summary.add_ledger(&balance.rows, &balance.folded, 500_000_000);
         let (mut json, mut text) = (Vec::new(), Vec::new());
         Json::new(&mut json).summary(&summary).unwrap();

@@ -37,6 +37,8 @@ pub struct Process {
     /// Segments by kind.
     #[serde(serialize_with = "by_name")]
     pub kinds: [u64; KINDS],
+    /// What this host dropped of its segments; none without `--drops`.
+    pub drops: Option<Drops>,
     /// The user of the process; none if there is no process, or no ledger.
     pub uid: Option<u32>,
     /// The cgroup of the process (v2 id); none if there is no process.
@@ -44,6 +46,26 @@ pub struct Process {
     /// What its connections have counted.
     #[serde(flatten)]
     pub ledger: Ledger,
+}
+
+/// Packets that this host dropped before they left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Drops {
+    /// Packets. With segmentation offload, one packet has several segments.
+    pub packets: u64,
+    /// Their segments.
+    pub segs: u64,
+    /// Their payload bytes.
+    pub bytes: u64,
+}
+
+/// What the totals of a run have besides retransmissions.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// The cuts of congestion windows.
+    pub cuts: CutsSeen,
+    /// Whether drops are counted.
+    pub drops: bool,
 }
 
 /// Serialize a table by kind as an object.
@@ -73,6 +95,9 @@ pub fn add_totals(to: &mut Totals, more: &Totals) {
     to.retransmits += more.retransmits;
     to.failed += more.failed;
     to.failures += more.failures;
+    to.drops += more.drops;
+    to.dropped_segs += more.dropped_segs;
+    to.dropped_bytes += more.dropped_bytes;
     for (sum, cuts) in to.cuts.iter_mut().zip(more.cuts) {
         *sum = sum.saturating_add(cuts);
     }
@@ -92,6 +117,9 @@ pub fn growth(now: &Totals, before: &Totals) -> Totals {
     growth.retransmits = now.retransmits.saturating_sub(before.retransmits);
     growth.failed = now.failed.saturating_sub(before.failed);
     growth.failures = now.failures.saturating_sub(before.failures);
+    growth.drops = now.drops.saturating_sub(before.drops);
+    growth.dropped_segs = now.dropped_segs.saturating_sub(before.dropped_segs);
+    growth.dropped_bytes = now.dropped_bytes.saturating_sub(before.dropped_bytes);
     growth
 }
 
@@ -112,8 +140,8 @@ pub struct Summary {
     pub processes: Vec<Process>,
     /// The comparison with the kernel's counters, if it was asked for.
     pub verify: Option<Report>,
-    /// The cuts of congestion windows that the totals have.
-    pub cuts: CutsSeen,
+    /// What the totals have.
+    pub seen: Seen,
 }
 
 /// The key of the totals that an event belongs to.
@@ -138,8 +166,8 @@ pub fn add(totals: &mut Totals, event: &Retransmit) {
 impl Summary {
     /// Add up the totals by process, and those of the processes that have exited.
     #[must_use]
-    pub fn new(by_process: &ByProcess, others: &Others, lost: Lost, cuts: CutsSeen) -> Self {
-        let mut summary = Self { lost, cuts, ..Self::default() };
+    pub fn new(by_process: &ByProcess, others: &Others, lost: Lost, seen: Seen) -> Self {
+        let mut summary = Self { lost, seen, ..Self::default() };
         for (key, totals) in by_process {
             summary.failed += totals.failures;
             // A process whose attempts all failed retransmitted nothing.
@@ -164,8 +192,10 @@ impl Summary {
             *sum += segs;
         }
         let (bytes, retransmits, kinds) = (totals.bytes, totals.retransmits, totals.segs);
-        let ledger = Ledger { cuts: Cuts::new(&totals.cuts, self.cuts), ..Ledger::default() };
-        self.processes.push(Process { segs, bytes, retransmits, kinds, ledger, ..row });
+        let ledger = Ledger { cuts: Cuts::new(&totals.cuts, self.seen.cuts), ..Ledger::default() };
+        let dropped = Drops { packets: totals.drops, segs: totals.dropped_segs, bytes: totals.dropped_bytes };
+        let drops = self.seen.drops.then_some(dropped);
+        self.processes.push(Process { segs, bytes, retransmits, kinds, drops, ledger, ..row });
     }
 
     /// Add what connections have counted until this time, ns of CLOCK_MONOTONIC. Processes that retransmitted nothing get rows
@@ -173,7 +203,8 @@ impl Summary {
     /// complete if one was lost.
     pub fn add_ledger(&mut self, rows: &HashMap<ProcessKey, Row>, folded: &Folded, now_ns: u64) {
         let lost = self.lost.ledger > 0;
-        let no_cuts = Cuts::new(&[0; CUTS], self.cuts);
+        let no_cuts = Cuts::new(&[0; CUTS], self.seen.cuts);
+        let no_drops = self.seen.drops.then(Drops::default);
         let ledger_of =
             |row: &Row, cuts| Ledger { complete: Some(row.complete && !lost), cuts, ..Ledger::new(row, now_ns) };
         let places: HashMap<_, _> = (0..).zip(&self.processes).map(|(place, process)| (process.key, place)).collect();
@@ -184,7 +215,7 @@ impl Summary {
             }
             let place = known.unwrap_or_else(|| {
                 let ledger = Ledger { cuts: no_cuts.clone(), ..Ledger::default() };
-                self.processes.push(Process { ledger, ..row_of(key, &row.comm) });
+                self.processes.push(Process { ledger, drops: no_drops, ..row_of(key, &row.comm) });
                 self.processes.len() - 1
             });
             let is_process = key.nobody == 0;
@@ -197,9 +228,19 @@ impl Summary {
         if folded.rows > 0 {
             let ledger = ledger_of(&folded.row, no_cuts);
             let others = Some(folded.rows);
-            self.processes.push(Process { ledger, others, ..Process::default() });
+            self.processes.push(Process { ledger, others, drops: no_drops, ..Process::default() });
         }
         self.sort();
+    }
+
+    /// What this host dropped, of all processes; none: drops are not counted.
+    #[must_use]
+    pub fn drops(&self) -> Option<Drops> {
+        let mut sum = Drops::default();
+        for Drops { packets, segs, bytes } in self.processes.iter().filter_map(|process| process.drops) {
+            sum = Drops { packets: sum.packets + packets, segs: sum.segs + segs, bytes: sum.bytes + bytes };
+        }
+        self.seen.drops.then_some(sum)
     }
 
     /// Put the worst process first.
@@ -212,9 +253,9 @@ impl Summary {
     }
 }
 
-/// Whether a process retransmitted something, or had a window cut.
+/// Whether a process retransmitted something, had a window cut, or had a packet dropped.
 fn has_row(totals: &Totals) -> bool {
-    totals.retransmits > 0 || totals.cuts != [0; CUTS]
+    totals.retransmits > 0 || totals.drops > 0 || totals.cuts != [0; CUTS]
 }
 
 /// The row of a process that has retransmitted nothing yet.
@@ -250,7 +291,7 @@ mod tests {
         {
             add(by_process.entry(key_of(&event.owner)).or_default(), &event);
         }
-        let summary = Summary::new(&by_process, &Others::default(), Lost::default(), CutsSeen::None);
+        let summary = Summary::new(&by_process, &Others::default(), Lost::default(), Seen::default());
         assert_eq!((summary.retransmits, summary.segs, summary.failed), (4, 9, 2));
         assert_eq!(summary.kinds[Kind::Fast as usize], 9);
         let pids: Vec<_> = summary.processes.iter().map(|process| (process.pid, process.segs)).collect();
@@ -258,7 +299,7 @@ mod tests {
         assert_eq!((&summary.processes[2].comm, summary.processes[2].kernel), (&None, false));
         let own = Retransmit { owner: Owner { how: How::Kernel as u8, ..Owner::default() }, ..event(0, 1, 0) };
         let by_process = ByProcess::from([(key_of(&own.owner), Totals { retransmits: 1, ..Totals::default() })]);
-        assert!(Summary::new(&by_process, &Others::default(), Lost::default(), CutsSeen::None).processes[0].kernel);
+        assert!(Summary::new(&by_process, &Others::default(), Lost::default(), Seen::default()).processes[0].kernel);
     }
 
     #[test]
@@ -268,7 +309,7 @@ mod tests {
         let rows = HashMap::from([(key(1), listens(0)), (key(2), listens(1)), (key(3), listens(0))]);
         let retransmitted = Totals { retransmits: 1, segs: [1; KINDS], ..Totals::default() };
         let totals = ByProcess::from([(key(3), retransmitted)]);
-        let mut summary = Summary::new(&totals, &Others::default(), Lost::default(), CutsSeen::None);
+        let mut summary = Summary::new(&totals, &Others::default(), Lost::default(), Seen::default());
         summary.add_ledger(&rows, &Folded::default(), 1);
         let told = summary.processes.iter().map(|process| (process.pid, process.ledger.listener.map(|of| of.queue)));
         assert_eq!(told.collect::<Vec<_>>(), [(Some(3), Some(0)), (Some(2), Some(1))]);
@@ -282,7 +323,7 @@ mod tests {
         balance.folded.rows = 1;
         for (ledger, complete) in [(0, true), (1, false)] {
             let lost = Lost { ledger, ..Lost::default() };
-            let mut summary = Summary::new(&ByProcess::new(), &Others::default(), lost, CutsSeen::None);
+            let mut summary = Summary::new(&ByProcess::new(), &Others::default(), lost, Seen::default());
             summary.add_ledger(&balance.rows, &balance.folded, 1);
             let told: Vec<_> = summary.processes.iter().map(|process| process.ledger.complete).collect();
             assert_eq!(told, [Some(complete); 2], "{ledger} lost");

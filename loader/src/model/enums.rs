@@ -23,6 +23,8 @@ mirror_enum! {
         Send = 2 "EVENT_SEND",
         /// The record is a [`Cut`].
         Cut = 3 "EVENT_CUT",
+        /// The record is a [`Drop`].
+        Drop = 4 "EVENT_DROP",
     }
 }
 
@@ -43,7 +45,7 @@ mirror_enum! {
         Unknown = 5 "LOST_UNKNOWN",
         /// Processes and namespaces that no table of totals had room for.
         Totals = 6 "LOST_TOTALS",
-        /// Retransmits and cuts that only the backup program saw. They are no loss.
+        /// Retransmits, cuts and drops that only the backup program saw. They are no loss.
         RetransmitBackup = 7 "RETRANSMIT_BACKED_UP",
         /// Changes of state that only the backup program saw. Such a change is not a loss.
         StateBackup = 8 "STATE_BACKED_UP",

@@ -176,6 +176,28 @@ mirror! {
 }
 
 mirror! {
+    /// An event: this host dropped a packet that one of its sockets sent.
+    "drop_event" Drop {
+        /// The time and the CPU of the event.
+        header: Header,
+        /// The connection.
+        flow: Flow,
+        /// The owner of the socket.
+        owner: Owner,
+        /// The kernel's `enum skb_drop_reason`; 0: the kernel does not tell.
+        reason: u32,
+        /// The number of segments.
+        segs: u32,
+        /// Payload bytes.
+        bytes: u32,
+        /// Socket state, by number (include/net/tcp_states.h).
+        state: u8,
+        /// Padding.
+        zero: [u8; 3],
+    }
+}
+
+mirror! {
     /// An entry of the kernel's tables of TCP sockets.
     "socket_record" SocketRecord {
         /// The socket's addresses. `socket` is the kernel address, which is never printed.
@@ -246,6 +268,12 @@ mirror! {
         failed: u64,
         /// Failed attempts, for any reason.
         failures: u64,
+        /// Packets that this host dropped.
+        drops: u64,
+        /// The segments of these packets.
+        dropped_segs: u64,
+        /// Their payload bytes.
+        dropped_bytes: u64,
         /// Reductions of congestion windows, by [`CutWhy`].
         cuts: [u32; CUTS],
         /// The process's cgroup (v2 id); 0: there is no process.
@@ -296,8 +324,10 @@ mirror! {
         reader: u8,
         /// 1: count retransmits by process, also if none is emitted.
         totals: u8,
+        /// 1: emit and count drops.
+        drops: u8,
         /// Padding.
-        zero: [u8; 2],
+        zero: u8,
     }
 }
 
@@ -353,6 +383,8 @@ pub enum Event {
     Send(Send),
     /// A cut of a congestion window, of type [`EventType::Cut`].
     Cut(Cut),
+    /// A dropped packet, of type [`EventType::Drop`].
+    Drop(Drop),
 }
 
 impl Event {
@@ -370,6 +402,7 @@ impl Event {
             }
             Some(EventType::Send) => whole(size_of::<Send>()).map(|bytes| Self::Send(Send::get(bytes))),
             Some(EventType::Cut) => whole(size_of::<Cut>()).map(|bytes| Self::Cut(Cut::get(bytes))),
+            Some(EventType::Drop) => whole(size_of::<Drop>()).map(|bytes| Self::Drop(Drop::get(bytes))),
             None => bail!("cannot read a perf record of {} bytes: its type is unknown", record.len()),
         };
         event.ok_or_else(|| anyhow!("cannot read a perf record of {} bytes: its type has another size", record.len()))
@@ -380,6 +413,7 @@ impl Event {
             Self::Retransmit(event) => &event.header,
             Self::Send(event) => &event.header,
             Self::Cut(event) => &event.header,
+            Self::Drop(event) => &event.header,
         }
     }
 
@@ -390,6 +424,7 @@ impl Event {
             Self::Retransmit(event) => &event.owner,
             Self::Send(event) => &event.owner,
             Self::Cut(event) => &event.owner,
+            Self::Drop(event) => &event.owner,
         }
     }
 

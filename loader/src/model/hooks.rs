@@ -53,14 +53,14 @@ pub enum Purpose {
     End,
     /// The hook learns the owner of a socket.
     Owner,
-    /// The hook sees retransmitted segments, or cuts of congestion windows.
+    /// The hook sees retransmitted segments, cuts of congestion windows, or dropped packets.
     Retransmit,
 }
 
 /// A counter in the map LOST: how often a backup program did the work of a first program that the kernel skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackupRuns {
-    /// Retransmits and cuts of congestion windows. If the first program ran, the backup does nothing.
+    /// Retransmits, cuts of congestion windows, and drops. If the first program ran, the backup does nothing.
     Retransmit,
     /// Changes of state. Both programs handle each change, and one of them writes the account of an end.
     State,

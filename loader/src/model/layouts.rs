@@ -5,7 +5,7 @@ use anyhow::{Result, anyhow};
 
 use super::enums::{Counter, CutWhy, EventType, How, Kind, KnownBy};
 use super::events::{
-    Cut, Flow, Header, Holder, NetnsKey, Owner, ProcessKey, Retransmit, Send, Settings, SocketRecord, Totals, UnderWay,
+    Cut, Drop, Flow, Header, Holder, NetnsKey, Owner, ProcessKey, Retransmit, Send, Settings, SocketRecord, Totals, UnderWay,
 };
 use super::mirror::{Mirror, MirrorEnum};
 use super::reading::{Account, AccountWhy, Reading, ReadingOf};
@@ -24,6 +24,7 @@ pub fn check(object: &Btf) -> Result<()> {
     check_one::<Retransmit>(object)?;
     check_one::<Send>(object)?;
     check_one::<Cut>(object)?;
+    check_one::<Drop>(object)?;
     check_one::<SocketRecord>(object)?;
     check_one::<Reading>(object)?;
     check_one::<Account>(object)?;

@@ -11,8 +11,8 @@ use super::{Interval, Moment, Output, Ready};
 use crate::kernel::calendar::Calendar;
 use crate::ledger::connection::Connection;
 use crate::ledger::figures::Ledger;
-use crate::ledger::summary::{self, Process, Summary};
-use crate::model::events::{Cut, Flow, How, KINDS, Kind, Owner, Retransmit, Send, address, comm, state_name};
+use crate::ledger::summary::{self, Drops, Process, Summary};
+use crate::model::events::{Cut, Drop, Flow, How, KINDS, Kind, Owner, Retransmit, Send, address, comm, state_name};
 use crate::model::hooks::HookKind;
 use crate::model::lost::Lost;
 use crate::trace::seed::holders::{self, common_name};
@@ -192,6 +192,22 @@ struct CutRecord<'a> {
 }
 
 #[derive(Serialize)]
+struct DropRecord<'a> {
+    r#type: &'static str,
+    time: &'a str,
+    mono_ns: u64,
+    reason: Option<&'a str>,
+    segs: u32,
+    bytes: u32,
+    state: Cow<'static, str>,
+    #[serde(flatten)]
+    flow: FlowFields,
+    #[serde(flatten)]
+    owner: OwnerFields<'a>,
+    cpu: u32,
+}
+
+#[derive(Serialize)]
 struct ConnectionRecord<'a> {
     r#type: &'static str,
     time: &'a str,
@@ -255,6 +271,7 @@ struct SummaryRecord<'a> {
     r#type: &'static str,
     #[serde(flatten)]
     totals: TotalsFields<'a>,
+    drops: Option<Drops>,
     processes: &'a [Process],
     verified: Option<bool>,
 }
@@ -360,6 +377,22 @@ impl<W: Write> Output for Json<W> {
         line(&mut self.out, &mut self.line, &record)
     }
 
+    fn dropped(&mut self, event: &Drop, reason: Option<&str>, moment: Moment<'_>) -> io::Result<()> {
+        let record = DropRecord {
+            r#type: "drop",
+            time: self.calendar.rfc3339(moment.realtime_ns),
+            mono_ns: event.header.mono_ns,
+            reason,
+            segs: event.segs,
+            bytes: event.bytes,
+            state: state_name(event.state),
+            flow: (&event.flow).into(),
+            owner: OwnerFields::new(&event.owner, &moment),
+            cpu: event.header.cpu,
+        };
+        line(&mut self.out, &mut self.line, &record)
+    }
+
     fn connection(&mut self, connection: &Connection, moment: Moment<'_>) -> io::Result<()> {
         let record = ConnectionRecord {
             r#type: "connection",
@@ -393,6 +426,7 @@ impl<W: Write> Output for Json<W> {
         self.line(&SummaryRecord {
             r#type: "summary",
             totals: summary.into(),
+            drops: summary.drops(),
             processes: &summary.processes,
             verified: summary.verify.as_ref().and_then(Report::verified),
         })

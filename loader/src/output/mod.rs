@@ -16,7 +16,7 @@ use std::io;
 
 use crate::ledger::connection::Connection;
 use crate::ledger::summary::Summary;
-use crate::model::events::{Cut, Retransmit, Send};
+use crate::model::events::{Cut, Drop, Retransmit, Send};
 use crate::model::hooks::Hook;
 use crate::model::lost::Lost;
 use crate::trace::seed::holders::Process;
@@ -104,6 +104,11 @@ pub trait Output {
     /// # Errors
     /// The errors of `ready`.
     fn cut(&mut self, event: &Cut, moment: Moment<'_>) -> io::Result<()>;
+    /// Print that this host dropped a packet. `reason` is the kernel's name for the reason; none: the kernel does not tell.
+    ///
+    /// # Errors
+    /// The errors of `ready`.
+    fn dropped(&mut self, event: &Drop, reason: Option<&str>, moment: Moment<'_>) -> io::Result<()>;
     /// Print the end of a connection.
     ///
     /// # Errors

@@ -1,6 +1,9 @@
 //! Text for people: aligned columns, and a table of the worst processes at the end.
 
+use std::cmp::Reverse;
 use std::io::{self, Write};
+
+use bpf_object::sort;
 
 use super::connections::{bytes, say as say_verdict, say_slowness, share, shorten, time};
 use super::names::{addresses, name, pid, printable, whose};
@@ -11,8 +14,8 @@ use crate::ledger::connection::Connection;
 use crate::ledger::counters::Rtt;
 use crate::ledger::figures::Ledger;
 use crate::ledger::row::{Fates, Row};
-use crate::ledger::summary::Summary;
-use crate::model::events::{Cut, Kind, Owner, Retransmit, Send, comm, state_name};
+use crate::ledger::summary::{Drops, Process, Summary};
+use crate::model::events::{Cut, Drop, Kind, Owner, Retransmit, Send, comm, state_name};
 use crate::verify::report::{Check, Comparison, Report, Verdict, range};
 
 /// The number of processes that the summary shows.
@@ -63,6 +66,27 @@ impl<W: Write> Text<W> {
         write!(self.out, "{time:<15} {what:<10} {segs:>4} {:>7} {name:<24} ", pid(owner))?;
         if self.current { write!(self.out, "{current:<26} ") } else { Ok(()) }
     }
+}
+
+/// The table of what this host dropped itself.
+fn drops_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
+    let Some(Drops { packets, segs, .. }) = summary.drops() else { return Ok(()) };
+    writeln!(out, "\n{segs} segments dropped by this host itself, in {packets} packets")?;
+    let dropped = |process: &Process| process.drops.filter(|drops| drops.packets > 0);
+    let mut rows: Vec<_> = summary.processes.iter().filter_map(|process| Some((process, dropped(process)?))).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    sort::by_key(&mut rows, |(_, drops)| Reverse((drops.segs, drops.bytes)));
+    writeln!(out, "\n{:>8} {:>12} {:>11} {:>7}  COMM", "DROPPED", "BYTES", "PACKETS", "PID")?;
+    for (process, drops) in rows.iter().take(WORST) {
+        let (pid, comm) = whose(process);
+        writeln!(out, "{:>8} {:>12} {:>11} {pid:>7}  {comm}", drops.segs, drops.bytes, drops.packets)?;
+    }
+    if rows.len() > WORST {
+        writeln!(out, "and {} more processes", rows.len() - WORST)?;
+    }
+    Ok(())
 }
 
 /// The table of what the connections of each process have counted. Figures of connections that were open before xctl are
@@ -210,6 +234,13 @@ impl<W: Write> Output for Text<W> {
         writeln!(self.out, "{why:<12} {}  cwnd {before}, ssthresh {after}", addresses(&event.flow))
     }
 
+    fn dropped(&mut self, event: &Drop, reason: Option<&str>, moment: Moment<'_>) -> io::Result<()> {
+        let reason = reason.unwrap_or("reason unknown");
+        self.begin_line(moment, "drop", Some(event.segs), &event.owner, "")?;
+        let state = state_name(event.state);
+        writeln!(self.out, "{state:<12} {}  {reason}, {} bytes", addresses(&event.flow), event.bytes)
+    }
+
     fn connection(&mut self, connection: &Connection, moment: Moment<'_>) -> io::Result<()> {
         let Row { fates, counters, rtt, .. } = &connection.row;
         let fate = match fates {
@@ -293,6 +324,7 @@ impl<W: Write> Text<W> {
         if processes.len() > WORST {
             writeln!(out, "and {} more processes", processes.len() - WORST)?;
         }
+        drops_of(out, summary)?;
         connections_of(out, summary)
     }
 }

@@ -108,9 +108,8 @@ pub(super) fn block(out: &mut impl Write, calendar: &mut Calendar, interval: &In
 pub(super) mod tests {
     use super::*;
     use crate::ledger::counters::Counters;
-    use crate::ledger::figures::CutsSeen;
     use crate::ledger::row::{Fates, Folded, Row};
-    use crate::ledger::summary::{ByProcess, Others, Summary};
+    use crate::ledger::summary::{ByProcess, Others, Seen, Summary};
     use crate::model::events::{Flow, KINDS, ProcessKey, Totals};
     use std::collections::HashMap;
 
@@ -135,7 +134,7 @@ pub(super) mod tests {
         let comm = *b"fifteen-letters\0";
         let totals = Totals { segs, comm, retransmits: 700, bytes: 1_000_000, ..Totals::default() };
         let lost = Lost { perf: 3, missed: Some(9), ..Lost::default() };
-        let mut summary = Summary::new(&ByProcess::from([(key(1), totals)]), &Others::default(), lost, CutsSeen::None);
+        let mut summary = Summary::new(&ByProcess::from([(key(1), totals)]), &Others::default(), lost, Seen::default());
         summary.add_ledger(&rows, &Folded::default(), 2_000_000_000);
         Interval { realtime_ns: 3_723_000_000_000, mono_ns: 2_000_000_000, took_us: 2_000_000, summary }
     }

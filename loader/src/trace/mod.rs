@@ -14,6 +14,7 @@ pub mod check;
 pub mod hooks;
 pub mod load;
 pub mod plan;
+pub mod reasons;
 mod refusal;
 pub mod rings;
 pub mod seed;

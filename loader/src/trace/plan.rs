@@ -63,7 +63,11 @@ impl Request {
     /// # Errors
     /// [`Exit::Host`] if this kernel lacks a feature that the request needs; the message names the feature and the remedy.
     pub fn plans(&self, target: &Target) -> Result<Vec<Plan>> {
-        let sets = hooks::choose(self.attach, self.settings.sends != 0, target)?;
+        let mut sets = hooks::choose(self.attach, self.settings.sends != 0, target)?;
+        if self.settings.drops != 0 {
+            let hook = hooks::drops(target)?;
+            sets.iter_mut().for_each(|set| set.hooks.push(hook));
+        }
         let has_iterator = target.has_iterators(&[Feature::FileIterator]);
         let seed = match self.seed {
             Some(Source::Iterator) if !has_iterator => {

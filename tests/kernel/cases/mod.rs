@@ -13,6 +13,7 @@ mod closers;
 mod cuts;
 mod cycles;
 mod doctor;
+mod drops;
 mod ends;
 mod exited_owner;
 mod filters;
@@ -142,6 +143,7 @@ pub const ALL: &[Case] = &[
     case!("stats_netem",          AUTO,        V4,     OLDEST,   stats::with_netem),
     case!("ledger",               Set::ALL,    EITHER, SETS,     ledger::run),
     case!("cuts",                 Set::ALL,    V4,     SETS,     cuts::run),
+    case!("drops",                Set::ALL,    EITHER,  SETS,     drops::run),
     case!("accept_queue",         Set::ALL,    EITHER, OLDEST,   accept_queue::run),
     case!("zero_window",          Set::ALL,    EITHER, OLDEST,   zero_window::run),
     case!("verdicts",             AUTO,        EITHER, OLDEST,   verdicts::run),

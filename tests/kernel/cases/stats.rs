@@ -35,7 +35,7 @@ pub struct Stage {
     pub link: Link,
     pub writer: RawActor,
     pub reader: RawActor,
-    listener: (RawFd, std::net::SocketAddr),
+    pub listener: (RawFd, std::net::SocketAddr),
 }
 
 /// One connection: its end in each process.

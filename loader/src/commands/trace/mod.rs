@@ -32,7 +32,7 @@ use crate::kernel::wait::{Stdout, Waiter, Woken};
 use crate::kernel::{host, libbpf};
 use crate::ledger::epochs::Moving;
 use crate::ledger::figures::CutsSeen;
-use crate::ledger::summary::{ByProcess, Others, Summary};
+use crate::ledger::summary::{ByProcess, Others, Seen, Summary};
 use crate::model::events::Settings;
 use crate::object::facts::hex;
 use crate::output::json::Json;
@@ -44,6 +44,7 @@ use crate::trace::check::{CheckedObject, check_object};
 use crate::trace::hooks::{self, HookSet};
 use crate::trace::load::{self, Loaded};
 use crate::trace::plan::{Plan, Request, first_accepted};
+use crate::trace::reasons::DropReasons;
 use crate::trace::seed::holders::Seeded;
 use crate::trace::session::{self, Running};
 use crate::trace::target::{Feature, Target};
@@ -119,6 +120,7 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
     let waiter = Waiter::new()?;
     let started = first_accepted(plans, |plan| start(options, &object, plan, &target, audit));
     let started = started.map_err(|error| hooks::adapt_remedy(options.attach, error))?;
+    let reasons = if options.drops { DropReasons::of(target.btf()) } else { DropReasons::default() };
     drop(target);
     let about = About {
         btf: btf.to_string_lossy().into_owned(),
@@ -129,7 +131,7 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
     drop(bytes);
     match started {
         Started::Loaded(loaded) => only_loaded(options, user, &waiter, &about, &loaded),
-        Started::Running(running) => follow_to_end(options, user, &waiter, &about, server, *running),
+        Started::Running(running) => follow_to_end(options, user, &waiter, &about, server, reasons, *running),
     }
 }
 
@@ -243,6 +245,7 @@ fn follow_to_end(
     waiter: &Waiter,
     about: &About,
     server: Option<Server>,
+    reasons: DropReasons,
     mut running: Running,
 ) -> Result<()> {
     say_unseen(&running.seeded)?;
@@ -294,6 +297,7 @@ fn follow_to_end(
         left: options.count,
         exits,
         holders,
+        reasons,
         ticks,
         view,
         metrics,
@@ -329,18 +333,18 @@ fn follow_to_end(
         printer.output.interval(&ticks.end(&gain, ended.accounts.as_mut(), lost)?)?;
     }
     // With --count, the programs' totals also include events after the last one that was printed.
-    let (by_process, others, cuts) = match printer.left {
-        Some(0) => (printer.by_process, Others::default(), CutsSeen::None),
+    let (by_process, others, seen) = match printer.left {
+        Some(0) => (printer.by_process, Others::default(), Seen::default()),
         _ => {
             let (by_process, others) = moving.finish(&ended.tables)?;
-            (by_process, others, cuts)
+            (by_process, others, Seen { cuts, drops: options.drops })
         }
     };
     if let Some(report) = &mut verify {
         report.explain(&lost);
     }
     let difference = verify.as_ref().and_then(Report::difference);
-    let mut summary = Summary { verify, ..Summary::new(&by_process, &others, lost, cuts) };
+    let mut summary = Summary { verify, ..Summary::new(&by_process, &others, lost, seen) };
     if let Some(accounts) = ended.accounts.take() {
         let balance = accounts.finish();
         summary.add_ledger(&balance.rows, &balance.folded, monotonic_ns()?);
@@ -401,6 +405,7 @@ fn settings(options: &TraceOptions, filters: &Filters) -> Settings {
         cuts: options.events.cuts.into(),
         connections: options.events.connections.into(),
         reader: options.reader.into(),
+        drops: options.drops.into(),
         totals: u8::from(options.metrics.is_some() || options.metrics_file.is_some()),
         by_netns: u8::from(options.verify),
         ..filters.settings()

@@ -16,6 +16,7 @@ use crate::kernel::wait::Waiter;
 use crate::ledger::summary::{self, ByProcess};
 use crate::model::events::{Event, Owner};
 use crate::output::{Interval, Moment, Output, Status};
+use crate::trace::reasons::DropReasons;
 use crate::trace::seed::holders::Holders;
 use crate::trace::session::{Record, Running};
 
@@ -31,6 +32,8 @@ pub struct Printer<'w> {
     pub exits: Exits,
     /// The holders of sockets that were shared at the start.
     pub holders: Holders,
+    /// The names of the reasons of drops.
+    pub reasons: DropReasons,
     /// `xctl top`: print intervals, and no event.
     pub ticks: Option<Ticks>,
     /// `xctl top` on a terminal: show intervals here.
@@ -143,6 +146,9 @@ impl Printer<'_> {
             }
             Record::Event(Event::Send(event)) => self.output.send(event, moment)?,
             Record::Event(Event::Cut(event)) => self.output.cut(event, moment)?,
+            Record::Event(Event::Drop(event)) => {
+                self.output.dropped(event, self.reasons.name(event.reason).as_deref(), moment)?;
+            }
             Record::Connection(connection) => self.output.connection(connection, moment)?,
         }
         Ok(())

@@ -6,8 +6,7 @@ use anyhow::Result;
 
 use crate::kernel::clock::{monotonic_ns, realtime_ns};
 use crate::ledger::epochs::Moving;
-use crate::ledger::figures::CutsSeen;
-use crate::ledger::summary::{ByProcess, Others, Summary};
+use crate::ledger::summary::{ByProcess, Others, Seen, Summary};
 use crate::model::lost::Lost;
 use crate::output::Interval;
 use crate::trace::accounts::Accounts;
@@ -54,7 +53,7 @@ impl Ticks {
     /// If the clock cannot be read.
     pub fn end(&mut self, gain: &ByProcess, accounts: Option<&mut Accounts>, lost: Lost) -> Result<Interval> {
         let now_ns = monotonic_ns()?;
-        let mut summary = Summary::new(gain, &Others::default(), lost, CutsSeen::None);
+        let mut summary = Summary::new(gain, &Others::default(), lost, Seen::default());
         if let Some(accounts) = accounts {
             let (rows, folded) = accounts.take_interval(self.since_ns);
             summary.add_ledger(&rows, &folded, now_ns);

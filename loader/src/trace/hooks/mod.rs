@@ -317,5 +317,21 @@ fn cuts(kernel: &impl KernelFeatures) -> Vec<Hook> {
     }
 }
 
+/// The hook that sees packets which this host drops. It belongs to no set: it runs for every packet that is dropped, of every
+/// protocol, so the user has to ask for it.
+///
+/// # Errors
+/// If the kernel's BTF does not show the tracepoint.
+pub fn drops(kernel: &impl KernelFeatures) -> Result<Hook> {
+    match kernel.tracepoint_args(DROPS.target_name()) {
+        Some(3..) => Ok(DROPS_REASON),
+        Some(_) => Ok(DROPS),
+        None => {
+            let found = format!("this kernel's BTF has no tracepoint {}", DROPS.target_name());
+            Err(Blocked::new(found, "leave out --drops").by_host())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -95,5 +95,11 @@ pub(super) const CUTS_BY_FENTRY: [Hook; 2] = [
         .with_counted_backup("fe2_loss", BackupRuns::Retransmit)
         .optional(),
 ];
+/// Packets that this host drops. Only with `--drops`.
+pub(super) const DROPS: Hook =
+    Hook::retransmit(RawTracepoint, c"kfree_skb", "tp_drop").with_counted_backup("tp2_drop", BackupRuns::Retransmit);
+/// The same tracepoint on kernels where it tells the reason (5.17 and newer).
+pub(super) const DROPS_REASON: Hook = Hook::retransmit(RawTracepoint, c"kfree_skb", "tp_drop_reason")
+    .with_counted_backup("tp2_drop_reason", BackupRuns::Retransmit);
 pub(super) const SYNACK: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_synack", "tp_synack")
     .with_counted_backup("tp2_synack", BackupRuns::Retransmit);
