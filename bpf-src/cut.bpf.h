@@ -9,11 +9,36 @@
 /* Marks of claim(): apart from those of inet_sock_set_state, which lie up to 32 bytes behind the socket's address. */
 #define CUT_MARK(sk, ca_state) ((const char *)(sk) + 48 + (ca_state))
 
+/* Return addresses on the stack: those of the programs and of the tracepoint, and TCP's down to tcp_ack() with some to spare. */
+#define FRAMES 16
+
+/*
+ * Why tcp_enter_cwr() was called: __tcp_transmit_skb() calls it if a queue of this host drops a segment, and the functions that
+ * tcp_ack() calls do so for marks. The newest call counts. On the way of a segment through loopback, an older one may be on the
+ * stack too. tcp_enter_cwr() may be inlined into its callers, and these into theirs, but no farther than to these two: they are
+ * in different files. Not inline: the stack of the caller has no room for the addresses.
+ */
+static __noinline enum cut_why why_cwr(void *ctx)
+{
+	__u64 frames[FRAMES] = {};
+
+	if (!settings.transmit_from || bpf_get_stack(ctx, frames, sizeof(frames), 0) < 0)
+		return CUT_UNKNOWN;
+#pragma unroll
+	for (int i = 0; i < FRAMES; i++) {
+		if (frames[i] >= settings.transmit_from && frames[i] < settings.transmit_to)
+			return CUT_LOCAL;
+		if (frames[i] >= settings.ack_from && frames[i] < settings.ack_to)
+			return CUT_ECN;
+	}
+	return CUT_UNKNOWN;
+}
+
 /*
  * Why tcp_set_ca_state() enters a state that reduces the window. The timer clears icsk_pending before it calls
  * tcp_enter_loss(); tcp_simple_retransmit() runs while a timer is set, since segments are in flight.
  */
-static __always_inline enum cut_why why_cut(const struct sock *sk, __u8 ca_state)
+static __always_inline enum cut_why why_cut(void *ctx, const struct sock *sk, __u8 ca_state)
 {
 	const struct inet_connection_sock *icsk = (const void *)sk;
 	const struct tcp_sock *tp = (const void *)sk;
@@ -22,8 +47,7 @@ static __always_inline enum cut_why why_cut(const struct sock *sk, __u8 ca_state
 		return CUT_RECOVERY;
 	if (ca_state == CA_LOSS)
 		return BPF_CORE_READ(icsk, icsk_pending) ? CUT_PMTU : CUT_TIMEOUT;
-	/* tcp_enter_cwr() is called for marks of the network, and for drops by a queue of this host. */
-	return BPF_CORE_READ_BITFIELD_PROBED(tp, ecn_flags) & ECN_IN_USE ? CUT_UNKNOWN : CUT_LOCAL;
+	return BPF_CORE_READ_BITFIELD_PROBED(tp, ecn_flags) & ECN_IN_USE ? why_cwr(ctx) : CUT_LOCAL;
 }
 
 /*
@@ -73,7 +97,7 @@ static __noinline void cut(void *ctx, const struct sock *sk, enum cut_why why, _
 static __always_inline void ca_state_set(void *ctx, const struct sock *sk, __u8 ca_state)
 {
 	const struct tcp_sock *tp = (const void *)sk;
-	enum cut_why why = why_cut(sk, ca_state);
+	enum cut_why why = why_cut(ctx, sk, ca_state);
 
 	cut(ctx, sk, why, cwnd_before(sk, why), BPF_CORE_READ(tp, snd_ssthresh));
 }

@@ -147,7 +147,7 @@ struct send_event {
 
 /* Why TCP reduced a congestion window. */
 enum cut_why {
-	CUT_UNKNOWN = 0,	/* CUT_ECN or CUT_LOCAL: the connection uses ECN */
+	CUT_UNKNOWN = 0,	/* CUT_ECN or CUT_LOCAL: the connection uses ECN, and it is not known who called tcp_enter_cwr() */
 	CUT_RECOVERY,		/* ACKs showed a loss (tcp_enter_recovery()) */
 	CUT_TIMEOUT,		/* the retransmission timer expired (tcp_enter_loss()) */
 	CUT_ECN,		/* the network marked segments (tcp_enter_cwr()) */
@@ -333,6 +333,11 @@ enum lost {
  * The loader sets these before loading. They are read-only for the programs, so the verifier removes code that they disable.
  */
 struct settings {
+	/* Where these functions begin and end, to tell why tcp_enter_cwr() was called; 0: not known. */
+	__u64 transmit_from;	/* __tcp_transmit_skb() */
+	__u64 transmit_to;
+	__u64 ack_from;		/* tcp_ack() */
+	__u64 ack_to;
 	__u64 cgroup;		/* cgroup v2 id */
 	__u32 cgroup_level;	/* its depth; the root is 0 */
 	__u32 netns;		/* inode number */

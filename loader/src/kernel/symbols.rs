@@ -81,6 +81,30 @@ fn find(names: &[String], kallsyms: impl BufRead) -> HashMap<String, u64> {
     found.into_iter().filter_map(only).collect()
 }
 
+/// Where each of these functions begins and ends: its address and the next higher one of another symbol. None: the kernel hides
+/// addresses from this process, or one of the functions does not exist exactly once.
+#[must_use]
+pub fn ranges<const N: usize>(names: [&str; N]) -> Option<[(u64, u64); N]> {
+    find_ranges(names, BufReader::new(File::open(KALLSYMS).ok()?))
+}
+
+fn find_ranges<const N: usize>(names: [&str; N], kallsyms: impl BufRead) -> Option<[(u64, u64); N]> {
+    let (mut found, mut times) = ([(0, 0); N], [0; N]);
+    // The kernel's own symbols come in the order of their addresses.
+    let read = for_each(kallsyms, |symbol| {
+        let address = u64::from_str_radix(symbol.address, 16).unwrap_or(0);
+        for (from, to) in &mut found {
+            if *from != 0 && *to == 0 && address > *from {
+                *to = address;
+            }
+        }
+        if let Some(place) = names.iter().position(|name| *name == symbol.name && symbol.is_code()) {
+            (found[place], times[place]) = ((address, 0), times[place] + 1);
+        }
+    });
+    (read.is_ok() && times == [1; N] && found.iter().all(|(from, to)| *from != 0 && *to != 0)).then_some(found)
+}
+
 /// The functions that may not be probed; none if debugfs does not tell.
 #[must_use]
 pub fn blacklist() -> Option<Vec<String>> {
@@ -109,6 +133,15 @@ mod tests {
         let wanted = ["tcp_sendmsg", "hidden", "twice", "absent"].map(str::to_owned);
         let found = find(&wanted, &kallsyms[..]);
         assert_eq!(found, HashMap::from([("tcp_sendmsg".to_owned(), 0xffff_ffff_8100_0000)]));
+    }
+
+    #[test]
+    fn a_function_ends_where_the_next_symbol_begins() {
+        let kallsyms = b"10 T a\n10 T alias\n20 t b\n2c t b.cold\n30 T hidden\n0 T none\n40 t twice\n50 t twice\n60 T end\n";
+        assert_eq!(find_ranges(["b", "a"], &kallsyms[..]), Some([(0x20, 0x2c), (0x10, 0x20)]));
+        for odd in ["none", "twice", "absent", "end"] {
+            assert_eq!(find_ranges(["a", odd], &kallsyms[..]), None, "{odd}");
+        }
     }
 
     #[test]

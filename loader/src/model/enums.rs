@@ -99,7 +99,8 @@ impl Kind {
 mirror_enum! {
     /// The reason why TCP reduced a congestion window.
     "cut_why" CutWhy: u8 {
-        /// The network marked segments, or a queue of this host dropped one: the connection uses ECN.
+        /// The network marked segments, or a queue of this host dropped one: the connection uses ECN, and the kernel hides
+        /// which function called.
         Unknown = 0 "CUT_UNKNOWN",
         /// Acknowledgements showed a loss.
         Recovery = 1 "CUT_RECOVERY",

@@ -286,6 +286,14 @@ mirror! {
 mirror! {
     /// The settings that the programs get before they are loaded.
     "settings" Settings {
+        /// The first address of `__tcp_transmit_skb()`; 0: not known, as the next three.
+        transmit_from: u64,
+        /// The first address behind it.
+        transmit_to: u64,
+        /// The first address of `tcp_ack()`.
+        ack_from: u64,
+        /// The first address behind it.
+        ack_to: u64,
         /// The filter by cgroup: its v2 id; 0: any.
         cgroup: u64,
         /// The depth of this cgroup (the root is 0).

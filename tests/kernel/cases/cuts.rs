@@ -13,7 +13,7 @@ use super::verify_ledger::mark;
 use crate::counters::{Counters, wait_until_grown};
 use crate::host::{Set, tool};
 use crate::link::{Netns, run as run_tool};
-use crate::process::Process;
+use crate::process::{Process, now};
 use crate::tracefs::has_event;
 use crate::ways::Order;
 use crate::xctl::{Cut, Trace, Xctl, command, refusal};
@@ -110,17 +110,19 @@ pub fn run(set: Set, family: Family) -> Outcome {
     // The window must be open again.
     pour(&mut stage, &plain, 300_000, all + 301_000)?;
 
-    let queue = tc(&stage.link.a, NO_ROOM);
-    let mut told = None;
-    if queue.is_ok() {
-        stage.writer.done(Order::Pour(plain.writes.0, 20_000, 20_000))?;
-        std::thread::sleep(Duration::from_millis(50));
-        tc(&stage.link.a, "qdisc del dev veth0 root")?;
-        stage.rest(&plain, all + 321_000)?;
-        told = Some(stage.settled(&plain)?[0].gauges["now.ssthresh"]);
+    tc(&stage.link.a, NO_ROOM)?;
+    for connection in [&plain, &marked] {
+        stage.writer.done(Order::Pour(connection.writes.0, 20_000, 20_000))?;
     }
+    std::thread::sleep(Duration::from_millis(50));
+    tc(&stage.link.a, "qdisc del dev veth0 root")?;
+    stage.rest(&plain, all + 321_000)?;
+    stage.rest(&marked, 20_000)?;
+    let told = stage.settled(&plain)?[0].gauges["now.ssthresh"];
+    // From here on the network marks segments, and no queue of this host refuses one.
+    let marks_from = now()?;
     mark(&stage.link)?;
-    all = 0;
+    all = 20_000;
     for _ in 0..20 {
         if Counters::of(&stage.link.a)?.since(&before, "TCPDeliveredCE")? == 0 {
             all += 400_000;
@@ -134,10 +136,15 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let counts = compare(&trace, &stage, &before, sees_all)?;
     ensure!(counts["recovery"] > 0 && counts["timeout"] > 0, "something did not happen: {counts:?}");
     if sees_all {
-        ensure!(counts["ecn_or_local"] > 0 && counts["ecn"] == 0, "no cut by a mark: {counts:?}");
-    }
-    if let (true, Some(told)) = (sees_all, told) {
-        ensure!(counts["local"] > 0, "no cut by the full queue: {counts:?}");
+        let of = |connection: &Connection, why: &str| -> Vec<bool> {
+            let cuts = trace.cuts.iter().filter(|cut| cut.at.flow() == connection.writes.1);
+            cuts.filter(|cut| cut.why.as_deref() == Some(why)).map(|cut| cut.mono_ns > marks_from).collect()
+        };
+        let all_when = |cuts: Vec<bool>, marks: bool| !cuts.is_empty() && cuts.iter().all(|when| *when == marks);
+        ensure!(counts["ecn_or_local"] == 0, "a cut without a reason: {counts:?}");
+        ensure!(all_when(of(&plain, "local"), false) && of(&plain, "ecn").is_empty(), "without ECN: {counts:?}");
+        ensure!(all_when(of(&marked, "local"), false), "a full queue, with ECN: {counts:?}");
+        ensure!(all_when(of(&marked, "ecn"), true), "marks of the network: {counts:?}");
         let last = trace.cuts.iter().rfind(|cut| cut.at.flow() == plain.writes.1).context("no cut")?;
         ensure!(last.ssthresh == Some(told), "the process was told {told}: {last:?}");
     }

@@ -29,7 +29,7 @@ use crate::kernel::clock::monotonic_ns;
 use crate::kernel::privilege::{User, to_see_others};
 use crate::kernel::server::Server;
 use crate::kernel::wait::{Stdout, Waiter, Woken};
-use crate::kernel::{host, libbpf};
+use crate::kernel::{host, libbpf, symbols};
 use crate::ledger::epochs::Moving;
 use crate::ledger::figures::CutsSeen;
 use crate::ledger::summary::{ByProcess, Others, Seen, Summary};
@@ -398,8 +398,19 @@ fn say_unseen_cuts(seen: CutsSeen, asked: &Events) -> Result<()> {
     Ok(())
 }
 
+/// The addresses by which the programs tell `ecn` from `local`. Reading them takes time, so they are read only if cuts are
+/// printed.
+fn callers(settings: Settings) -> Settings {
+    let Some([transmit, ack]) = symbols::ranges(["__tcp_transmit_skb", "tcp_ack"]) else {
+        say("the kernel hides its functions' addresses, so `ecn` and `local` are not told apart if a connection uses ECN: give \
+             CAP_SYSLOG");
+        return settings;
+    };
+    Settings { transmit_from: transmit.0, transmit_to: transmit.1, ack_from: ack.0, ack_to: ack.1, ..settings }
+}
+
 fn settings(options: &TraceOptions, filters: &Filters) -> Settings {
-    Settings {
+    let settings = Settings {
         retransmits: options.events.retransmits.into(),
         sends: options.events.sends.into(),
         cuts: options.events.cuts.into(),
@@ -409,5 +420,6 @@ fn settings(options: &TraceOptions, filters: &Filters) -> Settings {
         totals: u8::from(options.metrics.is_some() || options.metrics_file.is_some()),
         by_netns: u8::from(options.verify),
         ..filters.settings()
-    }
+    };
+    if options.events.cuts { callers(settings) } else { settings }
 }
