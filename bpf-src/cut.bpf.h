@@ -78,8 +78,11 @@ static __noinline void cut(void *ctx, const struct sock *sk, enum cut_why why, _
 		return;
 	event.why = why & (CUTS - 1);
 	totals = totals_of_netns(event.flow.netns, &sk->__sk_common);
-	if (totals)
+	if (totals) {
 		__sync_fetch_and_add(&totals->cuts[event.why & (CUTS - 1)], 1);
+		if (why == CUT_TIMEOUT && !serves_as_probe(sk, BPF_CORE_READ(sk, __sk_common.skc_state)))
+			__sync_fetch_and_add(&totals->timeouts, 1);
+	}
 	owner_of(sk, &event.flow, &event.owner);
 	if (settings.cuts ? !wanted(&event.flow, &event.owner) : !wanted_in_totals(&event.flow, &event.owner))
 		return;

@@ -32,30 +32,14 @@ const volatile struct settings settings = {};
 #include "owner_state.bpf.h"
 #include "totals.bpf.h"
 #include "retransmit.bpf.h"
+#include "timeouts.bpf.h"
 #include "cut.bpf.h"
 #include "drop.bpf.h"
 #include "in_flight.bpf.h"
 #include "backup.bpf.h"
 #include "seed.bpf.h"
 #include "sockets.bpf.h"
-
-/* These variables put the records and enums that no map mentions into this object's BTF, where the loader checks them. */
-const struct retransmit_event *retransmit_event_layout __attribute__((unused));
-const struct send_event *send_event_layout __attribute__((unused));
-const struct cut_event *cut_event_layout __attribute__((unused));
-const struct drop_event *drop_event_layout __attribute__((unused));
-const struct socket_record *socket_record_layout __attribute__((unused));
-const struct reading *reading_layout __attribute__((unused));
-const struct holder *holder_layout __attribute__((unused));
-const struct account *account_layout __attribute__((unused));
-const enum account_why *account_why_values __attribute__((unused));
-const enum known_by *known_by_values __attribute__((unused));
-const enum how *how_values __attribute__((unused));
-const enum reading_of *reading_of_values __attribute__((unused));
-const enum event_type *event_type_values __attribute__((unused));
-const enum cut_why *cut_why_values __attribute__((unused));
-const enum kind *kind_values __attribute__((unused));
-const enum lost *lost_values __attribute__((unused));
+#include "layouts.bpf.h"
 
 /*
  * Two programs with the same action at one hook. The kernel skips a program that already runs on this CPU; then the other one
@@ -100,6 +84,13 @@ const enum lost *lost_values __attribute__((unused));
 #define WITH_BACKUP(hook, first, backup, object, action, args...) \
 	WITH_BACKUP_IF(hook, first, backup, true, object, action, args)
 
+/* A socket ends, from the state `earlier`. */
+static __always_inline void ended(const struct sock *sk, int earlier)
+{
+	count_if_timer_ended(sk, earlier);
+	connection_ended(sk, earlier);
+}
+
 /* ---- raw tracepoints: tp2_ is the second program of tp_ ---- */
 
 WITH_BACKUP("raw_tp/tcp_retransmit_skb", tp_retransmit, tp2_retransmit, skb,
@@ -140,7 +131,7 @@ int BPF_PROG(tp_state, struct sock *sk, int oldstate, int newstate)
 	bool first = claim((const char *)sk + newstate);	/* sockets lie further apart than states */
 
 	if (newstate == TCP_CLOSE && !seen_by_kprobe(sk) && first)
-		connection_ended(sk, oldstate);
+		ended(sk, oldstate);
 	state_changed(sk, newstate);
 	return 0;
 }
@@ -151,7 +142,7 @@ int BPF_PROG(tp2_state, struct sock *sk, int oldstate, int newstate)
 	bool alone = must_back_up((const char *)sk + newstate, STATE_BACKED_UP);
 
 	if (newstate == TCP_CLOSE && alone && !seen_by_kprobe(sk))
-		connection_ended(sk, oldstate);
+		ended(sk, oldstate);
 	state_changed(sk, newstate);
 	return 0;
 }
@@ -240,7 +231,7 @@ SEC("kprobe/inet_sk_state_store")
 int BPF_KPROBE(kp_state, struct sock *sk, int state)
 {
 	if (state == TCP_CLOSE && claim(SEEN_BY_KPROBE(sk)))
-		connection_ended(sk, BPF_CORE_READ(sk, __sk_common.skc_state));
+		ended(sk, BPF_CORE_READ(sk, __sk_common.skc_state));
 	state_changed(sk, state);
 	return 0;
 }
@@ -326,6 +317,10 @@ WITH_BACKUP("fentry/tcp_enter_recovery", fe_recovery, fe2_recovery, CUT_MARK(sk,
 
 WITH_BACKUP("fentry/tcp_enter_loss", fe_loss, fe2_loss, CUT_MARK(sk, CA_LOSS), cut_begins(ctx, sk, CUT_TIMEOUT),
 	    struct sock *sk)
+
+/* A SYN-ACK was not answered in time. The kernel calls this function through a pointer, so no compiler removes it. */
+WITH_BACKUP("fentry/tcp_syn_ack_timeout", fe_synack_timeout, fe2_synack_timeout, req, count_timeout(&req->__req_common),
+	    const struct request_sock *req)
 
 TWICE("fentry/tcp_sendmsg_locked", fe_sendmsg_locked, fe2_sendmsg_locked, remember_sender(sk), struct sock *sk)
 

@@ -26,6 +26,9 @@ pub struct Counters {
     pub loss_probes: u64,
     /// TCPSackRecovery and TCPRenoRecovery: how often acknowledgements showed a loss (`tcp_enter_recovery`).
     pub recoveries: u64,
+    /// TCPTimeouts: how often retransmission timers expired, those of SYN-ACKs too (`tcp_retransmit_timer`,
+    /// `tcp_syn_ack_timeout`).
+    pub timeouts: u64,
     /// TCPFastOpenActiveFail: connections whose SYN carried data that the peer did not take.
     pub fast_open_fail: u64,
     /// The counters for the ledger; none if this kernel lacks one of them.
@@ -74,6 +77,7 @@ impl Counters {
             syn: ext("TCPSynRetrans")?,
             loss_probes: ext("TCPLossProbes")?,
             recoveries: ext("TCPSackRecovery")? + ext("TCPRenoRecovery")?,
+            timeouts: ext("TCPTimeouts")?,
             fast_open_fail: ext("TCPFastOpenActiveFail")?,
             ledger: OfLedger::parse(snmp, netstat).ok(),
             rtnl: rtnl(netlink)?,
@@ -194,14 +198,14 @@ mod tests {
     #[test]
     fn counters_are_found_by_name_not_by_position() {
         let older = "TcpExt: TCPFastRetrans TCPSlowStartRetrans TCPRetransFail TCPLossProbes TCPSynRetrans \
-                     TCPFastOpenActiveFail TCPSackRecovery TCPRenoRecovery\nTcpExt: 1 2 3 4 5 6 70 8\nIpExt: TCPFastRetrans\nIpExt: 99\n";
-        let newer = "TcpExt: TCPRenoRecovery TCPSackRecovery TCPFastOpenActiveFail TCPSynRetrans New TCPLossProbes TCPRetransFail TCPSlowStartRetrans \
-                     TCPFastRetrans\nTcpExt: 8 70 6 5 77 4 3 2 1\n";
+                     TCPFastOpenActiveFail TCPSackRecovery TCPRenoRecovery TCPTimeouts\nTcpExt: 1 2 3 4 5 6 70 8 9\nIpExt: TCPFastRetrans\nIpExt: 99\n";
+        let newer = "TcpExt: TCPTimeouts TCPRenoRecovery TCPSackRecovery TCPFastOpenActiveFail TCPSynRetrans New TCPLossProbes TCPRetransFail TCPSlowStartRetrans \
+                     TCPFastRetrans\nTcpExt: 9 8 70 6 5 77 4 3 2 1\n";
         let counters = Counters::parse(SNMP, older, NETLINK).unwrap();
         assert_eq!(counters, Counters::parse(SNMP, newer, NETLINK).unwrap());
         assert_eq!((counters.retrans_segs, counters.retrans_fail, counters.loss_probes), (60, 3, 4));
         assert_eq!((counters.fast, counters.slow_start, counters.syn, counters.fast_open_fail), (1, 2, 5, 6));
-        assert_eq!((counters.recoveries, counters.rtnl), (78, 7));
+        assert_eq!((counters.recoveries, counters.timeouts, counters.rtnl), (78, 9, 7));
     }
 
     #[test]

@@ -3,9 +3,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr};
 
-use anyhow::{Result, anyhow, bail};
-
-pub use super::enums::{Counter, CutWhy, EventType, How, Kind, KnownBy};
+pub use super::enums::{Counter, CutWhy, How, Kind, KnownBy};
 pub use super::mirror::Plain;
 use super::mirror::{Field, Mirror, mirror};
 pub use super::tcp::state_name;
@@ -268,6 +266,8 @@ mirror! {
         failed: u64,
         /// Failed attempts, for any reason.
         failures: u64,
+        /// Expirations of retransmission timers; by network namespace only.
+        timeouts: u64,
         /// Packets that this host dropped.
         drops: u64,
         /// The segments of these packets.
@@ -379,73 +379,6 @@ impl Cut {
     #[must_use]
     pub fn why(&self) -> CutWhy {
         CutWhy::ALL.get(usize::from(self.why)).copied().unwrap_or(CutWhy::Unknown)
-    }
-}
-
-/// A record of a ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A retransmit, of type [`EventType::Retransmit`].
-    Retransmit(Retransmit),
-    /// A send, of type [`EventType::Send`].
-    Send(Send),
-    /// A cut of a congestion window, of type [`EventType::Cut`].
-    Cut(Cut),
-    /// A dropped packet, of type [`EventType::Drop`].
-    Drop(Drop),
-}
-
-impl Event {
-    /// Read a record, which is exactly one event and up to 7 bytes of padding.
-    ///
-    /// # Errors
-    /// If the record has an unknown type or is too short.
-    pub fn parse(record: &[u8]) -> Result<Self> {
-        let header = record.get(..size_of::<Header>()).map(Header::get);
-        let whole = |size: usize| record.get(..size).filter(|_| record.len() < size + 8);
-        let known = header.and_then(|header| EventType::ALL.iter().find(|&&known| known as u32 == header.kind));
-        let event = match known {
-            Some(EventType::Retransmit) => {
-                whole(size_of::<Retransmit>()).map(|bytes| Self::Retransmit(Retransmit::get(bytes)))
-            }
-            Some(EventType::Send) => whole(size_of::<Send>()).map(|bytes| Self::Send(Send::get(bytes))),
-            Some(EventType::Cut) => whole(size_of::<Cut>()).map(|bytes| Self::Cut(Cut::get(bytes))),
-            Some(EventType::Drop) => whole(size_of::<Drop>()).map(|bytes| Self::Drop(Drop::get(bytes))),
-            None => bail!("cannot read a perf record of {} bytes: its type is unknown", record.len()),
-        };
-        event.ok_or_else(|| anyhow!("cannot read a perf record of {} bytes: its type has another size", record.len()))
-    }
-
-    fn header(&self) -> &Header {
-        match self {
-            Self::Retransmit(event) => &event.header,
-            Self::Send(event) => &event.header,
-            Self::Cut(event) => &event.header,
-            Self::Drop(event) => &event.header,
-        }
-    }
-
-    /// The owner of the socket.
-    #[must_use]
-    pub fn owner(&self) -> &Owner {
-        match self {
-            Self::Retransmit(event) => &event.owner,
-            Self::Send(event) => &event.owner,
-            Self::Cut(event) => &event.owner,
-            Self::Drop(event) => &event.owner,
-        }
-    }
-
-    /// The id of the CPU on which the event happened.
-    #[must_use]
-    pub fn cpu(&self) -> u32 {
-        self.header().cpu
-    }
-
-    /// The time of the event, ns of CLOCK_MONOTONIC.
-    #[must_use]
-    pub fn mono_ns(&self) -> u64 {
-        self.header().mono_ns
     }
 }
 

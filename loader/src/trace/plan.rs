@@ -68,6 +68,9 @@ impl Request {
             let hook = hooks::drops(target)?;
             sets.iter_mut().for_each(|set| set.hooks.push(hook));
         }
+        if self.settings.by_netns != 0 {
+            sets.iter_mut().for_each(|set| set.add_synack_timeouts(target));
+        }
         let has_iterator = target.has_iterators(&[Feature::FileIterator]);
         let seed = match self.seed {
             Some(Source::Iterator) if !has_iterator => {

@@ -15,7 +15,7 @@ use crate::kernel::mmap::{Mapped, page_size};
 use crate::kernel::shared_ring::SharedRing;
 use crate::kernel::wait::Waiter;
 use crate::kernel::{bpf, host, limits, perf};
-use crate::model::events::Event;
+use crate::model::event::Event;
 use crate::model::maps::{EVENTS, SHARED_RING};
 use crate::ring::{Reader, Record, shared};
 

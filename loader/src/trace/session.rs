@@ -15,7 +15,7 @@ use super::target::Kprobes;
 use crate::kernel::hotplug::Change;
 use crate::kernel::wait::Waiter;
 use crate::ledger::connection::Connection;
-use crate::model::events::Event;
+use crate::model::event::Event;
 use crate::model::hooks::{BackupRuns, Purpose};
 use crate::model::lost::{Counter, Lost};
 use crate::model::maps::LEDGER;

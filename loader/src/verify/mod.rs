@@ -72,6 +72,7 @@ impl Baseline {
             syn: 0,
             loss_probes: 0,
             recoveries: 0,
+            timeouts: 0,
             fast_open_fail: 0,
             ledger: None,
             rtnl: 0,
@@ -154,6 +155,8 @@ pub struct Shown {
     pub failures: bool,
     /// Cuts of congestion windows after losses.
     pub recoveries: bool,
+    /// All expirations of retransmission timers.
+    pub timeouts: bool,
 }
 
 impl Verifier {
@@ -264,6 +267,10 @@ impl Verifier {
             }
             Check::Recovery if !self.shown.recoveries => {
                 let missing = grew(|counters| counters.recoveries);
+                Slack { missing, what: "that these hooks do not show", ..Slack::default() }
+            }
+            Check::Timeouts if !self.shown.timeouts => {
+                let missing = grew(|counters| counters.timeouts);
                 Slack { missing, what: "that these hooks do not show", ..Slack::default() }
             }
             // Data that a SYN carried and the peer did not take is sent again at once, as one segment. Kernels before 5.12

@@ -25,6 +25,8 @@ pub enum Check {
     Tlp,
     /// Cuts of congestion windows by recovery with TCPSackRecovery and TCPRenoRecovery.
     Recovery,
+    /// Expirations of retransmission timers with TCPTimeouts.
+    Timeouts,
     /// Retransmitted segments of all connections with RetransSegs.
     Retrans,
     /// Delivered segments of all connections with TCPDelivered and PassiveOpens.
@@ -56,9 +58,17 @@ impl Check {
         Self::ListenDrops,
     ];
 
-    /// The checks of retransmits and cuts, in the order in which they are printed.
-    pub const ALL: [Self; 7] =
-        [Self::RetransSegs, Self::RetransFail, Self::Fast, Self::SlowStart, Self::Syn, Self::Tlp, Self::Recovery];
+    /// The checks of retransmits, cuts and timers, in the order in which they are printed.
+    pub const ALL: [Self; 8] = [
+        Self::RetransSegs,
+        Self::RetransFail,
+        Self::Fast,
+        Self::SlowStart,
+        Self::Syn,
+        Self::Tlp,
+        Self::Recovery,
+        Self::Timeouts,
+    ];
 
     /// The check's name in the output.
     #[must_use]
@@ -71,6 +81,7 @@ impl Check {
             Self::Syn => "syn",
             Self::Tlp => "tlp",
             Self::Recovery => "recovery",
+            Self::Timeouts => "timeouts",
             Self::Retrans => "retrans",
             Self::Delivered => "delivered",
             Self::DeliveredCe => "delivered_ce",
@@ -89,6 +100,7 @@ impl Check {
             Self::Reordering => "reorderings",
             Self::ListenDrops => "drops",
             Self::Recovery => "recoveries",
+            Self::Timeouts => "timeouts",
             _ => "segments",
         }
     }
@@ -107,6 +119,7 @@ impl Check {
             Self::Syn => range(|counters| counters.syn),
             Self::Tlp => range(|counters| counters.loss_probes),
             Self::Recovery => range(|counters| counters.recoveries),
+            Self::Timeouts => range(|counters| counters.timeouts),
             _ => Range { low: 0, high: 0 },
         }
     }
@@ -122,6 +135,7 @@ impl Check {
             Self::Syn => segs(Kind::Syn) + segs(Kind::Synack),
             Self::Tlp => segs(Kind::Tlp),
             Self::Recovery => totals.cuts[CutWhy::Recovery as usize].into(),
+            Self::Timeouts => int(totals.timeouts),
             _ => 0,
         }
     }

@@ -61,6 +61,18 @@ fn agrees(verified: &Verified, ns: &Netns, before: &Counters, ns_listens: bool) 
     Ok(grew)
 }
 
+/// Timers of data expired in `a`, one of which ended a connection, and timers of SYN-ACKs in `b`. Sets that do not see all of them
+/// say so, and count at most as many as the kernel.
+fn timeouts_agree(verified: &Verified, both: [&Netns; 2], before: &[Counters; 2], all: bool) -> Result<()> {
+    for (ns, before) in both.into_iter().zip(before) {
+        let (record, grew) = (verified.of(ns, "timeouts")?, Counters::of(ns)?.since(before, "TCPTimeouts")?);
+        ensure!(grew > 0 && record.verdict == "equal", "the kernel counted {grew}: {record:?}");
+        ensure!(if all { record.xctl == grew } else { record.xctl <= grew }, "the kernel counted {grew}: {record:?}");
+        ensure!(record.note.is_none() == (record.xctl == grew), "its note is wrong: {record:?}");
+    }
+    Ok(())
+}
+
 /// Marks segments from `a` to `b` from now on: by netem, which drops only segments that cannot be marked, or by nft.
 pub fn mark(link: &Link) -> Result<()> {
     let netem = format!("-n {} qdisc replace dev veth0 root netem loss 30% ecn", link.a.name);
@@ -163,6 +175,8 @@ pub fn run(set: Set, family: Family) -> Outcome {
     if let Some(why) = witness.hidden()? {
         return Ok(Verdict::Skipped(why));
     }
+    let all_timeouts = is_guest() && ![Set::Kprobe, Set::Tracepoint].contains(&set);
+    timeouts_agree(&verified, [&link.a, &link.b], &before, all_timeouts)?;
     if set == Set::Kprobe {
         ensure!(verified.of(&link.a, "delivered").is_err(), "it compares without the tracepoint of states");
         return Ok(Verdict::Passed("not compared".into()));

@@ -16,7 +16,8 @@ use crate::kernel::hotplug::Change;
 use crate::kernel::tcp_counters::{self, Reading};
 use crate::kernel::wait::{Waiter, Woken};
 use crate::ledger::epochs::Moving;
-use crate::model::events::{Event, NetnsKey, Totals};
+use crate::model::event::Event;
+use crate::model::events::{NetnsKey, Totals};
 use crate::ring::order::Order;
 use crate::trace::rings::{Drained, Rings};
 use crate::trace::session::{Ended, Record, Running};
@@ -49,7 +50,7 @@ pub(super) fn follow(
         let realtime_offset = realtime_ns()?.wrapping_sub(monotonic_ns()?);
         let mut counted = 0;
         for record in order.complete() {
-            counted += usize::from(matches!(record, Record::Event(Event::Retransmit(_) | Event::Cut(_))));
+            counted += usize::from(matches!(record, Record::Event(Event::Retransmit(_) | Event::Cut(_) | Event::Drop(_))));
             printer.print(&record, realtime_offset)?;
             look = GATHER;
         }

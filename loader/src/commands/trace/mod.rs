@@ -267,7 +267,8 @@ fn follow_to_end(
                 "network namespaces that only other users' processes or mounts reach are not compared: {remedy}"
             ));
         }
-        let shown = Shown { failures: running.set.shows_failures(), recoveries: cuts != CutsSeen::None };
+        let (failures, timeouts) = (running.set.shows_failures(), running.set.shows_timeouts());
+        let shown = Shown { failures, recoveries: cuts != CutsSeen::None, timeouts };
         Some(Verifier::begin(&mut Live { running: &mut running, order: &mut order }, shown)?)
     } else {
         None

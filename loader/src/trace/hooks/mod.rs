@@ -101,6 +101,21 @@ impl HookSet {
         }
     }
 
+    /// Whether the programs see all expirations of retransmission timers.
+    #[must_use]
+    pub fn shows_timeouts(&self) -> bool {
+        self.has(SYNACK_TIMEOUTS.program) && self.cuts_seen() != CutsSeen::None
+    }
+
+    /// Add the hook that sees the timeouts of SYN-ACKs. A kernel that has kprobes takes fentry programs too, if it has
+    /// trampolines at all.
+    pub fn add_synack_timeouts(&mut self, kernel: &impl KernelFeatures) {
+        let takes_fentry = kernel.kprobes() && kernel.has_own_btf() && kernel.has_trampolines();
+        if takes_fentry && self.cuts_seen() != CutsSeen::None && exists(&SYNACK_TIMEOUTS, kernel) {
+            self.hooks.push(SYNACK_TIMEOUTS);
+        }
+    }
+
     /// Whether the programs see reads of connections.
     #[must_use]
     pub fn sees_readers(&self) -> bool {

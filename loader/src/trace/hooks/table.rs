@@ -101,5 +101,9 @@ pub(super) const DROPS: Hook =
 /// The same tracepoint on kernels where it tells the reason (5.17 and newer).
 pub(super) const DROPS_REASON: Hook = Hook::retransmit(RawTracepoint, c"kfree_skb", "tp_drop_reason")
     .with_counted_backup("tp2_drop_reason", BackupRuns::Retransmit);
+/// A SYN-ACK that was not answered in time. Only with `--verify`.
+pub(super) const SYNACK_TIMEOUTS: Hook = Hook::retransmit(Fentry, c"tcp_syn_ack_timeout", "fe_synack_timeout")
+    .with_counted_backup("fe2_synack_timeout", BackupRuns::Retransmit)
+    .optional();
 pub(super) const SYNACK: Hook = Hook::retransmit(RawTracepoint, c"tcp_retransmit_synack", "tp_synack")
     .with_counted_backup("tp2_synack", BackupRuns::Retransmit);
