@@ -29,6 +29,13 @@ pub struct Witness {
 }
 
 impl Witness {
+    /// Without probes. It also sees changes of state, and so the ends of connections.
+    pub fn of_ends() -> Result<Witness> {
+        let witness = Witness::of(&[])?;
+        tracefs::with(|tracing| write(&witness.instance(tracing).join("events/sock/inet_sock_set_state/enable"), "1"))?;
+        Ok(witness)
+    }
+
     /// Puts probes on the functions of `hooks`.
     pub fn of(hooks: &[Hook]) -> Result<Witness> {
         let pid = std::process::id();
@@ -122,7 +129,7 @@ impl Witness {
         Ok(probes..=probes + programs.values().sum::<u64>())
     }
 
-    /// The number of retransmits in softirqs that interrupted PID 1. A line of the trace is `   comm-TID   [CPU] flags
+    /// The number of retransmits, or of changes of state, in softirqs that interrupted PID 1. A line of the trace is `   comm-TID   [CPU] flags
     /// time: event: ...`.
     pub fn above_pid_1(&self) -> Result<u64> {
         // the kernels of the virtual machines do not have this defect
