@@ -62,7 +62,7 @@ impl Top {
                     let most = number(record, "interval_us").context("interval_us")?;
                     ensure!(observed <= most, "it was observed for longer than the interval: {record}");
                     let row = rows.entry(u32::try_from(pid)?).or_insert_with(|| Value::Object(Map::new()));
-                    for part in ["tcp", "connections"] {
+                    for part in ["tcp", "connections", "cuts"] {
                         add(&mut row[part], &record[part], part == "connections");
                     }
                     row["complete"] = record["complete"].clone();
@@ -75,8 +75,13 @@ impl Top {
         for process in summary["processes"].as_array().context("processes")? {
             let Some(pid) = process["pid"].as_u64() else { continue };
             let row = rows.get(&u32::try_from(pid)?).with_context(|| format!("in no interval: {process}"))?;
-            for part in ["tcp", "connections"] {
-                let same = row[part] == process[part];
+            for part in ["tcp", "connections", "cuts"] {
+                let (mut all, mut told) = (row[part].clone(), process[part].clone());
+                // null as soon as one interval has a cut that may be either
+                for either in [&mut all, &mut told].into_iter().filter_map(Value::as_object_mut) {
+                    either.retain(|name, _| name != "ecn" && name != "local");
+                }
+                let same = all == told;
                 ensure!(
                     same,
                     "{part} of {pid} is {} in all intervals, and in the summary {}",

@@ -15,7 +15,7 @@ use crate::console::say;
 use crate::kernel::server::Server;
 use crate::ledger::epochs::Moving;
 use crate::ledger::owners::Owners;
-use crate::ledger::summary::ByProcess;
+use crate::ledger::summary::{ByProcess, Seen};
 use crate::model::lost::Lost;
 use crate::output::Interval;
 use crate::output::metrics::{self, About, Request};
@@ -68,7 +68,7 @@ impl Metrics {
             server,
             file,
             failed: false,
-            ticks: Ticks::begin(EVERY)?,
+            ticks: Ticks::begin(EVERY, Seen::default())?,
             about,
             owners: Owners::new(options.metrics_owners),
             text: String::new(),

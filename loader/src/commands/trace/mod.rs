@@ -291,7 +291,8 @@ fn follow_to_end(
     let deadline = options.duration.and_then(|time| Instant::now().checked_add(time));
     // Begun after the deadline was computed. If a tick and the deadline fall on the same time, the deadline comes first, and no
     // tick cuts the last interval short: it is as long as the others.
-    let ticks = options.interval.map(Ticks::begin).transpose()?;
+    let seen = Seen { cuts, drops: options.drops };
+    let ticks = options.interval.map(|every| Ticks::begin(every, seen)).transpose()?;
     let mut printer = Printer {
         output,
         by_process: ByProcess::new(),
@@ -338,7 +339,7 @@ fn follow_to_end(
         Some(0) => (printer.by_process, Others::default(), Seen::default()),
         _ => {
             let (by_process, others) = moving.finish(&ended.tables)?;
-            (by_process, others, Seen { cuts, drops: options.drops })
+            (by_process, others, seen)
         }
     };
     if let Some(report) = &mut verify {

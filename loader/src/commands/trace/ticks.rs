@@ -19,15 +19,17 @@ pub struct Ticks {
     due: Instant,
     /// The beginning of the current interval, ns of CLOCK_MONOTONIC.
     since_ns: u64,
+    /// What the totals have.
+    seen: Seen,
 }
 
 impl Ticks {
-    /// The first interval begins now.
+    /// The first interval begins now. The totals have what `seen` says.
     ///
     /// # Errors
     /// If the clock cannot be read.
-    pub fn begin(every: Duration) -> Result<Self> {
-        Ok(Self { every, due: Instant::now() + every, since_ns: monotonic_ns()? })
+    pub fn begin(every: Duration, seen: Seen) -> Result<Self> {
+        Ok(Self { every, due: Instant::now() + every, since_ns: monotonic_ns()?, seen })
     }
 
     /// The time of the next tick.
@@ -53,7 +55,7 @@ impl Ticks {
     /// If the clock cannot be read.
     pub fn end(&mut self, gain: &ByProcess, accounts: Option<&mut Accounts>, lost: Lost) -> Result<Interval> {
         let now_ns = monotonic_ns()?;
-        let mut summary = Summary::new(gain, &Others::default(), lost, Seen::default());
+        let mut summary = Summary::new(gain, &Others::default(), lost, self.seen);
         if let Some(accounts) = accounts {
             let (rows, folded) = accounts.take_interval(self.since_ns);
             summary.add_ledger(&rows, &folded, now_ns);
