@@ -101,6 +101,33 @@ fn victim(family: Family) -> Result<Expects> {
     Ok(Expects { stage, connection: victim, told, says: &["network", "queue"], never })
 }
 
+/// A process that may hand over only a few kilobytes at a time, on a long way. The kernel counts time as limited by the send buffer
+/// only if the last of the data leaves while the process waits already, as with BBR, which paces what it sends.
+fn small_buffer(family: Family) -> Result<Expects> {
+    let mut stage = Stage::new(family)?;
+    stage.link.a.set("tcp_wmem", "4096 8192 8192")?;
+    stage.link.a.set("tcp_congestion_control", "bbr")?;
+    stage.link.one_by_one(&stage.link.a)?;
+    shape_of(&stage.link.b, "delay 20ms")?;
+    let connection = connect(&mut stage)?;
+    pour(&mut stage, &connection, 300_000, 100_000, 300_000)?;
+    let [told, _] = end(&mut stage, &connection)?;
+    Ok(Expects { stage, connection, told, says: &["sndbuf"], never: &["network", "receiver", "idle"] })
+}
+
+/// A queue of this host with hardly any room.
+fn full_queue(family: Family) -> Result<Expects> {
+    let mut stage = Stage::new(family)?;
+    shape(&stage, "delay 5ms limit 3")?;
+    stage.link.one_by_one(&stage.link.a)?;
+    let connection = connect(&mut stage)?;
+    pour(&mut stage, &connection, 500_000, 100_000, 500_000)?;
+    let [told, _] = end(&mut stage, &connection)?;
+    ensure!(told.refused() > 0, "the queue took everything: {told:?}");
+    let never: &[_] = if told.counter("retrans") == 0 { &["loss", "needless", "ecn", "path"] } else { &["ecn", "path"] };
+    Ok(Expects { stage, connection, told, says: &["network", "local"], never })
+}
+
 /// The record of the connection agrees with its process and with what was set up. Returns why.
 fn holds(trace: &Trace, expects: &Expects) -> Result<String> {
     let Expects { stage, connection, told, says, never } = expects;
@@ -126,7 +153,14 @@ pub fn run(set: Set, family: Family) -> Outcome {
         return Ok(Verdict::Skipped(format!("this kernel has no netem: {why:#}")));
     }
     let xctl = Xctl::start(set, &["--events", "connection"])?;
-    let all = [path(family)?, needless(family)?, ecn(family)?, victim(family)?];
+    let all = [
+        path(family)?,
+        needless(family)?,
+        ecn(family)?,
+        victim(family)?,
+        small_buffer(family)?,
+        full_queue(family)?,
+    ];
     let trace = xctl.stop(Signal::SIGINT)?;
     let said = all.iter().map(|expects| holds(&trace, expects)).collect::<Result<Vec<_>>>()?;
     Ok(Verdict::Passed(said.join("; ")))
