@@ -121,8 +121,18 @@ fn trace_options() -> Vec<Arg> {
 
 /// The options of `xctl top`: those of `xctl trace` that do not choose events, and its own.
 fn top_options() -> Vec<Arg> {
-    const OF_EVENTS: [&str; 10] =
-        ["verify", "drops", "current", "events", "count", "kind", "dry-run", "metrics", "metrics-file", "metrics-owners"];
+    const OF_EVENTS: [&str; 10] = [
+        "verify",
+        "drops",
+        "current",
+        "events",
+        "count",
+        "kind",
+        "dry-run",
+        "metrics",
+        "metrics-file",
+        "metrics-owners",
+    ];
     let own = [
         option("interval", "SECONDS", "Show what happened in each interval of this length")
             .value_parser(interval)

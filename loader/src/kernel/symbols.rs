@@ -137,7 +137,8 @@ mod tests {
 
     #[test]
     fn a_function_ends_where_the_next_symbol_begins() {
-        let kallsyms = b"10 T a\n10 T alias\n20 t b\n2c t b.cold\n30 T hidden\n0 T none\n40 t twice\n50 t twice\n60 T end\n";
+        let kallsyms =
+            b"10 T a\n10 T alias\n20 t b\n2c t b.cold\n30 T hidden\n0 T none\n40 t twice\n50 t twice\n60 T end\n";
         assert_eq!(find_ranges(["b", "a"], &kallsyms[..]), Some([(0x20, 0x2c), (0x10, 0x20)]));
         for odd in ["none", "twice", "absent", "end"] {
             assert_eq!(find_ranges(["a", odd], &kallsyms[..]), None, "{odd}");

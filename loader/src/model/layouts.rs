@@ -5,7 +5,8 @@ use anyhow::{Result, anyhow};
 
 use super::enums::{Counter, CutWhy, EventType, How, Kind, KnownBy};
 use super::events::{
-    Cut, Drop, Flow, Header, Holder, NetnsKey, Owner, ProcessKey, Retransmit, Send, Settings, SocketRecord, Totals, UnderWay,
+    Cut, Drop, Flow, Header, Holder, NetnsKey, Owner, ProcessKey, Retransmit, Send, Settings, SocketRecord, Totals,
+    UnderWay,
 };
 use super::mirror::{Mirror, MirrorEnum};
 use super::reading::{Account, AccountWhy, Reading, ReadingOf};

@@ -64,7 +64,10 @@ fn run(start: &mut Script, end: &mut Script) -> Report {
 }
 
 fn run_where(start: &mut Script, end: &mut Script, failures_are_shown: bool) -> Report {
-    Verifier::begin(start, Shown { failures: failures_are_shown, recoveries: true, timeouts: true }).unwrap().finish(end).unwrap()
+    Verifier::begin(start, Shown { failures: failures_are_shown, recoveries: true, timeouts: true })
+        .unwrap()
+        .finish(end)
+        .unwrap()
 }
 
 fn of(report: &Report, check: Check) -> &Comparison {

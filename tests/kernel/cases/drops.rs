@@ -64,7 +64,8 @@ fn of<'a>(trace: &'a Trace, ns: &Netns, who: &Who, reasons: Option<&str>) -> Res
 /// The row of a process has the sums of its records.
 fn row_adds_up(trace: &Trace, who: &Who, drops: &[&Drop]) -> Result<()> {
     let row = trace.summary.ledger.iter().find(|row| row.pid == Some(who.pid)).context("no row of the process")?;
-    let sums = [drops.len() as u64, drops.iter().map(|drop| drop.segs).sum(), drops.iter().map(|drop| drop.bytes).sum()];
+    let sums =
+        [drops.len() as u64, drops.iter().map(|drop| drop.segs).sum(), drops.iter().map(|drop| drop.bytes).sum()];
     let told = ["packets", "segs", "bytes"].map(|name| number(&row.ledger, &format!("drops.{name}")));
     ensure!(told == sums.map(Some), "{sums:?} in its records, and {told:?} in its row");
     Ok(())
@@ -113,7 +114,8 @@ pub fn run(set: Set, family: Family) -> Outcome {
         let mut connecting = None;
         let dropped = without_room(&link.b, || {
             connecting = Some(scope.spawn(|| writer.socket(Order::Connect(listener.1))));
-            Ok(thread::sleep(Duration::from_millis(300)))
+            thread::sleep(Duration::from_millis(300));
+            Ok(())
         });
         let connected = connecting.context("no queue")?.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
         connected.and(dropped)
@@ -134,7 +136,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let refused: u64 = sent.iter().filter(refused).map(|drop| drop.bytes).sum();
     ensure!(refused > 0 && never_left == refused, "{refused} bytes dropped, and {never_left} never left");
     let synacks: Vec<_> = received.iter().filter(|drop| drop.state == "NEW_SYN_RECV").collect();
-    let is_bare = |drop: &&&Drop| drop.segs == 1 && drop.bytes == 0;
-    ensure!(!synacks.is_empty() && synacks.iter().all(|drop| is_bare(&drop)), "the SYN-ACKs: {synacks:?}");
+    let are_bare = synacks.iter().all(|drop| drop.segs == 1 && drop.bytes == 0);
+    ensure!(!synacks.is_empty() && are_bare, "the SYN-ACKs: {synacks:?}");
     Ok(Verdict::Passed(format!("{told:?} packets, {refused} bytes, {} SYN-ACKs", synacks.len())))
 }

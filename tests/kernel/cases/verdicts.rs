@@ -124,7 +124,8 @@ fn full_queue(family: Family) -> Result<Expects> {
     pour(&mut stage, &connection, 500_000, 100_000, 500_000)?;
     let [told, _] = end(&mut stage, &connection)?;
     ensure!(told.refused() > 0, "the queue took everything: {told:?}");
-    let never: &[_] = if told.counter("retrans") == 0 { &["loss", "needless", "ecn", "path"] } else { &["ecn", "path"] };
+    let never: &[_] =
+        if told.counter("retrans") == 0 { &["loss", "needless", "ecn", "path"] } else { &["ecn", "path"] };
     Ok(Expects { stage, connection, told, says: &["network", "local"], never })
 }
 
@@ -153,14 +154,8 @@ pub fn run(set: Set, family: Family) -> Outcome {
         return Ok(Verdict::Skipped(format!("this kernel has no netem: {why:#}")));
     }
     let xctl = Xctl::start(set, &["--events", "connection"])?;
-    let all = [
-        path(family)?,
-        needless(family)?,
-        ecn(family)?,
-        victim(family)?,
-        small_buffer(family)?,
-        full_queue(family)?,
-    ];
+    let all =
+        [path(family)?, needless(family)?, ecn(family)?, victim(family)?, small_buffer(family)?, full_queue(family)?];
     let trace = xctl.stop(Signal::SIGINT)?;
     let said = all.iter().map(|expects| holds(&trace, expects)).collect::<Result<Vec<_>>>()?;
     Ok(Verdict::Passed(said.join("; ")))

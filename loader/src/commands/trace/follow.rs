@@ -50,7 +50,8 @@ pub(super) fn follow(
         let realtime_offset = realtime_ns()?.wrapping_sub(monotonic_ns()?);
         let mut counted = 0;
         for record in order.complete() {
-            counted += usize::from(matches!(record, Record::Event(Event::Retransmit(_) | Event::Cut(_) | Event::Drop(_))));
+            counted +=
+                usize::from(matches!(record, Record::Event(Event::Retransmit(_) | Event::Cut(_) | Event::Drop(_))));
             printer.print(&record, realtime_offset)?;
             look = GATHER;
         }

@@ -404,8 +404,10 @@ fn say_unseen_cuts(seen: CutsSeen, asked: &Events) -> Result<()> {
 /// printed.
 fn callers(settings: Settings) -> Settings {
     let Some([transmit, ack]) = symbols::ranges(["__tcp_transmit_skb", "tcp_ack"]) else {
-        say("the kernel hides its functions' addresses, so `ecn` and `local` are not told apart if a connection uses ECN: give \
-             CAP_SYSLOG");
+        say(
+            "the kernel hides its functions' addresses, so `ecn` and `local` are not told apart if a connection uses ECN: give \
+             CAP_SYSLOG",
+        );
         return settings;
     };
     Settings { transmit_from: transmit.0, transmit_to: transmit.1, ack_from: ack.0, ack_to: ack.1, ..settings }
