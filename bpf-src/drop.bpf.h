@@ -34,11 +34,12 @@ static __always_inline const struct sock *sender_of(const struct sk_buff *skb)
 static __always_inline __u32 payload_of(const struct sk_buff *skb)
 {
 	const unsigned char *head = BPF_CORE_READ(skb, head);
-	__u16 tcp = BPF_CORE_READ_BITFIELD_PROBED(skb, encapsulation) ? BPF_CORE_READ(skb, inner_transport_header) :
-									 BPF_CORE_READ(skb, transport_header);
 	const unsigned char *end = BPF_CORE_READ(skb, data) + BPF_CORE_READ(skb, len);
+	bool in_tunnel = BPF_CORE_READ_BITFIELD_PROBED(skb, encapsulation);
+	__u16 tcp;
 	__u8 words = 0;
 
+	tcp = in_tunnel ? BPF_CORE_READ(skb, inner_transport_header) : BPF_CORE_READ(skb, transport_header);
 	if (bpf_probe_read_kernel(&words, sizeof(words), head + tcp + TCP_DATA_OFFSET))
 		count_lost(LOST_READ);
 	return end - (head + tcp + (words >> 4) * 4);
