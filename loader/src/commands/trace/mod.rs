@@ -9,6 +9,7 @@ mod ticks;
 
 use std::io::BufWriter;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
@@ -118,10 +119,10 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
     let server = server.context("--metrics: choose another address, or end the program that uses it")?;
     // Before the programs run, so that no signal can end the process without a summary.
     let waiter = Waiter::new()?;
-    let started = first_accepted(plans, |plan| start(options, &object, plan, &target, audit));
-    let started = started.map_err(|error| hooks::adapt_remedy(options.attach, error))?;
     let reasons = if options.drops { DropReasons::of(target.btf()) } else { DropReasons::default() };
-    drop(target);
+    let mut target = Asked { btf, known: Some(target) };
+    let started = first_accepted(plans, |plan| start(options, &object, plan, &mut target, audit));
+    let started = started.map_err(|error| hooks::adapt_remedy(options.attach, error))?;
     let about = About {
         btf: btf.to_string_lossy().into_owned(),
         object_sha256: hex(&hmac_sha256::Hash::hash(&bytes)),
@@ -135,6 +136,12 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
     }
 }
 
+/// The target, as long as it is needed. Where BTF cannot be mapped, it has 5 MB of types.
+struct Asked<'a> {
+    btf: &'a Path,
+    known: Option<Target>,
+}
+
 /// The state that a start reaches. A dry run (`--dry-run`) only loads programs.
 enum Started {
     Loaded(Box<Loaded>),
@@ -146,7 +153,7 @@ fn start(
     options: &TraceOptions,
     object: &CheckedObject<'_>,
     plan: Plan,
-    target: &Target,
+    target: &mut Asked<'_>,
     audit: &mut Audit,
 ) -> Result<Started> {
     audit.attempt(plan.set.name, &plan.set.hooks);
@@ -163,17 +170,24 @@ fn load_and_attach(
     options: &TraceOptions,
     object: &CheckedObject<'_>,
     plan: Plan,
-    target: &Target,
+    target: &mut Asked<'_>,
     audit: &mut Audit,
 ) -> Result<Started> {
     // A dry run attaches nothing, not even the empty program that shows which set the kernel takes.
     let plan = Plan { has_alternative: plan.has_alternative && !options.dry_run, ..plan };
-    let (loaded, expected) = load::load_watched(object, plan, target, audit)?;
+    let known = match &target.known {
+        Some(known) => known,
+        None => target.known.insert(Target::ask(target.btf, object)?),
+    };
+    let (loaded, expected) = load::load_watched(object, plan, known, audit)?;
+    let kprobes = *known.kprobe_support();
+    // Comparing the programs takes memory, too. If the kernel does not take these hooks, the next attempt asks again.
+    target.known = None;
     load::prove(&loaded, expected, audit)?;
     if options.dry_run {
         return Ok(Started::Loaded(Box::new(loaded)));
     }
-    let running = session::attach(loaded, target.kprobe_support())?;
+    let running = session::attach(loaded, &kprobes)?;
     audit.attached(&running.set.hooks);
     Ok(Started::Running(Box::new(running)))
 }
