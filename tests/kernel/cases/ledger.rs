@@ -16,7 +16,7 @@ use crate::xctl::Xctl;
 use crate::{Family, Outcome, Verdict};
 
 /// TCP_CLOSE.
-const CLOSED: u64 = 7;
+pub const CLOSED: u64 = 7;
 /// As long as the recovery from a timeout lasts, its time grows in TCP_INFO, even of a connection at rest.
 const GROWS: &str = "total_rto_time_us";
 

@@ -1,12 +1,15 @@
 //! The verdict about a connection at its end is the one that was set up, and its counters are those that the process was told.
 //! `stats_verdicts` and `stats_netem` do the same for open connections.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
-use super::ledger::{Expected, end};
-use super::stats::{Connection, Stage, shape, shape_of};
+use super::ledger::{CLOSED, Expected, end};
+use super::stats::{Connection, Stage, number, shape, shape_of};
 use crate::host::Set;
+use crate::process::{PATIENCE, poll};
 use crate::tcp_info::TcpInfo;
 use crate::ways::Order;
 use crate::xctl::{Trace, Xctl};
@@ -21,6 +24,8 @@ struct Expects {
     says: &'static [&'static str],
     /// Words that must not.
     never: &'static [&'static str],
+    /// The least `busy_us`, if the process was told more than there was at the end.
+    least_busy: Option<u64>,
 }
 
 fn connect(stage: &mut Stage) -> Result<Connection> {
@@ -42,7 +47,7 @@ fn path(family: Family) -> Result<Expects> {
     pour(&mut stage, &connection, 150_000, 1000, 150_000)?;
     let [told, _] = end(&mut stage, &connection)?;
     let never = &["loss", "needless", "ecn", "local", "queue"];
-    Ok(Expects { stage, connection, told, says: &["network", "path"], never })
+    Ok(Expects { stage, connection, told, says: &["network", "path"], never, least_busy: None })
 }
 
 /// Segments that arrive, but whose acknowledgements come after the timer has sent them again. The delay is at the other end: TCP
@@ -56,14 +61,21 @@ fn needless(family: Family) -> Result<Expects> {
     pour(&mut stage, &connection, 20_000, 20_000, 40_000)?;
     let [told, _] = end(&mut stage, &connection)?;
     ensure!(told.counter("retrans") > 0, "nothing was sent again: {told:?}");
-    Ok(Expects { stage, connection, told, says: &["network", "needless"], never: &["loss", "ecn", "local", "path"] })
+    Ok(Expects {
+        stage,
+        connection,
+        told,
+        says: &["network", "needless"],
+        never: &["loss", "ecn", "local", "path"],
+        least_busy: None,
+    })
 }
 
-/// Segments that the network marks.
-fn ecn(family: Family) -> Result<Expects> {
+/// Segments that the network marks. `mode` is that of net.ipv4.tcp_ecn: 1 is RFC 3168, 3 is Accurate ECN.
+fn ecn(family: Family, mode: &str) -> Result<Expects> {
     let mut stage = Stage::new(family)?;
     for ns in [&stage.link.a, &stage.link.b] {
-        ns.set("tcp_ecn", "1")?;
+        ns.set("tcp_ecn", mode)?;
     }
     let connection = connect(&mut stage)?;
     // netem marks by chance, and drops segments that cannot be marked
@@ -77,7 +89,14 @@ fn ecn(family: Family) -> Result<Expects> {
     }
     shape(&stage, "delay 1ms")?;
     let [told, _] = end(&mut stage, &connection)?;
-    Ok(Expects { stage, connection, told, says: &["network", "ecn"], never: &["needless", "local", "path"] })
+    Ok(Expects {
+        stage,
+        connection,
+        told,
+        says: &["network", "ecn"],
+        never: &["needless", "local", "path"],
+        least_busy: None,
+    })
 }
 
 /// A connection that sends little, behind another one that fills a queue.
@@ -98,7 +117,7 @@ fn victim(family: Family) -> Result<Expects> {
     let [told, _] = end(&mut stage, &victim)?;
     ensure!(told.counter("retrans") == 0, "something was sent again: {told:?}");
     let never = &["loss", "needless", "ecn", "local", "path"];
-    Ok(Expects { stage, connection: victim, told, says: &["network", "queue"], never })
+    Ok(Expects { stage, connection: victim, told, says: &["network", "queue"], never, least_busy: None })
 }
 
 /// A process that may hand over only a few kilobytes at a time, on a long way. The kernel counts time as limited by the send buffer
@@ -112,7 +131,14 @@ fn small_buffer(family: Family) -> Result<Expects> {
     let connection = connect(&mut stage)?;
     pour(&mut stage, &connection, 300_000, 100_000, 300_000)?;
     let [told, _] = end(&mut stage, &connection)?;
-    Ok(Expects { stage, connection, told, says: &["sndbuf"], never: &["network", "receiver", "idle"] })
+    Ok(Expects {
+        stage,
+        connection,
+        told,
+        says: &["sndbuf"],
+        never: &["network", "receiver", "idle"],
+        least_busy: None,
+    })
 }
 
 /// A queue of this host with hardly any room.
@@ -126,18 +152,95 @@ fn full_queue(family: Family) -> Result<Expects> {
     ensure!(told.refused() > 0, "the queue took everything: {told:?}");
     let never: &[_] =
         if told.counter("retrans") == 0 { &["loss", "needless", "ecn", "path"] } else { &["ecn", "path"] };
-    Ok(Expects { stage, connection, told, says: &["network", "local"], never })
+    Ok(Expects { stage, connection, told, says: &["network", "local"], never, least_busy: None })
+}
+
+/// Segments that arrive twice. The peer says so, and what TCP sent again for that had arrived.
+fn duplicated(family: Family) -> Result<Expects> {
+    let mut stage = Stage::new(family)?;
+    shape(&stage, "delay 5ms duplicate 20%")?;
+    stage.link.one_by_one(&stage.link.a)?;
+    let connection = connect(&mut stage)?;
+    pour(&mut stage, &connection, 300_000, 10_000, 300_000)?;
+    // an acknowledgement that arrives twice may come after the end
+    shape(&stage, "delay 5ms")?;
+    stage.settled(&connection)?;
+    let [told, _] = end(&mut stage, &connection)?;
+    ensure!(told.counter("dsack_dups") > 0, "nothing arrived twice: {told:?}");
+    Ok(Expects { stage, connection, told, says: &[], never: &["loss", "ecn", "local"], least_busy: None })
+}
+
+/// Segments that overtake others.
+fn reordered(family: Family) -> Result<Expects> {
+    let mut stage = Stage::new(family)?;
+    shape(&stage, "delay 10ms reorder 50%")?;
+    stage.link.one_by_one(&stage.link.a)?;
+    let connection = connect(&mut stage)?;
+    pour(&mut stage, &connection, 300_000, 10_000, 300_000)?;
+    let [told, _] = end(&mut stage, &connection)?;
+    ensure!(told.counter("reord_seen") > 0, "nothing was overtaken: {told:?}");
+    Ok(Expects { stage, connection, told, says: &[], never: &["loss", "ecn", "local"], least_busy: None })
+}
+
+/// A process at the other end that reads 200 kB a second.
+fn slow_reader(family: Family) -> Result<Expects> {
+    let mut stage = Stage::new(family)?;
+    let connection = stage.connect()?;
+    stage.reader.done(Order::Drain(connection.reads.0, 10_000, 50))?;
+    pour(&mut stage, &connection, 600_000, 10_000, 600_000)?;
+    let [told, _] = end(&mut stage, &connection)?;
+    Ok(Expects {
+        stage,
+        connection,
+        told,
+        says: &["receiver"],
+        never: &["network", "idle", "sndbuf"],
+        least_busy: None,
+    })
+}
+
+/// A host that disappears: the kernel sends again, and gives up. It empties the queue of such a connection without ending the busy
+/// time (`tcp_write_queue_purge()`), so in TCP_INFO this time goes on after the end.
+fn gone(family: Family) -> Result<Expects> {
+    let mut stage = Stage::new(family)?;
+    stage.link.a.set("tcp_retries2", "3")?;
+    let connection = connect(&mut stage)?;
+    pour(&mut stage, &connection, 10_000, 10_000, 10_000)?;
+    stage.link.lose(100)?;
+    stage.writer.done(Order::Pour(connection.writes.0, 10_000, 10_000))?;
+    let mut told = stage.writer.tcp_info(connection.writes.0)?;
+    let mut least_busy = None;
+    let gave_up = poll(PATIENCE, || {
+        least_busy = Some(told.counter("busy_us"));
+        told = stage.writer.tcp_info(connection.writes.0)?;
+        Ok(told.state == CLOSED)
+    })?;
+    ensure!(gave_up && told.counter("retrans") > 2, "it does not give up: {told:?}");
+    Ok(Expects {
+        stage,
+        connection,
+        told,
+        says: &["network", "loss"],
+        never: &["idle", "needless", "path"],
+        least_busy,
+    })
 }
 
 /// The record of the connection agrees with its process and with what was set up. Returns why.
 fn holds(trace: &Trace, expects: &Expects) -> Result<String> {
-    let Expects { stage, connection, told, says, never } = expects;
+    let Expects { stage, connection, told, says, never, least_busy } = expects;
     let of = |record: &&crate::xctl::Connection| {
         record.at.netns == stage.link.a.inode && record.at.flow() == connection.writes.1
     };
     let record = trace.connections.iter().find(of).with_context(|| format!("no end of {:?}", connection.writes.1))?;
+    let mut told = told.clone();
+    if let Some(least) = least_busy {
+        let busy = number(&record.ledger, "tcp.busy_us").context("busy_us")?;
+        ensure!((*least..=told.counter("busy_us")).contains(&busy), "busy for {busy}, at least {least}: {told:?}");
+        told.counters.insert("busy_us", busy);
+    }
     let mut counts = Expected::default();
-    counts.count(told, None);
+    counts.count(&told, None);
     counts.ended = 1;
     counts.equals(&record.ledger, true)?;
     let words: Vec<String> = serde_json::from_value(record.ledger["verdict"].clone())?;
@@ -154,8 +257,22 @@ pub fn run(set: Set, family: Family) -> Outcome {
         return Ok(Verdict::Skipped(format!("this kernel has no netem: {why:#}")));
     }
     let xctl = Xctl::start(set, &["--events", "connection"])?;
-    let all =
-        [path(family)?, needless(family)?, ecn(family)?, victim(family)?, small_buffer(family)?, full_queue(family)?];
+    let mut all = vec![
+        path(family)?,
+        needless(family)?,
+        ecn(family, "1")?,
+        victim(family)?,
+        small_buffer(family)?,
+        full_queue(family)?,
+        duplicated(family)?,
+        reordered(family)?,
+        slow_reader(family)?,
+        gone(family)?,
+    ];
+    // Linux 6.18 and newer
+    if Path::new("/proc/sys/net/ipv4/tcp_ecn_option").exists() {
+        all.push(ecn(family, "3")?);
+    }
     let trace = xctl.stop(Signal::SIGINT)?;
     let said = all.iter().map(|expects| holds(&trace, expects)).collect::<Result<Vec<_>>>()?;
     Ok(Verdict::Passed(said.join("; ")))
