@@ -92,6 +92,8 @@ pub struct Address {
     pub uid: Option<u32>,
     #[serde(deserialize_with = "nullable")]
     pub cgroup: Option<u64>,
+    #[serde(deserialize_with = "nullable")]
+    pub cgroup_path: Option<String>,
     pub owner: Owner,
     /// The holders of a shared socket; empty for other sockets.
     #[serde(default)]

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::cli;
 use crate::error::Exit;
-use crate::kernel::{host, netns};
+use crate::kernel::{cgroup, netns};
 use crate::model::events::{self, COMM_LEN, Kind, Settings, SocketRecord, address};
 use crate::trace::seed::holders::Process;
 
@@ -33,7 +33,7 @@ impl Filters {
         let cli::Filters { pid, comm, port, netns, cgroup, family, kinds } = asked.clone();
         let usage = |error: anyhow::Error| error.context(Exit::Usage);
         let netns = netns.map(|name| netns::find(&name)).transpose().map_err(usage)?;
-        let cgroup = cgroup.map(|path| host::cgroup_id(&path)).transpose().map_err(usage)?;
+        let cgroup = cgroup.map(|path| cgroup::id(&path)).transpose().map_err(usage)?;
         Ok(Self { pid, comm, port, netns, cgroup, family, kinds })
     }
 

@@ -10,7 +10,9 @@ use super::{btf_path, check_privilege, default_max_sockets, say_absent};
 use crate::cli::SocketsOptions;
 use crate::console::{say, say_all};
 use crate::error::Exit;
+use crate::kernel::cgroup::Paths;
 use crate::kernel::{clock, libbpf, privilege};
+use crate::model::events::Owner;
 use crate::output::{connections, sockets};
 use crate::trace::check::check_object;
 use crate::trace::load::{Options, load_programs};
@@ -66,7 +68,11 @@ fn print(options: &SocketsOptions, filters: &Filters) -> Result<()> {
     let mut out = BufWriter::new(super::stdout());
     let hz = clock::jiffies_per_second()?;
     match (options.json, options.stats) {
-        (true, _) => sockets::json(&mut out, &listing, hz)?,
+        (true, _) => {
+            let mut paths = Paths::begin();
+            let path_of = |owner: &Owner| paths.of(owner.cgroup, owner.tgid).map(str::to_owned);
+            sockets::json(&mut out, &listing, hz, path_of)?;
+        }
         (false, true) => connections::text(&mut out, &listing, hz, options.explain)?,
         (false, false) => sockets::text(&mut out, &listing)?,
     }

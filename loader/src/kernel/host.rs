@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 
@@ -134,41 +134,6 @@ pub fn tcp_sockets() -> Result<u32> {
     tcp.and_then(|tcp| tcp.split(' ').skip_while(|&word| word != "alloc").nth(1))
         .and_then(|count| count.parse().ok())
         .ok_or_else(|| anyhow!("{SOCKSTAT} does not tell how many TCP sockets are allocated"))
-}
-
-/// The id of a cgroup v2 directory and its depth (the root is 0).
-///
-/// # Errors
-/// If the path is not a cgroup v2 directory.
-pub fn cgroup_id(path: &Path) -> Result<(u64, u32)> {
-    let full = path.canonicalize().with_context(|| format!("cannot find cgroup {}", path.display()))?;
-    let mut depth = 0;
-    let mut root = full.as_path();
-    // Only directories of a cgroup2 file system hold cgroup.controllers; the root of the file system is the topmost of
-    // them.
-    if !root.join("cgroup.controllers").exists() {
-        let mounts = read("/proc/self/mountinfo")?;
-        let place = cgroup2(&mounts).map_or_else(
-            || "none is mounted here (mount -t cgroup2 none DIRECTORY)".to_owned(),
-            |place| format!("these are below {place}"),
-        );
-        bail!("{} is not a cgroup v2 directory: {place}", full.display());
-    }
-    while let Some(parent) = root.parent().filter(|parent| parent.join("cgroup.controllers").exists()) {
-        root = parent;
-        depth += 1;
-    }
-    Ok((fs::metadata(&full)?.ino(), depth))
-}
-
-/// The mount point of cgroup v2, from the lines of mountinfo, such as
-/// `30 23 0:26 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw`.
-fn cgroup2(mountinfo: &str) -> Option<&str> {
-    let (mount, _) = mountinfo
-        .lines()
-        .filter_map(|line| line.split_once(" - "))
-        .find(|(_, kind)| kind.split(' ').next() == Some("cgroup2"))?;
-    mount.split(' ').nth(4)
 }
 
 /// Whether the process that started at `born` (ns of CLOCK_BOOTTIME) still exists under this PID. A reused PID belongs
@@ -302,14 +267,5 @@ mod tests {
         let may = |started, born| stat(started).may_have_started(born * TICK);
         assert!(may(5 * TICK, 5) && !may(5 * TICK, 4) && !may(5 * TICK, 6));
         assert!(may(5 * TICK + 1, 5) && may(5 * TICK + 1, 6) && !may(5 * TICK + 1, 7) && !may(5 * TICK + 1, 4));
-    }
-
-    #[test]
-    fn the_mount_of_cgroup_v2_is_found() {
-        let hybrid = "25 1 0:23 / /sys rw - sysfs sysfs rw\n30 25 0:26 / /sys/fs/cgroup ro,nosuid shared:4 - tmpfs tmpfs ro\n\
-                      31 30 0:27 / /sys/fs/cgroup/unified rw shared:5 - cgroup2 cgroup2 rw,nsdelegate\n\
-                      32 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
-        assert_eq!(cgroup2(hybrid), Some("/sys/fs/cgroup/unified"));
-        assert_eq!(cgroup2(hybrid.replace("cgroup2", "cgroup").as_str()), None);
     }
 }

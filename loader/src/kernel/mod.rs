@@ -9,6 +9,7 @@ pub mod calendar;
 pub mod call;
 pub mod calls;
 pub mod capability;
+pub mod cgroup;
 pub mod clock;
 pub mod confine;
 mod file;

@@ -43,6 +43,8 @@ pub struct Process {
     pub uid: Option<u32>,
     /// The cgroup of the process (v2 id); none if there is no process.
     pub cgroup: Option<u64>,
+    /// The path of this cgroup; none: not known.
+    pub cgroup_path: Option<String>,
     /// What its connections have counted.
     #[serde(flatten)]
     pub ledger: Ledger,

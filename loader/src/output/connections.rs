@@ -324,7 +324,8 @@ mod tests {
     #[test]
     fn what_a_snapshot_cannot_know_is_null() {
         let fields = |listed: &Listed| {
-            let stats = Stats::new(&listed.socket.owner, listed.socket.state, listed.reading.as_ref().unwrap(), 250);
+            let stats =
+                Stats::new(&listed.socket.owner, listed.socket.state, listed.reading.as_ref().unwrap(), 250, None);
             serde_json::to_value(stats).unwrap()
         };
         let sockets = listing().sockets;

@@ -111,6 +111,7 @@ struct OwnerFields<'a> {
     tid: Option<u32>,
     uid: Option<u32>,
     cgroup: Option<u64>,
+    cgroup_path: Option<&'a str>,
     owner: &'static str,
     exited: bool,
     #[serde(flatten)]
@@ -126,6 +127,7 @@ impl<'a> OwnerFields<'a> {
             tid: process.map(|owner| owner.tid),
             uid: process.map(|owner| owner.uid),
             cgroup: process.map(|owner| owner.cgroup),
+            cgroup_path: process.and(moment.cgroup_path),
             owner: owner.how().name(),
             exited: moment.exited,
             holders: HoldersFields::new(owner, moment.holders),

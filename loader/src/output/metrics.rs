@@ -1,5 +1,6 @@
 //! Metrics in the text format of Prometheus, version 0.0.4, and the answers to requests for them.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
 use bpf_object::sort;
@@ -22,13 +23,24 @@ pub struct About {
 /// The limits of a connection, in the order of [`crate::ledger::owners::Sums::limited_us`].
 const LIMITS: [&str; 3] = ["network", "receiver", "sndbuf"];
 
-/// All metrics as text.
+/// All metrics as text. `path_of` gives the path of a cgroup, if it is known.
 #[must_use]
-pub fn text(owners: &Owners, about: &About) -> String {
+pub fn text<'p>(owners: &Owners, about: &About, path_of: impl Fn(u64) -> Option<&'p str>) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
-    let _ = write(&mut text, owners, about);
+    let _ = write(&mut text, owners, about).and_then(|()| cgroups(&mut text, owners, path_of));
     text
+}
+
+/// The paths of the owners' cgroups. They are no label of the other metrics: a series must not get another label once the path is
+/// known.
+fn cgroups<'p>(out: &mut String, owners: &Owners, path_of: impl Fn(u64) -> Option<&'p str>) -> fmt::Result {
+    head(out, "xctl_cgroup_info", "gauge", "The path of a cgroup.")?;
+    let ids: BTreeSet<u64> = owners.rows().filter_map(|((_, cgroup), _)| *cgroup).collect();
+    for (id, path) in ids.into_iter().filter_map(|id| Some((id, path_of(id)?))) {
+        writeln!(out, "xctl_cgroup_info{{cgroup=\"{id}\",path=\"{}\"}} 1", Value(path))?;
+    }
+    Ok(())
 }
 
 fn write(out: &mut String, owners: &Owners, about: &About) -> fmt::Result {
@@ -86,17 +98,25 @@ struct Labels<'a>(&'a Owner);
 impl fmt::Display for Labels<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (comm, cgroup) = self.0;
-        f.write_str("comm=\"")?;
-        for one in comm.chars() {
+        write!(f, "comm=\"{}\",cgroup=\"", Value(comm))?;
+        cgroup.map_or(Ok(()), |cgroup| write!(f, "{cgroup}"))?;
+        f.write_char('"')
+    }
+}
+
+/// The value of a label.
+struct Value<'a>(&'a str);
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for one in self.0.chars() {
             match one {
                 '"' | '\\' => write!(f, "\\{one}")?,
                 '\n' => f.write_str("\\n")?,
                 one => f.write_char(one)?,
             }
         }
-        f.write_str("\",cgroup=\"")?;
-        cgroup.map_or(Ok(()), |cgroup| write!(f, "{cgroup}"))?;
-        f.write_char('"')
+        Ok(())
     }
 }
 
@@ -181,7 +201,8 @@ mod tests {
         let processes = vec![Process { ledger, ..row.clone() }, row];
         let lost = Lost { perf: 3, ..Lost::default() };
         owners.add(&Summary { processes, lost, failed: 9, ..Summary::default() }, 1);
-        let text = text(&owners, &About { attach: "kprobe", proven: Some(true) });
+        let about = About { attach: "kprobe", proven: Some(true) };
+        let text = text(&owners, &about, |cgroup| (cgroup == 77).then_some(r"/a\x2d.slice"));
         let of_it = r#"comm="a\"b\\c\nd",cgroup="77""#;
         for line in [
             format!("xctl_tcp_retransmitted_segments_total{{{of_it},kind=\"rto\"}} 8"),
@@ -196,6 +217,7 @@ mod tests {
             "xctl_lost_total{reason=\"perf\"} 3".into(),
             format!("xctl_build_info{{version=\"{}\",attach=\"kprobe\"}} 1", env!("CARGO_PKG_VERSION")),
             "xctl_proven 1".into(),
+            r#"xctl_cgroup_info{cgroup="77",path="/a\\x2d.slice"} 1"#.into(),
         ] {
             assert_eq!(text.lines().filter(|one| **one == line).count(), 1, "{line}\n{text}");
         }

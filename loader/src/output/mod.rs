@@ -52,6 +52,8 @@ pub struct Moment<'a> {
     pub realtime_ns: u64,
     /// Whether the owner no longer existed when the event was read.
     pub exited: bool,
+    /// The path of the owner's cgroup; none: it is not known, or nobody asked.
+    pub cgroup_path: Option<&'a str>,
     /// The processes that share the socket, if it is not known which of them uses it.
     pub holders: &'a [Process],
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::json::{FlowFields, HoldersFields, SCHEMA, name_of};
 use super::names::{name, pid};
 use super::stats::Stats;
-use crate::model::events::{SocketRecord, address, state_name};
+use crate::model::events::{Owner, SocketRecord, address, state_name};
 use crate::trace::seed::listing::{Listed, Listing};
 
 #[derive(Serialize)]
@@ -41,11 +41,17 @@ struct SocketsLine {
     states: BTreeMap<Cow<'static, str>, usize>,
 }
 
-/// Print one `socket` a line, and then `sockets` with the counts. The kernel has `hz` jiffies in a second.
+/// Print one `socket` a line, and then `sockets` with the counts. The kernel has `hz` jiffies in a second. `path_of` gives the path
+/// of an owner's cgroup, if that is known.
 ///
 /// # Errors
 /// If the writer refuses the bytes.
-pub fn json(out: &mut impl Write, listing: &Listing, hz: u64) -> io::Result<()> {
+pub fn json(
+    out: &mut impl Write,
+    listing: &Listing,
+    hz: u64,
+    mut path_of: impl FnMut(&Owner) -> Option<String>,
+) -> io::Result<()> {
     let (mut owners, mut states) = (BTreeMap::new(), BTreeMap::new());
     for Listed { socket: SocketRecord { flow, owner, state, .. }, reading } in &listing.sockets {
         let process = owner.is_process().then_some(owner);
@@ -59,7 +65,9 @@ pub fn json(out: &mut impl Write, listing: &Listing, hz: u64) -> io::Result<()> 
             uid: process.map(|owner| owner.uid),
             owner: owner.how().name(),
             holders: HoldersFields::new(owner, holders),
-            stats: reading.as_deref().map(|reading| Stats::new(owner, *state, reading, hz)),
+            stats: reading
+                .as_deref()
+                .map(|reading| Stats::new(owner, *state, reading, hz, process.and_then(&mut path_of))),
         };
         *owners.entry(line.owner).or_default() += 1;
         *states.entry(line.state.clone()).or_default() += 1;
@@ -160,7 +168,7 @@ mod tests {
     #[test]
     fn json_has_the_contracts_fields_and_no_kernel_address() {
         let mut out = Vec::new();
-        json(&mut out, &listing(), 250).unwrap();
+        json(&mut out, &listing(), 250, |_| None).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(!text.contains(&u64::MAX.to_string()) && !text.contains("\"sk\""), "{text}");
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -34,6 +34,7 @@ struct Gauges {
 pub(super) struct Stats {
     kernel: bool,
     cgroup: Option<u64>,
+    cgroup_path: Option<String>,
     /// A snapshot observes no time. The counters are complete: the kernel counts from a connection's beginning.
     observed_us: Option<u64>,
     complete: bool,
@@ -77,13 +78,14 @@ impl Figures {
 }
 
 impl Stats {
-    pub(super) fn new(owner: &Owner, state: u8, reading: &Reading, hz: u64) -> Self {
+    pub(super) fn new(owner: &Owner, state: u8, reading: &Reading, hz: u64, cgroup_path: Option<String>) -> Self {
         let figures = Figures::new(state, reading, hz);
         let last = |which: usize| Some(figures.as_ref()?.last_us?[which]);
         let verdict = figures.as_ref().and_then(|figures| figures.verdict.as_ref());
         Self {
             kernel: owner.how() == How::Kernel,
             cgroup: owner.is_process().then_some(owner.cgroup),
+            cgroup_path,
             observed_us: None,
             complete: true,
             age_at_least_us: (0..3).filter_map(last).max(),

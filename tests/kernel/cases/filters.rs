@@ -69,7 +69,8 @@ pub fn cgroup(set: Set, family: Family) -> Outcome {
     let senders = vec![Sender::new(&link.a, inside)?, Sender::new(&link.a, plan("outside"))?];
     let pids: Vec<_> = senders.iter().map(|sender| sender.who.pid).collect();
     inner.take(pids[0])?;
-    let ids = [cgroup_id(&inner.path)?, cgroup_id(&root.join(path_of(pids[1])?.trim_start_matches('/')))?];
+    let paths = [path_of(pids[0])?, path_of(pids[1])?];
+    let ids = [cgroup_id(&inner.path)?, cgroup_id(&root.join(paths[1].trim_start_matches('/')))?];
 
     let all = Xctl::start(set, &[])?;
     let of = |pid| move |record: &Retransmit| record.at.pid == Some(pid);
@@ -82,7 +83,7 @@ pub fn cgroup(set: Set, family: Family) -> Outcome {
     let truths = send_all(senders)?;
     link.quiet()?;
     let watched = all.stop(Signal::SIGINT)?;
-    for (truth, (uid, cgroup)) in truths.iter().zip([NOBODY, 0].into_iter().zip(ids)) {
+    for ((truth, path), (uid, cgroup)) in truths.iter().zip(&paths).zip([NOBODY, 0].into_iter().zip(ids)) {
         let records: Vec<_> = watched.of(link.a.inode).filter(|record| of(truth.who.pid)(record)).collect();
         ensure!(!records.is_empty(), "no retransmits of {truth:?}");
         for record in records {
@@ -90,7 +91,10 @@ pub fn cgroup(set: Set, family: Family) -> Outcome {
             let told = (record.at.uid, record.at.cgroup, record.at.tid.map(u32::cast_signed));
             let right = (Some(uid), Some(cgroup), Some(truth.sent[0].tid));
             ensure!(told == right, "of {truth:?} in cgroup {cgroup}: {record:?}");
+            ensure!(record.at.cgroup_path.as_ref() == Some(path), "of {truth:?} in {path}: {record:?}");
         }
+        let row = watched.summary.processes.iter().find(|row| row.pid == Some(truth.who.pid)).context("no row")?;
+        ensure!(row.ledger["cgroup_path"] == path.as_str(), "of {truth:?} in {path}: {row:?}");
     }
     let threads = truths.iter().map(|truth| truth.sent[0].tid.cast_unsigned() == truth.who.pid);
     ensure!(threads.eq([false, true]), "not a second thread and a main one: {truths:?}");

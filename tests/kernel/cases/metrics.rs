@@ -187,6 +187,10 @@ fn same_as_summary(series: &Series, trace: &Trace, compares: impl Fn(&str) -> bo
         };
         let cgroup = number(&row.ledger, "cgroup").map(|cgroup| cgroup.to_string()).unwrap_or_default();
         let owner = format!("comm=\"{}\",cgroup=\"{cgroup}\"", row.comm.as_deref().unwrap_or(nobody));
+        if let Some(path) = row.ledger["cgroup_path"].as_str().filter(|_| compares(&owner)) {
+            let info = format!("xctl_cgroup_info{{cgroup=\"{cgroup}\",path=\"{path}\"}}");
+            ensure!(series.get(&info) == Some(&1.0), "no {info}: {series:?}");
+        }
         let sent = number(&row.ledger, "tcp.bytes_sent").unwrap_or(0);
         for (metric, more) in [(SEGMENTS, row.segs), (AGAIN, row.bytes), (SENT, sent)] {
             *expected.entry(metric).or_default().entry(owner.clone()).or_default() += more;

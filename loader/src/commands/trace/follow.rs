@@ -10,6 +10,7 @@ use super::metrics::Metrics;
 use super::printer::{Printer, Waits};
 use super::ticks::Ticks;
 use crate::console::say;
+use crate::kernel::cgroup::Paths;
 use crate::kernel::clock::{monotonic_ns, realtime_ns};
 use crate::kernel::host;
 use crate::kernel::hotplug::Change;
@@ -47,6 +48,7 @@ pub(super) fn follow(
     loop {
         let drained = round(running, order)?;
         printer.exits.forget();
+        printer.cgroups.iter_mut().for_each(Paths::forget);
         let realtime_offset = realtime_ns()?.wrapping_sub(monotonic_ns()?);
         let mut counted = 0;
         for record in order.complete() {

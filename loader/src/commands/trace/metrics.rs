@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use super::ticks::Ticks;
 use crate::cli::TraceOptions;
 use crate::console::say;
+use crate::kernel::cgroup::Paths;
 use crate::kernel::server::Server;
 use crate::ledger::epochs::Moving;
 use crate::ledger::owners::Owners;
@@ -43,6 +44,7 @@ pub struct Metrics {
     ticks: Ticks,
     about: About,
     owners: Owners,
+    cgroups: Paths,
     /// The sums as text; empty: nothing was read yet.
     text: String,
     /// The answer with the text, which all clients share.
@@ -71,6 +73,7 @@ impl Metrics {
             ticks: Ticks::begin(EVERY, Seen::default())?,
             about,
             owners: Owners::new(options.metrics_owners),
+            cgroups: Paths::begin(),
             text: String::new(),
             answer: Rc::from([]),
             read_at: Instant::now(),
@@ -79,7 +82,7 @@ impl Metrics {
         };
         if let Some(file) = &new.file {
             // A folder that does not take the file ends the run before it begins.
-            write(file, metrics::text(&new.owners, &new.about).as_bytes())?;
+            write(file, metrics::text(&new.owners, &new.about, |_| None).as_bytes())?;
         }
         Ok(Some(new))
     }
@@ -139,7 +142,13 @@ impl Metrics {
 
     fn add(&mut self, interval: &Interval) {
         self.owners.add(&interval.summary, interval.mono_ns);
-        self.text = metrics::text(&self.owners, &self.about);
+        self.cgroups.forget();
+        for process in &interval.summary.processes {
+            if let (Some(cgroup), Some(pid)) = (process.cgroup, process.pid) {
+                let _ = self.cgroups.of(cgroup, pid);
+            }
+        }
+        self.text = metrics::text(&self.owners, &self.about, |cgroup| self.cgroups.known(cgroup));
         self.answer = metrics::answer(Request::Metrics, &self.text).into();
         self.read_at = Instant::now();
         self.save();

@@ -26,6 +26,7 @@ use crate::audit::{Audit, IfUnproven};
 use crate::cli::{Events, TraceOptions};
 use crate::console::{say, say_all};
 use crate::error::{Blocked, Exit};
+use crate::kernel::cgroup::Paths;
 use crate::kernel::clock::monotonic_ns;
 use crate::kernel::privilege::{User, to_see_others};
 use crate::kernel::server::Server;
@@ -312,6 +313,7 @@ fn follow_to_end(
         by_process: ByProcess::new(),
         left: options.count,
         exits,
+        cgroups: options.json.then(Paths::begin),
         holders,
         reasons,
         ticks,
@@ -350,7 +352,7 @@ fn follow_to_end(
     }
     // With --count, the programs' totals also include events after the last one that was printed.
     let (by_process, others, seen) = match printer.left {
-        Some(0) => (printer.by_process, Others::default(), Seen::default()),
+        Some(0) => (std::mem::take(&mut printer.by_process), Others::default(), Seen::default()),
         _ => {
             let (by_process, others) = moving.finish(&ended.tables)?;
             (by_process, others, seen)
@@ -365,6 +367,7 @@ fn follow_to_end(
         let balance = accounts.finish();
         summary.add_ledger(&balance.rows, &balance.folded, monotonic_ns()?);
     }
+    printer.name_cgroups(&mut summary);
     printer.output.summary(&summary)?;
     printer.output.flush()?;
     difference.map_or(Ok(()), |difference| Err(anyhow!(difference).context(Exit::Verify)))

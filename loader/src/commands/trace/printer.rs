@@ -9,11 +9,12 @@ use super::live::View;
 use super::metrics::Metrics;
 use super::ticks::Ticks;
 use crate::console::expect_status;
+use crate::kernel::cgroup::Paths;
 use crate::kernel::clock::realtime_ns;
 use crate::kernel::host;
 use crate::kernel::terminal::moves_cursor;
 use crate::kernel::wait::Waiter;
-use crate::ledger::summary::{self, ByProcess};
+use crate::ledger::summary::{self, ByProcess, Summary};
 use crate::model::event::Event;
 use crate::model::events::Owner;
 use crate::output::{Interval, Moment, Output, Status};
@@ -31,6 +32,8 @@ pub struct Printer<'w> {
     pub left: Option<u64>,
     /// The processes that no longer exist.
     pub exits: Exits,
+    /// The paths of cgroups, if the output has them.
+    pub cgroups: Option<Paths>,
     /// The holders of sockets that were shared at the start.
     pub holders: Holders,
     /// The names of the reasons of drops.
@@ -80,11 +83,21 @@ impl Waits {
 }
 
 impl Printer<'_> {
+    /// Add the paths of cgroups to the rows of processes.
+    pub fn name_cgroups(&mut self, summary: &mut Summary) {
+        let Some(paths) = &mut self.cgroups else { return };
+        for process in &mut summary.processes {
+            let path = process.cgroup.zip(process.pid).and_then(|(cgroup, pid)| paths.of(cgroup, pid));
+            process.cgroup_path = path.map(str::to_owned);
+        }
+    }
+
     /// Show an interval.
     ///
     /// # Errors
     /// If standard output does not take it.
-    pub fn interval(&mut self, interval: Interval) -> Result<()> {
+    pub fn interval(&mut self, mut interval: Interval) -> Result<()> {
+        self.name_cgroups(&mut interval.summary);
         if let Some(view) = &mut self.view {
             return view.add(interval);
         }
@@ -126,7 +139,12 @@ impl Printer<'_> {
             Record::Event(event) => event.owner(),
             Record::Connection(connection) => &connection.owner,
         };
+        let cgroup_path = match &mut self.cgroups {
+            Some(paths) if owner.is_process() => paths.of(owner.cgroup, owner.tgid),
+            _ => None,
+        };
         let moment = Moment {
+            cgroup_path,
             realtime_ns: record.mono_ns().wrapping_add(realtime_offset),
             exited: owner.is_process() && (owner.gone != 0 || self.exits.has_exited(owner)),
             holders: self.holders.of(owner.holders),

@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use super::holders::{Holders, Seeded};
 use crate::kernel::map::Map;
 use crate::kernel::netns::Netns;
-use crate::kernel::{host, netns};
+use crate::kernel::{cgroup, host, netns};
 use crate::model::events::{COMM_LEN, Flow, Holder, How, KnownBy, Owner, Plain};
 use crate::model::tcp::state::LISTEN;
 
@@ -254,8 +254,8 @@ fn describe(tgid: u32, cgroup: u64) -> Option<Owner> {
 /// Ids of a process's cgroup (v2) and of the cgroups above it, from the text of /proc/PID/cgroup.
 fn cgroups(text: &str) -> Vec<u64> {
     const ROOT: &str = "/sys/fs/cgroup";
-    let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::/")) else { return Vec::new() };
-    let full: PathBuf = Path::new(ROOT).join(path);
+    let Some(path) = cgroup::path_in(text) else { return Vec::new() };
+    let full = PathBuf::from(format!("{ROOT}{path}"));
     let own = full.ancestors().take_while(|path| path.starts_with(ROOT));
     own.filter_map(|path| fs::metadata(path).ok()).map(|about| about.ino()).collect()
 }
