@@ -107,7 +107,7 @@ impl Paths {
     /// is the number of its inode.
     fn look_up(&self, id: u64, pid: u32) -> Option<String> {
         let (mount, device) = self.mount.as_ref()?;
-        let text = read(&format!("/proc/{pid}/cgroup")).ok()?;
+        let text = read(format!("/proc/{pid}/cgroup")).ok()?;
         let path = path_in(&text)?;
         let about = fs::metadata(format!("{mount}{path}")).ok()?;
         (about.ino() == id && about.dev() == *device).then(|| path.to_owned())
