@@ -3,20 +3,22 @@
 #ifndef XCTL_CUT_BPF_H
 #define XCTL_CUT_BPF_H
 
-/* include/net/tcp.h: TCP_ECN_OK, and TCP_ECN_MODE_ACCECN of Linux 6.18 and newer */
-#define ECN_IN_USE 0x11
-
 /* Marks of claim(): apart from those of inet_sock_set_state, which lie up to 32 bytes behind the socket's address. */
 #define CUT_MARK(sk, ca_state) ((const char *)(sk) + 48 + (ca_state))
 
-/* Return addresses on the stack: those of the programs and of the tracepoint, and TCP's down to tcp_ack() with some to spare. */
+/* The number of return addresses to read: enough for the programs, the tracepoint, and TCP's functions down to tcp_ack(). */
 #define FRAMES 16
 
+static __always_inline bool is_within(__u64 address, __u64 from, __u64 to)
+{
+	return address >= from && address < to;
+}
+
 /*
- * Why tcp_enter_cwr() was called: __tcp_transmit_skb() calls it if a queue of this host drops a segment, and the functions that
- * tcp_ack() calls do so for marks. The newest call counts. On the way of a segment through loopback, an older one may be on the
- * stack too. tcp_enter_cwr() may be inlined into its callers, and these into theirs, but no farther than to these two: they are
- * in different files. Not inline: the stack of the caller has no room for the addresses.
+ * Why TCP enters the state CWR. __tcp_transmit_skb() calls tcp_enter_cwr() if a queue of this host drops a segment;
+ * tcp_try_to_open() does so for marks. Without either, tcp_ack() has seen that a loss probe repaired a loss. The innermost of these
+ * functions on the stack decides: with loopback, the stack may also hold calls for another socket. Not inline: the stack of the
+ * caller has no room for the addresses.
  */
 static __noinline enum cut_why why_cwr(void *ctx)
 {
@@ -26,28 +28,33 @@ static __noinline enum cut_why why_cwr(void *ctx)
 		return CUT_UNKNOWN;
 #pragma unroll
 	for (int i = 0; i < FRAMES; i++) {
-		if (frames[i] >= settings.transmit_from && frames[i] < settings.transmit_to)
+		if (is_within(frames[i], settings.transmit_from, settings.transmit_to))
 			return CUT_LOCAL;
-		if (frames[i] >= settings.ack_from && frames[i] < settings.ack_to)
+		if (is_within(frames[i], settings.marks_from, settings.marks_to))
 			return CUT_ECN;
+		if (is_within(frames[i], settings.ack_from, settings.ack_to))
+			return CUT_PROBE;
 	}
 	return CUT_UNKNOWN;
 }
 
 /*
  * Why tcp_set_ca_state() enters a state that reduces the window. The timer clears icsk_pending before it calls
- * tcp_enter_loss(); tcp_simple_retransmit() runs while a timer is set, since segments are in flight.
+ * tcp_enter_loss(); tcp_simple_retransmit() runs while a timer is set, since segments are in flight, and enters Loss only from
+ * another state. An ICMP error that makes a timeout shorter calls tcp_enter_loss() in the state Loss (tcp_ld_RTO_revert()).
  */
 static __always_inline enum cut_why why_cut(void *ctx, const struct sock *sk, __u8 ca_state)
 {
 	const struct inet_connection_sock *icsk = (const void *)sk;
-	const struct tcp_sock *tp = (const void *)sk;
+	bool by_other;
 
 	if (ca_state == CA_RECOVERY)
 		return CUT_RECOVERY;
-	if (ca_state == CA_LOSS)
-		return BPF_CORE_READ(icsk, icsk_pending) ? CUT_PMTU : CUT_TIMEOUT;
-	return BPF_CORE_READ_BITFIELD_PROBED(tp, ecn_flags) & ECN_IN_USE ? why_cwr(ctx) : CUT_LOCAL;
+	if (ca_state == CA_LOSS) {
+		by_other = BPF_CORE_READ(icsk, icsk_pending) && BPF_CORE_READ_BITFIELD_PROBED(icsk, icsk_ca_state) != CA_LOSS;
+		return by_other ? CUT_PMTU : CUT_TIMEOUT;
+	}
+	return why_cwr(ctx);
 }
 
 /*
@@ -80,7 +87,7 @@ static __noinline void cut(void *ctx, const struct sock *sk, enum cut_why why, _
 	totals = totals_of_netns(event.flow.netns, &sk->__sk_common);
 	if (totals) {
 		__sync_fetch_and_add(&totals->cuts[event.why & (CUTS - 1)], 1);
-		if (why == CUT_TIMEOUT && !serves_as_probe(sk, BPF_CORE_READ(sk, __sk_common.skc_state)))
+		if (why == CUT_TIMEOUT && is_counted_timeout(sk, BPF_CORE_READ(sk, __sk_common.skc_state)))
 			__sync_fetch_and_add(&totals->timeouts, 1);
 	}
 	owner_of(sk, &event.flow, &event.owner);
@@ -96,7 +103,7 @@ static __noinline void cut(void *ctx, const struct sock *sk, enum cut_why why, _
 	emit(ctx, &event.header, sizeof(event), EVENT_CUT);
 }
 
-/* tcp_set_ca_state() is about to store a state. Every state above Disorder is entered by a cut. */
+/* tcp_set_ca_state() is about to store a state above Disorder. */
 static __always_inline void ca_state_set(void *ctx, const struct sock *sk, __u8 ca_state)
 {
 	const struct tcp_sock *tp = (const void *)sk;

@@ -1,18 +1,26 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* Handles a packet that this host drops before it has left: whose it is, and the record of it. Only with settings.drops. */
+/* Handles a packet that this host drops before sending it: finds the owner and writes the record. Only with settings.drops. */
 #ifndef XCTL_DROP_BPF_H
 #define XCTL_DROP_BPF_H
 
 #define SOCK_STREAM 1
-/* The byte of a TCP header (RFC 9293) whose upper half is the header's length, in words of 4 bytes. */
-#define TCP_DATA_OFFSET 12
+
+/* The beginning of a TCP header (RFC 9293). */
+struct tcp_header {
+	__be16 source;
+	__be16 dest;
+	__be32 seq;
+	__be32 ack;
+	__u8 words;	/* upper half: the length of the header, in words of 4 bytes */
+	__u8 flags;
+} __attribute__((packed));
 
 /*
  * The TCP socket that sent a packet; NULL if there is none, or if the packet has been received. The stack sets skb_iif when a
- * packet is received, from a device or through loopback or veth. Only a received packet may name its receiver in skb->sk.
+ * packet is received. Only a received packet may name its receiver in skb->sk.
  *
- * The kernel answers without a socket through a raw socket of its own, and for one in TIME_WAIT in the name of its remains:
- * both belong to nobody.
+ * Some packets have no owner. Answers without a connection come from a raw socket of the kernel; newer kernels name the listener.
+ * Answers for TIME_WAIT come from a struct inet_timewait_sock.
  */
 static __always_inline const struct sock *sender_of(const struct sk_buff *skb)
 {
@@ -24,25 +32,32 @@ static __always_inline const struct sock *sender_of(const struct sk_buff *skb)
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_NEW_SYN_RECV)	/* a request: it has no more than sock_common */
 		return sk;
-	if (state == TCP_TIME_WAIT || BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP ||
+	if (state == TCP_TIME_WAIT || state == TCP_LISTEN || BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP ||
 	    BPF_CORE_READ_BITFIELD_PROBED(sk, sk_type) != SOCK_STREAM)
 		return NULL;
 	return sk;
 }
 
-/* The payload of a packet with its headers, in bytes. In a tunnel, the headers of the connection are the inner ones. */
-static __always_inline __u32 payload_of(const struct sk_buff *skb)
+/*
+ * The payload of a packet with its headers, in bytes. In a tunnel, the headers of the connection are the inner ones. All bits set
+ * if the headers are not found, since something has encrypted the packet or packed it into another one.
+ */
+static __always_inline __u32 payload_of(const struct sk_buff *skb, const struct flow *flow)
 {
-	const unsigned char *head = BPF_CORE_READ(skb, head);
-	const unsigned char *end = BPF_CORE_READ(skb, data) + BPF_CORE_READ(skb, len);
+	const unsigned char *head = BPF_CORE_READ(skb, head), *end = BPF_CORE_READ(skb, data) + BPF_CORE_READ(skb, len);
 	bool in_tunnel = BPF_CORE_READ_BITFIELD_PROBED(skb, encapsulation);
-	__u16 tcp;
-	__u8 words = 0;
+	struct tcp_header tcp = {};
+	__u64 payload;
+	__u16 offset;
 
-	tcp = in_tunnel ? BPF_CORE_READ(skb, inner_transport_header) : BPF_CORE_READ(skb, transport_header);
-	if (bpf_probe_read_kernel(&words, sizeof(words), head + tcp + TCP_DATA_OFFSET))
-		count_lost(LOST_READ);
-	return end - (head + tcp + (words >> 4) * 4);
+	offset = in_tunnel ? BPF_CORE_READ(skb, inner_transport_header) : BPF_CORE_READ(skb, transport_header);
+	if (bpf_probe_read_kernel(&tcp, sizeof(tcp), head + offset))
+		return ~0U;
+	/* Address translation changes one of the two ports. */
+	if (bpf_ntohs(tcp.source) != flow->sport && bpf_ntohs(tcp.dest) != flow->dport)
+		return ~0U;
+	payload = end - (head + offset + (tcp.words >> 4) * 4);
+	return payload <= BPF_CORE_READ(skb, len) ? payload : ~0U;
 }
 
 /* The kernel drops a packet that has a sender. Not inline: several programs call it. */
@@ -53,9 +68,11 @@ static __noinline void dropped(void *ctx, const struct sk_buff *skb, __u32 reaso
 	struct drop_event event = {};
 	struct totals *totals;
 
-	if (!sk || !flow_of(&sk->__sk_common, &event.flow))
+	if (!sk)
 		return;
 	event.state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (!(event.state == TCP_NEW_SYN_RECV ? flow_of(&sk->__sk_common, &event.flow) : flow_of_closing(sk, &event.flow)))
+		return;
 	if (event.state == TCP_NEW_SYN_RECV)
 		sk = BPF_CORE_READ((const struct request_sock *)sk, __req_common.skc_listener);
 	if (sk)
@@ -63,13 +80,14 @@ static __noinline void dropped(void *ctx, const struct sk_buff *skb, __u32 reaso
 	if (!wanted(&event.flow, &event.owner))
 		return;
 	event.segs = BPF_CORE_READ(shared, gso_segs) ?: 1;
-	event.bytes = payload_of(skb);
+	event.bytes = payload_of(skb, &event.flow);
 	event.reason = reason;
 	totals = totals_of_process(&event.owner);
 	if (totals) {
 		__sync_fetch_and_add(&totals->drops, 1);
 		__sync_fetch_and_add(&totals->dropped_segs, event.segs);
-		__sync_fetch_and_add(&totals->dropped_bytes, event.bytes);
+		if (event.bytes != ~0U)
+			__sync_fetch_and_add(&totals->dropped_bytes, event.bytes);
 	}
 	emit(ctx, &event.header, sizeof(event), EVENT_DROP);
 }

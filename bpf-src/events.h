@@ -147,12 +147,13 @@ struct send_event {
 
 /* Why TCP reduced a congestion window. */
 enum cut_why {
-	CUT_UNKNOWN = 0,	/* CUT_ECN or CUT_LOCAL: the connection uses ECN, and it is not known who called tcp_enter_cwr() */
+	CUT_UNKNOWN = 0,	/* CUT_ECN, CUT_LOCAL or CUT_PROBE: it is not known which function reduced the window */
 	CUT_RECOVERY,		/* ACKs showed a loss (tcp_enter_recovery()) */
 	CUT_TIMEOUT,		/* the retransmission timer expired (tcp_enter_loss()) */
 	CUT_ECN,		/* the network marked segments (tcp_enter_cwr()) */
 	CUT_LOCAL,		/* a queue of this host dropped a segment (tcp_enter_cwr()) */
 	CUT_PMTU,		/* a smaller path MTU: segments are sent again in smaller pieces (tcp_simple_retransmit()) */
+	CUT_PROBE,		/* a loss probe has repaired a loss (tcp_process_tlp_ack()) */
 };
 
 struct cut_event {
@@ -172,7 +173,7 @@ struct drop_event {
 	struct owner owner;
 	__u32 reason;	/* the kernel's enum skb_drop_reason, whose values differ between kernels; 0: the kernel does not tell */
 	__u32 segs;
-	__u32 bytes;	/* payload */
+	__u32 bytes;		/* payload; all bits set: not known */
 	__u8 state;	/* TCP_ESTABLISHED, ... */
 	__u8 zero[3];
 };
@@ -327,6 +328,7 @@ enum lost {
 	LOST_REFUSED,		/* SOCKET_TO_PID or its cache refused an operation, for another reason than its size */
 	LOST_UNATTRIBUTED,	/* an event without an owner, not emitted because a filter asks for one owner */
 	LOST_LEDGER,		/* the ring LEDGER had no room for the counters of a connection or a listener */
+	DROP_BACKED_UP,		/* no loss: as RETRANSMIT_BACKED_UP, for the programs on drops */
 	LOST_KINDS,
 };
 
@@ -334,9 +336,11 @@ enum lost {
  * The loader sets these before loading. They are read-only for the programs, so the verifier removes code that they disable.
  */
 struct settings {
-	/* Where these functions begin and end, to tell why tcp_enter_cwr() was called; 0: not known. */
+	/* Where these functions begin and end, to tell which of them entered the state CWR; 0: not known. */
 	__u64 transmit_from;	/* __tcp_transmit_skb() */
 	__u64 transmit_to;
+	__u64 marks_from;	/* tcp_try_to_open(), or the function that it is a part of */
+	__u64 marks_to;
 	__u64 ack_from;		/* tcp_ack() */
 	__u64 ack_to;
 	__u64 cgroup;		/* cgroup v2 id */

@@ -7,12 +7,15 @@
 #define XCTL_TIMEOUTS_BPF_H
 
 /*
- * Whether the timer serves as a window probe, which the kernel counts elsewhere: the peer has shut its window
- * (tcp_retransmit_timer()). Before the handshake ends, no window is known.
+ * Whether the kernel counts a timeout of this connection as one of the connection. If the peer has shut its window, the timer
+ * serves as a window probe (tcp_retransmit_timer()); before the handshake ends, no window is known. A child of TCP Fast Open has
+ * the timer of its SYN-ACK instead, which another program counts.
  */
-static __always_inline bool serves_as_probe(const struct sock *sk, __u8 state)
+static __always_inline bool is_counted_timeout(const struct sock *sk, __u8 state)
 {
-	return state != TCP_SYN_SENT && state != TCP_SYN_RECV && is_window_probe(sk);
+	bool has_window = state != TCP_SYN_SENT && state != TCP_SYN_RECV;
+
+	return !(has_window && is_window_probe(sk)) && !BPF_CORE_READ((const struct tcp_sock *)sk, fastopen_rsk);
 }
 
 /* Not inline: the caller's stack has no room for the key. */
@@ -26,16 +29,15 @@ static __noinline void count_timeout(const struct sock_common *skc)
 
 /*
  * A connection ends, from `state`. The retransmission timer ends it (tcp_write_timeout()) after it has cleared icsk_pending, and
- * only after earlier timeouts. An ICMP error comes while the timer is pending. The timers of keepalive and of window probes run
- * while nothing is in flight: then there is no timeout without progress. A child of TCP Fast Open that has not been established
- * has its SYN-ACK's timer.
+ * only after earlier timeouts. An ICMP error comes while the timer is pending. Keepalive and window probes run only while nothing
+ * is in flight. Then icsk_retransmits is 0: the last ACK reset it (tcp_ack()).
  */
 static __always_inline void count_if_timer_ended(const struct sock *sk, __u8 state)
 {
 	const struct inet_connection_sock *icsk = (const void *)sk;
 
-	if (!settings.by_netns || state == TCP_SYN_RECV || !BPF_CORE_READ(sk, sk_err) || BPF_CORE_READ(icsk, icsk_pending) ||
-	    !BPF_CORE_READ(icsk, icsk_retransmits) || serves_as_probe(sk, state))
+	if (!settings.by_netns || BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP || !BPF_CORE_READ(sk, sk_err) ||
+	    BPF_CORE_READ(icsk, icsk_pending) || !BPF_CORE_READ(icsk, icsk_retransmits) || !is_counted_timeout(sk, state))
 		return;
 	count_timeout(&sk->__sk_common);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * Totals of retransmits and cuts: by process for the summary, and by network namespace for --verify, which compares them with
- * the kernel's counters.
+ * Totals of retransmits, cuts and drops by process, for the summary; and of retransmits, cuts and timeouts by network namespace,
+ * for --verify, which compares them with the kernel's counters.
  */
 #ifndef XCTL_TOTALS_BPF_H
 #define XCTL_TOTALS_BPF_H

@@ -62,9 +62,10 @@ const volatile struct settings settings = {};
 
 /*
  * A program and its backup (backup.bpf.h): the action happens once, in the backup if the kernel skipped the first program.
- * `object` is the skb, request or socket that the hook is about. Most runs of some hooks need no action: `condition` is false.
+ * `object` is the skb, request or socket that the hook is about. `condition` is false in most runs of some hooks; the program
+ * then returns at once. `counter` counts the actions of the backup.
  */
-#define WITH_BACKUP_IF(hook, first, backup, condition, object, action, args...) \
+#define WITH_BACKUP_IF(hook, first, backup, condition, object, counter, action, args...) \
 	SEC(hook) \
 	int BPF_PROG(first, args) \
 	{ \
@@ -76,13 +77,13 @@ const volatile struct settings settings = {};
 	SEC(hook) \
 	int BPF_PROG(backup, args) \
 	{ \
-		if ((condition) && must_back_up(object, RETRANSMIT_BACKED_UP)) \
+		if ((condition) && must_back_up(object, counter)) \
 			action; \
 		return 0; \
 	}
 
 #define WITH_BACKUP(hook, first, backup, object, action, args...) \
-	WITH_BACKUP_IF(hook, first, backup, true, object, action, args)
+	WITH_BACKUP_IF(hook, first, backup, true, object, RETRANSMIT_BACKED_UP, action, args)
 
 /* A socket ends, from the state `earlier`. */
 static __always_inline void ended(const struct sock *sk, int earlier)
@@ -111,15 +112,15 @@ WITH_BACKUP("raw_tp/tcp_retransmit_synack", tp_synack, tp2_synack, req,
  * arrive out of order. For these the programs return at once.
  */
 WITH_BACKUP_IF("raw_tp/tcp_cong_state_set", tp_ca_state, tp2_ca_state, ca_state > CA_DISORDER, CUT_MARK(sk, ca_state),
-	       ca_state_set(ctx, sk, ca_state), struct sock *sk, __u8 ca_state)
+	       RETRANSMIT_BACKED_UP, ca_state_set(ctx, sk, ca_state), struct sock *sk, __u8 ca_state)
 
 /* For every packet of every protocol that the host drops, received ones too. */
-WITH_BACKUP_IF("raw_tp/kfree_skb", tp_drop, tp2_drop, sender_of(skb), skb, dropped(ctx, skb, 0),
+WITH_BACKUP_IF("raw_tp/kfree_skb", tp_drop, tp2_drop, sender_of(skb), skb, DROP_BACKED_UP, dropped(ctx, skb, 0),
 	       struct sk_buff *skb)
 
 /* Since Linux 5.17 the third argument is the reason. */
-WITH_BACKUP_IF("raw_tp/kfree_skb", tp_drop_reason, tp2_drop_reason, sender_of(skb), skb, dropped(ctx, skb, reason),
-	       struct sk_buff *skb, void *location, int reason)
+WITH_BACKUP_IF("raw_tp/kfree_skb", tp_drop_reason, tp2_drop_reason, sender_of(skb), skb, DROP_BACKED_UP,
+	       dropped(ctx, skb, reason), struct sk_buff *skb, void *location, int reason)
 
 /*
  * Both programs handle every change, which is harmless: newer kernels may preempt the programs, and skip either of them for
@@ -318,7 +319,10 @@ WITH_BACKUP("fentry/tcp_enter_recovery", fe_recovery, fe2_recovery, CUT_MARK(sk,
 WITH_BACKUP("fentry/tcp_enter_loss", fe_loss, fe2_loss, CUT_MARK(sk, CA_LOSS), cut_begins(ctx, sk, CUT_TIMEOUT),
 	    struct sock *sk)
 
-/* A SYN-ACK was not answered in time. The kernel calls this function through a pointer, so no compiler removes it. */
+/*
+ * A SYN-ACK was not answered in time. Before Linux 6.19 the kernel calls this function through a pointer, so no compiler removes
+ * it. Later kernels call it directly, and the caller for TCP Fast Open, in the same file, may have it inlined.
+ */
 WITH_BACKUP("fentry/tcp_syn_ack_timeout", fe_synack_timeout, fe2_synack_timeout, req, count_timeout(&req->__req_common),
 	    const struct request_sock *req)
 

@@ -20,6 +20,7 @@ struct inode;
 struct kernfs_node;
 struct net;
 struct pid;
+struct request_sock;
 struct seq_file;
 struct sk_buff;
 struct sock;
@@ -256,6 +257,7 @@ struct tcp_sock {
 	u32 total_rto_time;
 	u32 rcv_ooopack;
 	bool is_mptcp;
+	struct request_sock *fastopen_rsk;
 };
 
 struct request_sock {

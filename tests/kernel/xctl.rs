@@ -187,7 +187,8 @@ pub struct Drop {
     #[serde(deserialize_with = "nullable")]
     pub reason: Option<String>,
     pub segs: u64,
-    pub bytes: u64,
+    #[serde(deserialize_with = "nullable")]
+    pub bytes: Option<u64>,
     pub state: String,
     #[serde(flatten)]
     pub at: Address,

@@ -29,6 +29,8 @@ pub struct Counters {
     /// TCPTimeouts: how often retransmission timers expired, those of SYN-ACKs too (`tcp_retransmit_timer`,
     /// `tcp_syn_ack_timeout`).
     pub timeouts: u64,
+    /// TCPAbortOnTimeout and TCPAbortOnMemory: connections that a timer ended (`tcp_write_err`, `tcp_out_of_resources`).
+    pub aborts: u64,
     /// TCPFastOpenActiveFail: connections whose SYN carried data that the peer did not take.
     pub fast_open_fail: u64,
     /// The counters for the ledger; none if this kernel lacks one of them.
@@ -78,6 +80,7 @@ impl Counters {
             loss_probes: ext("TCPLossProbes")?,
             recoveries: ext("TCPSackRecovery")? + ext("TCPRenoRecovery")?,
             timeouts: ext("TCPTimeouts")?,
+            aborts: ext("TCPAbortOnTimeout")? + ext("TCPAbortOnMemory")?,
             fast_open_fail: ext("TCPFastOpenActiveFail")?,
             ledger: OfLedger::parse(snmp, netstat).ok(),
             rtnl: rtnl(netlink)?,
@@ -198,14 +201,14 @@ mod tests {
     #[test]
     fn counters_are_found_by_name_not_by_position() {
         let older = "TcpExt: TCPFastRetrans TCPSlowStartRetrans TCPRetransFail TCPLossProbes TCPSynRetrans \
-                     TCPFastOpenActiveFail TCPSackRecovery TCPRenoRecovery TCPTimeouts\nTcpExt: 1 2 3 4 5 6 70 8 9\nIpExt: TCPFastRetrans\nIpExt: 99\n";
-        let newer = "TcpExt: TCPTimeouts TCPRenoRecovery TCPSackRecovery TCPFastOpenActiveFail TCPSynRetrans New TCPLossProbes TCPRetransFail TCPSlowStartRetrans \
-                     TCPFastRetrans\nTcpExt: 9 8 70 6 5 77 4 3 2 1\n";
+                     TCPFastOpenActiveFail TCPSackRecovery TCPRenoRecovery TCPTimeouts TCPAbortOnTimeout TCPAbortOnMemory\nTcpExt: 1 2 3 4 5 6 70 8 9 10 11\nIpExt: TCPFastRetrans\nIpExt: 99\n";
+        let newer = "TcpExt: TCPAbortOnMemory TCPAbortOnTimeout TCPTimeouts TCPRenoRecovery TCPSackRecovery TCPFastOpenActiveFail TCPSynRetrans New TCPLossProbes TCPRetransFail TCPSlowStartRetrans \
+                     TCPFastRetrans\nTcpExt: 11 10 9 8 70 6 5 77 4 3 2 1\n";
         let counters = Counters::parse(SNMP, older, NETLINK).unwrap();
         assert_eq!(counters, Counters::parse(SNMP, newer, NETLINK).unwrap());
         assert_eq!((counters.retrans_segs, counters.retrans_fail, counters.loss_probes), (60, 3, 4));
         assert_eq!((counters.fast, counters.slow_start, counters.syn, counters.fast_open_fail), (1, 2, 5, 6));
-        assert_eq!((counters.recoveries, counters.timeouts, counters.rtnl), (78, 9, 7));
+        assert_eq!((counters.recoveries, counters.timeouts, counters.aborts, counters.rtnl), (78, 9, 21, 7));
     }
 
     #[test]

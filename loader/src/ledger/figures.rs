@@ -29,12 +29,13 @@ pub struct Cuts {
     ecn: Option<u64>,
     local: Option<u64>,
     pmtu: Option<u64>,
-    /// Those that are `ecn` or `local`.
-    ecn_or_local: Option<u64>,
+    probe: Option<u64>,
+    /// Those that are `ecn`, `local` or `probe`.
+    unknown: Option<u64>,
 }
 
 impl Cuts {
-    /// The counts of the programs. Each of `ecn` and `local` is known only if no cut may be either.
+    /// The counts of the programs. Each of `ecn`, `local` and `probe` is known only if no cut may be any of them.
     #[must_use]
     pub fn new(counts: &[u32; CUTS], seen: CutsSeen) -> Self {
         let count = |why: CutWhy| u64::from(counts[why as usize]);
@@ -47,7 +48,8 @@ impl Cuts {
             ecn: told(CutWhy::Ecn),
             local: told(CutWhy::Local),
             pmtu: of(CutWhy::Pmtu),
-            ecn_or_local: of(CutWhy::Unknown),
+            probe: told(CutWhy::Probe),
+            unknown: of(CutWhy::Unknown),
         }
     }
 }
@@ -181,17 +183,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cut_that_may_be_either_hides_both_counts() {
+    fn a_cut_of_unknown_reason_hides_the_counts_of_those_it_may_be() {
         let mut counts = [0; CUTS];
         (counts[CutWhy::Recovery as usize], counts[CutWhy::Local as usize]) = (5, 2);
         let told = |counts: &[u32; CUTS], seen| {
-            let Cuts { recovery, timeout, ecn, local, pmtu, ecn_or_local } = Cuts::new(counts, seen);
-            [recovery, timeout, ecn, local, pmtu, ecn_or_local]
+            let Cuts { recovery, timeout, ecn, local, pmtu, probe, unknown } = Cuts::new(counts, seen);
+            [recovery, timeout, ecn, local, pmtu, probe, unknown]
         };
-        assert_eq!(told(&counts, CutsSeen::All), [Some(5), Some(0), Some(0), Some(2), Some(0), Some(0)]);
-        assert_eq!(told(&counts, CutsSeen::Losses), [Some(5), Some(0), None, None, None, None]);
-        assert_eq!(told(&counts, CutsSeen::None), [None; 6]);
+        assert_eq!(told(&counts, CutsSeen::All), [Some(5), Some(0), Some(0), Some(2), Some(0), Some(0), Some(0)]);
+        assert_eq!(told(&counts, CutsSeen::Losses), [Some(5), Some(0), None, None, None, None, None]);
+        assert_eq!(told(&counts, CutsSeen::None), [None; 7]);
         counts[CutWhy::Unknown as usize] = 1;
-        assert_eq!(told(&counts, CutsSeen::All), [Some(5), Some(0), None, None, Some(0), Some(1)]);
+        assert_eq!(told(&counts, CutsSeen::All), [Some(5), Some(0), None, None, Some(0), None, Some(1)]);
     }
 }

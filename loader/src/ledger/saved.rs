@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::counters::{Counters, Rtt};
 use super::figures::{Ledger, Listener, ZeroWindow};
 use super::row::{Fates, Row};
-use super::summary::{Process, Summary};
+use super::summary::{Drops, Process, Seen, Summary};
 use super::verdict::{Verdict, Word};
 use crate::model::events::{Flow, KINDS, Kind};
 use crate::model::lost::Lost;
@@ -104,6 +104,7 @@ struct Fields {
     segs: Option<u64>,
     bytes: Option<u64>,
     retransmits: Option<u64>,
+    drops: Option<Drops>,
     connections: Option<Fates>,
     observed_us: Option<u64>,
     complete: Option<bool>,
@@ -140,6 +141,7 @@ pub struct Totals {
     failed: u64,
     kinds: BTreeMap<String, u64>,
     lost: Lost,
+    drops: Option<Drops>,
     /// The processes.
     pub processes: Vec<Of>,
     /// The result of `--verify`: none if it was not asked for, or if something could not be compared.
@@ -163,6 +165,7 @@ impl TryFrom<Fields> for Of {
             segs: fields.segs.ok_or("missing field `segs`")?,
             bytes: fields.bytes.ok_or("missing field `bytes`")?,
             retransmits: fields.retransmits.ok_or("missing field `retransmits`")?,
+            drops: fields.drops,
             pid: fields.pid,
             comm: fields.comm,
             ledger: Ledger {
@@ -193,6 +196,7 @@ impl From<Totals> for Summary {
             failed: saved.failed,
             kinds,
             lost: saved.lost,
+            seen: Seen { drops: saved.drops.is_some(), ..Seen::default() },
             processes: saved.processes.into_iter().map(|Of(process)| process).collect(),
             ..Summary::default()
         }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use bpf_object::sort;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::figures::{Cuts, CutsSeen, Ledger};
 use super::row::{Folded, Row};
@@ -51,17 +51,17 @@ pub struct Process {
 }
 
 /// Packets that this host dropped before they left.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drops {
     /// Packets. With segmentation offload, one packet has several segments.
     pub packets: u64,
     /// Their segments.
     pub segs: u64,
-    /// Their payload bytes.
+    /// Their payload bytes, as far as known.
     pub bytes: u64,
 }
 
-/// What the totals of a run have besides retransmissions.
+/// Which counts, besides retransmissions, the totals of a run have.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
     /// The cuts of congestion windows.
@@ -142,7 +142,7 @@ pub struct Summary {
     pub processes: Vec<Process>,
     /// The comparison with the kernel's counters, if it was asked for.
     pub verify: Option<Report>,
-    /// What the totals have.
+    /// Which counts the totals have.
     pub seen: Seen,
 }
 

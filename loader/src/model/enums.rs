@@ -45,7 +45,7 @@ mirror_enum! {
         Unknown = 5 "LOST_UNKNOWN",
         /// Processes and namespaces that no table of totals had room for.
         Totals = 6 "LOST_TOTALS",
-        /// Retransmits, cuts and drops that only the backup program saw. They are no loss.
+        /// Retransmits and cuts that only the backup program saw. They are no loss.
         RetransmitBackup = 7 "RETRANSMIT_BACKED_UP",
         /// Changes of state that only the backup program saw. Such a change is not a loss.
         StateBackup = 8 "STATE_BACKED_UP",
@@ -55,8 +55,10 @@ mirror_enum! {
         Unattributed = 10 "LOST_UNATTRIBUTED",
         /// Accounts of connections that the ring of the ledger had no room for.
         Ledger = 11 "LOST_LEDGER",
+        /// Drops that only the backup program saw. They are no loss.
+        DropBackup = 12 "DROP_BACKED_UP",
         /// The number of counters.
-        Count = 12 "LOST_KINDS",
+        Count = 13 "LOST_KINDS",
     }
 }
 
@@ -99,8 +101,7 @@ impl Kind {
 mirror_enum! {
     /// The reason why TCP reduced a congestion window.
     "cut_why" CutWhy: u8 {
-        /// The network marked segments, or a queue of this host dropped one: the connection uses ECN, and the kernel hides
-        /// which function called.
+        /// [`CutWhy::Ecn`], [`CutWhy::Local`] or [`CutWhy::Probe`]: it is not known which function reduced the window.
         Unknown = 0 "CUT_UNKNOWN",
         /// Acknowledgements showed a loss.
         Recovery = 1 "CUT_RECOVERY",
@@ -112,6 +113,8 @@ mirror_enum! {
         Local = 4 "CUT_LOCAL",
         /// A smaller path MTU.
         Pmtu = 5 "CUT_PMTU",
+        /// A loss probe has repaired a loss.
+        Probe = 6 "CUT_PROBE",
     }
 }
 
@@ -126,6 +129,7 @@ impl CutWhy {
             Self::Ecn => Some("ecn"),
             Self::Local => Some("local"),
             Self::Pmtu => Some("pmtu"),
+            Self::Probe => Some("probe"),
         }
     }
 }

@@ -186,7 +186,7 @@ mirror! {
         reason: u32,
         /// The number of segments.
         segs: u32,
-        /// Payload bytes.
+        /// Payload bytes; [`Drop::UNKNOWN`]: not known.
         bytes: u32,
         /// Socket state, by number (include/net/tcp_states.h).
         state: u8,
@@ -286,10 +286,14 @@ mirror! {
 mirror! {
     /// The settings that the programs get before they are loaded.
     "settings" Settings {
-        /// The first address of `__tcp_transmit_skb()`; 0: not known, as the next three.
+        /// The first address of `__tcp_transmit_skb()`; 0: not known, as the next five.
         transmit_from: u64,
         /// The first address behind it.
         transmit_to: u64,
+        /// The first address of `tcp_try_to_open()`, or of the function that it is a part of.
+        marks_from: u64,
+        /// The first address behind it.
+        marks_to: u64,
         /// The first address of `tcp_ack()`.
         ack_from: u64,
         /// The first address behind it.
@@ -371,6 +375,17 @@ impl Retransmit {
     #[must_use]
     pub fn kind(&self) -> Kind {
         Kind::ALL.get(usize::from(self.kind)).copied().unwrap_or(Kind::Other)
+    }
+}
+
+impl Drop {
+    /// The value of `bytes` if the packet's headers were not found.
+    pub const UNKNOWN: u32 = u32::MAX;
+
+    /// Payload bytes; none: not known.
+    #[must_use]
+    pub fn payload(&self) -> Option<u32> {
+        Some(self.bytes).filter(|bytes| *bytes != Self::UNKNOWN)
     }
 }
 

@@ -60,8 +60,10 @@ pub enum Purpose {
 /// A counter in the map LOST: how often a backup program did the work of a first program that the kernel skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackupRuns {
-    /// Retransmits, cuts of congestion windows, and drops. If the first program ran, the backup does nothing.
+    /// Retransmits and cuts of congestion windows. If the first program ran, the backup does nothing.
     Retransmit,
+    /// Drops, in the same way.
+    Drop,
     /// Changes of state. Both programs handle each change, and one of them writes the account of an end.
     State,
 }

@@ -200,7 +200,7 @@ struct DropRecord<'a> {
     mono_ns: u64,
     reason: Option<&'a str>,
     segs: u32,
-    bytes: u32,
+    bytes: Option<u32>,
     state: Cow<'static, str>,
     #[serde(flatten)]
     flow: FlowFields,
@@ -386,7 +386,7 @@ impl<W: Write> Output for Json<W> {
             mono_ns: event.header.mono_ns,
             reason,
             segs: event.segs,
-            bytes: event.bytes,
+            bytes: event.payload(),
             state: state_name(event.state),
             flow: (&event.flow).into(),
             owner: OwnerFields::new(&event.owner, &moment),

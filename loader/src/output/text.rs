@@ -228,17 +228,18 @@ impl<W: Write> Output for Text<W> {
 
     fn cut(&mut self, event: &Cut, moment: Moment<'_>) -> io::Result<()> {
         let known = |value: u32| if value == 0 { "?".to_owned() } else { value.to_string() };
-        let why = event.why().name().unwrap_or("ecn or local");
+        let why = event.why().name().unwrap_or("unknown");
         self.begin_line(moment, "cut", None, &event.owner, "")?;
         let (before, after) = (known(event.cwnd), known(event.ssthresh));
         writeln!(self.out, "{why:<12} {}  cwnd {before}, ssthresh {after}", addresses(&event.flow))
     }
 
     fn dropped(&mut self, event: &Drop, reason: Option<&str>, moment: Moment<'_>) -> io::Result<()> {
-        let reason = reason.unwrap_or("reason unknown");
+        let reason = reason.map_or("reason unknown".into(), printable);
+        let bytes = event.payload().map_or_else(|| "?".to_owned(), |bytes| bytes.to_string());
         self.begin_line(moment, "drop", Some(event.segs), &event.owner, "")?;
         let state = state_name(event.state);
-        writeln!(self.out, "{state:<12} {}  {reason}, {} bytes", addresses(&event.flow), event.bytes)
+        writeln!(self.out, "{state:<12} {}  {reason}, {bytes} bytes", addresses(&event.flow))
     }
 
     fn connection(&mut self, connection: &Connection, moment: Moment<'_>) -> io::Result<()> {

@@ -185,7 +185,7 @@ impl Running {
         let skipped = |program| self.tables.object.skipped(program);
         let mut missed = 0;
         // Skipped runs of the first programs, and of their backups.
-        let (mut retransmits, mut states) = ((0, 0), (0, 0));
+        let (mut retransmits, mut drops, mut states) = ((0, 0), (0, 0), (0, 0));
         for hook in self.set.hooks.iter().filter(|hook| !self.set.is_backed(hook)) {
             let first = skipped(hook.program)?;
             let Some(backup) = hook.backup.map(skipped).transpose()? else {
@@ -194,6 +194,7 @@ impl Running {
             };
             match hook.counted_in {
                 Some(BackupRuns::Retransmit) => retransmits = (retransmits.0 + first, retransmits.1 + backup),
+                Some(BackupRuns::Drop) => drops = (drops.0 + first, drops.1 + backup),
                 Some(BackupRuns::State) => states = (states.0 + first, states.1 + backup),
                 // Both programs do the whole work.
                 None => missed += first.min(backup),
@@ -203,7 +204,9 @@ impl Running {
         // counts each run in which it does the work of the first program. It cannot count a skipped run without work: for
         // example, a change of state that is not a cut.
         let counts = self.tables.counts()?;
-        for ((first, backup), counter) in [(retransmits, Counter::RetransmitBackup), (states, Counter::StateBackup)] {
+        for ((first, backup), counter) in
+            [(retransmits, Counter::RetransmitBackup), (drops, Counter::DropBackup), (states, Counter::StateBackup)]
+        {
             missed += first.saturating_sub(counts.of(counter)).min(backup);
         }
         Ok(kprobes.map(|kprobes| kprobes + missed))

@@ -73,6 +73,7 @@ impl Baseline {
             loss_probes: 0,
             recoveries: 0,
             timeouts: 0,
+            aborts: 0,
             fast_open_fail: 0,
             ledger: None,
             rtnl: 0,
@@ -272,6 +273,12 @@ impl Verifier {
             Check::Timeouts if !self.shown.timeouts => {
                 let missing = grew(|counters| counters.timeouts);
                 Slack { missing, what: "that these hooks do not show", ..Slack::default() }
+            }
+            // A process that asks for SO_ERROR takes the error away, perhaps before the connection ends. Want of memory ends a
+            // connection without an error.
+            Check::Timeouts => {
+                let what = "that ended connections whose error was taken, or for want of memory";
+                Slack { missing: grew(|counters| counters.aborts), what, ..Slack::default() }
             }
             // Data that a SYN carried and the peer did not take is sent again at once, as one segment. Kernels before 5.12
             // count this segment as no kind (tcp_rcv_fastopen_synack). kind_of() could call it slow start only if a SYN's

@@ -255,6 +255,7 @@ impl Report {
     pub fn explain(&mut self, lost: &Lost) {
         let losses = losses(&[("totals", lost.totals), ("output", lost.output)], lost.missed, NOT_SHOWN);
         let of_ledger = self::losses(&[("ledger", lost.ledger), ("output", lost.output)], lost.missed, NOT_ENDED);
+        let of_timers = self::losses(&[("totals", lost.totals)], lost.missed, NO_TIMER);
         for of_netns in self.records.chunk_by_mut(|one, next| one.netns == next.netns) {
             let all_seen =
                 of_netns.iter().any(|record| record.check == Check::RetransSegs && record.verdict == Verdict::Equal);
@@ -263,6 +264,7 @@ impl Report {
                 let cause = match record.check {
                     Check::Fast | Check::SlowStart | Check::Syn | Check::Tlp if all_seen => OTHER_KIND,
                     check if is_short && Check::LEDGER.contains(&check) => &of_ledger,
+                    Check::Timeouts if is_short => &of_timers,
                     _ if is_short => &losses,
                     Check::Delivered => OPENED_AT_ONCE,
                     _ => NOTHING_KNOWN,
@@ -280,6 +282,8 @@ pub(super) const NOT_SHOWN: &str =
     "no total was lost and no run was skipped: the kernel did not show every retransmit to its tracepoint";
 
 const OPENED_AT_ONCE: &str = "if two sockets connect to each other at the same time, xctl counts one more for each";
+
+const NO_TIMER: &str = "no total was lost and no run was skipped: please report it";
 
 const NOT_ENDED: &str = "no account was lost and no run was skipped: please report it";
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use super::refusals::CANNOT_RUN_HERE;
@@ -20,13 +20,14 @@ use crate::xctl::{Cut, Trace, Xctl, command, refusal};
 use crate::{Family, Outcome, Verdict};
 
 /// The reasons that the summary counts, as `why` names them; none: not known.
-const REASONS: [(&str, Option<&str>); 6] = [
+const REASONS: [(&str, Option<&str>); 7] = [
     ("recovery", Some("recovery")),
     ("timeout", Some("timeout")),
     ("ecn", Some("ecn")),
     ("local", Some("local")),
     ("pmtu", Some("pmtu")),
-    ("ecn_or_local", None),
+    ("probe", Some("probe")),
+    ("unknown", None),
 ];
 
 /// A qdisc without room: each send into it fails at once, and TCP learns of the failure.
@@ -42,6 +43,27 @@ fn pour(stage: &mut Stage, connection: &Connection, bytes: u32, all: u64) -> Res
     stage.rest(connection, all)
 }
 
+/// Loses the last segment of a connection, until a loss probe repairs that. TCP knows of the loss when later data are acknowledged.
+fn repaired_by_probe(stage: &mut Stage, before: &Counters) -> Result<()> {
+    let tail = stage.connect()?;
+    stage.reader.done(Order::Drain(tail.reads.0, 1 << 16, 0))?;
+    let mut all = 0;
+    for _ in 0..20 {
+        pour(stage, &tail, 1000, all + 1000)?;
+        stage.link.lose(100)?;
+        stage.writer.done(Order::Pour(tail.writes.0, 1000, 1000))?;
+        std::thread::sleep(Duration::from_millis(30));
+        stage.link.lose(0)?;
+        stage.rest(&tail, all + 2000)?;
+        pour(stage, &tail, 1000, all + 3000)?;
+        all += 3000;
+        if Counters::of(&stage.link.a)?.since(before, "TCPLossProbeRecovery")? > 0 {
+            return Ok(());
+        }
+    }
+    bail!("no loss probe repaired a loss")
+}
+
 /// The kernel's counters agree with the cuts of the namespace, and the summary with all cuts of the process.
 fn compare(trace: &Trace, stage: &Stage, before: &Counters, sees_all: bool) -> Result<BTreeMap<&'static str, i64>> {
     let after = Counters::of(&stage.link.a)?;
@@ -54,8 +76,8 @@ fn compare(trace: &Trace, stage: &Stage, before: &Counters, sees_all: bool) -> R
         let told = number(&row.ledger, &format!("cuts.{name}"));
         let unknown = match name {
             "recovery" | "timeout" => false,
-            // either is known only if no cut may be both
-            "ecn" | "local" => !sees_all || cuts.iter().any(|cut| cut.why.is_none()),
+            // each is known only if no cut may be any of them
+            "ecn" | "local" | "probe" => !sees_all || cuts.iter().any(|cut| cut.why.is_none()),
             _ => !sees_all,
         };
         ensure!(told == (!unknown).then_some(count as u64), "{count} cuts by {name}: {:?}", row.ledger["cuts"]);
@@ -65,6 +87,8 @@ fn compare(trace: &Trace, stage: &Stage, before: &Counters, sees_all: bool) -> R
     ensure!(counts["recovery"] == kernel, "{kernel} recoveries: {counts:?}");
     let kernel = after.since(before, "TCPTimeouts")?;
     ensure!(counts["timeout"] == kernel, "{kernel} timeouts: {counts:?}");
+    let kernel = after.since(before, "TCPLossProbeRecovery")?;
+    ensure!(!sees_all || counts["probe"] == kernel, "{kernel} losses that probes repaired: {counts:?}");
     for cut in cuts {
         let known = [stage.writer.who.pid == cut.at.pid.unwrap_or(0), sees_all == cut.ssthresh.is_some()];
         ensure!(known == [true; 2] && (cut.cwnd > Some(0) || cut.why.as_deref() == Some("timeout")), "{cut:?}");
@@ -110,12 +134,16 @@ pub fn run(set: Set, family: Family) -> Outcome {
     // The window must be open again.
     pour(&mut stage, &plain, 300_000, all + 301_000)?;
 
+    repaired_by_probe(&mut stage, &before)?;
+
+    let full_from = now()?;
     tc(&stage.link.a, NO_ROOM)?;
     for connection in [&plain, &marked] {
         stage.writer.done(Order::Pour(connection.writes.0, 20_000, 20_000))?;
     }
     std::thread::sleep(Duration::from_millis(50));
     tc(&stage.link.a, "qdisc del dev veth0 root")?;
+    let full = full_from..now()?;
     stage.rest(&plain, all + 321_000)?;
     stage.rest(&marked, 20_000)?;
     let told = stage.settled(&plain)?[0].gauges["now.ssthresh"];
@@ -136,15 +164,17 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let counts = compare(&trace, &stage, &before, sees_all)?;
     ensure!(counts["recovery"] > 0 && counts["timeout"] > 0, "something did not happen: {counts:?}");
     if sees_all {
-        let of = |connection: &Connection, why: &str| -> Vec<bool> {
+        let of = |connection: &Connection, why: &str| -> Vec<u64> {
             let cuts = trace.cuts.iter().filter(|cut| cut.at.flow() == connection.writes.1);
-            cuts.filter(|cut| cut.why.as_deref() == Some(why)).map(|cut| cut.mono_ns > marks_from).collect()
+            cuts.filter(|cut| cut.why.as_deref() == Some(why)).map(|cut| cut.mono_ns).collect()
         };
-        let all_when = |cuts: Vec<bool>, marks: bool| !cuts.is_empty() && cuts.iter().all(|when| *when == marks);
-        ensure!(counts["ecn_or_local"] == 0, "a cut without a reason: {counts:?}");
-        ensure!(all_when(of(&plain, "local"), false) && of(&plain, "ecn").is_empty(), "without ECN: {counts:?}");
-        ensure!(all_when(of(&marked, "local"), false), "a full queue, with ECN: {counts:?}");
-        ensure!(all_when(of(&marked, "ecn"), true), "marks of the network: {counts:?}");
+        let all_in = |times: Vec<u64>, when: &dyn Fn(&u64) -> bool| !times.is_empty() && times.iter().all(when);
+        ensure!(counts["unknown"] == 0, "a cut without a reason: {counts:?}");
+        for connection in [&plain, &marked] {
+            ensure!(all_in(of(connection, "local"), &|time| full.contains(time)), "the full queue: {counts:?}");
+        }
+        ensure!(of(&plain, "ecn").is_empty(), "without ECN: {counts:?}");
+        ensure!(all_in(of(&marked, "ecn"), &|time| *time > marks_from), "marks of the network: {counts:?}");
         let last = trace.cuts.iter().rfind(|cut| cut.at.flow() == plain.writes.1).context("no cut")?;
         ensure!(last.ssthresh == Some(told), "the process was told {told}: {last:?}");
     }

@@ -64,8 +64,11 @@ fn of<'a>(trace: &'a Trace, ns: &Netns, who: &Who, reasons: Option<&str>) -> Res
 /// The row of a process has the sums of its records.
 fn row_adds_up(trace: &Trace, who: &Who, drops: &[&Drop]) -> Result<()> {
     let row = trace.summary.ledger.iter().find(|row| row.pid == Some(who.pid)).context("no row of the process")?;
-    let sums =
-        [drops.len() as u64, drops.iter().map(|drop| drop.segs).sum(), drops.iter().map(|drop| drop.bytes).sum()];
+    let sums = [
+        drops.len() as u64,
+        drops.iter().map(|drop| drop.segs).sum(),
+        drops.iter().filter_map(|drop| drop.bytes).sum(),
+    ];
     let told = ["packets", "segs", "bytes"].map(|name| number(&row.ledger, &format!("drops.{name}")));
     ensure!(told == sums.map(Some), "{sums:?} in its records, and {told:?} in its row");
     Ok(())
@@ -133,10 +136,10 @@ pub fn run(set: Set, family: Family) -> Outcome {
     row_adds_up(&trace, &stage.writer.who, &sent)?;
     row_adds_up(&trace, &stage.reader.who, &received)?;
     let refused = |drop: &&&Drop| drop.mono_ns > lossless.0 && drop.mono_ns < lossless.1;
-    let refused: u64 = sent.iter().filter(refused).map(|drop| drop.bytes).sum();
+    let refused: u64 = sent.iter().filter(refused).filter_map(|drop| drop.bytes).sum();
     ensure!(refused > 0 && never_left == refused, "{refused} bytes dropped, and {never_left} never left");
     let synacks: Vec<_> = received.iter().filter(|drop| drop.state == "NEW_SYN_RECV").collect();
-    let are_bare = synacks.iter().all(|drop| drop.segs == 1 && drop.bytes == 0);
+    let are_bare = synacks.iter().all(|drop| drop.segs == 1 && drop.bytes == Some(0));
     ensure!(!synacks.is_empty() && are_bare, "the SYN-ACKs: {synacks:?}");
     Ok(Verdict::Passed(format!("{told:?} packets, {refused} bytes, {} SYN-ACKs", synacks.len())))
 }

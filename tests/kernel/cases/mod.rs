@@ -146,7 +146,7 @@ pub const ALL: &[Case] = &[
     case!("drops",                Set::ALL,    EITHER,  SETS,     drops::run),
     case!("accept_queue",         Set::ALL,    EITHER, OLDEST,   accept_queue::run),
     case!("zero_window",          Set::ALL,    EITHER, OLDEST,   zero_window::run),
-    case!("verdicts",             AUTO,        EITHER, OLDEST,   verdicts::run),
+    case!("verdicts",             AUTO,        EITHER, KERNELS,  verdicts::run),
     case!("metrics",              AUTO,        EITHER, OLDEST,   metrics::run),
     case!("metrics_sockets",      AUTO,        V4,     OLDEST,   metrics::sockets),
     refused!("metrics_refused",   AUTO,        V4,     HERE,     metrics::refused),

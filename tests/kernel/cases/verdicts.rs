@@ -262,13 +262,15 @@ pub fn run(set: Set, family: Family) -> Outcome {
         needless(family)?,
         ecn(family, "1")?,
         victim(family)?,
-        small_buffer(family)?,
         full_queue(family)?,
         duplicated(family)?,
         reordered(family)?,
         slow_reader(family)?,
         gone(family)?,
     ];
+    if std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control")?.contains("bbr") {
+        all.push(small_buffer(family)?);
+    }
     // Linux 6.18 and newer
     if Path::new("/proc/sys/net/ipv4/tcp_ecn_option").exists() {
         all.push(ecn(family, "3")?);

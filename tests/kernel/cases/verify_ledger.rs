@@ -1,6 +1,7 @@
 //! `--verify` compares the sums of all connections. Its records are compared with the test's own reading of the kernel's
 //! counters, after losses, marks, resets, timeouts and requests that become no connection.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -204,7 +205,7 @@ pub fn starts(set: Set, family: Family) -> Outcome {
     let mut senders = plans.into_iter().map(|plan| Sender::new(&link.a, plan)).collect::<Result<Vec<_>>>()?;
     senders.iter_mut().try_for_each(Sender::go)?;
     let witness = Witness::of_ends()?;
-    let (mut delivered, mut hidden) = (0, 0);
+    let (mut delivered, mut hidden) = (0, BTreeSet::new());
     for start in 0..starts {
         let before = witness.above_pid_1()?;
         let xctl = Run::start(set, &["--port", "1"])?;
@@ -215,14 +216,18 @@ pub fn starts(set: Set, family: Family) -> Outcome {
                 let record = verified.of(ns, check)?;
                 let excused = record.verdict == "differs" && witness.above_pid_1()? > before;
                 ensure!(record.verdict == "equal" || excused, "start {start} differs: {record:?}");
-                hidden += u32::from(excused);
+                if excused {
+                    hidden.insert(start);
+                }
             }
             delivered += verified.of(ns, "delivered")?.xctl;
         }
     }
-    ensure!(delivered > 0 && u64::from(hidden) < starts, "nothing was sent, or {hidden} differ");
+    ensure!(delivered > 0, "nothing was sent");
+    ensure!(hidden.len() as u64 <= starts / 5, "too many starts differ: {hidden:?}");
     Ok(Verdict::Passed(format!(
-        "{starts} starts, {delivered} segments delivered while xctl ran, {hidden} checks differ above PID 1"
+        "{starts} starts, {delivered} segments delivered while xctl ran; above PID 1, {} differ",
+        hidden.len()
     )))
 }
 

@@ -1,5 +1,6 @@
 //! `xctl trace`: print retransmits as they happen.
 
+mod callers;
 mod follow;
 mod live;
 mod metrics;
@@ -14,6 +15,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 
+use self::callers::callers;
 use self::follow::{Live, finish, follow};
 use self::live::View;
 use self::metrics::Metrics;
@@ -31,7 +33,7 @@ use crate::kernel::clock::monotonic_ns;
 use crate::kernel::privilege::{User, to_see_others};
 use crate::kernel::server::Server;
 use crate::kernel::wait::{Stdout, Waiter, Woken};
-use crate::kernel::{host, libbpf, symbols};
+use crate::kernel::{host, libbpf};
 use crate::ledger::epochs::Moving;
 use crate::ledger::figures::CutsSeen;
 use crate::ledger::summary::{ByProcess, Others, Seen, Summary};
@@ -100,7 +102,7 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
         if options.interval.is_some() {
             return Err(Blocked::new(found, "use xctl trace, which shows retransmits").by_host());
         }
-        if !options.events.retransmits && !options.events.sends && !options.events.cuts {
+        if !options.events.retransmits && !options.events.sends && !options.events.cuts && !options.drops {
             return Err(Blocked::new(found, "leave out --events connection").by_host());
         }
         say(format_args!("{found}: the ends of connections are not printed"));
@@ -121,7 +123,7 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
     // Before the programs run, so that no signal can end the process without a summary.
     let waiter = Waiter::new()?;
     let reasons = if options.drops { DropReasons::of(target.btf()) } else { DropReasons::default() };
-    let mut target = Asked { btf, known: Some(target) };
+    let mut target = Reloadable { btf, known: Some(target) };
     let started = first_accepted(plans, |plan| start(options, &object, plan, &mut target, audit));
     let started = started.map_err(|error| hooks::adapt_remedy(options.attach, error))?;
     let about = About {
@@ -137,8 +139,8 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
     }
 }
 
-/// The target, as long as it is needed. Where BTF cannot be mapped, it has 5 MB of types.
-struct Asked<'a> {
+/// The kernel's features, until the programs are loaded. If the BTF cannot be mapped, its 5 MB of types are in memory.
+struct Reloadable<'a> {
     btf: &'a Path,
     known: Option<Target>,
 }
@@ -154,7 +156,7 @@ fn start(
     options: &TraceOptions,
     object: &CheckedObject<'_>,
     plan: Plan,
-    target: &mut Asked<'_>,
+    target: &mut Reloadable<'_>,
     audit: &mut Audit,
 ) -> Result<Started> {
     audit.attempt(plan.set.name, &plan.set.hooks);
@@ -171,7 +173,7 @@ fn load_and_attach(
     options: &TraceOptions,
     object: &CheckedObject<'_>,
     plan: Plan,
-    target: &mut Asked<'_>,
+    target: &mut Reloadable<'_>,
     audit: &mut Audit,
 ) -> Result<Started> {
     // A dry run attaches nothing, not even the empty program that shows which set the kernel takes.
@@ -266,7 +268,7 @@ fn follow_to_end(
     say_unseen(&running.seeded)?;
     let cuts = running.set.cuts_seen();
     if options.events.cuts {
-        say_unseen_cuts(cuts, &options.events)?;
+        say_unseen_cuts(cuts, options)?;
     }
     if options.reader && !(running.set.sees_readers() && running.accounts.is_some()) {
         say("zero_window is not known: these hooks do not show reads of connections, or this kernel has no ledger");
@@ -396,7 +398,7 @@ fn say_unseen(seeded: &Seeded) -> Result<()> {
 ///
 /// # Errors
 /// [`Exit::Host`] if the user asks for cuts alone, and none is seen.
-fn say_unseen_cuts(seen: CutsSeen, asked: &Events) -> Result<()> {
+fn say_unseen_cuts(seen: CutsSeen, options: &TraceOptions) -> Result<()> {
     let only = Events { cuts: true, ..Events::default() };
     match seen {
         CutsSeen::All => {}
@@ -407,7 +409,7 @@ fn say_unseen_cuts(seen: CutsSeen, asked: &Events) -> Result<()> {
         }
         CutsSeen::None => {
             let found = "these hooks do not show cuts of congestion windows";
-            if *asked == only {
+            if options.events == only && !options.drops {
                 let remedy = "use Linux 5.19 or newer, and not --attach kprobe; or leave out --events cut";
                 return Err(Blocked::new(found, remedy).by_host());
             }
@@ -415,19 +417,6 @@ fn say_unseen_cuts(seen: CutsSeen, asked: &Events) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The addresses by which the programs tell `ecn` from `local`. Reading them takes time, so they are read only if cuts are
-/// printed.
-fn callers(settings: Settings) -> Settings {
-    let Some([transmit, ack]) = symbols::ranges(["__tcp_transmit_skb", "tcp_ack"]) else {
-        say(
-            "the kernel hides its functions' addresses, so `ecn` and `local` are not told apart if a connection uses ECN: give \
-             CAP_SYSLOG",
-        );
-        return settings;
-    };
-    Settings { transmit_from: transmit.0, transmit_to: transmit.1, ack_from: ack.0, ack_to: ack.1, ..settings }
 }
 
 fn settings(options: &TraceOptions, filters: &Filters) -> Settings {

@@ -19,12 +19,12 @@ pub struct Ticks {
     due: Instant,
     /// The beginning of the current interval, ns of CLOCK_MONOTONIC.
     since_ns: u64,
-    /// What the totals have.
+    /// Which counts the totals have.
     seen: Seen,
 }
 
 impl Ticks {
-    /// The first interval begins now. The totals have what `seen` says.
+    /// The first interval begins now. `seen` says which counts the totals have.
     ///
     /// # Errors
     /// If the clock cannot be read.

@@ -107,11 +107,11 @@ impl HookSet {
         self.has(SYNACK_TIMEOUTS.program) && self.cuts_seen() != CutsSeen::None
     }
 
-    /// Add the hook that sees the timeouts of SYN-ACKs. A kernel that has kprobes takes fentry programs too, if it has
-    /// trampolines at all.
+    /// Add the hook for timeouts of SYN-ACKs to a set that uses kprobes or fentry, if the kernel takes fentry programs.
     pub fn add_synack_timeouts(&mut self, kernel: &impl KernelFeatures) {
-        let takes_fentry = kernel.kprobes() && kernel.has_own_btf() && kernel.has_trampolines();
-        if takes_fentry && self.cuts_seen() != CutsSeen::None && exists(&SYNACK_TIMEOUTS, kernel) {
+        let not_only_tracepoints = self.hooks.iter().any(|hook| hook.kind != RawTracepoint);
+        let takes_fentry = kernel.has_own_btf() && kernel.has_trampolines() && exists(&SYNACK_TIMEOUTS, kernel);
+        if not_only_tracepoints && takes_fentry && self.cuts_seen() != CutsSeen::None {
             self.hooks.push(SYNACK_TIMEOUTS);
         }
     }

@@ -97,10 +97,10 @@ pub(super) const CUTS_BY_FENTRY: [Hook; 2] = [
 ];
 /// Packets that this host drops. Only with `--drops`.
 pub(super) const DROPS: Hook =
-    Hook::retransmit(RawTracepoint, c"kfree_skb", "tp_drop").with_counted_backup("tp2_drop", BackupRuns::Retransmit);
+    Hook::retransmit(RawTracepoint, c"kfree_skb", "tp_drop").with_counted_backup("tp2_drop", BackupRuns::Drop);
 /// The same tracepoint on kernels where it tells the reason (5.17 and newer).
 pub(super) const DROPS_REASON: Hook = Hook::retransmit(RawTracepoint, c"kfree_skb", "tp_drop_reason")
-    .with_counted_backup("tp2_drop_reason", BackupRuns::Retransmit);
+    .with_counted_backup("tp2_drop_reason", BackupRuns::Drop);
 /// A SYN-ACK that was not answered in time. Only with `--verify`.
 pub(super) const SYNACK_TIMEOUTS: Hook = Hook::retransmit(Fentry, c"tcp_syn_ack_timeout", "fe_synack_timeout")
     .with_counted_backup("fe2_synack_timeout", BackupRuns::Retransmit)
