@@ -150,7 +150,7 @@ mod tests {
         let own = crate::object::ObjectFile::parse(&object).unwrap().btf.unwrap();
         check(&Btf::parse(own).unwrap()).unwrap();
         for (name, value) in
-            [("KIND_TLP", 4), ("HOW_SEED", 5), ("LOST_READ", 4), ("LOST_KINDS", 12), ("EVENT_SEND", 2), ("BY_INODE", 2)]
+            [("KIND_TLP", 4), ("HOW_SEED", 5), ("LOST_READ", 4), ("LOST_KINDS", 13), ("EVENT_SEND", 2), ("BY_INODE", 2)]
         {
             let mut altered = own.to_vec();
             let at = enumerator_at(own, name, value);

@@ -244,3 +244,29 @@ fn a_kernel_without_hooks_on_senders_is_refused_with_the_reason() {
     assert_eq!(text.matches("CONFIG_KPROBE_EVENTS").count(), 1, "{text}");
     assert!(!text.contains("--attach auto"), "{text}");
 }
+
+#[test]
+fn drops_are_seen_with_their_reason_where_the_tracepoint_has_one() {
+    let mut kernel = kernel(false, &[]);
+    assert!(format!("{:#}", drops(&kernel).unwrap_err()).contains("kfree_skb"));
+    for (arguments, program) in [(2, "tp_drop"), (3, "tp_drop_reason"), (4, "tp_drop_reason")] {
+        kernel.tracepoints = vec![("kfree_skb", arguments)];
+        assert_eq!(drops(&kernel).unwrap().program, program);
+    }
+}
+
+#[test]
+fn a_set_of_tracepoints_alone_does_not_see_all_timeouts() {
+    let points = [("tcp_retransmit_skb", 2), ("sock_send_length", 3), ("tcp_cong_state_set", 2)];
+    let mut kernel = kernel(true, &points);
+    kernel.functions.push(("tcp_syn_ack_timeout", 1));
+    let sees_all = |kernel: &Kernel, attach| {
+        let mut set = first(attach, false, kernel);
+        set.add_synack_timeouts(kernel);
+        set.shows_timeouts()
+    };
+    assert!(sees_all(&kernel, Attach::Mixed) && !sees_all(&kernel, Attach::Tracepoint));
+    assert!(!sees_all(&kernel, Attach::Kprobe), "it does not see cuts");
+    kernel.trampolines = false;
+    assert!(!sees_all(&kernel, Attach::Mixed));
+}
