@@ -1,6 +1,6 @@
 //! Cgroups of version 2: their ids, and their paths. Safe code.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -58,7 +58,7 @@ pub struct Paths {
     /// Paths by id. The kernel gives an id to one cgroup only, and a cgroup keeps its path.
     known: HashMap<u64, String>,
     /// Cgroups and processes that gave no path, since [`Paths::forget`].
-    missed: HashSet<(u64, u32)>,
+    missed: Vec<(u64, u32)>,
 }
 
 impl Paths {
@@ -85,7 +85,7 @@ impl Paths {
                     self.known.insert(id, path);
                 }
                 None => {
-                    self.missed.insert((id, pid));
+                    self.missed.push((id, pid));
                 }
             }
         }

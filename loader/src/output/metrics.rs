@@ -1,6 +1,5 @@
 //! Metrics in the text format of Prometheus, version 0.0.4, and the answers to requests for them.
 
-use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
 use bpf_object::sort;
@@ -36,7 +35,9 @@ pub fn text<'p>(owners: &Owners, about: &About, path_of: impl Fn(u64) -> Option<
 /// known.
 fn cgroups<'p>(out: &mut String, owners: &Owners, path_of: impl Fn(u64) -> Option<&'p str>) -> fmt::Result {
     head(out, "xctl_cgroup_info", "gauge", "The path of a cgroup.")?;
-    let ids: BTreeSet<u64> = owners.rows().filter_map(|((_, cgroup), _)| *cgroup).collect();
+    let mut ids: Vec<u64> = owners.rows().filter_map(|((_, cgroup), _)| *cgroup).collect();
+    sort::by_key(&mut ids, |id| *id);
+    ids.dedup();
     for (id, path) in ids.into_iter().filter_map(|id| Some((id, path_of(id)?))) {
         writeln!(out, "xctl_cgroup_info{{cgroup=\"{id}\",path=\"{}\"}} 1", Value(path))?;
     }
