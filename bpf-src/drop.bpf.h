@@ -4,6 +4,9 @@
 #define XCTL_DROP_BPF_H
 
 #define SOCK_STREAM 1
+#define PACKET_OUTGOING 4
+/* skb->transport_header of a packet without one (skb_transport_header_was_set()) */
+#define NO_HEADER ((__u16)~0)
 
 /* The beginning of a TCP header (RFC 9293). */
 struct tcp_header {
@@ -16,8 +19,10 @@ struct tcp_header {
 } __attribute__((packed));
 
 /*
- * The TCP socket that sent a packet; NULL if there is none, or if the packet has been received. The stack sets skb_iif when a
- * packet is received. Only a received packet may name its receiver in skb->sk.
+ * The TCP socket that sent a packet; NULL if there is none. These also have skb->sk, and were not sent by that socket: received
+ * packets, for which the stack sets skb_iif; received data that TCP has put together anew (tcp_collapse()) and notifications of
+ * MSG_ZEROCOPY, which have no transport header; and timestamps of sent packets in the error queue, which are PACKET_OUTGOING
+ * (skb_set_err_queue()).
  *
  * Some packets have no owner. Answers without a connection come from a raw socket of the kernel; newer kernels name the listener.
  * Answers for TIME_WAIT come from a struct inet_timewait_sock.
@@ -27,7 +32,8 @@ static __always_inline const struct sock *sender_of(const struct sk_buff *skb)
 	const struct sock *sk = BPF_CORE_READ(skb, sk);
 	__u8 state;
 
-	if (!sk || BPF_CORE_READ(skb, skb_iif))
+	if (!sk || BPF_CORE_READ(skb, skb_iif) || BPF_CORE_READ(skb, transport_header) == NO_HEADER ||
+	    BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == PACKET_OUTGOING)
 		return NULL;
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_NEW_SYN_RECV)	/* a request: it has no more than sock_common */

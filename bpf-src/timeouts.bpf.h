@@ -29,7 +29,8 @@ static __noinline void count_timeout(const struct sock_common *skc)
 
 /*
  * A connection ends, from `state`. The retransmission timer ends it (tcp_write_timeout()) after it has cleared icsk_pending, and
- * only after earlier timeouts. An ICMP error comes while the timer is pending. Keepalive and window probes run only while nothing
+ * only after earlier timeouts. An ICMP error comes while the timer is pending; if it makes a timeout shorter, and so ends the
+ * connection (tcp_ld_RTO_revert()), the timeout is not counted. Keepalive and window probes run only while nothing
  * is in flight. Then icsk_retransmits is 0: the last ACK reset it (tcp_ack()).
  */
 static __always_inline void count_if_timer_ended(const struct sock *sk, __u8 state)

@@ -320,8 +320,8 @@ WITH_BACKUP("fentry/tcp_enter_loss", fe_loss, fe2_loss, CUT_MARK(sk, CA_LOSS), c
 	    struct sock *sk)
 
 /*
- * A SYN-ACK was not answered in time. Before Linux 6.19 the kernel calls this function through a pointer, so no compiler removes
- * it. Later kernels call it directly, and the caller for TCP Fast Open, in the same file, may have it inlined.
+ * A SYN-ACK was not answered in time. Most kernels call this function through a pointer, so no compiler removes it. From Linux
+ * 6.19 to 7.1 they call it directly, and the caller for TCP Fast Open, in the same file, may have it inlined.
  */
 WITH_BACKUP("fentry/tcp_syn_ack_timeout", fe_synack_timeout, fe2_synack_timeout, req, count_timeout(&req->__req_common),
 	    const struct request_sock *req)

@@ -271,6 +271,7 @@ struct sk_buff {
 	struct sock *sk;
 	char cb[48];
 	unsigned int len;
+	__u8 pkt_type:3;
 	__u8 encapsulation:1;
 	int skb_iif;
 	__u16 inner_transport_header;

@@ -99,10 +99,11 @@ fn find_ranges<const N: usize>(names: [&str; N], kallsyms: impl BufRead) -> Opti
                 *to = address;
             }
         }
-        let name = symbol.name.split('.').next().unwrap_or_default();
+        let mut parts = symbol.name.split('.');
+        let name = parts.next().unwrap_or_default();
         if let Some(place) = names.iter().position(|own| *own == name)
             && symbol.is_code()
-            && !symbol.name.ends_with(".cold")
+            && !parts.any(|part| part == "cold")
         {
             is_clear &= found[place].is_none() && address != 0;
             found[place] = Some((address, 0));
@@ -144,7 +145,7 @@ mod tests {
     #[test]
     fn a_function_ends_where_the_next_symbol_begins() {
         let kallsyms =
-            b"10 T a\n10 T alias\n20 t b.isra.0\n2c t b.cold\n30 T next\n0 T none\n40 t twice\n50 t twice\n60 T end\n";
+            b"10 T a\n10 T alias\n20 t b.isra.0\n2c t b.cold\n2e t b.cold.7\n30 T next\n0 T none\n40 t twice\n50 t twice\n60 T end\n";
         let found = Some([Some((0x20, 0x2c)), Some((0x10, 0x20)), None]);
         assert_eq!(find_ranges(["b", "a", "absent"], &kallsyms[..]), found);
         for odd in ["none", "twice", "end"] {

@@ -240,7 +240,9 @@ impl Summary {
     pub fn drops(&self) -> Option<Drops> {
         let mut sum = Drops::default();
         for Drops { packets, segs, bytes } in self.processes.iter().filter_map(|process| process.drops) {
-            sum = Drops { packets: sum.packets + packets, segs: sum.segs + segs, bytes: sum.bytes + bytes };
+            sum.packets = sum.packets.saturating_add(packets);
+            sum.segs = sum.segs.saturating_add(segs);
+            sum.bytes = sum.bytes.saturating_add(bytes);
         }
         self.seen.drops.then_some(sum)
     }

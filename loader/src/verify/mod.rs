@@ -277,7 +277,7 @@ impl Verifier {
             // A process that asks for SO_ERROR takes the error away, perhaps before the connection ends. Want of memory ends a
             // connection without an error.
             Check::Timeouts => {
-                let what = "that ended connections whose error was taken, or for want of memory";
+                let what = "that ended connections whose error was taken, for want of memory, or after an ICMP error";
                 Slack { missing: grew(|counters| counters.aborts), what, ..Slack::default() }
             }
             // Data that a SYN carried and the peer did not take is sent again at once, as one segment. Kernels before 5.12
