@@ -77,9 +77,9 @@ impl Top {
             let row = rows.get(&u32::try_from(pid)?).with_context(|| format!("in no interval: {process}"))?;
             for part in ["tcp", "connections", "cuts"] {
                 let (mut all, mut told) = (row[part].clone(), process[part].clone());
-                // null as soon as one interval has a cut that may be either
+                // null as soon as one interval has a cut of unknown reason
                 for either in [&mut all, &mut told].into_iter().filter_map(Value::as_object_mut) {
-                    either.retain(|name, _| name != "ecn" && name != "local");
+                    either.retain(|name, _| !["ecn", "local", "probe"].contains(&name.as_str()));
                 }
                 let same = all == told;
                 ensure!(
