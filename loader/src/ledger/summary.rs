@@ -37,7 +37,7 @@ pub struct Process {
     /// Segments by kind.
     #[serde(serialize_with = "by_name")]
     pub kinds: [u64; KINDS],
-    /// What this host dropped of its segments; none without `--drops`.
+    /// Packets of the process that this host dropped; none without `--drops`.
     pub drops: Option<Drops>,
     /// The user of the process; none if there is no process, or no ledger.
     pub uid: Option<u32>,
@@ -235,7 +235,7 @@ impl Summary {
         self.sort();
     }
 
-    /// What this host dropped, of all processes; none: drops are not counted.
+    /// Packets of all processes that this host dropped; none: drops are not counted.
     #[must_use]
     pub fn drops(&self) -> Option<Drops> {
         let mut sum = Drops::default();

@@ -31,9 +31,10 @@ const REASONS: [(&str, Option<&str>); 7] = [
 ];
 
 /// A qdisc without room: each send into it fails at once, and TCP learns of the failure.
-const NO_ROOM: &str = "qdisc replace dev veth0 root pfifo limit 0";
+pub const NO_ROOM: &str = "qdisc replace dev veth0 root pfifo limit 0";
 
-fn tc(ns: &Netns, order: &str) -> Result<()> {
+/// Runs tc in the namespace, with these words.
+pub fn tc(ns: &Netns, order: &str) -> Result<()> {
     ns.enter(|| run_tool(tool("tc").args(order.split(' ')), ""))
 }
 

@@ -1,4 +1,4 @@
-//! What this host drops of its own segments is compared with the counters of its queues, and with what each process was told.
+//! Packets that this host drops are compared with the counters of its queues, and with the process's own TCP_INFO.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,9 +8,10 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use super::cuts::{NO_ROOM, tc};
 use super::stats::{Connection, Stage, number};
 use crate::host::{Set, tool};
-use crate::link::{Netns, run as run_tool};
+use crate::link::Netns;
 use crate::process::now;
 use crate::tracefs;
 use crate::ways::{How, Order};
@@ -18,15 +19,12 @@ use crate::workers::Who;
 use crate::xctl::{Drop, Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
 
-/// A queue without room: it drops every packet.
-const NO_ROOM: &str = "qdisc replace dev veth0 root pfifo limit 0";
-
 /// Gives the namespace a queue without room while `work` runs. Returns the packets that the queue has dropped. The queue stays, with
 /// room: a queue that is removed takes its count along, and TCP sends again at any time.
 fn without_room(ns: &Netns, work: impl FnOnce() -> Result<()>) -> Result<u64> {
-    ns.enter(|| run_tool(tool("tc").args(NO_ROOM.split(' ')), ""))?;
+    tc(ns, NO_ROOM)?;
     work()?;
-    ns.enter(|| run_tool(tool("tc").args("qdisc change dev veth0 root pfifo limit 1000".split(' ')), ""))?;
+    tc(ns, "qdisc change dev veth0 root pfifo limit 1000")?;
     dropped_by_queue(ns)
 }
 

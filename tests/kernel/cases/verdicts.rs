@@ -28,6 +28,18 @@ struct Expects {
     least_busy: Option<u64>,
 }
 
+impl Expects {
+    fn new(
+        stage: Stage,
+        connection: Connection,
+        told: TcpInfo,
+        says: &'static [&'static str],
+        never: &'static [&'static str],
+    ) -> Self {
+        Self { stage, connection, told, says, never, least_busy: None }
+    }
+}
+
 fn connect(stage: &mut Stage) -> Result<Connection> {
     let connection = stage.connect()?;
     stage.reader.done(Order::Drain(connection.reads.0, 1 << 16, 0))?;
@@ -47,7 +59,7 @@ fn path(family: Family) -> Result<Expects> {
     pour(&mut stage, &connection, 150_000, 1000, 150_000)?;
     let [told, _] = end(&mut stage, &connection)?;
     let never = &["loss", "needless", "ecn", "local", "queue"];
-    Ok(Expects { stage, connection, told, says: &["network", "path"], never, least_busy: None })
+    Ok(Expects::new(stage, connection, told, &["network", "path"], never))
 }
 
 /// Segments that arrive, but whose acknowledgements come after the timer has sent them again. The delay is at the other end: TCP
@@ -61,14 +73,7 @@ fn needless(family: Family) -> Result<Expects> {
     pour(&mut stage, &connection, 20_000, 20_000, 40_000)?;
     let [told, _] = end(&mut stage, &connection)?;
     ensure!(told.counter("retrans") > 0, "nothing was sent again: {told:?}");
-    Ok(Expects {
-        stage,
-        connection,
-        told,
-        says: &["network", "needless"],
-        never: &["loss", "ecn", "local", "path"],
-        least_busy: None,
-    })
+    Ok(Expects::new(stage, connection, told, &["network", "needless"], &["loss", "ecn", "local", "path"]))
 }
 
 /// Segments that the network marks. `mode` is that of net.ipv4.tcp_ecn: 1 is RFC 3168, 3 is Accurate ECN.
@@ -89,14 +94,7 @@ fn ecn(family: Family, mode: &str) -> Result<Expects> {
     }
     shape(&stage, "delay 1ms")?;
     let [told, _] = end(&mut stage, &connection)?;
-    Ok(Expects {
-        stage,
-        connection,
-        told,
-        says: &["network", "ecn"],
-        never: &["needless", "local", "path"],
-        least_busy: None,
-    })
+    Ok(Expects::new(stage, connection, told, &["network", "ecn"], &["needless", "local", "path"]))
 }
 
 /// A connection that sends little, behind another one that fills a queue.
@@ -117,7 +115,7 @@ fn victim(family: Family) -> Result<Expects> {
     let [told, _] = end(&mut stage, &victim)?;
     ensure!(told.counter("retrans") == 0, "something was sent again: {told:?}");
     let never = &["loss", "needless", "ecn", "local", "path"];
-    Ok(Expects { stage, connection: victim, told, says: &["network", "queue"], never, least_busy: None })
+    Ok(Expects::new(stage, victim, told, &["network", "queue"], never))
 }
 
 /// A process that may hand over only a few kilobytes at a time, on a long way. The kernel counts time as limited by the send buffer
@@ -135,7 +133,7 @@ fn small_buffer(family: Family) -> Result<Expects> {
         let [told, _] = end(&mut stage, &connection)?;
         if told.counter("sndbuf_limited_us") * 2 > told.counter("busy_us") {
             let never = &["network", "receiver", "idle"];
-            return Ok(Expects { stage, connection, told, says: &["sndbuf"], never, least_busy: None });
+            return Ok(Expects::new(stage, connection, told, &["sndbuf"], never));
         }
     }
     bail!("its send buffer never limits a connection for most of the time")
@@ -152,7 +150,7 @@ fn full_queue(family: Family) -> Result<Expects> {
     ensure!(told.refused() > 0, "the queue took everything: {told:?}");
     let never: &[_] =
         if told.counter("retrans") == 0 { &["loss", "needless", "ecn", "path"] } else { &["ecn", "path"] };
-    Ok(Expects { stage, connection, told, says: &["network", "local"], never, least_busy: None })
+    Ok(Expects::new(stage, connection, told, &["network", "local"], never))
 }
 
 /// Segments that arrive twice. The peer says so, and what TCP sent again for that had arrived.
@@ -167,7 +165,7 @@ fn duplicated(family: Family) -> Result<Expects> {
     stage.settled(&connection)?;
     let [told, _] = end(&mut stage, &connection)?;
     ensure!(told.counter("dsack_dups") > 0, "nothing arrived twice: {told:?}");
-    Ok(Expects { stage, connection, told, says: &[], never: &["loss", "ecn", "local"], least_busy: None })
+    Ok(Expects::new(stage, connection, told, &[], &["loss", "ecn", "local"]))
 }
 
 /// Segments that overtake others.
@@ -179,7 +177,7 @@ fn reordered(family: Family) -> Result<Expects> {
     pour(&mut stage, &connection, 300_000, 10_000, 300_000)?;
     let [told, _] = end(&mut stage, &connection)?;
     ensure!(told.counter("reord_seen") > 0, "nothing was overtaken: {told:?}");
-    Ok(Expects { stage, connection, told, says: &[], never: &["loss", "ecn", "local"], least_busy: None })
+    Ok(Expects::new(stage, connection, told, &[], &["loss", "ecn", "local"]))
 }
 
 /// A process at the other end that reads 200 kB a second.
@@ -189,14 +187,7 @@ fn slow_reader(family: Family) -> Result<Expects> {
     stage.reader.done(Order::Drain(connection.reads.0, 10_000, 50))?;
     pour(&mut stage, &connection, 600_000, 10_000, 600_000)?;
     let [told, _] = end(&mut stage, &connection)?;
-    Ok(Expects {
-        stage,
-        connection,
-        told,
-        says: &["receiver"],
-        never: &["network", "idle", "sndbuf"],
-        least_busy: None,
-    })
+    Ok(Expects::new(stage, connection, told, &["receiver"], &["network", "idle", "sndbuf"]))
 }
 
 /// A host that disappears: the kernel sends again, and gives up. It empties the queue of such a connection without ending the busy
