@@ -1,6 +1,8 @@
 //! The ledger of a run, and that of `xctl top`, is compared with TCP_INFO, which the kernel gives the process that holds a connection.
 
 use std::collections::BTreeMap;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -8,7 +10,7 @@ use serde_json::Value;
 
 use super::stats::{Connection, Stage, number};
 use super::top::Top;
-use crate::host::Set;
+use crate::host::{Set, crowd};
 use crate::process::{PATIENCE, poll};
 use crate::tcp_info::TcpInfo;
 use crate::ways::{How, Order, RawActor};
@@ -65,6 +67,11 @@ impl Expected {
 pub fn end(stage: &mut Stage, connection: &Connection) -> Result<[TcpInfo; 2]> {
     stage.writer.done(Order::Shutdown(connection.writes.0))?;
     stage.reader.done(Order::Shutdown(connection.reads.0))?;
+    told_at_end(stage, connection)
+}
+
+/// What both processes are told once a connection that they have shut down has ended.
+fn told_at_end(stage: &mut Stage, connection: &Connection) -> Result<[TcpInfo; 2]> {
     let mut last = None;
     let closed = poll(PATIENCE, || {
         let told = stage.told(connection)?;
@@ -185,4 +192,52 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let retrans = writes.sums["retrans"];
     ensure!(retrans > 0, "nothing was retransmitted");
     Ok(Verdict::Passed(format!("{retrans} segments of {} again", writes.sums["data_segs_out"])))
+}
+
+/// How long data get lost, in milliseconds: long enough for each segment to be sent again at least once.
+const LOSSY: Duration = Duration::from_millis(300);
+
+/// Many short connections, some of whose data get lost. Each process adds up what it is told about its own.
+pub fn short(set: Set, family: Family) -> Outcome {
+    const BATCH: usize = 100;
+    let batches: u64 = crowd(15, 3);
+    let mut stage = Stage::new(family)?;
+    let xctl = Xctl::start(set, &[])?;
+    let (mut writes, mut reads) = (Expected::default(), Expected::default());
+    for _ in 0..batches {
+        // a lost SYN would take a second
+        let connections = (0..BATCH).map(|_| stage.connect()).collect::<Result<Vec<_>>>()?;
+        stage.link.lose(20)?;
+        for connection in &connections {
+            stage.writer.done(Order::Send(connection.writes.0, How::Call))?;
+        }
+        sleep(LOSSY);
+        // If a segment gets lost while a connection ends, TCP_INFO goes on after the end: a reset does not stop busy_time
+        // (tcp_write_queue_purge()), and segs_in counts a segment that waited for the socket's lock.
+        stage.link.lose(0)?;
+        for connection in &connections {
+            stage.rest(connection, 1)?;
+        }
+        for connection in &connections {
+            stage.writer.done(Order::Shutdown(connection.writes.0))?;
+            stage.reader.done(Order::Shutdown(connection.reads.0))?;
+        }
+        for connection in &connections {
+            let [writer, reader] = told_at_end(&mut stage, connection)?;
+            for (expected, told) in [(&mut writes, writer), (&mut reads, reader)] {
+                expected.count(&told, None);
+                expected.ended += 1;
+            }
+        }
+    }
+    let trace = xctl.stop(Signal::SIGINT)?;
+    trace.nothing_lost()?;
+    for (expected, actor) in [(&writes, &stage.writer), (&reads, &stage.reader)] {
+        let row = trace.summary.ledger.iter().find(|row| row.pid == Some(actor.who.pid)).context("no row")?;
+        expected.equals(&row.ledger, true)?;
+        ensure!(expected.ended == batches * BATCH as u64, "{} connections ended", expected.ended);
+    }
+    let retrans = writes.sums["retrans"] + reads.sums["retrans"];
+    ensure!(retrans > 0, "nothing was retransmitted");
+    Ok(Verdict::Passed(format!("{} connections, {retrans} segments again", writes.ended)))
 }

@@ -142,6 +142,7 @@ pub const ALL: &[Case] = &[
     case!("stats_verdicts",       AUTO,        EITHER, KERNELS,  stats::verdicts),
     case!("stats_netem",          AUTO,        V4,     OLDEST,   stats::with_netem),
     case!("ledger",               Set::ALL,    EITHER, SETS,     ledger::run),
+    case!("short_connections",    AUTO,        EITHER, KERNELS,  ledger::short),
     case!("cuts",                 Set::ALL,    V4,     SETS,     cuts::run),
     case!("drops",                Set::ALL,    EITHER,  SETS,     drops::run),
     case!("accept_queue",         Set::ALL,    EITHER, OLDEST,   accept_queue::run),
