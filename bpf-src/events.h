@@ -305,7 +305,8 @@ struct totals {
 	__u64 retransmits;
 	__u64 failed;		/* segments that the kernel counts in TCPRetransFail */
 	__u64 failures;		/* attempts that failed, for any reason */
-	__u64 timeouts;		/* of retransmission timers; by network namespace only */
+	__u64 timeouts;		/* of retransmission timers; this and the next: by network namespace only */
+	__u64 timer_ends;	/* those of them that ended their connection */
 	__u64 drops;		/* packets that this host dropped; this and the next two: with settings.drops */
 	__u64 dropped_segs;
 	__u64 dropped_bytes;	/* payload */

@@ -19,12 +19,15 @@ static __always_inline bool is_counted_timeout(const struct sock *sk, __u8 state
 }
 
 /* Not inline: the caller's stack has no room for the key. */
-static __noinline void count_timeout(const struct sock_common *skc)
+static __noinline void count_timeout(const struct sock_common *skc, bool ended)
 {
 	struct totals *totals = totals_of_netns(BPF_CORE_READ(skc, skc_net.net, ns.inum), skc);
 
-	if (totals)
-		__sync_fetch_and_add(&totals->timeouts, 1);
+	if (!totals)
+		return;
+	__sync_fetch_and_add(&totals->timeouts, 1);
+	if (ended)
+		__sync_fetch_and_add(&totals->timer_ends, 1);
 }
 
 /*
@@ -40,7 +43,7 @@ static __always_inline void count_if_timer_ended(const struct sock *sk, __u8 sta
 	if (!settings.by_netns || BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP || !BPF_CORE_READ(sk, sk_err) ||
 	    BPF_CORE_READ(icsk, icsk_pending) || !BPF_CORE_READ(icsk, icsk_retransmits) || !is_counted_timeout(sk, state))
 		return;
-	count_timeout(&sk->__sk_common);
+	count_timeout(&sk->__sk_common, true);
 }
 
 #endif

@@ -323,8 +323,8 @@ WITH_BACKUP("fentry/tcp_enter_loss", fe_loss, fe2_loss, CUT_MARK(sk, CA_LOSS), c
  * A SYN-ACK was not answered in time. Most kernels call this function through a pointer, so no compiler removes it. From Linux
  * 6.19 to 7.1 they call it directly, and the caller for TCP Fast Open, in the same file, may have it inlined.
  */
-WITH_BACKUP("fentry/tcp_syn_ack_timeout", fe_synack_timeout, fe2_synack_timeout, req, count_timeout(&req->__req_common),
-	    const struct request_sock *req)
+WITH_BACKUP("fentry/tcp_syn_ack_timeout", fe_synack_timeout, fe2_synack_timeout, req,
+	    count_timeout(&req->__req_common, false), const struct request_sock *req)
 
 TWICE("fentry/tcp_sendmsg_locked", fe_sendmsg_locked, fe2_sendmsg_locked, remember_sender(sk), struct sock *sk)
 

@@ -6,8 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use crate::host::Set;
-use crate::process::nameless_file;
-use crate::xctl::{Xctl, load};
+use crate::xctl::{Xctl, with_object};
 use crate::{Family, Verdict, attempt, cases, without};
 
 /// The part of the object that is taken away.
@@ -196,11 +195,7 @@ fn loaded(set: Set) -> Result<Vec<String>> {
 /// fails in another way.
 fn fails(case: &str, set: Set, object: &[u8], says: &[&str]) -> Result<Result<String, String>> {
     let case = cases::ALL.iter().find(|other| other.name == case).context("no such case")?;
-    let (_file, path) = nameless_file(object)?;
-    load(Some(path));
-    let outcome = attempt(case, set, Family::V4);
-    load(None);
-    match outcome {
+    match with_object(object, || attempt(case, set, Family::V4)) {
         Err(error) => {
             let why = format!("{error:#}");
             let found = says.iter().find_map(|one| why.find(one));

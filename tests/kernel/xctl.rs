@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::host::{Set, is_realtime};
-use crate::process::{PATIENCE, Process, now};
+use crate::process::{PATIENCE, Process, nameless_file, now};
 use crate::schema;
 use crate::workers::{Flow, Who};
 
@@ -268,12 +268,23 @@ fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<O
     Option::deserialize(from)
 }
 
-/// The object that [`Xctl::start`] makes xctl load. None: xctl loads its own object.
+/// The path of the object that each started xctl loads. None: xctl loads its own object.
 static OBJECT: Mutex<Option<String>> = Mutex::new(None);
 
-/// Sets the object that [`Xctl::start`] makes xctl load, by its path. None: xctl's own object.
-pub fn load(object: Option<String>) {
-    *OBJECT.lock().unwrap_or_else(PoisonError::into_inner) = object;
+/// Runs a case whose xctls load this object in place of their own.
+pub fn with_object<T>(object: &[u8], case: impl FnOnce() -> Result<T>) -> Result<T> {
+    let set = |path| *OBJECT.lock().unwrap_or_else(PoisonError::into_inner) = path;
+    let (_file, path) = nameless_file(object)?;
+    set(Some(path));
+    let outcome = case();
+    set(None);
+    outcome
+}
+
+/// The option that names the object, if there is one.
+pub fn object_option() -> Vec<String> {
+    let object = OBJECT.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    object.map_or(vec![], |path| vec!["--object".into(), path])
 }
 
 /// The command of the xctl under test, with these arguments.
@@ -337,8 +348,8 @@ impl Xctl {
         let room: &[&str] = if args.contains(&"--max-sockets") { &[] } else { &["--max-sockets", "32768"] };
         // the rings hold a burst even while the reader waits for a CPU; the case stopped_reader tests lost records
         let pages: &[&str] = if args.contains(&"--perf-pages") { &[] } else { &["--perf-pages", "512"] };
-        let object = OBJECT.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let object = object.as_ref().map_or(vec![], |path| vec!["--object", path.as_str()]);
+        let object = object_option();
+        let object: Vec<_> = object.iter().map(String::as_str).collect();
         let args = [&["trace", "--json", "--attach", &attach], room, pages, &object, args].concat();
         Xctl::start_command(set, command(&args)?)
     }

@@ -59,6 +59,8 @@ struct Baseline {
     counters: Counters,
     /// For each check, the kernel's count minus xctl's count at the start.
     ahead: [Range; Check::ALL.len()],
+    /// Connections that xctl saw end by a timer, read after `counters`.
+    timer_ends: u64,
 }
 
 impl Baseline {
@@ -79,6 +81,7 @@ impl Baseline {
             rtnl: 0,
         },
         ahead: [Range { low: 0, high: 0 }; Check::ALL.len()],
+        timer_ends: 0,
     };
 }
 
@@ -179,7 +182,7 @@ impl Verifier {
                         let (kernel, xctl) = (check.kernel(&first, &second), check.xctl(&totals));
                         Range { low: kernel.low - xctl, high: kernel.high - xctl }
                     });
-                    Baseline { counters: first, ahead }
+                    Baseline { counters: first, ahead, timer_ends: totals.timer_ends }
                 });
                 let baseline = match (baselines.remove(&netns), fresh) {
                     (Some(Ok(mut old)), Ok(fresh)) if fresh.counters.rtnl == old.counters.rtnl => {
@@ -254,8 +257,8 @@ impl Verifier {
         }
     }
 
-    /// `grew` gives the growth of a counter.
-    fn slack(&self, check: Check, grew: impl Fn(fn(&Counters) -> u64) -> i64) -> Slack {
+    /// `grew` gives the growth of a counter. `timer_ends` is the number of connections that xctl saw end by a timer.
+    fn slack(&self, check: Check, grew: impl Fn(fn(&Counters) -> u64) -> i64, timer_ends: i64) -> Slack {
         let failed = grew(|counters| counters.retrans_fail);
         match check {
             // The kernel counts a SYN before it sends it, even if sending fails.
@@ -278,7 +281,7 @@ impl Verifier {
             // connection without an error.
             Check::Timeouts => {
                 let what = "that ended connections whose error was taken, for want of memory, or after an ICMP error";
-                Slack { missing: grew(|counters| counters.aborts), what, ..Slack::default() }
+                Slack { missing: grew(|counters| counters.aborts) - timer_ends, what, ..Slack::default() }
             }
             // Data that a SYN carried and the peer did not take is sent again at once, as one segment. Kernels before 5.12
             // count this segment as no kind (tcp_rcv_fastopen_synack). kind_of() could call it slow start only if a SYN's
@@ -325,7 +328,8 @@ impl Verifier {
             let (now, ahead) = (check.kernel(&first, &second), baseline.ahead[check as usize]);
             let kernel = Range { low: now.low - ahead.high, high: now.high - ahead.low };
             let grew = |of: fn(&Counters) -> u64| int(of(&second)) - int(of(&baseline.counters));
-            let slack = self.slack(check, grew);
+            let timer_ends = int(totals.timer_ends) - int(baseline.timer_ends);
+            let slack = self.slack(check, grew, timer_ends);
             let mut record = judge(netns, check, kernel, check.xctl(&totals), &slack);
             if is_new {
                 add_note(&mut record.note, "new: compared from zero");

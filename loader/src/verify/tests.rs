@@ -358,3 +358,22 @@ fn a_namespace_that_is_gone_or_has_no_such_counters_has_no_ledger() {
     let report = run(&mut with_ledger(&[theirs(0)], &[Ok(5)]), &mut with_ledger(&[theirs(0)], &[Ok(9)]));
     assert_eq!((report.records.len(), report.verified()), (Check::ALL.len(), Some(true)));
 }
+
+#[test]
+fn a_timeout_may_be_missing_only_for_an_end_that_was_not_seen() {
+    let kernel = |timeouts, aborts| Counters { timeouts, aborts, ..theirs(0) };
+    let seen = |timeouts, timer_ends| Totals { timeouts, timer_ends, ..ours(0) };
+    for (timeouts, timer_ends, verdict) in [
+        (9, 2, Verdict::Equal),
+        (8, 1, Verdict::Equal), // one end was not seen
+        (8, 2, Verdict::Differs),
+        (7, 1, Verdict::Differs),
+    ] {
+        // one end was seen before the start
+        let mut start = script(&[kernel(100, 31)], &[seen(1, 1)]);
+        let mut end = script(&[kernel(109, 33)], &[seen(1 + timeouts, 1 + timer_ends)]);
+        let report = run(&mut start, &mut end);
+        let record = report.records.iter().find(|record| record.check == Check::Timeouts).unwrap();
+        assert_eq!((record.kernel, record.verdict), (Some([9, 9]), verdict), "{timeouts} {timer_ends}");
+    }
+}

@@ -14,8 +14,8 @@ use crate::host::{Set, crowd};
 use crate::process::{PATIENCE, poll};
 use crate::tcp_info::TcpInfo;
 use crate::ways::{How, Order, RawActor};
-use crate::xctl::Xctl;
-use crate::{Family, Outcome, Verdict};
+use crate::xctl::{Xctl, with_object};
+use crate::{Family, Outcome, Verdict, without};
 
 /// TCP_CLOSE.
 pub const CLOSED: u64 = 7;
@@ -194,7 +194,17 @@ pub fn run(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{retrans} segments of {} again", writes.sums["data_segs_out"])))
 }
 
-/// How long data get lost, in milliseconds: long enough for each segment to be sent again at least once.
+/// A copy of xctl's object whose first programs for changes of state do nothing, as if the kernel always skipped them.
+pub fn without_first() -> Vec<u8> {
+    without::programs(&["kp_state", "tp_state"])
+}
+
+/// The backup alone handles changes of state.
+pub fn backed_up(set: Set, family: Family) -> Outcome {
+    with_object(&without_first(), || run(set, family))
+}
+
+/// How long data get lost: long enough for each segment to be sent again at least once.
 const LOSSY: Duration = Duration::from_millis(300);
 
 /// Many short connections, some of whose data get lost. Each process adds up what it is told about its own.

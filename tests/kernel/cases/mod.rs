@@ -68,6 +68,8 @@ const KERNELS: Runs = Runs::Kernels;
 const MACHINES: Runs = Runs::Machines;
 const SETS: Runs = Runs::Sets;
 const AUTO: &[Set] = &[Set::Auto];
+/// Sets with a tracepoint that shows changes of state.
+const WITH_STATES: &[Set] = &[Set::Auto, Set::Tracepoint, Set::Fentry, Set::Mixed, Set::Lsm];
 /// Sets with every kind of program, and every action that needs its own capability: `auto` has kprobes if the kernel has
 /// any.
 const EVERY_KIND: &[Set] = &[Set::Auto, Set::Fentry];
@@ -142,7 +144,8 @@ pub const ALL: &[Case] = &[
     case!("stats_verdicts",       AUTO,        EITHER, KERNELS,  stats::verdicts),
     case!("stats_netem",          AUTO,        V4,     OLDEST,   stats::with_netem),
     case!("ledger",               Set::ALL,    EITHER, SETS,     ledger::run),
-    case!("short_connections",    AUTO,        EITHER, KERNELS,  ledger::short),
+    case!("ledger_backed_up",     WITH_STATES, EITHER, SETS,     ledger::backed_up),
+    case!("short_connections",    AUTO,        BOTH,   KERNELS,  ledger::short),
     case!("cuts",                 Set::ALL,    V4,     SETS,     cuts::run),
     case!("drops",                Set::ALL,    EITHER,  SETS,     drops::run),
     case!("accept_queue",         Set::ALL,    EITHER, OLDEST,   accept_queue::run),
@@ -160,7 +163,8 @@ pub const ALL: &[Case] = &[
     case!("verify_number_again",  Set::ALL,    V4,     OLDEST,   verify::number_again),
     case!("verify_difference",    AUTO,        V4,     HERE,     verify::difference),
     case!("verify_ledger",        Set::ALL,    V4,     SETS,     verify_ledger::run),
-    case!("verify_ledger_starts", AUTO,        V4,     HERE,     verify_ledger::starts),
+    case!("verify_ledger_backed_up", WITH_STATES, V4,     SETS,     verify_ledger::backed_up),
+    case!("verify_ledger_starts", AUTO,        V4,     KERNELS,  verify_ledger::starts),
     case!("verify_ledger_differs", AUTO,       V4,     HERE,     verify_ledger::difference),
     case!("read_together",        AUTO,        V4,     HERE,     batches::run),
     case!("printed_soon",         AUTO,        V4,     HERE,     batches::soon),

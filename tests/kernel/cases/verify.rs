@@ -17,7 +17,7 @@ use crate::missed::Witness;
 use crate::process::Process;
 use crate::schema;
 use crate::workers::{FAST, Plan, Puppet, Receiver, Sender, connect_fast, connect_in_vain, send_all};
-use crate::xctl::{Hook, Kind, Owner, Retransmit, command};
+use crate::xctl::{Hook, Kind, Owner, Retransmit, command, object_option};
 use crate::{Family, Outcome, Verdict};
 
 const CHECKS: [&str; 8] = ["retrans_segs", "retrans_fail", "fast", "slow_start", "syn", "tlp", "recovery", "timeouts"];
@@ -119,7 +119,9 @@ impl Verified {
 impl Run {
     pub fn start(set: Set, args: &[&str]) -> Result<Run> {
         let attach = set.to_string();
-        let args = [&["trace", "--json", "--verify", "--attach", &attach], args].concat();
+        let object = object_option();
+        let object: Vec<_> = object.iter().map(String::as_str).collect();
+        let args = [&["trace", "--json", "--verify", "--attach", &attach], &object[..], args].concat();
         let mut process = Process::start("xctl", command(&args)?)?;
         let line = process.line()?;
         let Line::Ready { hooks } = schema::record(&line)? else { bail!("the first record is not `ready`: {line}") };

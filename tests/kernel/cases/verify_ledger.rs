@@ -12,6 +12,7 @@ use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::accept_queue::{drop_some, fill, short_queues};
+use super::ledger::without_first;
 use super::verify::{DIFFERENCE, Object, Run, Verified};
 use crate::actors::Actor;
 use crate::counters::{Counters, connections, wait_until_grown};
@@ -20,6 +21,7 @@ use crate::link::{Link, Netns, run as run_tool};
 use crate::missed::Witness;
 use crate::process::{PATIENCE, poll};
 use crate::workers::{Plan, Puppet, Receiver, Sender, connect_in_vain, send_all};
+use crate::xctl::with_object;
 use crate::{Family, Outcome, Verdict};
 
 /// Each check, and the counters whose sum it is compared with.
@@ -190,6 +192,11 @@ pub fn run(set: Set, family: Family) -> Outcome {
     ensure!(!reorders || a[6] > 0, "no segment overtook another: {a:?} {b:?}");
     drop((queued, listener, doomed, waiting));
     Ok(Verdict::Passed(format!("{a:?} and {b:?}")))
+}
+
+/// The backup alone handles changes of state.
+pub fn backed_up(set: Set, family: Family) -> Outcome {
+    with_object(&without_first(), || run(set, family))
 }
 
 /// xctl starts and ends amid short connections on a lossy link. At any moment some are open, some begin and some end; each run
