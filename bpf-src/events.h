@@ -333,10 +333,27 @@ enum lost {
 	LOST_KINDS,
 };
 
+/* A network of IP addresses: those whose bits under `mask` are the bits of `first`. */
+struct network {
+	__u8 first[16];	/* as in struct flow */
+	__u8 mask[16];
+	__u64 family;	/* 4 or 6; 0: no network */
+};
+
+#define FILTER_VALUES 8	/* the most values of one filter */
+
 /*
  * The loader sets these before loading. They are read-only for the programs, so the verifier removes code that they disable.
+ * A list of a filter ends at its first 0. An empty list lets everything pass.
  */
 struct settings {
+	struct network networks[FILTER_VALUES];	/* of the local or the remote address */
+	__u64 cgroups[FILTER_VALUES];	/* cgroup v2 ids */
+	char comms[FILTER_VALUES][COMM_LEN];
+	__u32 cgroup_levels[FILTER_VALUES];	/* their depths; the root is 0 */
+	__u32 netns[FILTER_VALUES];	/* inode numbers */
+	__u32 tgids[FILTER_VALUES];
+	__u32 ports[FILTER_VALUES];	/* local or remote, host order */
 	/* Where these functions begin and end, to tell which of them entered the state CWR; 0: not known. */
 	__u64 transmit_from;	/* __tcp_transmit_skb() */
 	__u64 transmit_to;
@@ -344,15 +361,9 @@ struct settings {
 	__u64 marks_to;
 	__u64 ack_from;		/* tcp_ack() */
 	__u64 ack_to;
-	__u64 cgroup;		/* cgroup v2 id */
-	__u32 cgroup_level;	/* its depth; the root is 0 */
-	__u32 netns;		/* inode number */
-	__u32 tgid;
 	__u32 cache_mask;	/* the number of slots of SK_CACHE, a power of two, minus one */
-	__u16 port;		/* local or remote, host order */
 	__u8 family;		/* 4 or 6 */
 	__u8 kinds;		/* bit mask of 1 << enum kind; 0: all */
-	char comm[COMM_LEN];
 	__u8 retransmits;	/* 1: emit retransmit events */
 	__u8 sends;		/* 1: emit send events */
 	__u8 births_by_state;	/* 1: only inet_sock_set_state shows connect() and listen() */
@@ -364,7 +375,7 @@ struct settings {
 	__u8 reader;		/* 1: count how often and how long windows are shut */
 	__u8 totals;		/* 1: count retransmits by process, also without retransmit events */
 	__u8 drops;		/* 1: emit and count what this host drops of its own segments */
-	__u8 zero;
+	__u8 zero[7];
 };
 
 #endif

@@ -1,29 +1,72 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * Tests an event against the user's filters: --netns, --port, -4, -6, --pid, --cgroup, --comm, --kind. `xctl sockets` has no
- * events: loader/src/commands/filters.rs tests each socket of its list.
+ * Tests an event against the user's filters: --netns, --port, --addr, -4, -6, --pid, --cgroup, --comm, --kind. An event passes
+ * a filter if it has one of the filter's values. `xctl sockets` has no events: loader/src/commands/filters.rs tests each socket
+ * of its list.
  */
 #ifndef XCTL_FILTER_BPF_H
 #define XCTL_FILTER_BPF_H
 
-static __always_inline bool wanted_flow(const struct flow *flow)
+/* Linux 5.2 takes no loops, so the compiler unrolls them. The verifier removes what is behind the end of a list. */
+static __always_inline bool is_listed(const volatile __u32 *list, __u32 value)
 {
-	if (settings.netns && flow->netns != settings.netns)
-		return false;
-	if (settings.port && flow->sport != settings.port && flow->dport != settings.port)
-		return false;
-	return !settings.family || flow_is_ipv4(flow) == (settings.family == 4);
+#pragma unroll
+	for (int i = 0; i < FILTER_VALUES && list[i]; i++)
+		if (list[i] == value)
+			return true;
+	return false;
 }
 
-static __always_inline bool wanted_owner(const struct owner *owner)
+static __always_inline bool has_listed_name(const struct owner *owner)
 {
-	if (settings.tgid && owner->tgid != settings.tgid)
+#pragma unroll
+	for (int i = 0; i < FILTER_VALUES && settings.comms[i][0]; i++)
+		if (same_name(settings.comms[i], owner->comm))
+			return true;
+	return false;
+}
+
+static __always_inline bool in_listed_network(const __u8 address[16], __u64 family)
+{
+	const __u64 *bits = (const void *)address;
+
+#pragma unroll
+	for (int i = 0; i < FILTER_VALUES && settings.networks[i].family; i++) {
+		const volatile __u64 *first = (const volatile void *)settings.networks[i].first;
+		const volatile __u64 *mask = (const volatile void *)settings.networks[i].mask;
+
+		if (settings.networks[i].family == family && (bits[0] & mask[0]) == first[0] && (bits[1] & mask[1]) == first[1])
+			return true;
+	}
+	return false;
+}
+
+static __noinline bool wanted_flow(const struct flow *flow)
+{
+	__u64 family = flow_is_ipv4(flow) ? 4 : 6;
+
+	if (settings.netns[0] && !is_listed(settings.netns, flow->netns))
 		return false;
-	if (settings.cgroup && !owner->in_cgroup)
+	if (settings.ports[0] && !is_listed(settings.ports, flow->sport) && !is_listed(settings.ports, flow->dport))
 		return false;
-	if (settings.comm[0] && !same_name(settings.comm, owner->comm))
+	if (settings.networks[0].family && !in_listed_network(flow->saddr, family) && !in_listed_network(flow->daddr, family))
 		return false;
-	return true;
+	return !settings.family || family == settings.family;
+}
+
+/* Whether a filter asks for the owner. */
+static __always_inline bool asks_for_owner(void)
+{
+	return settings.tgids[0] || settings.cgroups[0] || settings.comms[0][0];
+}
+
+static __noinline bool wanted_owner(const struct owner *owner)
+{
+	if (settings.tgids[0] && !is_listed(settings.tgids, owner->tgid))
+		return false;
+	if (settings.cgroups[0] && !owner->in_cgroup)
+		return false;
+	return !settings.comms[0][0] || has_listed_name(owner);
 }
 
 static __always_inline bool has_owner(const struct owner *owner)
@@ -34,9 +77,7 @@ static __always_inline bool has_owner(const struct owner *owner)
 /* As wanted(), for an event that only counts in the totals: a missing owner is no loss here. */
 static __always_inline bool wanted_in_totals(const struct flow *flow, const struct owner *owner)
 {
-	bool for_anybody = !settings.tgid && !settings.cgroup && !settings.comm[0];
-
-	return wanted_flow(flow) && (has_owner(owner) ? wanted_owner(owner) : for_anybody);
+	return wanted_flow(flow) && (has_owner(owner) ? wanted_owner(owner) : !asks_for_owner());
 }
 
 /* With --pid, --comm or --cgroup, an event whose owner is unknown or shared is not emitted, but counted. */
@@ -46,7 +87,7 @@ static __always_inline bool wanted(const struct flow *flow, const struct owner *
 		return false;
 	if (has_owner(owner))
 		return wanted_owner(owner);
-	if (settings.tgid || settings.cgroup || settings.comm[0]) {
+	if (asks_for_owner()) {
 		count_lost(LOST_UNATTRIBUTED);
 		return false;
 	}

@@ -54,7 +54,7 @@ static __always_inline bool has_ledger(void)
 static __always_inline bool wanted_account(const struct owner *owner)
 {
 	if (owner->how == HOW_UNKNOWN || owner->how == HOW_SHARED)
-		return !settings.tgid && !settings.cgroup && !settings.comm[0];
+		return !asks_for_owner();
 	return wanted_owner(owner);
 }
 

@@ -48,26 +48,37 @@ struct cgroup___before_6_0 {
 	__u64 ancestor_ids[1];
 } __attribute__((preserve_access_index));
 
-/* Whether a task is in the cgroup that the user asked for, or below it. */
-static __always_inline bool in_wanted_cgroup(struct task_struct *task)
+/* The id of the cgroup at this depth above a cgroup, or of the cgroup itself; 0: the cgroup is not so deep. */
+static __noinline __u64 ancestor_at(const void *cgroup, __u32 level)
 {
-	const void *cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
 	struct cgroup *ancestor = NULL;
 	__u64 id = 0;
 
-	if (BPF_CORE_READ((struct cgroup *)cgroup, level) < (int)settings.cgroup_level)
-		return false;
+	if (BPF_CORE_READ((struct cgroup *)cgroup, level) < (int)level)
+		return 0;
 	if (bpf_core_field_exists(struct cgroup, ancestors)) {
 		bpf_probe_read_kernel(&ancestor, sizeof(ancestor),
 				      cgroup + bpf_core_field_offset(struct cgroup, ancestors) +
-					      settings.cgroup_level * sizeof(ancestor));
+					      level * sizeof(ancestor));
 		id = cgroup_id(BPF_CORE_READ(ancestor, kn));
 	} else {
 		bpf_probe_read_kernel(&id, sizeof(id),
 				      cgroup + bpf_core_field_offset(struct cgroup___before_6_0, ancestor_ids) +
-					      settings.cgroup_level * sizeof(id));
+					      level * sizeof(id));
 	}
-	return id == settings.cgroup;
+	return id;
+}
+
+/* Whether a task is in one of the cgroups that the user asked for, or below one. */
+static __always_inline bool in_wanted_cgroup(struct task_struct *task)
+{
+	const void *cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
+
+#pragma unroll
+	for (int i = 0; i < FILTER_VALUES && settings.cgroups[i]; i++)
+		if (ancestor_at(cgroup, settings.cgroup_levels[i]) == settings.cgroups[i])
+			return true;
+	return false;
 }
 
 /*
@@ -105,7 +116,7 @@ static __noinline void describe(struct owner *owner, struct task_struct *task, c
 	owner->tid = BPF_CORE_READ(task, pid);
 	owner->uid = BPF_CORE_READ(task, cred, uid.val);
 	owner->how = how;
-	owner->in_cgroup = settings.cgroup && in_wanted_cgroup(task);
+	owner->in_cgroup = in_wanted_cgroup(task);
 	read_name(owner->comm, leader);
 }
 

@@ -1,6 +1,7 @@
 //! The command line as clap knows it: every option, its help, and its valid values.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -9,6 +10,8 @@ use clap::{Arg, ArgAction, Command as Clap, value_parser};
 use super::values::MOST_SOCKETS;
 use crate::kernel::server::At;
 use crate::model::events::{COMM_LEN, Kind};
+use crate::model::network::Network;
+use crate::model::tcp::{state_names, state_number};
 
 fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(value).help(help)
@@ -18,19 +21,39 @@ fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
+/// A filter that may be given several times. Numbers and networks may have commas in between; names and paths hold commas.
+fn filter(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    option(name, value, help).action(ArgAction::Append)
+}
+
+/// The filters with at most FILTER_VALUES values.
+pub(super) const FILTERS: [&str; 6] = ["pid", "comm", "port", "addr", "netns", "cgroup"];
+
 /// Filters of sockets.
 fn filter_options() -> Vec<Arg> {
     vec![
-        option("pid", "PID", "Only this process").value_parser(value_parser!(u32).range(1..)),
-        option("comm", "NAME", "Only processes of this name").value_parser(comm),
-        option("port", "PORT", "Only this port, local or remote").value_parser(value_parser!(u16).range(1..)),
-        option(
+        filter("pid", "PID,...", "Only these processes")
+            .value_delimiter(',')
+            .value_parser(value_parser!(u32).range(1..)),
+        filter("comm", "NAME", "Only processes of this name; as the next two, it may be given several times")
+            .value_parser(comm),
+        filter(
             "netns",
             "INUM|PATH",
             "Only this network namespace: its inode number, a file such as /proc/PID/ns/net, or its name in `ip netns`",
         ),
-        option("cgroup", "PATH", "Only sockets of processes in this cgroup (v2) or below")
+        filter("cgroup", "PATH", "Only sockets of processes in this cgroup (v2) or below")
             .value_parser(value_parser!(PathBuf)),
+        filter("port", "PORT,...", "Only these ports, local or remote")
+            .value_delimiter(',')
+            .value_parser(value_parser!(u16).range(1..)),
+        filter(
+            "addr",
+            "CIDR,...",
+            "Only these addresses and networks, local or remote: 192.0.2.1, 10.0.0.0/8, 2001:db8::/32",
+        )
+        .value_delimiter(',')
+        .value_parser(Network::from_str),
         Arg::new("4").short('4').action(ArgAction::SetTrue).help("Only IPv4").conflicts_with("6"),
         Arg::new("6").short('6').action(ArgAction::SetTrue).help("Only IPv6"),
     ]
@@ -143,6 +166,10 @@ fn top_options() -> Vec<Arg> {
     own.into_iter().chain(shared).collect()
 }
 
+fn states() -> impl TypedValueParser<Value = u8> {
+    PossibleValuesParser::new(state_names()).map(|name| state_number(&name).unwrap_or_default())
+}
+
 fn verbose() -> Arg {
     flag("verbose", "Show libbpf's messages and the whole verifier log").short('v')
 }
@@ -225,6 +252,10 @@ pub fn clap() -> Clap {
         ])
         .args(filter_options())
         .args([
+            filter("state", "STATE,...", "Only sockets in these states, such as LISTEN")
+                .value_delimiter(',')
+                .ignore_case(true)
+                .value_parser(states()),
             option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
                 .value_parser(value_parser!(PathBuf)),
             verbose(),

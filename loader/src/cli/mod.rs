@@ -10,8 +10,10 @@ use anyhow::{Result, anyhow};
 use clap::ArgMatches;
 
 use crate::error::Exit;
+use crate::model::events::FILTER_VALUES;
 use crate::trace::hooks::Attach;
 use crate::trace::seed::Source;
+use definition::FILTERS;
 pub use definition::clap;
 pub use values::*;
 
@@ -61,7 +63,7 @@ fn command(mut matches: ArgMatches) -> Result<Command> {
             json: matches.get_flag("json"),
             stats: matches.get_flag("stats"),
             explain: matches.get_flag("explain"),
-            filters: filters(&mut matches),
+            filters: filters(&mut matches)?,
             btf: matches.remove_one("btf"),
             verbose: matches.get_flag("verbose"),
         })),
@@ -92,20 +94,27 @@ fn command(mut matches: ArgMatches) -> Result<Command> {
     }
 }
 
-fn filters(matches: &mut ArgMatches) -> Filters {
-    Filters {
-        pid: matches.remove_one("pid"),
-        comm: matches.remove_one("comm"),
-        port: matches.remove_one("port"),
-        netns: matches.remove_one("netns"),
-        cgroup: matches.remove_one("cgroup"),
+fn filters(matches: &mut ArgMatches) -> Result<Filters> {
+    if let Some(name) =
+        FILTERS.iter().find(|name| matches.get_raw(name).is_some_and(|values| values.len() > FILTER_VALUES))
+    {
+        return Err(anyhow!("--{name} takes at most {FILTER_VALUES} values").context(Exit::Usage));
+    }
+    Ok(Filters {
+        pids: many(matches, "pid"),
+        comms: many(matches, "comm"),
+        ports: many(matches, "port"),
+        networks: many(matches, "addr"),
+        netns: many(matches, "netns"),
+        cgroups: many(matches, "cgroup"),
         family: match (matches.get_flag("4"), matches.get_flag("6")) {
             (true, _) => Some(4),
             (_, true) => Some(6),
             _ => None,
         },
-        kinds: Vec::new(),
-    }
+        kinds: many(matches, "kind"),
+        states: many(matches, "state"),
+    })
 }
 
 /// The values of an option, which the command may not have.
@@ -121,7 +130,7 @@ fn flag(matches: &ArgMatches, name: &str) -> bool {
 /// The options of `xctl trace`, and those that `xctl top` shares with it.
 fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
     let text = |matches: &mut ArgMatches, name| matches.remove_one::<String>(name).unwrap_or_default();
-    let filters = Filters { kinds: many(&mut matches, "kind"), ..filters(&mut matches) };
+    let filters = filters(&mut matches)?;
     let named: Vec<String> = many(&mut matches, "events");
     let prints = |event: &str| named.iter().any(|name| name == event || name == "all");
     let events = Events {
@@ -211,7 +220,7 @@ mod tests {
     #[test]
     fn top_has_its_interval_and_takes_no_events() {
         let options = trace(&["top", "--json", "--port", "443", "--attach", "kprobe"]);
-        assert_eq!((options.interval, options.filters.port), (Some(Duration::from_secs(2)), Some(443)));
+        assert_eq!((options.interval, &*options.filters.ports), (Some(Duration::from_secs(2)), &[443][..]));
         assert_eq!((options.json, options.attach, options.verify, options.count), (true, Attach::Kprobe, false, None));
         assert_eq!(options.events, Events { retransmits: true, ..Events::default() });
         assert_eq!(trace(&["top", "--interval", "0.5"]).interval, Some(Duration::from_millis(500)));
@@ -279,6 +288,23 @@ mod tests {
         let filters = trace(&["-6", "--kind", "rto,syn", "--port", "443", "--netns", "17"]).filters;
         assert_eq!(filters.family, Some(6));
         assert_eq!(filters.kinds, [Kind::Rto, Kind::Syn]);
-        assert_eq!((filters.port, filters.netns.as_deref()), (Some(443), Some("17")));
+        assert_eq!((filters.ports, filters.netns), (vec![443], vec!["17".to_owned()]));
+    }
+
+    #[test]
+    fn a_filter_may_have_several_values() {
+        let all = ["--pid", "1,2", "--pid", "3", "--comm", "a,b", "--comm", "c", "--addr", "10.0.0.0/8,::1"];
+        let filters = trace(&all).filters;
+        assert_eq!((filters.pids, filters.networks.len()), (vec![1, 2, 3], 2));
+        assert_eq!(filters.comms, ["a,b", "c"], "a name may hold a comma");
+        let sockets = parse_from(["xctl", "sockets", "--state", "listen,ESTABLISHED"]).unwrap();
+        assert!(matches!(sockets, Command::Sockets(options) if options.filters.states == [10, 1]));
+        assert_eq!(trace(&["--port", "1,2,3,4,5,6,7,8"]).filters.ports.len(), 8);
+        for wrong in
+            [vec!["--port", "1,2,3,4,5,6,7,8,9"], vec!["--addr", "10.0.0.0/33"], vec!["sockets", "--state", "open"]]
+        {
+            let error = parse_from(["xctl"].iter().chain(&wrong)).unwrap_err();
+            assert_eq!(Exit::code_of(&error), 2, "{wrong:?}: {error:#}");
+        }
     }
 }

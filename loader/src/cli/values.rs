@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::kernel::server::At;
 use crate::model::events::Kind;
+use crate::model::network::Network;
 use crate::trace::hooks::Attach;
 use crate::trace::seed::Source;
 
@@ -30,24 +31,28 @@ pub struct Events {
     pub connections: bool,
 }
 
-/// Filters as the user wrote them. A filter of `None` lets everything pass. Parsing asks neither kernel nor disk for their
+/// Filters as the user wrote them. A filter without values lets everything pass. Parsing asks neither kernel nor disk for their
 /// meaning.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
-    /// Owning process.
-    pub pid: Option<u32>,
-    /// The process's name, at most 15 bytes.
-    pub comm: Option<String>,
-    /// Local or remote port.
-    pub port: Option<u16>,
-    /// Network namespace: an inode number, a file that represents the namespace, or its name for `ip netns`.
-    pub netns: Option<String>,
-    /// Directory of a cgroup v2; the cgroups below this directory count too.
-    pub cgroup: Option<PathBuf>,
+    /// Owning processes.
+    pub pids: Vec<u32>,
+    /// Names of processes, at most 15 bytes each.
+    pub comms: Vec<String>,
+    /// Local or remote ports.
+    pub ports: Vec<u16>,
+    /// Networks of the local or the remote address.
+    pub networks: Vec<Network>,
+    /// Network namespaces: inode numbers, files that represent a namespace, or names for `ip netns`.
+    pub netns: Vec<String>,
+    /// Directories of cgroup v2; the cgroups below such a directory count too.
+    pub cgroups: Vec<PathBuf>,
     /// 4 or 6.
     pub family: Option<u8>,
     /// Kinds of retransmission.
     pub kinds: Vec<Kind>,
+    /// States of sockets (include/net/tcp_states.h), of `xctl sockets` alone.
+    pub states: Vec<u8>,
 }
 
 /// Options of `xctl trace`.

@@ -84,9 +84,12 @@ fn object(path: Option<&Path>) -> Result<(Vec<u8>, String)> {
 }
 
 /// Report that nothing leads to the network namespace of `--netns`, if so. The namespace may be made later.
-fn say_absent(netns: Option<u32>) -> Result<()> {
-    let Some(wanted) = netns else { return Ok(()) };
-    if !netns::all()?.iter().any(|netns| netns.inode == wanted) {
+fn say_absent(wanted: &[u32]) -> Result<()> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let there = netns::all()?;
+    for wanted in wanted.iter().filter(|wanted| !there.iter().any(|netns| netns.inode == **wanted)) {
         say(format_args!(
             "--netns {wanted}: no visible process is in such a network namespace, and no mount leads to one"
         ));

@@ -55,7 +55,7 @@ fn print(options: &SocketsOptions, filters: &Filters) -> Result<()> {
         shared_ring: false,
         statistics: false,
     };
-    say_absent(filters.netns)?;
+    say_absent(&filters.netns)?;
     let mut listing = list(options.stats, || load_programs(&object, wanted, &target, &load))?;
     let holders = &listing.holders;
     listing.sockets.retain(|Listed { socket, .. }| filters.want(socket, holders.of(socket.owner.holders)));

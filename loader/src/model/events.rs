@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 pub use super::enums::{Counter, CutWhy, How, Kind, KnownBy};
 pub use super::mirror::Plain;
-use super::mirror::{Field, Mirror, mirror};
+use super::mirror::{Field, Mirror, mirror, plain_arrays};
+use super::network::Network;
 pub use super::tcp::state_name;
 
 /// Bytes of a task's name, with its NUL (TASK_COMM_LEN).
@@ -285,9 +286,28 @@ mirror! {
     }
 }
 
+plain_arrays!([u8; COMM_LEN]);
+
+/// The most values of one filter.
+pub const FILTER_VALUES: usize = 8;
+
 mirror! {
     /// The settings that the programs get before they are loaded.
     "settings" Settings {
+        /// The filter by address, local or remote. The list of a filter ends at its first 0; an empty list lets everything pass.
+        networks: [Network; FILTER_VALUES],
+        /// The filter by cgroup: v2 ids.
+        cgroups: [u64; FILTER_VALUES],
+        /// The filter by process name.
+        comms: [[u8; COMM_LEN]; FILTER_VALUES],
+        /// The depths of `cgroups` (the root is 0).
+        cgroup_levels: [u32; FILTER_VALUES],
+        /// The filter by network namespace: inode numbers.
+        netns: [u32; FILTER_VALUES],
+        /// The filter by process: its id.
+        tgids: [u32; FILTER_VALUES],
+        /// The filter by port, local or remote, host order.
+        ports: [u32; FILTER_VALUES],
         /// The first address of `__tcp_transmit_skb()`; 0: not known, as the next five.
         transmit_from: u64,
         /// The first address behind it.
@@ -300,24 +320,12 @@ mirror! {
         ack_from: u64,
         /// The first address behind it.
         ack_to: u64,
-        /// The filter by cgroup: its v2 id; 0: any.
-        cgroup: u64,
-        /// The depth of this cgroup (the root is 0).
-        cgroup_level: u32,
-        /// The filter by network namespace: its inode number; 0: any.
-        netns: u32,
-        /// The filter by process: its id; 0: any.
-        tgid: u32,
         /// The number of slots of SK_CACHE, a power of two, minus one.
         cache_mask: u32,
-        /// The filter by port, local or remote, host order; 0: any.
-        port: u16,
         /// The filter by address family: 4 or 6; 0: both.
         family: u8,
         /// The filter by kind: a mask of 1 << [`Kind`]; 0: all.
         kinds: u8,
-        /// The filter by process name; empty: any.
-        comm: [u8; COMM_LEN],
         /// 1: emit retransmits.
         retransmits: u8,
         /// 1: emit sends.
@@ -341,7 +349,7 @@ mirror! {
         /// 1: emit and count drops.
         drops: u8,
         /// Padding.
-        zero: u8,
+        zero: [u8; 7],
     }
 }
 

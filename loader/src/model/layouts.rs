@@ -9,6 +9,7 @@ use super::events::{
     UnderWay,
 };
 use super::mirror::{Mirror, MirrorEnum};
+use super::network::Network;
 use super::reading::{Account, AccountWhy, Reading, ReadingOf};
 use crate::error::Exit;
 use crate::object::Btf;
@@ -33,6 +34,7 @@ pub fn check(object: &Btf) -> Result<()> {
     check_one::<ProcessKey>(object)?;
     check_one::<NetnsKey>(object)?;
     check_one::<Totals>(object)?;
+    check_one::<Network>(object)?;
     check_one::<Settings>(object)?;
     check_enum::<KnownBy>(object)?;
     check_enum::<How>(object)?;
@@ -129,6 +131,7 @@ mod tests {
         gapless::<ProcessKey>();
         gapless::<NetnsKey>();
         gapless::<Totals>();
+        gapless::<Network>();
         gapless::<Settings>();
     }
 

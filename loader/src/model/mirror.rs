@@ -33,16 +33,16 @@ impl<const N: usize> Plain for [u8; N] {
 }
 
 macro_rules! plain_arrays {
-    ($($number:ty)*) => { $(impl<const N: usize> Plain for [$number; N] {
+    ($($value:ty)*) => { $(impl<const N: usize> Plain for [$value; N] {
         fn get(bytes: &[u8]) -> Self {
-            let mut all = [0; N];
-            for (value, bytes) in all.iter_mut().zip(bytes.chunks_exact(size_of::<$number>())) {
-                *value = <$number>::get(bytes);
+            let mut all = [<$value>::default(); N];
+            for (value, bytes) in all.iter_mut().zip(bytes.chunks_exact(size_of::<$value>())) {
+                *value = <$value>::get(bytes);
             }
             all
         }
         fn put(&self, to: &mut [u8]) {
-            for (value, bytes) in self.iter().zip(to.chunks_exact_mut(size_of::<$number>())) {
+            for (value, bytes) in self.iter().zip(to.chunks_exact_mut(size_of::<$value>())) {
                 value.put(bytes);
             }
         }
@@ -122,4 +122,4 @@ macro_rules! mirror_enum {
     };
 }
 
-pub(super) use {mirror, mirror_enum};
+pub(super) use {mirror, mirror_enum, plain_arrays};

@@ -17,5 +17,6 @@ pub mod layouts;
 pub mod lost;
 pub(crate) mod maps;
 pub mod mirror;
+pub mod network;
 pub mod reading;
 pub mod tcp;

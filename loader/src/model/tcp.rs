@@ -50,6 +50,18 @@ const STATES: [&str; 14] = [
     "BOUND_INACTIVE",
 ];
 
+/// The names of all states.
+pub fn state_names() -> impl Iterator<Item = &'static str> {
+    STATES.into_iter().filter(|name| !name.is_empty())
+}
+
+/// The state of this name, whatever its case.
+#[must_use]
+pub fn state_number(name: &str) -> Option<u8> {
+    let place = STATES.iter().position(|own| !own.is_empty() && own.eq_ignore_ascii_case(name))?;
+    u8::try_from(place).ok()
+}
+
 /// A socket state's name, or its number.
 #[must_use]
 pub fn state_name(state: u8) -> Cow<'static, str> {

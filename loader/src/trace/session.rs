@@ -58,7 +58,7 @@ pub fn attach(loaded: Loaded, kprobes: &Kprobes) -> Result<Running> {
     links.extend(attach_all(Purpose::Owner)?);
     // Seeding follows the hooks of owners, so that no socket is missed in between. It precedes the first event, so that the
     // event has its owner.
-    let seeded = seed::seed(object, plan.seed, plan.settings.cgroup)?;
+    let seeded = seed::seed(object, plan.seed, &plan.settings.cgroups)?;
     // After seeding, so that the connections that are open already have entries.
     let events = plan.settings.connections != 0;
     let accounts =

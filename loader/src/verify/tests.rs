@@ -374,6 +374,6 @@ fn a_timeout_may_be_missing_only_for_an_end_that_was_not_seen() {
         let mut end = script(&[kernel(109, 33)], &[seen(1 + timeouts, 1 + timer_ends)]);
         let report = run(&mut start, &mut end);
         let record = report.records.iter().find(|record| record.check == Check::Timeouts).unwrap();
-        assert_eq!((record.kernel, record.verdict), (Some([9, 9]), verdict), "{timeouts} {timer_ends}");
+        assert_eq!((record.kernel, record.verdict), (Some([10, 10]), verdict), "{timeouts} {timer_ends}");
     }
 }

@@ -36,10 +36,26 @@ pub fn run(set: Set, _family: Family) -> Outcome {
     let port = receivers[1].at.port();
     let (inode_a, inode_b) = (link.a.inode, link.b.inode);
     let path_a = link.a.path().display().to_string();
+    let address_b = link.address(&link.b, Family::V6);
+    let (net_v4, of_b) = (format!("{}/24", link.address(&link.a, Family::V4)), address_b.to_string());
 
     let all = Xctl::start(set, &[])?;
     let filtered = [
         Filter::new(set, &["--pid", &pid.to_string()], move |record| record.at.pid == Some(pid))?,
+        // of a filter with several values, one must fit
+        Filter::new(set, &["--pid", "1,2", "--pid", &pid.to_string()], move |record| record.at.pid == Some(pid))?,
+        Filter::new(set, &["--comm", "filter-6", "--comm", "none"], |record| {
+            record.at.comm.as_deref() == Some("filter-6")
+        })?,
+        Filter::new(set, &["--port", &format!("1,2,3,{port},5,6,7,8")], move |record| {
+            [record.at.sport, record.at.dport].contains(&port)
+        })?,
+        Filter::new(set, &["--netns", "1", "--netns", &path_a], move |record| record.at.netns == inode_a)?,
+        Filter::new(set, &["--addr", &net_v4], |record| record.at.saddr.is_ipv4())?,
+        Filter::new(set, &["--addr", &of_b, "--addr", "192.0.2.0/24"], move |record| {
+            [record.at.saddr, record.at.daddr].contains(&address_b)
+        })?,
+        Filter::new(set, &["--addr", "::/0"], |record| record.at.saddr.is_ipv6())?,
         Filter::new(set, &["--comm", "filter-6"], |record| record.at.comm.as_deref() == Some("filter-6"))?,
         Filter::new(set, &["--port", &port.to_string()], move |record| {
             [record.at.sport, record.at.dport].contains(&port)

@@ -177,6 +177,10 @@ fn filtered(link: &Link, all: &[Socket], holder: &Holder) -> Result<()> {
     let (of_pid, of_netns, of_comm) = (pid.to_string(), netns.to_string(), comm.clone());
     let own = Cgroup::root()?.map(|root| Cgroup::new(root.join(format!("xctl-sockets-{pid}")))).transpose()?;
     let cgroup = own.as_ref().map(|own| own.path.display().to_string()).unwrap_or_default();
+    let is_here = |socket: &Socket| {
+        let is_ours = |address: IpAddr| matches!(address, IpAddr::V4(v4) if v4.octets().starts_with(&[10, 99]));
+        socket.state == "ESTABLISHED" && (is_ours(socket.saddr) || is_ours(socket.daddr))
+    };
     type Passes = Box<dyn Fn(&Socket) -> bool>;
     let mut filters: Vec<(Vec<&str>, Passes)> = vec![
         (vec!["--pid", &of_pid], Box::new(move |socket| socket.pid == Some(pid) || socket.is_held_by(pid))),
@@ -184,6 +188,8 @@ fn filtered(link: &Link, all: &[Socket], holder: &Holder) -> Result<()> {
         (vec!["--port", "5201", "-6"], Box::new(|socket| socket.sport == 5201 && socket.saddr.is_ipv6())),
         (vec!["--port", "5201", "-4"], Box::new(|socket| socket.sport == 5201 && socket.saddr.is_ipv4())),
         (vec!["--netns", &of_netns], Box::new(move |socket| socket.netns == netns)),
+        (vec!["--state", "listen,close_wait"], Box::new(|socket| ["LISTEN", "CLOSE_WAIT"].contains(&&*socket.state))),
+        (vec!["--addr", "10.99.0.0/16", "--state", "established"], Box::new(move |socket| is_here(socket))),
     ];
     if let Some(own) = &own {
         own.take(pid)?;

@@ -115,7 +115,7 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
         seed: options.seed,
     };
     let plans = request.plans(&target)?;
-    say_absent(filters.netns)?;
+    say_absent(&filters.netns)?;
     // Before anything is loaded, so that an address in use leaves nothing behind. Also before signals are caught: opening a
     // Unix socket may wait, and until then a signal can still end this process.
     let server = options.metrics.as_ref().map(Server::open).transpose();

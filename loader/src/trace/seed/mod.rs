@@ -24,14 +24,14 @@ pub enum Source {
     None,
 }
 
-/// Remember the owners of sockets that are open already. `cgroup` is the id of the cgroup that the user asked for, or 0.
+/// Remember the owners of sockets that are open already. `cgroups` has the ids of the cgroups that the user asked for, and zeros.
 ///
 /// # Errors
 /// If the kernel does not let us read.
-pub fn seed(object: &LoadedObject, source: Source, cgroup: u64) -> Result<Seeded> {
+pub fn seed(object: &LoadedObject, source: Source, cgroups: &[u64]) -> Result<Seeded> {
     match source {
         Source::Iterator => iterator::seed(object),
-        Source::Proc => procfs::seed(&object.contents(SOCKETS)?, cgroup),
+        Source::Proc => procfs::seed(&object.contents(SOCKETS)?, cgroups),
         Source::None => Ok(Seeded::default()),
     }
 }

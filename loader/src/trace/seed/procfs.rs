@@ -26,11 +26,11 @@ use crate::model::tcp::state::LISTEN;
 
 /// Remember every connection that a process holds. Entries that the programs made meanwhile are newer, and stay unchanged.
 ///
-/// `cgroup` is the id of the cgroup that the user asked for, or 0.
+/// `wanted` has the ids of the cgroups that the user asked for, and zeros.
 ///
 /// # Errors
 /// If /proc cannot be read, or the map cannot be written.
-pub fn seed(map: &Map<impl AsFd>, cgroup: u64) -> Result<Seeded> {
+pub fn seed(map: &Map<impl AsFd>, wanted: &[u64]) -> Result<Seeded> {
     let known_by = KnownBy::Inode as u8;
     let (holders, started, closed_processes) = holders()?;
     let mut seeded = Seeded { closed_processes, ..Seeded::default() };
@@ -45,7 +45,7 @@ pub fn seed(map: &Map<impl AsFd>, cgroup: u64) -> Result<Seeded> {
         for mut connection in connections {
             let inode = connection.inode;
             let Some(tgids) = holders.get(&inode) else { continue };
-            let mut describe = |tgid| *owners.entry(tgid).or_insert_with(|| describe(tgid, cgroup));
+            let mut describe = |tgid| *owners.entry(tgid).or_insert_with(|| describe(tgid, wanted));
             // A process that has exited no longer holds the socket; another process may have its PID now.
             let is_the_same = |owner: &Owner| started.get(&owner.tgid) == Some(&owner.born);
             let described: Vec<Owner> = tgids.iter().filter_map(|&tgid| describe(tgid)).filter(is_the_same).collect();
@@ -225,7 +225,7 @@ fn endpoint(text: &str) -> Option<([u8; 16], u16)> {
 }
 
 /// A process, described as `describe()` in owner_process.bpf.h does; none if the process is gone.
-fn describe(tgid: u32, cgroup: u64) -> Option<Owner> {
+fn describe(tgid: u32, wanted: &[u64]) -> Option<Owner> {
     let read = |name: &str| fs::read(format!("/proc/{tgid}/{name}")).ok();
     let status = String::from_utf8_lossy(&read("status")?).into_owned();
     let uid =
@@ -245,7 +245,7 @@ fn describe(tgid: u32, cgroup: u64) -> Option<Owner> {
         uid,
         how: How::Seed as u8,
         known_by: KnownBy::Inode as u8,
-        in_cgroup: u8::from(cgroup != 0 && cgroups.contains(&cgroup)),
+        in_cgroup: u8::from(cgroups.iter().any(|cgroup| wanted.contains(cgroup))),
         comm,
         ..Owner::default()
     })
@@ -301,7 +301,7 @@ mod tests {
         let port = ours.local_addr().unwrap().port();
         let found = text.lines().filter_map(|line| connection(line, 0)).find(|found| found.flow.sport == port).unwrap();
         assert_eq!(holders().unwrap().0.get(&found.inode), Some(&vec![std::process::id()]));
-        let owner = describe(std::process::id(), 0).unwrap();
+        let owner = describe(std::process::id(), &[]).unwrap();
         assert!(host::is_alive(owner.tgid, owner.born));
         assert!(fs::read("/proc/self/comm").unwrap().starts_with(crate::model::events::comm(&owner.comm).as_bytes()));
     }
