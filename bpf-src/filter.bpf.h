@@ -41,7 +41,11 @@ static __always_inline bool in_listed_network(const __u8 address[16], __u64 fami
 	return false;
 }
 
-static __noinline bool wanted_flow(const struct flow *flow)
+/*
+ * Without filters the verifier must not look at this function and has_wanted_owner(): each way through them would make it look
+ * at the rest of the program once more, and a start would take a third longer.
+ */
+static __noinline bool is_wanted_flow(const struct flow *flow)
 {
 	__u64 family = flow_is_ipv4(flow) ? 4 : 6;
 
@@ -54,19 +58,31 @@ static __noinline bool wanted_flow(const struct flow *flow)
 	return !settings.family || family == settings.family;
 }
 
+static __always_inline bool wanted_flow(const struct flow *flow)
+{
+	bool any = !settings.netns[0] && !settings.ports[0] && !settings.networks[0].family && !settings.family;
+
+	return any || is_wanted_flow(flow);
+}
+
 /* Whether a filter asks for the owner. */
 static __always_inline bool asks_for_owner(void)
 {
 	return settings.tgids[0] || settings.cgroups[0] || settings.comms[0][0];
 }
 
-static __noinline bool wanted_owner(const struct owner *owner)
+static __noinline bool has_wanted_owner(const struct owner *owner)
 {
 	if (settings.tgids[0] && !is_listed(settings.tgids, owner->tgid))
 		return false;
 	if (settings.cgroups[0] && !owner->in_cgroup)
 		return false;
 	return !settings.comms[0][0] || has_listed_name(owner);
+}
+
+static __always_inline bool wanted_owner(const struct owner *owner)
+{
+	return !asks_for_owner() || has_wanted_owner(owner);
 }
 
 static __always_inline bool has_owner(const struct owner *owner)

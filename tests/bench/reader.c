@@ -181,7 +181,7 @@ static void libbpf(const char *path, uint16_t port)
 	bpf_map__set_max_entries(bpf_object__find_map_by_name(object, "SOCKET_TO_PID"), size);
 	settings = bpf_map__initial_value(bpf_object__find_map_by_name(object, ".rodata"), &size);
 	settings->sends = 1;
-	settings->port = port;
+	settings->ports[0] = port;
 	settings->births_by_state = !!strstr(ready, "\"attach\":\"tracepoint\"");
 	if (bpf_object__load(object))
 		die("load");
