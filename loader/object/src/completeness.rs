@@ -9,6 +9,7 @@ use super::elf::{ObjectFile, Program};
 use super::facts::Facts;
 use super::loads::{Callers, handed_up};
 use super::relo::Relocations;
+use super::sort;
 use super::uses::{Place, Places};
 
 const STT_OBJECT: u8 = 1;
@@ -20,7 +21,7 @@ const OUTSIDE: [&str; 2] = [".kconfig", ".ksyms"];
 pub fn without_symbol<'o>(object: &'o ObjectFile<'_>, types: &'o Btf) -> impl Iterator<Item = String> + 'o {
     let symbols = object.symbols.iter();
     let symbols = symbols.filter(|one| one.symbol_type == STT_OBJECT && one.is_global());
-    let symbols: BTreeSet<&str> = symbols.map(|one| one.name).collect();
+    let symbols = sort::set(symbols.map(|one| one.name));
     let sections = types.ids().filter(|id| types.kind(*id) == Kind::Datasec && !OUTSIDE.contains(&types.name(*id)));
     let all = sections.flat_map(|section| types.section_vars(section).map(move |entry| (section, entry.var)));
     let missing = all.filter(move |(_, var)| types.var_is_global(*var) && !symbols.contains(types.name(*var)));

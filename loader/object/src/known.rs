@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::btf::{Btf, Kind, TypeId};
+use super::sort;
 
 /// A flag in the kernel's enum of flags for maps, which has no name (include/uapi/linux/bpf.h).
 const A_MAP_FLAG: &str = "BPF_F_NO_PREALLOC";
@@ -91,7 +92,7 @@ fn names(kernel: &Btf, id: TypeId) -> impl Iterator<Item = &str> {
 }
 
 fn values(kernel: &Btf, id: TypeId) -> BTreeSet<i128> {
-    constants(kernel, id).map(|one| one.value).collect()
+    sort::set(constants(kernel, id).map(|one| one.value))
 }
 
 /// The values of an enum that is whole: the kernel numbers these from 0 on, without gaps.

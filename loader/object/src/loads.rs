@@ -15,7 +15,7 @@ use super::known::Known;
 use super::relo::Relocations;
 use super::relo::reach::{ANY, reachable};
 use super::struct_ops;
-use super::uses::{ARENA, Place, Places, Uses, is_data, place_of};
+use super::uses::{ARENA, Place, Places, is_data, place_of};
 
 const STT_FUNC: u8 = 2;
 
@@ -106,7 +106,7 @@ fn without_bytes<'b>(object: &'b ObjectFile<'_>, types: &'b Btf) -> impl Iterato
     let datasecs = types.ids().filter(|id| types.kind(*id) == Kind::Datasec && types.size_of(*id) == Some(0));
     let names = datasecs.map(|id| types.name(id)).filter(|name| ![".ksyms", ".kconfig"].contains(name));
     let full = object.sections.iter().filter(|section| section.size > 0);
-    let full: BTreeSet<&str> = full.map(|section| section.name).collect();
+    let full = sort::set(full.map(|section| section.name));
     names.filter(move |name| !full.contains(name)).map(|name| format!("the variables of section {name} have no bytes"))
 }
 
@@ -166,12 +166,12 @@ pub fn reaching<'o, 'a>(
     }
     let places = Places::new(object);
     let all = object.programs.iter().chain(&object.subprograms);
-    let all: BTreeMap<Place, (&Program<'a>, Uses<'a>)> = all
-        .map(|function| ((function.section_index, function.offset), (function, places.of(function, code))))
-        .collect();
+    let all = sort::map(
+        all.map(|function| ((function.section_index, function.offset), (function, places.of(function, code)))),
+    );
     let globals = object.symbols.iter();
     let globals = globals.filter(|one| one.symbol_type == STT_FUNC && one.is_global());
-    let globals: BTreeSet<Place> = globals.map(|one| (usize::from(one.section), one.value)).collect();
+    let globals = sort::set(globals.map(|one| (usize::from(one.section), one.value)));
     let loaded = object.programs.iter().zip(&facts.programs).filter(|(_, facts)| facts.autoload);
     let loaded: Vec<Place> = loaded.map(|(program, _)| (program.section_index, program.offset)).collect();
     let frozen = Frozen::new(bytes, object, &places, code, known);

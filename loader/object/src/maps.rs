@@ -3,12 +3,13 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::btf::{Btf, Kind, TypeId};
 use super::elf::{ObjectFile, Section};
 use super::relo::type_name;
+use super::sort;
 use super::uses::Places;
 
 /// The definition of a map. A field that the definition leaves out is `None`.
@@ -232,7 +233,7 @@ pub(super) fn check_values(
     maps: &Definitions<'_>,
 ) -> Result<(), String> {
     let is_maps = |section: &Section<'_>| section.name == ".maps";
-    let names: BTreeSet<&str> = object.maps.iter().map(String::as_str).collect();
+    let names = sort::set(object.maps.iter().map(String::as_str));
     for place in object.relocations.iter().filter(|one| object.sections.get(one.section).is_some_and(is_maps)) {
         let offset = place.offset;
         let section = u16::try_from(place.section).unwrap_or(0);

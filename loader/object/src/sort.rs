@@ -1,6 +1,7 @@
 //! Sorting that is compiled once. The standard library compiles its sort again for each type and key, 4 KB each time.
 
 use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 
 /// Sorts items by themselves.
@@ -13,6 +14,20 @@ pub fn ascending<T: Ord>(items: &mut [T]) {
 pub fn by_key<T, K: Ord>(items: &mut [T], key: impl Fn(&T) -> K) {
     let order = sorted(items.len(), &|one, other| key(&items[one]).cmp(&key(&items[other])));
     arrange(items, order);
+}
+
+/// Collects a set. The standard library's `collect()` sorts the items first.
+pub fn set<T: Ord>(items: impl IntoIterator<Item = T>) -> BTreeSet<T> {
+    let mut set = BTreeSet::new();
+    set.extend(items);
+    set
+}
+
+/// Collects a map, likewise. Of two values of a key, the later counts.
+pub fn map<K: Ord, V>(items: impl IntoIterator<Item = (K, V)>) -> BTreeMap<K, V> {
+    let mut map = BTreeMap::new();
+    map.extend(items);
+    map
 }
 
 /// Rearranges the items: afterwards each place has the item that was at `order[place]`. Each cycle of this permutation moves

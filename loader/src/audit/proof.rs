@@ -22,7 +22,7 @@ use crate::object::facts::{Facts, MapFacts, hex};
 use crate::object::image::{Image, MapThere};
 use crate::object::insn::Insn;
 use crate::object::relo::Outcome;
-use crate::object::{Btf, BtfExt, ObjectFile, Relocations};
+use crate::object::{Btf, BtfExt, ObjectFile, Relocations, sort};
 
 /// A difference in a program that nothing explains.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -164,10 +164,9 @@ impl<'a> Proof<'a> {
             );
         }
         let created = &maps.created;
-        let used: BTreeSet<u32> = wanted.image.maps().filter_map(|name| created.get(name)).map(|(id, _)| *id).collect();
-        let has: BTreeSet<u32> = info.map_ids.iter().copied().collect();
-        let bound: BTreeSet<u32> =
-            created.iter().filter(|(name, _)| name.starts_with(".rodata")).map(|(_, (id, _))| *id).collect();
+        let used = sort::set(wanted.image.maps().filter_map(|name| created.get(name)).map(|(id, _)| *id));
+        let has = sort::set(info.map_ids.iter().copied());
+        let bound = sort::set(created.iter().filter(|(name, _)| name.starts_with(".rodata")).map(|(_, (id, _))| *id));
         let (more, fewer): (Vec<_>, Vec<_>) =
             (has.difference(&used).filter(|id| !bound.contains(id)).collect(), used.difference(&has).collect());
         if !more.is_empty() || !fewer.is_empty() {
@@ -185,7 +184,7 @@ pub(super) fn translation(sent: &[u8], translated: &[u8], maps: &Maps) -> (Optio
     if translated::is_blinded(&translated) {
         return (None, None);
     }
-    let ids: BTreeMap<i32, u32> = maps.created.values().map(|(id, fd)| (*fd, *id)).collect();
+    let ids = sort::map(maps.created.values().map(|(id, fd)| (*fd, *id)));
     match translated::compare(&decoded(sent), &translated, |fd| ids.get(&fd).copied()) {
         Ok(translation) => (Some(translation), None),
         Err(unexplained) => (None, Some(unexplained)),

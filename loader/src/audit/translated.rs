@@ -19,13 +19,14 @@
 //! no step leads to must not be in the translation.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 use serde::Serialize;
 
 use super::tag::{PSEUDO_MAP_FD, PSEUDO_MAP_VALUE};
 use crate::object::insn::{CALL, EXIT, Insn, PSEUDO_CALL, class};
+use crate::object::sort;
 
 /// The value of `src` in a 64-bit load of a function's address.
 const PSEUDO_FUNC: u8 = 4;
@@ -422,7 +423,7 @@ impl<M: Fn(i32) -> Option<u32>> Both<'_, M> {
     /// the branch leads to. The first such place with a similar instruction is chosen, if there is one.
     fn likeliest(&self, place: usize, nodes: &Nodes) -> Pair {
         let kind = |insns: &[Insn], at: usize| insns.get(at).map(|insn| (insn.code, insn.dst));
-        let (mut places, mut seen) = (VecDeque::from([place]), BTreeSet::from([place]));
+        let (mut places, mut seen) = (VecDeque::from([place]), sort::set([place]));
         while let Some(number) = places.pop_front() {
             let node = &nodes.all[number];
             let pair = node.pair();

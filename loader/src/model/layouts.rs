@@ -8,7 +8,7 @@ use super::events::{
     Cut, Drop, Flow, Header, Holder, NetnsKey, Owner, ProcessKey, Retransmit, Send, Settings, SocketRecord, Totals,
     UnderWay,
 };
-use super::mirror::{Mirror, MirrorEnum};
+use super::mirror::{Field, Mirror, MirrorEnum};
 use super::network::Network;
 use super::reading::{Account, AccountWhy, Reading, ReadingOf};
 use crate::error::Exit;
@@ -19,47 +19,70 @@ use crate::object::Btf;
 /// # Errors
 /// [`Exit::Object`], naming the first field or enumerator that differs.
 pub fn check(object: &Btf) -> Result<()> {
-    check_one::<Flow>(object)?;
-    check_one::<Owner>(object)?;
-    check_one::<Header>(object)?;
-    check_one::<UnderWay>(object)?;
-    check_one::<Retransmit>(object)?;
-    check_one::<Send>(object)?;
-    check_one::<Cut>(object)?;
-    check_one::<Drop>(object)?;
-    check_one::<SocketRecord>(object)?;
-    check_one::<Reading>(object)?;
-    check_one::<Account>(object)?;
-    check_one::<Holder>(object)?;
-    check_one::<ProcessKey>(object)?;
-    check_one::<NetnsKey>(object)?;
-    check_one::<Totals>(object)?;
-    check_one::<Network>(object)?;
-    check_one::<Settings>(object)?;
-    check_enum::<KnownBy>(object)?;
-    check_enum::<How>(object)?;
-    check_enum::<ReadingOf>(object)?;
-    check_enum::<AccountWhy>(object)?;
-    check_enum::<EventType>(object)?;
-    check_enum::<Kind>(object)?;
-    check_enum::<CutWhy>(object)?;
-    check_enum::<Counter>(object)
+    let structs = [
+        layout::<Flow>(),
+        layout::<Owner>(),
+        layout::<Header>(),
+        layout::<UnderWay>(),
+        layout::<Retransmit>(),
+        layout::<Send>(),
+        layout::<Cut>(),
+        layout::<Drop>(),
+        layout::<SocketRecord>(),
+        layout::<Reading>(),
+        layout::<Account>(),
+        layout::<Holder>(),
+        layout::<ProcessKey>(),
+        layout::<NetnsKey>(),
+        layout::<Totals>(),
+        layout::<Network>(),
+        layout::<Settings>(),
+    ];
+    let enums = [
+        values::<KnownBy>(),
+        values::<How>(),
+        values::<ReadingOf>(),
+        values::<AccountWhy>(),
+        values::<EventType>(),
+        values::<Kind>(),
+        values::<CutWhy>(),
+        values::<Counter>(),
+    ];
+    structs.iter().try_for_each(|expected| check_struct(object, expected))?;
+    enums.iter().try_for_each(|expected| check_enum(object, expected))
 }
 
-fn check_enum<T: MirrorEnum>(object: &Btf) -> Result<()> {
-    let name = T::C_NAME;
+/// A struct of this xctl.
+struct Struct {
+    name: &'static str,
+    size: usize,
+    fields: &'static [Field],
+}
+
+const fn layout<T: Mirror>() -> Struct {
+    Struct { name: T::C_NAME, size: size_of::<T>(), fields: T::FIELDS }
+}
+
+/// An enum of this xctl: its name, and the name and value of each enumerator.
+type Enum = (&'static str, &'static [(&'static str, u32)]);
+
+const fn values<T: MirrorEnum>() -> Enum {
+    (T::C_NAME, T::ENUMERATORS)
+}
+
+fn check_enum(object: &Btf, &(name, enumerators): &Enum) -> Result<()> {
     let refuse = |why: String| Err(anyhow!(why).context(Exit::Object));
     let Some(id) = object.ids().find(|&id| object.kind(id).is_enum() && object.name(id) == name) else {
         return refuse(format!("the object has no enum {name} in its BTF, so it was not built for this xctl"));
     };
     let theirs = object.enumerators(id).count();
-    if theirs != T::ENUMERATORS.len() {
+    if theirs != enumerators.len() {
         return refuse(format!(
             "enum {name} has {theirs} enumerators in the object and {} in this xctl",
-            T::ENUMERATORS.len()
+            enumerators.len()
         ));
     }
-    for (there, &(enumerator, value)) in object.enumerators(id).zip(T::ENUMERATORS) {
+    for (there, &(enumerator, value)) in object.enumerators(id).zip(enumerators) {
         if (there.name, there.value) != (enumerator, i128::from(value)) {
             let (name_there, value_there) = (there.name, there.value);
             return refuse(format!(
@@ -70,25 +93,21 @@ fn check_enum<T: MirrorEnum>(object: &Btf) -> Result<()> {
     Ok(())
 }
 
-fn check_one<T: Mirror>(object: &Btf) -> Result<()> {
-    let name = T::C_NAME;
+fn check_struct(object: &Btf, &Struct { name, size, fields }: &Struct) -> Result<()> {
     let refuse = |why: String| Err(anyhow!(why).context(Exit::Object));
     let Some(id) = object.find(crate::object::Kind::Struct, name) else {
         return refuse(format!("the object has no struct {name} in its BTF, so it was not built for this xctl"));
     };
-    let size = object.size_of(id);
-    if size != Some(size_of::<T>() as u64) {
-        let size = size.map_or("an unknown number of".into(), |size| size.to_string());
-        return refuse(format!("struct {name} has {size} bytes in the object and {} in this xctl", size_of::<T>()));
+    let theirs = object.size_of(id);
+    if theirs != Some(size as u64) {
+        let theirs = theirs.map_or("an unknown number of".into(), |size| size.to_string());
+        return refuse(format!("struct {name} has {theirs} bytes in the object and {size} in this xctl"));
     }
     let theirs = object.members(id).count();
-    if theirs != T::FIELDS.len() {
-        return refuse(format!(
-            "struct {name} has {theirs} members in the object and {} in this xctl",
-            T::FIELDS.len()
-        ));
+    if theirs != fields.len() {
+        return refuse(format!("struct {name} has {theirs} members in the object and {} in this xctl", fields.len()));
     }
-    for (member, &(field, offset, size)) in object.members(id).zip(T::FIELDS) {
+    for (member, &(field, offset, size)) in object.members(id).zip(fields) {
         // `type` is a keyword of Rust, so the field is called `kind` there.
         let same_name = member.name == field || (member.name == "type" && field == "kind");
         let there = (u64::from(member.bit_offset), object.size_of(member.ty));

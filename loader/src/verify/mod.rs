@@ -12,7 +12,7 @@ mod ledger;
 pub mod report;
 pub mod sums;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use anyhow::Result;
 use bpf_object::sort;
@@ -232,7 +232,7 @@ impl Verifier {
         let baselines = self.baselines.iter().map(|(&inum, baseline)| (inum, baseline.as_ref().map(|of| of.counters)));
         let now = sample.second.iter().map(|(&inum, reading)| (inum, reading.as_ref().copied()));
         let read = baselines.chain(now).map(|(inum, of)| NetnsKey { inum, rtnl: of.map_or(0, |of| of.rtnl) });
-        let mut all: BTreeSet<NetnsKey> = sample.xctl.keys().copied().chain(read).collect();
+        let mut all = sort::set(sample.xctl.keys().copied().chain(read));
         // A namespace that could not be read is known only by its number. It may be any namespace that had this number.
         let known: HashSet<u32> = all.iter().filter(|netns| netns.rtnl != 0).map(|netns| netns.inum).collect();
         all.retain(|netns| netns.rtnl != 0 || !known.contains(&netns.inum) || sample.xctl.contains_key(netns));

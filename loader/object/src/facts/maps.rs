@@ -7,6 +7,7 @@ use crate::btf::{Btf, Kind, TypeId};
 use crate::elf::ObjectFile;
 use crate::maps::{self, Definitions, MapDefinition};
 use crate::relo::type_name;
+use crate::sort;
 use crate::struct_ops::StructOps;
 use crate::uses::{ARENA, Places, is_data};
 
@@ -43,7 +44,7 @@ pub(super) fn all(
     refused: &mut Vec<String>,
 ) -> Vec<MapFacts> {
     let mut all = Vec::new();
-    let hidden: BTreeSet<&str> = object.symbols.iter().filter(|one| one.hidden).map(|one| one.name).collect();
+    let hidden = sort::set(object.symbols.iter().filter(|one| one.hidden).map(|one| one.name));
     let definitions = btf.map(Definitions::new);
     for name in &object.maps {
         if hidden.contains(name.as_str()) {

@@ -17,7 +17,7 @@ use crate::object::loads::Reach;
 use crate::object::names::Names;
 use crate::object::relo::{Outcome, Relocated, Relocations, Resolution, Take, essential_name};
 use crate::object::uses::{Place, place_of};
-use crate::object::{Btf, BtfExt, ObjectFile, Program, completeness, helpers, loads, pointers, struct_ops};
+use crate::object::{Btf, BtfExt, ObjectFile, Program, completeness, helpers, loads, pointers, sort, struct_ops};
 
 /// Poisoned instructions whose reason is kept until it is known whether they are reached.
 const MOST_POISONED: usize = 4096;
@@ -252,5 +252,5 @@ fn in_modules(poisoned: &Poisoned, local: &Btf, modules: Option<&Path>) -> BTree
     let absent: Vec<_> = absent.map(|(place, asked)| (place, essential_name(local.name(asked.local.root)))).collect();
     let there = modules.map(|folder| modules::named_in(folder, absent.iter().map(|(_, name)| *name)));
     let may_have = |name: &str| there.as_ref().is_none_or(|there| there.contains(name.as_bytes()));
-    absent.into_iter().filter(|(_, name)| may_have(name)).map(|(place, _)| place).collect()
+    sort::set(absent.into_iter().filter(|(_, name)| may_have(name)).map(|(place, _)| place))
 }

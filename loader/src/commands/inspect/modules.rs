@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::kernel::source::KERNEL_BTF;
 use crate::object::facts::{ExternFacts, Facts};
 use crate::object::relo::essential_name;
+use crate::object::sort;
 
 /// Searches the modules for the externs that the kernel's own BTF does not have.
 pub(super) fn look_up_externs(facts: &mut Facts<'_>, folder: &Path) {
@@ -21,7 +22,7 @@ pub(super) fn look_up_externs(facts: &mut Facts<'_>, folder: &Path) {
 /// Those of `names` that the BTF of a module in `folder` has. A module's BTF builds on the kernel's and is not parsed here: a
 /// name among its strings decides.
 pub(super) fn named_in<N: AsRef<[u8]>>(folder: &Path, names: impl IntoIterator<Item = N>) -> BTreeSet<Vec<u8>> {
-    let names: BTreeSet<Vec<u8>> = names.into_iter().map(|name| name.as_ref().to_vec()).collect();
+    let names = sort::set(names.into_iter().map(|name| name.as_ref().to_vec()));
     let mut there = BTreeSet::new();
     if names.is_empty() {
         return there;
