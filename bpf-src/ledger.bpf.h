@@ -182,17 +182,69 @@ static __always_inline void settle(const struct sock *sk, const struct flow *flo
 }
 
 /*
- * Write the account of the open connection or listener whose key has these words. The socket is not locked, and may end
- * meanwhile. As long as it has its entry, its memory is its own: forget() comes before the end of the socket.
+ * Write the account of an open connection or listener. `holder` is the socket that the entry is about: `sk` itself, or the parent
+ * of this subflow of MPTCP. Nobody has locked the socket, and it may end meanwhile. As long as `holder` has its entry, its memory is
+ * its own: forget() comes before the end of the socket.
  */
+static __noinline void write_open(const struct sock *sk, const struct sock *holder, const struct flow *key,
+				  const struct owner *entry)
+{
+	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	struct account *account;
+	struct flow flow;
+
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP || state == TCP_CLOSE)
+		return;
+	/* The key of a twin, or of a listener, is its address. */
+	if (!flow_of(&sk->__sk_common, &flow) || !wanted_flow(&flow))
+		return;
+	account = begin_account();
+	if (!account)
+		return;
+	if (!is_account_of(account, holder, &flow, entry)) {
+		bpf_ringbuf_discard(account, BPF_RB_NO_WAKEUP);
+		return;
+	}
+	fill_account(account, sk, ACCOUNT_OPEN, state);
+	if (own_entry(holder, key) != entry || (sk != holder && mptcp_parent(sk) != holder)) {
+		bpf_ringbuf_discard(account, BPF_RB_NO_WAKEUP);
+		return;
+	}
+	bpf_ringbuf_submit(account, BPF_RB_NO_WAKEUP);
+}
+
+#define SUBFLOWS 9	/* the first, and one for each further address (MPTCP_PM_ADDR_MAX) */
+
+/* Write the accounts of the open subflows of a connection of MPTCP. */
+static __always_inline void write_subflows(const struct sock *parent, const struct flow *key, const struct owner *entry)
+{
+	const struct mptcp_sock *msk = (const void *)parent;
+	const struct mptcp_subflow_context *subflow = NULL;
+	const struct list_head *list, *next;
+
+	if (!bpf_core_field_exists(msk->conn_list) || !bpf_core_field_exists(subflow->node))
+		return;
+	list = __builtin_preserve_access_index(&msk->conn_list);
+	next = BPF_CORE_READ(list, next);
+#pragma unroll
+	for (int i = 0; i < SUBFLOWS; i++) {
+		if (!next || next == list)
+			return;
+		subflow = (const void *)next - bpf_core_field_offset(struct mptcp_subflow_context, node);
+		write_open(BPF_CORE_READ(subflow, tcp_sock), parent, key, entry);
+		next = BPF_CORE_READ(next, next);
+	}
+	if (next && next != list)
+		count_lost(LOST_LEDGER);
+}
+
+/* Write the account of the open connection or listener whose key has these words, or the accounts of its subflows. */
 static __always_inline void account_of_open(const __u64 *words)
 {
 	const struct owner *entry;
-	struct account *account;
 	const struct sock *sk;
-	struct flow key, flow;
+	struct flow key;
 	unsigned int i;
-	__u8 state;
 
 	if (!has_ledger())
 		return;
@@ -203,25 +255,10 @@ static __always_inline void account_of_open(const __u64 *words)
 	if (!entry || entry->known_by != BY_ADDRESS)
 		return;
 	sk = (const void *)entry->socket;
-	state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP || state == TCP_CLOSE)
-		return;
-	/* The key of a twin, or of a listener, is its address. */
-	if (!flow_of(&sk->__sk_common, &flow) || !wanted_flow(&flow))
-		return;
-	account = begin_account();
-	if (!account)
-		return;
-	if (!is_account_of(account, sk, &flow, entry)) {
-		bpf_ringbuf_discard(account, BPF_RB_NO_WAKEUP);
-		return;
-	}
-	fill_account(account, sk, ACCOUNT_OPEN, state);
-	if (own_entry(sk, &key) != entry) {
-		bpf_ringbuf_discard(account, BPF_RB_NO_WAKEUP);
-		return;
-	}
-	bpf_ringbuf_submit(account, BPF_RB_NO_WAKEUP);
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) == IPPROTO_MPTCP)
+		write_subflows(sk, &key, entry);
+	else
+		write_open(sk, sk, &key, entry);
 }
 
 /*

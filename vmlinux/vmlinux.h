@@ -18,6 +18,7 @@ struct file;
 struct hlist_node;
 struct inode;
 struct kernfs_node;
+struct list_head;
 struct net;
 struct pid;
 struct request_sock;
@@ -170,7 +171,18 @@ struct inet_sock {
 	__be16 inet_sport;
 };
 
+struct list_head {
+	struct list_head *next;
+	struct list_head *prev;
+};
+
+struct mptcp_sock {
+	struct list_head conn_list;
+};
+
 struct mptcp_subflow_context {
+	struct list_head node;
+	struct sock *tcp_sock;
 	struct sock *conn;
 };
 

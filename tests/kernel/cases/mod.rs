@@ -129,6 +129,7 @@ pub const ALL: &[Case] = &[
     case!("migrated_synack",      Set::ALL,    EITHER, OLDEST,   listeners::migrated),
     case!("smc_fallback",         Set::ALL,    EITHER, OLDEST,   senders::smc),
     case!("mptcp_subflows",       Set::ALL,    EITHER, OLDEST,   mptcp::subflows),
+    case!("mptcp_ledger",         Set::ALL,    EITHER, KERNELS,  mptcp::ledger),
     case!("filters",              AUTO,        V4,     OLDEST,    filters::run),
     case!("cgroup",               AUTO,        V4,     OLDEST,   filters::cgroup),
     case!("absent_netns",         AUTO,        V4,     HERE,     filters::absent),

@@ -1,8 +1,13 @@
 //! MPTCP: a process uses a socket that has no segments of its own. The kernel makes subflows, which send the segments.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::ss;
 
 use crate::actors::{Actor, Id, Protocols};
 use crate::claims::{Claims, Whose};
@@ -139,6 +144,55 @@ pub fn subflows(set: Set, family: Family) -> Outcome {
     claims.add_since(since, "the kernel's listener", b, join.reversed(), Kind::Synack, Whose::Kernel);
     claims.wait(&mut xctl)?;
     claims.judge(xctl, "")
+}
+
+/// The ledger counts the subflows of connections that stay open: what each has counted according to `ss`.
+pub fn ledger(set: Set, family: Family) -> Outcome {
+    const NAMES: [&str; 6] = ["bytes_sent", "bytes_received", "segs_out", "segs_in", "data_segs_out", "data_segs_in"];
+    let link = Link::up()?;
+    let mut server = Actor::new(&link.b, "server")?;
+    let mut client = Actor::new(&link.a, "client")?;
+    let (listener, at) = match server.listen_mptcp((link.address(&link.b, family), 0).into())? {
+        Ok(listener) => listener,
+        Err(why) => return Ok(Verdict::Skipped(why)),
+    };
+    let mut connect = |client: &mut Actor, server: &mut Actor| -> Result<_> {
+        Ok((client.connect(at, Protocols::Mptcp)?, server.accept(listener)?))
+    };
+    let exchange = |client: &mut Actor, server: &mut Actor, (ours, theirs): (Id, Id), sends: u32| -> Result<()> {
+        for _ in 0..sends {
+            client.send(ours)?;
+            server.drain(theirs)?;
+            server.send(theirs)?;
+            client.drain(ours)?;
+        }
+        sleep(Duration::from_millis(300)); // for delayed acknowledgements
+        Ok(())
+    };
+    let ((old, old_flow), (old_theirs, _)) = connect(&mut client, &mut server)?;
+    exchange(&mut client, &mut server, (old, old_theirs), 3)?;
+    let told = |flow| -> Result<[[u64; 6]; 2]> {
+        Ok([ss::counters(&link.a, flow, NAMES)?, ss::counters(&link.b, flow.reversed(), NAMES)?])
+    };
+    let before = told(old_flow)?;
+    let xctl = Xctl::start(set, &[])?;
+    let ((new, new_flow), (new_theirs, _)) = connect(&mut client, &mut server)?;
+    exchange(&mut client, &mut server, (old, old_theirs), 5)?;
+    exchange(&mut client, &mut server, (new, new_theirs), 7)?;
+    let after = [told(old_flow)?, told(new_flow)?];
+    let trace = xctl.stop(Signal::SIGINT)?;
+    trace.nothing_lost()?;
+    for (end, who) in [&client.who, &server.who].into_iter().enumerate() {
+        let row = trace.summary.ledger.iter().find(|row| row.pid == Some(who.pid));
+        let row = &row.with_context(|| format!("no row of {who:?}"))?.ledger;
+        ensure!(row["connections"]["open"] == 2 && row["complete"] == false, "two are open, one is older: {row}");
+        for (place, name) in NAMES.into_iter().enumerate() {
+            let expected = after[0][end][place] - before[end][place] + after[1][end][place];
+            ensure!(expected > 0, "{name} of {who:?} is 0");
+            ensure!(row["tcp"][name] == expected, "{name} of {who:?} is not {expected}: {row}");
+        }
+    }
+    Ok(Verdict::Passed(format!("{:?}", after[1][0])))
 }
 
 /// Waits for a retransmitted SYN whose flow `which` accepts, and returns the flow.

@@ -151,6 +151,14 @@ fn say(ns: &Netns, flow: Flow) -> Result<Said> {
     Ok(Said { asked, answered, text: String::from_utf8_lossy(&output.stdout).into_owned() })
 }
 
+/// Counters of a connection, by the names that ss gives them. ss leaves them out if they are 0.
+pub fn counters<const N: usize>(ns: &Netns, flow: Flow, names: [&str; N]) -> Result<[u64; N]> {
+    let text = say(ns, flow)?.text;
+    ensure!(!text.is_empty(), "ss does not know {flow:?}");
+    let value = |name: &str| text.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
+    Ok(names.map(|name| value(name).and_then(|value| value.parse().ok()).unwrap_or_default()))
+}
+
 /// The numbers of all retransmitted segments and bytes so far. ss leaves them out if they are 0.
 fn went_again(text: &str) -> Result<(u64, u64)> {
     let value = |name: &str| text.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
