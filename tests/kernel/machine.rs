@@ -88,12 +88,11 @@ impl Machine {
             }
     }
 
-    /// Over both IP versions the host runs each case that has both; the oldest and the newest kernel run those whose code
-    /// differs.
+    /// Over both IP versions the host runs each case that has both; the Debian kernels run those whose code differs.
     fn runs_family(self, case: &Case, set: Set, family: Family) -> bool {
         let both = match self {
             Machine::Here => true,
-            Machine::Oldest | Machine::Newest => set == Set::Auto && case.families == Families::Both,
+            Machine::Oldest | Machine::Newest | Machine::Between => set == Set::Auto && case.families == Families::Both,
             _ => false,
         };
         both || family == case.families.of(set)[0]

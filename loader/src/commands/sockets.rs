@@ -11,6 +11,7 @@ use crate::cli::SocketsOptions;
 use crate::console::{say, say_all};
 use crate::error::Exit;
 use crate::kernel::cgroup::Paths;
+use crate::kernel::netns::Names;
 use crate::kernel::{clock, libbpf, privilege};
 use crate::model::events::Owner;
 use crate::output::{connections, sockets};
@@ -74,7 +75,10 @@ fn print(options: &SocketsOptions, filters: &Filters) -> Result<()> {
             sockets::json(&mut out, &listing, hz, path_of)?;
         }
         (false, true) => connections::text(&mut out, &listing, hz, options.explain)?,
-        (false, false) => sockets::text(&mut out, &listing)?,
+        (false, false) => {
+            let mut names = Names::default();
+            sockets::text(&mut out, &listing, |netns| names.of(netns).map(str::to_owned))?;
+        }
     }
     out.flush()?;
     Ok(())

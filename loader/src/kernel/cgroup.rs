@@ -50,6 +50,17 @@ pub fn path_in(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("0::")).filter(|path| path.starts_with('/'))
 }
 
+/// The path below the mount, from one that begins at the root of this process's cgroup namespace. A cgroup outside the namespace has
+/// a path such as `/../../system.slice`; with the host's cgroups mounted, its path below the mount is `/system.slice`. A sibling of
+/// the namespace's root gets a wrong path here, which has another inode or none.
+fn below_mount(path: &str) -> &str {
+    let mut path = path;
+    while let Some(rest) = path.strip_prefix("/..").filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+        path = rest;
+    }
+    if path.is_empty() { "/" } else { path }
+}
+
 /// The paths of cgroups that processes are in.
 #[derive(Debug, Default)]
 pub struct Paths {
@@ -108,7 +119,7 @@ impl Paths {
     fn look_up(&self, id: u64, pid: u32) -> Option<String> {
         let (mount, device) = self.mount.as_ref()?;
         let text = read(format!("/proc/{pid}/cgroup")).ok()?;
-        let path = path_in(&text)?;
+        let path = below_mount(path_in(&text)?);
         let about = fs::metadata(format!("{mount}{path}")).ok()?;
         (about.ino() == id && about.dev() == *device).then(|| path.to_owned())
     }
@@ -132,6 +143,15 @@ mod tests {
         assert_eq!(path_in("12:cpu:/x\n0::/system.slice/ssh.service\n"), Some("/system.slice/ssh.service"));
         assert_eq!(path_in("0::/\n"), Some("/"));
         assert_eq!(path_in("1:name=systemd:/a\n"), None);
+    }
+
+    #[test]
+    fn a_cgroup_outside_the_namespace_has_its_path_below_the_mount() {
+        for (path, below) in
+            [("/a", "/a"), ("/../../a/b", "/a/b"), ("/..", "/"), ("/..a", "/..a"), ("/a/../b", "/a/../b")]
+        {
+            assert_eq!(below_mount(path), below);
+        }
     }
 
     #[test]

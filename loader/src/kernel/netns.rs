@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use nix::errno::Errno;
@@ -133,13 +134,44 @@ pub fn open(path: &Path) -> io::Result<(File, u32)> {
     Ok((file, inode))
 }
 
+/// The folder of the names that `ip netns` gives to network namespaces.
+const NAMED: &str = "/run/netns";
+
+/// The names that `ip netns` gives to network namespaces.
+#[derive(Debug, Default)]
+pub struct Names {
+    known: Vec<(u32, String)>,
+    /// When the folder was read last.
+    read: Option<Instant>,
+}
+
+impl Names {
+    /// The least time between two looks at the folder.
+    const EVERY: Duration = Duration::from_secs(1);
+
+    /// The name of the namespace with this inode number. None: it had no name a second ago.
+    pub fn of(&mut self, inum: u32) -> Option<&str> {
+        // A name may have gone, or mean another namespace by now.
+        let is_it = |name: &str| inode(&Path::new(NAMED).join(name)).is_ok_and(|now| now == inum);
+        let found = |known: &[(u32, String)]| known.iter().position(|(own, name)| *own == inum && is_it(name));
+        let mut place = found(&self.known);
+        if place.is_none() && self.read.is_none_or(|read| read.elapsed() >= Self::EVERY) {
+            let files = fs::read_dir(NAMED).into_iter().flatten().flatten();
+            let names = files.filter_map(|file| file.file_name().into_string().ok());
+            self.known = names.filter_map(|name| Some((inode(&Path::new(NAMED).join(&name)).ok()?, name))).collect();
+            self.read = Some(Instant::now());
+            place = found(&self.known);
+        }
+        place.map(|place| self.known[place].1.as_str())
+    }
+}
+
 /// The inode number of the network namespace that a user names. The text is this number, a file that stands for the
 /// namespace (`/proc/PID/ns/net`), or the name for `ip netns`.
 ///
 /// # Errors
 /// If the text is none of these.
 pub fn find(text: &str) -> Result<u32> {
-    const NAMED: &str = "/run/netns";
     match text.parse() {
         Ok(0) => bail!("no network namespace has the inode number 0"),
         Ok(inode) => return Ok(inode),

@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow, bail};
 
 use super::enums::EventType;
-use super::events::{Cut, Drop, Header, Owner, Retransmit, Send};
+use super::events::{Cut, Drop, Flow, Header, Owner, Retransmit, Send};
 use super::mirror::Plain;
 
 /// A record of a ring.
@@ -57,6 +57,17 @@ impl Event {
             Self::Send(event) => &event.owner,
             Self::Cut(event) => &event.owner,
             Self::Drop(event) => &event.owner,
+        }
+    }
+
+    /// The connection.
+    #[must_use]
+    pub fn flow(&self) -> &Flow {
+        match self {
+            Self::Retransmit(event) => &event.flow,
+            Self::Send(event) => &event.flow,
+            Self::Cut(event) => &event.flow,
+            Self::Drop(event) => &event.flow,
         }
     }
 

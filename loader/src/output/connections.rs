@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use super::names::{name, pid};
 use super::sockets::addresses;
 use super::stats::Figures;
+use super::width::{padded, shorten};
 use crate::ledger::counters::{Counters, Rtt};
 use crate::ledger::figures::{Ledger, Listener, ZeroWindow};
 use crate::ledger::verdict::{Check, Verdict, Word};
@@ -154,17 +155,6 @@ pub(super) fn bytes(count: u64) -> String {
     format!("{value:.1} TB")
 }
 
-/// A text with its middle cut out if it is longer than `most` characters.
-pub(super) fn shorten(text: &str, most: usize) -> String {
-    let chars: Vec<char> = text.chars().collect();
-    if chars.len() <= most {
-        return text.to_owned();
-    }
-    let (head, tail) = (most.saturating_sub(2) / 2, most.saturating_sub(2) - most.saturating_sub(2) / 2);
-    let end = chars.len() - tail;
-    chars[..head].iter().chain(&['.', '.']).chain(&chars[end..]).collect()
-}
-
 /// Print a table of connections and listeners, the worst first, and the meaning of each verdict in it. The kernel has `hz`
 /// jiffies in a second.
 ///
@@ -207,7 +197,7 @@ pub fn text(out: &mut impl Write, listing: &Listing, hz: u64, explain: bool) -> 
         let verdict = shorten(&row.said, WIDTH - BESIDES - width);
         let ends = shorten(&ends(row), width);
         let pid = pid(&socket.owner);
-        writeln!(out, "{pid:>7} {owner:<15} {ends:<width$} {rtt:>8} {sent:>9} {received:>8}  {verdict}")?;
+        writeln!(out, "{pid:>7} {} {ends:<width$} {rtt:>8} {sent:>9} {received:>8}  {verdict}", padded(&owner, 15))?;
         if explain && let Some(Figures { verdict: Some(verdict), .. }) = &row.figures {
             explained(out, verdict)?;
         }
@@ -357,7 +347,5 @@ mod tests {
             [(1, 1000), (995, 10_000), (1, 0)].map(|(part, whole)| share(part, whole)),
             ["0.1 %", "10 %", "0.0 %"]
         );
-        assert_eq!(shorten("0123456789", 6), "01..89");
-        assert_eq!(shorten("short", 5), "short");
     }
 }

@@ -1,5 +1,6 @@
 //! The output, from values to bytes. No code in this folder asks the kernel anything.
 
+mod columns;
 pub mod connections;
 pub mod json;
 pub mod line;
@@ -11,6 +12,7 @@ mod stats;
 pub mod svg;
 pub mod text;
 mod top;
+mod width;
 
 use std::io;
 
@@ -54,6 +56,8 @@ pub struct Moment<'a> {
     pub exited: bool,
     /// The path of the owner's cgroup; none: it is not known, or nobody asked.
     pub cgroup_path: Option<&'a str>,
+    /// The name of the socket's network namespace (`ip netns`); none: it has no name, or nobody asked.
+    pub netns: Option<&'a str>,
     /// The processes that share the socket, if it is not known which of them uses it.
     pub holders: &'a [Process],
 }

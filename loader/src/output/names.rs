@@ -2,13 +2,19 @@
 
 use std::net::SocketAddr;
 
+use super::width::{padded, shorten};
 use crate::ledger::summary;
 use crate::model::events::{Flow, How, Owner, address, comm};
 use crate::trace::seed::holders::{Process, common_name};
 
-/// A name as text without control characters, so that the name cannot play tricks on a terminal.
+/// A name as text without control characters, so that the name cannot play tricks on a terminal. The characters that change the
+/// direction of a text, or break its line, are such characters here.
 pub(super) fn printable(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() || c == '\u{fffd}' { '?' } else { c }).collect()
+    let plays = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{fffd}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    name.chars().map(|c| if plays(c) { '?' } else { c }).collect()
 }
 
 /// The process of a row in the summary: its PID and its name, or why there is none.
@@ -60,6 +66,15 @@ fn shared_by(holders: &[Process]) -> String {
     pids.join(",")
 }
 
+/// The columns of a network namespace.
+pub(super) const NETNS: usize = 16;
+
+/// A network namespace, by its name for `ip netns` or its number, in its columns.
+pub(super) fn netns(inum: u32, name: Option<&str>) -> String {
+    let text = name.map_or_else(|| inum.to_string(), printable);
+    padded(&shorten(&text, NETNS), NETNS)
+}
+
 /// Both ends of a connection.
 pub(super) fn addresses(flow: &Flow) -> String {
     let end = |bytes, port| SocketAddr::new(address(bytes), port);
@@ -72,6 +87,6 @@ mod tests {
 
     #[test]
     fn a_name_cannot_steer_a_terminal() {
-        assert_eq!(printable("a\u{1b}[2Jb\u{fffd}"), "a?[2Jb?");
+        assert_eq!(printable("a\u{1b}[2Jb\u{fffd}\u{202e}c"), "a?[2Jb??c");
     }
 }

@@ -1,9 +1,9 @@
 //! The live view of `xctl top`: one screen, redrawn as a whole.
 
 use super::Interval;
-use super::connections::shorten;
 use super::names::whose;
 use super::top::{Cells, heading};
+use super::width::{beginning, padded, shorten, width};
 use crate::kernel::calendar::Calendar;
 use crate::ledger::summary::Process;
 
@@ -101,9 +101,9 @@ impl Frame {
 
     /// Put a text, as much as has room.
     fn put(&mut self, style: &str, text: &str) {
-        let end = text.char_indices().nth(self.left).map_or(text.len(), |(end, _)| end);
-        self.left -= text[..end].chars().count();
-        for part in [style, &text[..end], if style.is_empty() { "" } else { "\x1b[m" }] {
+        let text = beginning(text, self.left);
+        self.left -= width(text);
+        for part in [style, text, if style.is_empty() { "" } else { "\x1b[m" }] {
             self.out.extend_from_slice(part.as_bytes());
         }
     }
@@ -150,7 +150,7 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
         let now = screen.interval.is_some_and(|interval| interval.mono_ns == line.seen_ns);
         let plain = if now { "" } else { DIM };
         frame.line();
-        frame.put(plain, &format!("{pid:>7} {:<15}", shorten(&comm, 15)));
+        frame.put(plain, &format!("{pid:>7} {}", padded(&shorten(&comm, 15), 15)));
         for (at, (_, width, _)) in COLUMNS.iter().enumerate().filter(|(_, column)| shown(column.2)) {
             let figure = figures.as_ref().map_or("", |figures| &figures[at]);
             let high = at == AGAIN && now && style.colours && is_high(&line.process);

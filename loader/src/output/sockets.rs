@@ -8,8 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Serialize;
 
 use super::json::{FlowFields, HoldersFields, SCHEMA, name_of};
-use super::names::{name, pid};
+use super::names::{NETNS, name, netns, pid};
 use super::stats::Stats;
+use super::width::padded;
 use crate::model::events::{Owner, SocketRecord, address, state_name};
 use crate::trace::seed::listing::{Listed, Listing};
 
@@ -88,28 +89,33 @@ pub fn json(
     out.write_all(b"\n")
 }
 
-/// Print a table. Each column is as wide as its widest entry.
+/// Print a table. Each column is as wide as its widest entry. If there are several network namespaces, a column has the name of
+/// each, which `name_of` tells, or its number.
 ///
 /// # Errors
 /// If the writer refuses the bytes.
-pub fn text(out: &mut impl Write, listing: &Listing) -> io::Result<()> {
+pub fn text(out: &mut impl Write, listing: &Listing, mut name_of: impl FnMut(u32) -> Option<String>) -> io::Result<()> {
     let sockets = || listing.sockets.iter().map(|listed| &listed.socket);
     let rows = || sockets().map(addresses);
     let local = rows().map(|(local, _)| local.len()).max().unwrap_or(0).max("LOCAL".len());
     let remote = rows().map(|(_, remote)| remote.len()).max().unwrap_or(0).max("REMOTE".len());
+    let title = if listing.namespaces > 1 { padded(" NETNS", 1 + NETNS) } else { String::new() };
     writeln!(
         out,
-        "{:>7} {:<15} {:<12} {:<local$} -> {:<remote$} {:<10} OWNER",
-        "PID", "COMM", "STATE", "LOCAL", "REMOTE", "NETNS"
+        "{:>7} {:<15} {:<12} {:<local$} -> {:<remote$}{title} OWNER",
+        "PID", "COMM", "STATE", "LOCAL", "REMOTE"
     )?;
     for (socket, (from, to)) in sockets().zip(rows()) {
+        let netns = match listing.namespaces {
+            2.. => format!(" {}", netns(socket.flow.netns, name_of(socket.flow.netns).as_deref())),
+            _ => String::new(),
+        };
         writeln!(
             out,
-            "{:>7} {:<15} {:<12} {from:<local$} -> {to:<remote$} {:<10} {}",
+            "{:>7} {} {:<12} {from:<local$} -> {to:<remote$}{netns} {}",
             pid(&socket.owner),
-            name(&socket.owner, false, listing.holders.of(socket.owner.holders)),
+            padded(&name(&socket.owner, false, listing.holders.of(socket.owner.holders)), 15),
             state_name(socket.state),
-            socket.flow.netns,
             socket.owner.how().name(),
         )?;
     }
@@ -185,7 +191,7 @@ mod tests {
     #[test]
     fn a_table_is_aligned_and_cannot_steer_a_terminal() {
         let mut out = Vec::new();
-        text(&mut out, &listing()).unwrap();
+        text(&mut out, &listing(), |_| None).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(!text.contains('\x1b'), "{text:?}");
         let arrows: Vec<_> = text.lines().map(|line| line.find(" -> ")).collect();

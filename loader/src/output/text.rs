@@ -5,8 +5,10 @@ use std::io::{self, Write};
 
 use bpf_object::sort;
 
-use super::connections::{bytes, say as say_verdict, say_slowness, share, shorten, time};
-use super::names::{addresses, name, pid, printable, whose};
+use super::columns::{Cells, Columns, time_of_day};
+use super::connections::{bytes, say as say_verdict, say_slowness, share, time};
+use super::names::{printable, whose};
+use super::width::{padded, shorten};
 use super::{Interval, Moment, Output, Ready, Status, top};
 use crate::console::{ERASE, say};
 use crate::kernel::calendar::Calendar;
@@ -15,7 +17,7 @@ use crate::ledger::counters::Rtt;
 use crate::ledger::figures::Ledger;
 use crate::ledger::row::{Fates, Row};
 use crate::ledger::summary::{Drops, Process, Summary};
-use crate::model::events::{Cut, Drop, Kind, Owner, Retransmit, Send, comm, state_name};
+use crate::model::events::{Cut, Drop, Kind, Retransmit, Send, comm, state_name};
 use crate::verify::report::{Check, Comparison, Report, Verdict, range};
 
 /// The number of processes that the summary shows.
@@ -24,8 +26,8 @@ const WORST: usize = 20;
 /// An output that prints text.
 pub struct Text<W> {
     out: W,
-    current: bool,
     events: bool,
+    columns: Columns,
     calendar: Calendar,
     /// The last line is a status, which the next one replaces.
     has_status: bool,
@@ -37,7 +39,14 @@ const NARROW: usize = 79;
 impl<W: Write> Text<W> {
     /// Print to this writer. With `current`, a column shows the process that softirq interrupted.
     pub fn new(out: W, current: bool) -> Self {
-        Self { out, current, events: true, calendar: Calendar::default(), has_status: false }
+        let columns = Columns::new(current);
+        Self { out, events: true, columns, calendar: Calendar::default(), has_status: false }
+    }
+
+    /// The output is a terminal of this width.
+    #[must_use]
+    pub fn within(self, width: usize) -> Self {
+        Self { columns: self.columns.within(width), ..self }
     }
 
     /// Print intervals, and no events, to this writer.
@@ -50,21 +59,10 @@ impl<W: Write> Text<W> {
         if std::mem::take(&mut self.has_status) { self.out.write_all(ERASE.as_bytes()) } else { Ok(()) }
     }
 
-    /// Print the columns of every record: its time, what it is, its owner and, if wanted, the current process.
-    fn begin_line(
-        &mut self,
-        moment: Moment<'_>,
-        what: &str,
-        segs: Option<u32>,
-        owner: &Owner,
-        current: &str,
-    ) -> io::Result<()> {
+    /// Print the columns of an event. The caller ends the line.
+    fn begin_line(&mut self, moment: Moment<'_>, cells: &Cells<'_>) -> io::Result<()> {
         self.end_status()?;
-        let time = time_of_day(&mut self.calendar, moment.realtime_ns);
-        let segs = segs.map(|segs| segs.to_string()).unwrap_or_default();
-        let name = name(owner, moment.exited, moment.holders);
-        write!(self.out, "{time:<15} {what:<10} {segs:>4} {:>7} {name:<24} ", pid(owner))?;
-        if self.current { write!(self.out, "{current:<26} ") } else { Ok(()) }
+        self.columns.begin_line(&mut self.out, &mut self.calendar, moment, cells)
     }
 }
 
@@ -117,8 +115,9 @@ fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         let mut said = verdict.into_iter().chain(say_slowness(&process.ledger));
         writeln!(
             out,
-            "{:>5}{star} {sent:>9} {received:>9} {again:>7} {shown:>8} {pid:>7}  {comm:<16} {}",
+            "{:>5}{star} {sent:>9} {received:>9} {again:>7} {shown:>8} {pid:>7}  {} {}",
             fates.open + fates.ended,
+            padded(&comm, 16),
             said.next().unwrap_or_default()
         )?;
         for more in said {
@@ -135,11 +134,6 @@ fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         writeln!(out, "* figures since xctl started: a connection was open before")?;
     }
     Ok(())
-}
-
-/// The time of day, to the microsecond.
-fn time_of_day(calendar: &mut Calendar, realtime_ns: u64) -> &str {
-    calendar.rfc3339(realtime_ns).get(11..26).unwrap_or_default()
 }
 
 /// The result of `--verify`, if everything could be compared.
@@ -200,11 +194,7 @@ impl<W: Write> Output for Text<W> {
             return self.out.flush();
         }
         say(format_args!("tracing TCP retransmits with {hooks} hooks ({name}); Ctrl-C ends"));
-        write!(self.out, "{:<15} {:<10} {:>4} {:>7} {:<24} ", "TIME (UTC)", "KIND", "SEGS", "PID", "COMM")?;
-        if self.current {
-            write!(self.out, "{:<26} ", "CURRENT (not the owner)")?;
-        }
-        writeln!(self.out, "{:<12} LOCAL -> REMOTE", "STATE")?;
+        self.columns.titles(&mut self.out)?;
         self.out.flush()
     }
 
@@ -213,8 +203,9 @@ impl<W: Write> Output for Text<W> {
         let wrong = event.owner.is_process() && event.current_tgid != event.owner.tgid;
         let mark = if wrong { "!" } else { " " };
         let current = format!("{mark}{} {}", event.current_tgid, printable(&comm(&event.current_comm)));
-        self.begin_line(moment, event.kind().name(), Some(event.segs), &event.owner, &current)?;
-        write!(self.out, "{:<12} {}", state_name(event.state), addresses(&event.flow))?;
+        let (what, segs, state) = (event.kind().name(), Some(event.segs), &*state_name(event.state));
+        let cells = Cells { what, segs, owner: &event.owner, current: &current, state, flow: &event.flow };
+        self.begin_line(moment, &cells)?;
         if event.err != 0 {
             write!(self.out, "  not sent: {}", io::Error::from_raw_os_error(-event.err))?;
         }
@@ -222,29 +213,31 @@ impl<W: Write> Output for Text<W> {
     }
 
     fn send(&mut self, event: &Send, moment: Moment<'_>) -> io::Result<()> {
-        self.begin_line(moment, "send", None, &event.owner, "")?;
-        writeln!(self.out, "{:<12} {}", format!("{} bytes", event.bytes), addresses(&event.flow))
+        let state = &*format!("{} bytes", event.bytes);
+        let (what, segs, current) = ("send", None, "");
+        self.begin_line(moment, &Cells { what, segs, owner: &event.owner, current, state, flow: &event.flow })?;
+        writeln!(self.out)
     }
 
     fn cut(&mut self, event: &Cut, moment: Moment<'_>) -> io::Result<()> {
         let known = |value: u32| if value == 0 { "?".to_owned() } else { value.to_string() };
-        let why = event.why().name().unwrap_or("unknown");
-        self.begin_line(moment, "cut", None, &event.owner, "")?;
-        let (before, after) = (known(event.cwnd), known(event.ssthresh));
-        writeln!(self.out, "{why:<12} {}  cwnd {before}, ssthresh {after}", addresses(&event.flow))
+        let state = event.why().name().unwrap_or("unknown");
+        let (what, segs, current) = ("cut", None, "");
+        self.begin_line(moment, &Cells { what, segs, owner: &event.owner, current, state, flow: &event.flow })?;
+        writeln!(self.out, "  cwnd {}, ssthresh {}", known(event.cwnd), known(event.ssthresh))
     }
 
     fn dropped(&mut self, event: &Drop, reason: Option<&str>, moment: Moment<'_>) -> io::Result<()> {
         let reason = reason.map_or("reason unknown".into(), printable);
         let bytes = event.payload().map_or_else(|| "?".to_owned(), |bytes| bytes.to_string());
-        self.begin_line(moment, "drop", Some(event.segs), &event.owner, "")?;
-        let state = state_name(event.state);
-        writeln!(self.out, "{state:<12} {}  {reason}, {bytes} bytes", addresses(&event.flow))
+        let (what, segs, current, state) = ("drop", Some(event.segs), "", &*state_name(event.state));
+        self.begin_line(moment, &Cells { what, segs, owner: &event.owner, current, state, flow: &event.flow })?;
+        writeln!(self.out, "  {reason}, {bytes} bytes")
     }
 
     fn connection(&mut self, connection: &Connection, moment: Moment<'_>) -> io::Result<()> {
         let Row { fates, counters, rtt, .. } = &connection.row;
-        let fate = match fates {
+        let state = match fates {
             Fates { reset: 1.., .. } => "reset",
             Fates { timed_out: 1.., .. } => "timed out",
             Fates { refused: 1.., .. } => "refused",
@@ -253,8 +246,9 @@ impl<W: Write> Output for Text<W> {
         let verdict = Ledger::new(&connection.row, connection.mono_ns).judged.unwrap_or_default();
         let said = say_verdict(counters, rtt.map_or_else(Rtt::default, |(rtt, _)| rtt), &verdict);
         let (sent, received) = (bytes(counters.bytes_sent), bytes(counters.bytes_received));
-        self.begin_line(moment, "connection", None, &connection.owner, "")?;
-        writeln!(self.out, "{fate:<12} {}  {sent} sent, {received} received: {said}", addresses(&connection.flow))
+        let (what, segs, current, owner, flow) = ("connection", None, "", &connection.owner, &connection.flow);
+        self.begin_line(moment, &Cells { what, segs, owner, current, state, flow })?;
+        writeln!(self.out, "  {sent} sent, {received} received: {said}")
     }
 
     fn status(&mut self, status: &Status) -> io::Result<()> {
@@ -334,7 +328,7 @@ impl<W: Write> Text<W> {
 mod tests {
     use super::*;
     use crate::ledger::counters::Counters;
-    use crate::model::events::{Flow, How};
+    use crate::model::events::{Flow, How, Owner};
     use crate::model::lost::Lost;
 
     #[test]
@@ -342,7 +336,7 @@ mod tests {
         let mut text = Text::new(Vec::new(), true);
         let mut event = Retransmit::default();
         (event.owner.tgid, event.owner.how, event.current_tgid) = (7, How::Send as u8, 0);
-        let moment = Moment { realtime_ns: 0, exited: false, cgroup_path: None, holders: &[] };
+        let moment = Moment { realtime_ns: 0, exited: false, cgroup_path: None, netns: None, holders: &[] };
         text.retransmit(&event, moment).unwrap();
         event.current_tgid = 7;
         text.retransmit(&event, moment).unwrap();
@@ -362,7 +356,7 @@ mod tests {
         text.status(&Status { lost, ..status }).unwrap();
         text.retransmit(
             &Retransmit::default(),
-            Moment { realtime_ns: 0, exited: false, cgroup_path: None, holders: &[] },
+            Moment { realtime_ns: 0, exited: false, cgroup_path: None, netns: None, holders: &[] },
         )
         .unwrap();
         text.summary(&Summary::default()).unwrap();
@@ -382,8 +376,11 @@ mod tests {
         owner.comm[..5].copy_from_slice(b"rsync");
         let connection = Connection { mono_ns: 1000, state: 1, err: 104, flow: Flow::default(), owner, row };
         let mut text = Text::new(Vec::new(), false);
-        text.connection(&connection, Moment { realtime_ns: 0, exited: false, cgroup_path: None, holders: &[] })
-            .unwrap();
+        text.connection(
+            &connection,
+            Moment { realtime_ns: 0, exited: false, cgroup_path: None, netns: None, holders: &[] },
+        )
+        .unwrap();
         let line = String::from_utf8(text.out).unwrap();
         let expected = "00:00:00.000000 connection            7 rsync                    reset        [::]:0 -> [::]:0  1.6 GB \
                         sent, 0 B received: network: loss 3.0 %\n";

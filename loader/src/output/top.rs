@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 
 use super::Interval;
-use super::connections::{WIDTH, bytes, say as say_verdict, say_slowness, share, shorten, time};
+use super::connections::{WIDTH, bytes, say as say_verdict, say_slowness, share, time};
 use super::names::whose;
+use super::width::{padded, shorten};
 use crate::kernel::calendar::Calendar;
 use crate::ledger::counters::Rtt;
 use crate::ledger::figures::Ledger;
@@ -88,7 +89,7 @@ pub(super) fn block(out: &mut impl Write, calendar: &mut Calendar, interval: &In
     let processes = &interval.summary.processes;
     for process in processes.iter().take(WORST) {
         let Cells { pid, comm, figures, said } = Cells::new(process, interval.took_us);
-        write!(out, "{pid:>7} {comm:<16} ")?;
+        write!(out, "{pid:>7} {} ", padded(&comm, 16))?;
         match figures {
             None => writeln!(out, "{said}")?,
             Some([open, ended, sent, received, again, rtt]) => {

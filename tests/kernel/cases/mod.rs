@@ -50,6 +50,7 @@ mod stale_entry;
 mod stats;
 mod status;
 mod stopped_reader;
+mod text;
 mod time_namespace;
 mod top;
 mod tuples;
@@ -134,6 +135,7 @@ pub const ALL: &[Case] = &[
     case!("cgroup",               AUTO,        V4,     OLDEST,   filters::cgroup),
     case!("absent_netns",         AUTO,        V4,     HERE,     filters::absent),
     case!("filtered_unknown",     AUTO,        V4,     HERE,     filters::unknown),
+    case!("namespaces_in_text",   AUTO,        EITHER, HERE,     text::namespaces),
     case!("room",                 AUTO,        V4,     HERE,     room::run),
     case!("signals",              EVERY_KIND,  V4,     OLDEST,   ends::signals),
     case!("closed_pipe",          AUTO,        V4,     HERE,     ends::closed_pipe),
@@ -144,14 +146,14 @@ pub const ALL: &[Case] = &[
     case!("stats",                AUTO,        EITHER, MACHINES, stats::at_rest),
     case!("stats_verdicts",       AUTO,        EITHER, KERNELS,  stats::verdicts),
     case!("stats_netem",          AUTO,        V4,     OLDEST,   stats::with_netem),
-    case!("ledger",               Set::ALL,    EITHER, SETS,     ledger::run),
+    case!("ledger",               Set::ALL,    BOTH,   SETS,     ledger::run),
     case!("ledger_backed_up",     WITH_STATES, EITHER, SETS,     ledger::backed_up),
     case!("short_connections",    AUTO,        BOTH,   KERNELS,  ledger::short),
     case!("cuts",                 Set::ALL,    V4,     SETS,     cuts::run),
-    case!("drops",                Set::ALL,    EITHER,  SETS,     drops::run),
-    case!("accept_queue",         Set::ALL,    EITHER, OLDEST,   accept_queue::run),
-    case!("zero_window",          Set::ALL,    EITHER, OLDEST,   zero_window::run),
-    case!("verdicts",             AUTO,        EITHER, KERNELS,  verdicts::run),
+    case!("drops",                Set::ALL,    BOTH,   SETS,     drops::run),
+    case!("accept_queue",         Set::ALL,    BOTH,   KERNELS,  accept_queue::run),
+    case!("zero_window",          Set::ALL,    BOTH,   KERNELS,  zero_window::run),
+    case!("verdicts",             AUTO,        BOTH,   KERNELS,  verdicts::run),
     case!("metrics",              AUTO,        EITHER, OLDEST,   metrics::run),
     case!("metrics_sockets",      AUTO,        V4,     OLDEST,   metrics::sockets),
     refused!("metrics_refused",   AUTO,        V4,     HERE,     metrics::refused),
@@ -163,7 +165,7 @@ pub const ALL: &[Case] = &[
     case!("verify_failed",        Set::ALL,    V4,     OLDEST,   verify::failed),
     case!("verify_number_again",  Set::ALL,    V4,     OLDEST,   verify::number_again),
     case!("verify_difference",    AUTO,        V4,     HERE,     verify::difference),
-    case!("verify_ledger",        Set::ALL,    V4,     SETS,     verify_ledger::run),
+    case!("verify_ledger",        Set::ALL,    BOTH,   SETS,     verify_ledger::run),
     case!("verify_ledger_backed_up", WITH_STATES, V4,     SETS,     verify_ledger::backed_up),
     case!("verify_ledger_starts", AUTO,        V4,     KERNELS,  verify_ledger::starts),
     case!("verify_ledger_differs", AUTO,       V4,     HERE,     verify_ledger::difference),

@@ -156,7 +156,7 @@ pub fn ledger(set: Set, family: Family) -> Outcome {
         Ok(listener) => listener,
         Err(why) => return Ok(Verdict::Skipped(why)),
     };
-    let mut connect = |client: &mut Actor, server: &mut Actor| -> Result<_> {
+    let connect = |client: &mut Actor, server: &mut Actor| -> Result<_> {
         Ok((client.connect(at, Protocols::Mptcp)?, server.accept(listener)?))
     };
     let exchange = |client: &mut Actor, server: &mut Actor, (ours, theirs): (Id, Id), sends: u32| -> Result<()> {

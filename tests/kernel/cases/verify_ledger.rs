@@ -82,8 +82,9 @@ pub fn mark(link: &Link) -> Result<()> {
     if run_tool(tool("tc").args(netem.split(' ')), "").is_ok() {
         return Ok(());
     }
-    let rules = "add table ip marks\nadd chain ip marks in { type filter hook input priority 0; }\n\
-                 add rule ip marks in meta l4proto tcp ip ecn != not-ect numgen random mod 10 < 2 ip ecn set ce\n";
+    let rules = "add table inet marks\nadd chain inet marks in { type filter hook input priority 0; }\n\
+                 add rule inet marks in meta l4proto tcp ip ecn != not-ect numgen random mod 10 < 2 ip ecn set ce\n\
+                 add rule inet marks in meta l4proto tcp ip6 ecn != not-ect numgen random mod 10 < 2 ip6 ecn set ce\n";
     link.b.enter(|| run_tool(tool("nft").args(["-f", "-"]), rules))
 }
 

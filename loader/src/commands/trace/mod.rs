@@ -30,8 +30,10 @@ use crate::console::{say, say_all};
 use crate::error::{Blocked, Exit};
 use crate::kernel::cgroup::Paths;
 use crate::kernel::clock::monotonic_ns;
+use crate::kernel::netns::Names;
 use crate::kernel::privilege::{User, to_see_others};
 use crate::kernel::server::Server;
+use crate::kernel::terminal::columns;
 use crate::kernel::wait::{Stdout, Waiter, Woken};
 use crate::kernel::{host, libbpf};
 use crate::ledger::epochs::Moving;
@@ -219,12 +221,19 @@ impl About {
     }
 }
 
+/// Call this before system calls are limited: it asks a terminal for its width.
 fn output<'w>(options: &TraceOptions, waiter: &'w Waiter) -> Box<dyn Output + 'w> {
     let out = BufWriter::with_capacity(OUTPUT, Named(Stdout::new(waiter)));
     match (options.json, options.interval) {
         (true, _) => Box::new(Json::new(out)),
         (false, Some(_)) => Box::new(Text::of_intervals(out)),
-        (false, None) => Box::new(Text::new(out, options.current)),
+        (false, None) => {
+            let text = Text::new(out, options.current);
+            Box::new(match columns() {
+                Some(columns) => text.within(columns),
+                None => text,
+            })
+        }
     }
 }
 
@@ -248,8 +257,8 @@ fn only_loaded(
     about: &About,
     loaded: &Loaded,
 ) -> Result<()> {
-    give_up_privilege(options, user, &loaded.tables, false)?;
     let mut output = output(options, waiter);
+    give_up_privilege(options, user, &loaded.tables, false)?;
     sees_processes();
     output.ready(&about.ready(&loaded.plan.set, 0, false))?;
     Ok(output.flush()?)
@@ -300,8 +309,8 @@ fn follow_to_end(
     }
     let prints_events = !options.json && options.interval.is_none();
     let waits = if prints_events { Waits::begin(about.max_sockets) } else { None };
-    give_up_privilege(options, user, &running.tables, view.is_some())?;
     let output = output(options, waiter);
+    give_up_privilege(options, user, &running.tables, view.is_some())?;
     let sees_processes = sees_processes();
     let holders = running.seeded.holders.clone();
     let exits = Exits::new(sees_processes);
@@ -316,6 +325,7 @@ fn follow_to_end(
         left: options.count,
         exits,
         cgroups: options.json.then(Paths::begin),
+        namespaces: (!options.json).then(Names::default),
         holders,
         reasons,
         ticks,

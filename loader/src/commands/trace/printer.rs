@@ -12,6 +12,7 @@ use crate::console::expect_status;
 use crate::kernel::cgroup::Paths;
 use crate::kernel::clock::realtime_ns;
 use crate::kernel::host;
+use crate::kernel::netns::Names;
 use crate::kernel::terminal::moves_cursor;
 use crate::kernel::wait::Waiter;
 use crate::ledger::summary::{self, ByProcess, Summary};
@@ -34,6 +35,8 @@ pub struct Printer<'w> {
     pub exits: Exits,
     /// The paths of cgroups, if the output has them.
     pub cgroups: Option<Paths>,
+    /// The names of network namespaces, if the output has them.
+    pub namespaces: Option<Names>,
     /// The holders of sockets that were shared at the start.
     pub holders: Holders,
     /// The names of the reasons of drops.
@@ -135,9 +138,9 @@ impl Printer<'_> {
             Some(left) => *left -= 1,
             None => {}
         }
-        let owner = match record {
-            Record::Event(event) => event.owner(),
-            Record::Connection(connection) => &connection.owner,
+        let (owner, flow) = match record {
+            Record::Event(event) => (event.owner(), event.flow()),
+            Record::Connection(connection) => (&connection.owner, &connection.flow),
         };
         let cgroup_path = match &mut self.cgroups {
             Some(paths) if owner.is_process() => paths.of(owner.cgroup, owner.tgid),
@@ -145,6 +148,7 @@ impl Printer<'_> {
         };
         let moment = Moment {
             cgroup_path,
+            netns: self.namespaces.as_mut().and_then(|names| names.of(flow.netns)),
             realtime_ns: record.mono_ns().wrapping_add(realtime_offset),
             exited: owner.is_process() && (owner.gone != 0 || self.exits.has_exited(owner)),
             holders: self.holders.of(owner.holders),

@@ -1,0 +1,168 @@
+//! The columns of events in text.
+
+use std::io::{self, Write};
+
+use super::Moment;
+use super::names::{NETNS, addresses, name, netns, pid};
+use super::width::{padded, shorten};
+use crate::kernel::calendar::Calendar;
+use crate::model::events::{Flow, Owner};
+
+/// The columns, and what the events so far ask of them.
+pub(super) struct Columns {
+    /// A column shows the process that softirq interrupted.
+    current: bool,
+    /// Only columns that fit on 80 columns of a terminal, with most addresses of IPv4: times without fractions, shorter names, and
+    /// no column for the state.
+    few: bool,
+    seen: Namespaces,
+}
+
+/// The network namespaces of the events so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Namespaces {
+    /// There was no event.
+    None,
+    /// All events were of this one.
+    One(u32),
+    /// Each event names its namespace.
+    Several,
+}
+
+/// The width of all columns, with most addresses of IPv4.
+const WIDE: usize = 112;
+
+/// The state of most connections, which few columns leave out.
+const ESTABLISHED: &str = "ESTABLISHED";
+
+/// What the columns show of an event.
+#[derive(Clone, Copy)]
+pub(super) struct Cells<'a> {
+    /// The kind of the event.
+    pub(super) what: &'a str,
+    /// The segments that it is about.
+    pub(super) segs: Option<u32>,
+    pub(super) owner: &'a Owner,
+    /// The process that softirq interrupted.
+    pub(super) current: &'a str,
+    /// The socket's state, or what happened to the connection.
+    pub(super) state: &'a str,
+    pub(super) flow: &'a Flow,
+}
+
+impl Columns {
+    pub(super) fn new(current: bool) -> Self {
+        Self { current, few: false, seen: Namespaces::None }
+    }
+
+    /// The columns on a terminal of this width.
+    pub(super) fn within(self, width: usize) -> Self {
+        Self { few: width < WIDE, ..self }
+    }
+
+    /// Print the titles.
+    pub(super) fn titles(&self, out: &mut impl Write) -> io::Result<()> {
+        let (time, name) = self.widths();
+        let title = if self.few { "TIME" } else { "TIME (UTC)" };
+        write!(out, "{title:<time$} {:<10} {:>4} {:>7} {:<name$} ", "KIND", "SEGS", "PID", "COMM")?;
+        if self.current {
+            write!(out, "{:<26} ", "CURRENT (not the owner)")?;
+        }
+        if self.seen == Namespaces::Several {
+            write!(out, "{:<NETNS$} ", "NETNS")?;
+        }
+        writeln!(out, "{}LOCAL -> REMOTE", if self.few { "" } else { "STATE        " })
+    }
+
+    /// The widths of the time, and of the name.
+    fn widths(&self) -> (usize, usize) {
+        if self.few { (8, 15) } else { (15, 24) }
+    }
+
+    /// Print an event. The caller ends the line. Once a second network namespace is seen, each line names its namespace, below new
+    /// titles.
+    pub(super) fn begin_line(
+        &mut self,
+        out: &mut impl Write,
+        calendar: &mut Calendar,
+        moment: Moment<'_>,
+        &Cells { what, segs, owner, current, state, flow }: &Cells<'_>,
+    ) -> io::Result<()> {
+        match self.seen {
+            Namespaces::None => self.seen = Namespaces::One(flow.netns),
+            Namespaces::One(first) if first != flow.netns => {
+                self.seen = Namespaces::Several;
+                self.titles(out)?;
+            }
+            _ => {}
+        }
+        let (time, width) = self.widths();
+        let now = time_of_day(calendar, moment.realtime_ns);
+        let segs = segs.map(|segs| segs.to_string()).unwrap_or_default();
+        let name = name(owner, moment.exited, moment.holders);
+        let name = if self.few { shorten(&name, width) } else { name };
+        let (now, name) = (now.get(..time).unwrap_or(now), padded(&name, width));
+        write!(out, "{now:<time$} {what:<10} {segs:>4} {:>7} {name} ", pid(owner))?;
+        if self.current {
+            write!(out, "{current:<26} ")?;
+        }
+        if self.seen == Namespaces::Several {
+            write!(out, "{} ", netns(flow.netns, moment.netns))?;
+        }
+        match state {
+            _ if !self.few => write!(out, "{state:<12} {}", addresses(flow)),
+            ESTABLISHED => write!(out, "{}", addresses(flow)),
+            _ => write!(out, "{}  {state}", addresses(flow)),
+        }
+    }
+}
+
+/// The time of day, to the microsecond.
+pub(super) fn time_of_day(calendar: &mut Calendar, realtime_ns: u64) -> &str {
+    calendar.rfc3339(realtime_ns).get(11..26).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::events::How;
+
+    /// The lines of events in these namespaces.
+    fn lines(columns: Columns, events: &[(u32, Option<&str>, &str)]) -> Vec<String> {
+        let (mut out, mut columns, mut calendar) = (Vec::new(), columns, Calendar::default());
+        columns.titles(&mut out).unwrap();
+        let mut owner = Owner { tgid: 4_194_304, how: How::Send as u8, ..Owner::default() };
+        owner.comm[..15].copy_from_slice(b"123456789012345");
+        let mut flow = Flow { sport: 55384, dport: 5432, ..Flow::default() };
+        for address in [&mut flow.saddr, &mut flow.daddr] {
+            *address = std::net::Ipv4Addr::new(10, 1, 0, 1).to_ipv6_mapped().octets();
+        }
+        for &(inum, name, state) in events {
+            let moment = Moment { realtime_ns: 0, exited: false, cgroup_path: None, netns: name, holders: &[] };
+            let flow = Flow { netns: inum, ..flow };
+            let cells = Cells { what: "slow_start", segs: Some(9), owner: &owner, current: "", state, flow: &flow };
+            columns.begin_line(&mut out, &mut calendar, moment, &cells).unwrap();
+            out.push(b'\n');
+        }
+        String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_second_namespace_gets_a_column() {
+        let events = [(1, None, "X"), (1, None, "X"), (4_026_531_840, None, "X"), (1, Some("blue"), "X")];
+        let lines = lines(Columns::new(false), &events);
+        assert!(!lines[..3].iter().any(|line| line.contains("NETNS")), "{lines:?}");
+        assert!(lines[3].contains(" NETNS            STATE"), "{lines:?}");
+        assert!(lines[4].contains(" 4026531840       X") && lines[5].contains(" blue             X"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_lines_that_fit() {
+        let events = [(1, None, ESTABLISHED), (1, None, "SYN_SENT")];
+        let wide = lines(Columns::new(false).within(WIDE), &events[..1]);
+        assert!(wide.iter().all(|line| line.len() <= WIDE) && wide[1].contains(ESTABLISHED), "{wide:?}");
+        let few = lines(Columns::new(false).within(80), &events);
+        assert_eq!(few[1].len(), 80, "{few:?}");
+        assert!(few[2].ends_with("5432  SYN_SENT") && few[1].ends_with("5432"), "{few:?}");
+    }
+}

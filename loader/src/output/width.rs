@@ -1,0 +1,67 @@
+//! Text in the columns of a terminal, where a wide character (East Asian Width) takes two.
+
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// The columns that a text takes.
+pub(super) fn width(text: &str) -> usize {
+    text.width()
+}
+
+/// The text, and spaces up to this many columns.
+pub(super) fn padded(text: &str, columns: usize) -> String {
+    let spaces = columns.saturating_sub(width(text));
+    format!("{text}{:spaces$}", "")
+}
+
+/// The longest beginning that takes at most this many columns.
+pub(super) fn beginning(text: &str, columns: usize) -> &str {
+    let mut left = columns;
+    let end = text.char_indices().find(|(_, one)| match left.checked_sub(one.width().unwrap_or(0)) {
+        Some(rest) => {
+            left = rest;
+            false
+        }
+        None => true,
+    });
+    end.map_or(text, |(end, _)| &text[..end])
+}
+
+/// A text with its middle cut out if it takes more than `most` columns.
+pub(super) fn shorten(text: &str, most: usize) -> String {
+    if width(text) <= most {
+        return text.to_owned();
+    }
+    let (head, tail) = (most.saturating_sub(2) / 2, most.saturating_sub(2) - most.saturating_sub(2) / 2);
+    let mut from = text.len();
+    for (place, _) in text.char_indices().rev() {
+        if width(&text[place..]) > tail {
+            break;
+        }
+        from = place;
+    }
+    format!("{}..{}", beginning(text, head), &text[from..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wide_character_takes_two_columns() {
+        assert_eq!([width("abc"), width("数据库"), width("e\u{301}")], [3, 6, 1]);
+        assert_eq!(padded("数据", 6), "数据  ");
+        assert_eq!(padded("abcdef", 3), "abcdef");
+        assert_eq!([beginning("数据库", 5), beginning("abc", 9), beginning("数", 1)], ["数据", "abc", ""]);
+    }
+
+    #[test]
+    fn a_long_text_loses_its_middle() {
+        assert_eq!(shorten("abcdefghij", 10), "abcdefghij");
+        assert_eq!(shorten("abcdefghij", 7), "ab..hij");
+        let short = shorten("数据库服务器", 9);
+        assert_eq!((short.as_str(), width(&short)), ("数..务器", 8));
+        for most in 0..12 {
+            assert!(width(&shorten("a数据库b", most)) <= most.max(2), "{most}");
+        }
+    }
+}
