@@ -105,6 +105,11 @@ demo: setup ## Show xctl at work for SECONDS (10), on a link that loses segments
 	$(Q)$(MAKE) --no-print-directory $(BIN)
 	$(Q)./scripts/demo $(BIN) $(SECONDS)
 
+.PHONY: demo-svg
+demo-svg: $(BIN) ## Record the demonstration for the README: docs/demo.svg and docs/demo-report.svg (root)
+	$(Q)./scripts/setup demo-svg
+	$(Q)./scripts/demo-svg $(BIN) docs
+
 .PHONY: install
 install: $(BIN) ## Install the binary, man pages, completions and the systemd units (PREFIX, DESTDIR)
 	$(Q)$(CARGO) build --profile quick --locked --quiet --target $(HOST_ARCH)-unknown-linux-$(LIBC) --example docs
@@ -282,6 +287,7 @@ test-store: $(BIN) ## The statements of docs/store.md with DuckDB and ClickHouse
 	$(Q)./tests/store $(BIN)
 
 test-demo: $(BIN) ## What `make demo` shows (root)
+	$(Q)./scripts/setup demo-svg
 	$(say) TEST demo
 	$(Q)./tests/demo $(BIN)
 
