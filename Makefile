@@ -239,7 +239,7 @@ ci: setup-test ## What continuous integration runs
 	$(Q)$(MAKE) --no-print-directory check
 	$(Q)$(MAKE) --no-print-directory test
 	$(Q)$(MAKE) --no-print-directory test-corpus
-	$(Q)$(MAKE) --no-print-directory test-store test-demo test-fleet
+	$(Q)$(MAKE) --no-print-directory test-store test-demo test-top test-fleet
 	$(Q)$(MAKE) --no-print-directory bench-start bench-inspect
 	$(Q)$(MAKE) --no-print-directory bench-vm KERNELS='$(filter 6.12,$(KERNELS))'
 	$(Q)$(MAKE) --no-print-directory test-dist
@@ -261,7 +261,7 @@ else
   BENCH_CC = $(CC)
 endif
 
-.PHONY: test-corpus test-store test-demo test-fleet bench bench-sockets bench-start bench-reader bench-inspect bench-send bench-vm bench-vm-send
+.PHONY: test-corpus test-store test-demo test-top test-fleet bench bench-sockets bench-start bench-reader bench-inspect bench-send bench-vm bench-vm-send
 # A C program with the libbpf that xctl is linked with.
 define with_libbpf
 	$(say) CC $@
@@ -290,6 +290,11 @@ test-demo: $(BIN) ## What `make demo` shows (root)
 	$(Q)./scripts/setup demo-svg
 	$(say) TEST demo
 	$(Q)./tests/demo $(BIN)
+
+test-top: $(BIN) ## The screen of `xctl top` in tmux, at three sizes and with up to 5,000 processes (root)
+	$(Q)./scripts/setup demo-svg
+	$(say) TEST top
+	$(Q)./tests/top $(BIN)
 
 test-fleet: $(BIN) ## The metrics of a run over a lossy link in Prometheus, with the rules and the dashboard's queries (root)
 	$(Q)./scripts/setup fleet

@@ -306,7 +306,7 @@ struct totals {
 	__u64 failed;		/* segments that the kernel counts in TCPRetransFail */
 	__u64 failures;		/* attempts that failed, for any reason */
 	__u64 timeouts;		/* of retransmission timers; this and the next: by network namespace only */
-	__u64 timer_ends;	/* those of them that ended their connection */
+	__u64 timer_ends;	/* timeouts after which the kernel ended the connection */
 	__u64 drops;		/* packets that this host dropped; this and the next two: with settings.drops */
 	__u64 dropped_segs;
 	__u64 dropped_bytes;	/* payload */
@@ -328,7 +328,7 @@ enum lost {
 	STATE_BACKED_UP,	/* no loss: the same for the programs on inet_sock_set_state */
 	LOST_REFUSED,		/* SOCKET_TO_PID or its cache refused an operation, for another reason than its size */
 	LOST_UNATTRIBUTED,	/* an event without an owner, not emitted because a filter asks for one owner */
-	LOST_LEDGER,		/* the ring LEDGER had no room for the counters of a connection or a listener */
+	LOST_LEDGER,		/* the ring LEDGER had no room for a connection or listener, or a subflow of MPTCP was not read */
 	DROP_BACKED_UP,		/* no loss: as RETRANSMIT_BACKED_UP, for the programs on drops */
 	LOST_KINDS,
 };

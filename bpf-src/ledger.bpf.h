@@ -184,7 +184,7 @@ static __always_inline void settle(const struct sock *sk, const struct flow *flo
 /*
  * Write the account of an open connection or listener. `holder` is the socket that the entry is about: `sk` itself, or the parent
  * of this subflow of MPTCP. Nobody has locked the socket, and it may end meanwhile. As long as `holder` has its entry, its memory is
- * its own: forget() comes before the end of the socket.
+ * its own: forget() comes before the end of the socket. A subflow may be freed meanwhile; then its memory names another parent.
  */
 static __noinline void write_open(const struct sock *sk, const struct sock *holder, const struct flow *key,
 				  const struct owner *entry)
@@ -213,52 +213,31 @@ static __noinline void write_open(const struct sock *sk, const struct sock *hold
 	bpf_ringbuf_submit(account, BPF_RB_NO_WAKEUP);
 }
 
-#define SUBFLOWS 9	/* the first, and one for each further address (MPTCP_PM_ADDR_MAX) */
-
-/* Write the accounts of the open subflows of a connection of MPTCP. */
-static __always_inline void write_subflows(const struct sock *parent, const struct flow *key, const struct owner *entry)
+/*
+ * Write the account of the open connection or listener whose key the first words are. If it is a connection of MPTCP, write the
+ * account of the subflow with the number in the last word; 1: there may be further subflows.
+ */
+static __always_inline int account_of_open(const __u64 *words)
 {
-	const struct mptcp_sock *msk = (const void *)parent;
-	const struct mptcp_subflow_context *subflow = NULL;
-	const struct list_head *list, *next;
-
-	if (!bpf_core_field_exists(msk->conn_list) || !bpf_core_field_exists(subflow->node))
-		return;
-	list = __builtin_preserve_access_index(&msk->conn_list);
-	next = BPF_CORE_READ(list, next);
-#pragma unroll
-	for (int i = 0; i < SUBFLOWS; i++) {
-		if (!next || next == list)
-			return;
-		subflow = (const void *)next - bpf_core_field_offset(struct mptcp_subflow_context, node);
-		write_open(BPF_CORE_READ(subflow, tcp_sock), parent, key, entry);
-		next = BPF_CORE_READ(next, next);
-	}
-	if (next && next != list)
-		count_lost(LOST_LEDGER);
-}
-
-/* Write the account of the open connection or listener whose key has these words, or the accounts of its subflows. */
-static __always_inline void account_of_open(const __u64 *words)
-{
+	const struct sock *sk, *holder;
 	const struct owner *entry;
-	const struct sock *sk;
 	struct flow key;
 	unsigned int i;
 
 	if (!has_ledger())
-		return;
+		return 0;
 #pragma unroll
 	for (i = 0; i < sizeof(key) / sizeof(*words); i++)
 		((__u64 *)&key)[i] = words[i];
 	entry = bpf_map_lookup_elem(&SOCKET_TO_PID, &key);
 	if (!entry || entry->known_by != BY_ADDRESS)
-		return;
-	sk = (const void *)entry->socket;
+		return 0;
+	sk = holder = (const void *)entry->socket;
 	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) == IPPROTO_MPTCP)
-		write_subflows(sk, &key, entry);
-	else
-		write_open(sk, sk, &key, entry);
+		sk = subflow_of(holder, words[i]);
+	if (sk)
+		write_open(sk, holder, &key, entry);
+	return sk && sk != holder;
 }
 
 /*

@@ -18,6 +18,7 @@ const volatile struct settings settings = {};
 #include "flow.bpf.h"
 #include "reading.bpf.h"
 #include "owner_socket.bpf.h"
+#include "subflows.bpf.h"
 #include "owner_process.bpf.h"
 #include "owner_map.bpf.h"
 #include "owner_cache.bpf.h"
@@ -432,12 +433,11 @@ int it_accounts(struct bpf_iter__tcp *ctx)
 
 /* ---- run by user space (BPF_PROG_TEST_RUN), and attached to nothing ---- */
 
-/* The arguments are the words of a key of SOCKET_TO_PID. */
+/* The arguments are the words of a key of SOCKET_TO_PID, and the number of a subflow. */
 SEC("raw_tp")
-int tr_account(__u64 *key)
+int tr_account(__u64 *words)
 {
-	account_of_open(key);
-	return 0;
+	return account_of_open(words);
 }
 
 /* The helpers that read kernel memory are open to GPL-compatible programs only. */

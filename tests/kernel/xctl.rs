@@ -273,12 +273,17 @@ static OBJECT: Mutex<Option<String>> = Mutex::new(None);
 
 /// Runs a case whose xctls load this object in place of their own.
 pub fn with_object<T>(object: &[u8], case: impl FnOnce() -> Result<T>) -> Result<T> {
-    let set = |path| *OBJECT.lock().unwrap_or_else(PoisonError::into_inner) = path;
+    /// The next case has xctl's own object again, also if this one panics.
+    struct Reset;
+    impl std::ops::Drop for Reset {
+        fn drop(&mut self) {
+            *OBJECT.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
     let (_file, path) = nameless_file(object)?;
-    set(Some(path));
-    let outcome = case();
-    set(None);
-    outcome
+    *OBJECT.lock().unwrap_or_else(PoisonError::into_inner) = Some(path);
+    let _reset = Reset;
+    case()
 }
 
 /// The option that names the object, if there is one.

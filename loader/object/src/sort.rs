@@ -16,7 +16,7 @@ pub fn by_key<T, K: Ord>(items: &mut [T], key: impl Fn(&T) -> K) {
     arrange(items, order);
 }
 
-/// Collects a set. The standard library's `collect()` sorts the items first.
+/// Collects a set. The standard library's `collect()` sorts the items first, with a sort of its own for each type.
 pub fn set<T: Ord>(items: impl IntoIterator<Item = T>) -> BTreeSet<T> {
     let mut set = BTreeSet::new();
     set.extend(items);

@@ -21,7 +21,7 @@ fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
-/// A filter that may be given several times. Numbers and networks may have commas in between; names and paths hold commas.
+/// A filter that may be given several times. Numbers and networks may have commas in between; names and paths may contain commas.
 fn filter(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     option(name, value, help).action(ArgAction::Append)
 }
@@ -35,15 +35,18 @@ fn filter_options() -> Vec<Arg> {
         filter("pid", "PID,...", "Only these processes")
             .value_delimiter(',')
             .value_parser(value_parser!(u32).range(1..)),
-        filter("comm", "NAME", "Only processes of this name; as the next two, it may be given several times")
-            .value_parser(comm),
+        filter("comm", "NAME", "Only processes of this name. For several names, repeat the option").value_parser(comm),
         filter(
             "netns",
             "INUM|PATH",
-            "Only this network namespace: its inode number, a file such as /proc/PID/ns/net, or its name in `ip netns`",
+            "Only this network namespace: its inode number, a file such as /proc/PID/ns/net, or its name in `ip netns`. Repeat the option for several",
         ),
-        filter("cgroup", "PATH", "Only sockets of processes in this cgroup (v2) or below")
-            .value_parser(value_parser!(PathBuf)),
+        filter(
+            "cgroup",
+            "PATH",
+            "Only sockets of processes in this cgroup (v2) or below. Repeat the option for several",
+        )
+        .value_parser(value_parser!(PathBuf)),
         filter("port", "PORT,...", "Only these ports, local or remote")
             .value_delimiter(',')
             .value_parser(value_parser!(u16).range(1..)),
@@ -89,7 +92,7 @@ fn trace_options() -> Vec<Arg> {
         option("count", "N", "End after this number of events").value_parser(value_parser!(u64).range(1..)),
     ];
     let last = [
-        option("kind", "KIND,...", "Only these kinds of retransmission").value_delimiter(',').value_parser(kinds),
+        filter("kind", "KIND,...", "Only these kinds of retransmission").value_delimiter(',').value_parser(kinds),
         option(
             "max-sockets",
             "N",

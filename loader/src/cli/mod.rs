@@ -11,6 +11,8 @@ use clap::ArgMatches;
 
 use crate::error::Exit;
 use crate::model::events::FILTER_VALUES;
+use crate::model::network::Network;
+use crate::model::tcp::state::{NEW_SYN_RECV, SYN_RECV};
 use crate::trace::hooks::Attach;
 use crate::trace::seed::Source;
 use definition::FILTERS;
@@ -100,20 +102,32 @@ fn filters(matches: &mut ArgMatches) -> Result<Filters> {
     {
         return Err(anyhow!("--{name} takes at most {FILTER_VALUES} values").context(Exit::Usage));
     }
+    let family = match (matches.get_flag("4"), matches.get_flag("6")) {
+        (true, _) => Some(4),
+        (_, true) => Some(6),
+        _ => None,
+    };
+    let networks: Vec<Network> = many(matches, "addr");
+    if let Some(family) = family
+        && !networks.is_empty()
+        && networks.iter().all(|network| network.family != u64::from(family))
+    {
+        return Err(anyhow!("no network of --addr has addresses of IPv{family}").context(Exit::Usage));
+    }
+    let mut states: Vec<u8> = many(matches, "state");
+    if states.contains(&SYN_RECV) {
+        states.push(NEW_SYN_RECV);
+    }
     Ok(Filters {
         pids: many(matches, "pid"),
         comms: many(matches, "comm"),
         ports: many(matches, "port"),
-        networks: many(matches, "addr"),
+        networks,
         netns: many(matches, "netns"),
         cgroups: many(matches, "cgroup"),
-        family: match (matches.get_flag("4"), matches.get_flag("6")) {
-            (true, _) => Some(4),
-            (_, true) => Some(6),
-            _ => None,
-        },
+        family,
         kinds: many(matches, "kind"),
-        states: many(matches, "state"),
+        states,
     })
 }
 
@@ -300,9 +314,12 @@ mod tests {
         let sockets = parse_from(["xctl", "sockets", "--state", "listen,ESTABLISHED"]).unwrap();
         assert!(matches!(sockets, Command::Sockets(options) if options.filters.states == [10, 1]));
         assert_eq!(trace(&["--port", "1,2,3,4,5,6,7,8"]).filters.ports.len(), 8);
-        for wrong in
-            [vec!["--port", "1,2,3,4,5,6,7,8,9"], vec!["--addr", "10.0.0.0/33"], vec!["sockets", "--state", "open"]]
-        {
+        for wrong in [
+            vec!["--port", "1,2,3,4,5,6,7,8,9"],
+            vec!["--addr", "10.0.0.0/33"],
+            vec!["-6", "--addr", "10.0.0.0/8"],
+            vec!["sockets", "--state", "open"],
+        ] {
             let error = parse_from(["xctl"].iter().chain(&wrong)).unwrap_err();
             assert_eq!(Exit::code_of(&error), 2, "{wrong:?}: {error:#}");
         }

@@ -11,7 +11,7 @@ use crate::model::events::{self, COMM_LEN, FILTER_VALUES, Kind, Settings, Socket
 use crate::model::network::Network;
 use crate::trace::seed::holders::Process;
 
-/// Filters. A filter without values lets everything pass. Of a filter with values, one must fit.
+/// Filters. A filter without values lets everything pass. A socket passes another filter if it matches one of the values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
     pids: Vec<u32>,

@@ -150,17 +150,19 @@ pub fn iterate_again(link: BorrowedFd<'_>) -> io::Result<File> {
     unsafe { make(sys::BPF_ITER_CREATE, &mut attributes) }.map(File::from)
 }
 
-/// Run a raw tracepoint program once with these arguments (5.10 and newer).
+/// Run a raw tracepoint program once with these arguments (5.10 and newer). Returns what the program returns.
 ///
 /// # Errors
 /// `EINVAL`: this kernel does not run such programs on request.
-pub fn run(program: BorrowedFd<'_>, arguments: &[u8]) -> io::Result<()> {
+pub fn run(program: BorrowedFd<'_>, arguments: &[u8]) -> io::Result<u32> {
     let mut attributes = zeroed();
     attributes.test.prog_fd = program.as_raw_fd() as u32;
     attributes.test.ctx_in = arguments.as_ptr() as u64;
     attributes.test.ctx_size_in = arguments.len() as u32;
     // SAFETY: the kernel reads the arguments, whose length is given, and all else is zero.
-    unsafe { bpf(sys::BPF_PROG_TEST_RUN, &mut attributes) }.map(drop)
+    unsafe { bpf(sys::BPF_PROG_TEST_RUN, &mut attributes) }?;
+    // SAFETY: the kernel has written this member.
+    Ok(unsafe { attributes.test }.retval)
 }
 
 /// Put `value` under `key`.

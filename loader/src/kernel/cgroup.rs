@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -50,17 +51,6 @@ pub fn path_in(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("0::")).filter(|path| path.starts_with('/'))
 }
 
-/// The path below the mount, from one that begins at the root of this process's cgroup namespace. A cgroup outside the namespace has
-/// a path such as `/../../system.slice`; with the host's cgroups mounted, its path below the mount is `/system.slice`. A sibling of
-/// the namespace's root gets a wrong path here, which has another inode or none.
-fn below_mount(path: &str) -> &str {
-    let mut path = path;
-    while let Some(rest) = path.strip_prefix("/..").filter(|rest| rest.is_empty() || rest.starts_with('/')) {
-        path = rest;
-    }
-    if path.is_empty() { "/" } else { path }
-}
-
 /// The paths of cgroups that processes are in.
 #[derive(Debug, Default)]
 pub struct Paths {
@@ -70,11 +60,16 @@ pub struct Paths {
     known: HashMap<u64, String>,
     /// Cgroups and processes that gave no path, since [`Paths::forget`].
     missed: Vec<(u64, u32)>,
+    /// When all directories were read last.
+    walked: Option<Instant>,
 }
 
 impl Paths {
     /// The most paths that are kept. Containers come and go, and a run may last for weeks.
-    const MOST: usize = 4096;
+    const MOST: usize = 1 << 16;
+
+    /// The least time between two walks through all directories.
+    const EVERY: Duration = Duration::from_secs(1);
 
     /// Find the mount.
     #[must_use]
@@ -89,18 +84,44 @@ impl Paths {
     pub fn of(&mut self, id: u64, pid: u32) -> Option<&str> {
         if !self.known.contains_key(&id) && !self.missed.contains(&(id, pid)) {
             match self.look_up(id, pid) {
-                Some(path) => {
-                    if self.known.len() >= Self::MOST {
-                        self.known.clear();
-                    }
-                    self.known.insert(id, path);
-                }
+                Some(path) => self.keep(HashMap::from([(id, path)])),
                 None => {
                     self.missed.push((id, pid));
+                    self.walk();
                 }
             }
         }
         self.known(id)
+    }
+
+    fn keep(&mut self, found: HashMap<u64, String>) {
+        if self.known.len() + found.len() > Self::MOST {
+            self.known.clear();
+        }
+        self.known.extend(found);
+    }
+
+    /// Find all cgroups by their directories. The process may have exited. In a container /proc shows paths from xctl's own cgroup
+    /// on, such as `/../../podY`, and the directory is elsewhere below the mount. The number of a directory's inode is the id.
+    fn walk(&mut self) {
+        let Some((mount, _)) = &self.mount else { return };
+        if self.walked.is_some_and(|walked| walked.elapsed() < Self::EVERY) {
+            return;
+        }
+        self.walked = Some(Instant::now());
+        let mut found = HashMap::new();
+        let mut folders = vec![String::new()];
+        while let Some(folder) = folders.pop().filter(|_| found.len() < Self::MOST) {
+            for entry in fs::read_dir(format!("{mount}{folder}")).into_iter().flatten().flatten() {
+                let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                if let (true, Ok(name)) = (is_folder, entry.file_name().into_string()) {
+                    let path = format!("{folder}/{name}");
+                    found.insert(entry.ino(), path.clone());
+                    folders.push(path);
+                }
+            }
+        }
+        self.keep(found);
     }
 
     /// The path of the cgroup with this id, if it was found before.
@@ -119,7 +140,7 @@ impl Paths {
     fn look_up(&self, id: u64, pid: u32) -> Option<String> {
         let (mount, device) = self.mount.as_ref()?;
         let text = read(format!("/proc/{pid}/cgroup")).ok()?;
-        let path = below_mount(path_in(&text)?);
+        let path = path_in(&text)?;
         let about = fs::metadata(format!("{mount}{path}")).ok()?;
         (about.ino() == id && about.dev() == *device).then(|| path.to_owned())
     }
@@ -146,15 +167,6 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_outside_the_namespace_has_its_path_below_the_mount() {
-        for (path, below) in
-            [("/a", "/a"), ("/../../a/b", "/a/b"), ("/..", "/"), ("/..a", "/..a"), ("/a/../b", "/a/../b")]
-        {
-            assert_eq!(below_mount(path), below);
-        }
-    }
-
-    #[test]
     fn a_path_counts_only_if_its_directory_has_the_id() {
         let mut paths = Paths::begin();
         let own = read("/proc/self/cgroup").unwrap();
@@ -164,8 +176,12 @@ mod tests {
             return;
         };
         let pid = std::process::id();
-        assert_eq!(paths.of(about.ino() + 1, pid), None);
+        assert_eq!(paths.look_up(about.ino() + 1, pid), None);
         assert_eq!(paths.of(about.ino(), pid), path_in(&own));
         assert_eq!(paths.of(about.ino(), 0), path_in(&own), "it is known by now");
+        let is_root = path_in(&own) == Some("/");
+        let found = Paths::begin().of(about.ino(), 0).map(str::to_owned);
+        assert!(found.as_deref() == path_in(&own) || is_root, "by its directory: {found:?}");
+        assert_eq!(Paths::begin().of(u64::MAX, 0), None);
     }
 }

@@ -92,7 +92,7 @@ const ALWAYS: &[Rule] = &[
     All(libc::SYS_newfstatat),
     All(libc::SYS_fstat),
     All(libc::SYS_lseek),
-    // The names of network namespaces are the files of a folder.
+    // The names of network namespaces, and cgroups, are looked up in folders.
     All(libc::SYS_getdents64),
     All(libc::SYS_close),
     // musl sets close-on-exec once more.

@@ -140,6 +140,9 @@ const NAMED: &str = "/run/netns";
 /// The names that `ip netns` gives to network namespaces.
 #[derive(Debug, Default)]
 pub struct Names {
+    /// The first namespace that [`Names::if_several`] was asked about.
+    first: Option<u32>,
+    several: bool,
     known: Vec<(u32, String)>,
     /// When the folder was read last.
     read: Option<Instant>,
@@ -149,7 +152,14 @@ impl Names {
     /// The least time between two looks at the folder.
     const EVERY: Duration = Duration::from_secs(1);
 
-    /// The name of the namespace with this inode number. None: it had no name a second ago.
+    /// As [`Names::of`], once this function was asked about two namespaces: before, nobody has to tell them apart.
+    pub fn if_several(&mut self, inum: u32) -> Option<&str> {
+        self.several |= *self.first.get_or_insert(inum) != inum;
+        if self.several { self.of(inum) } else { None }
+    }
+
+    /// The name of the namespace with this inode number. None: no name was found when the folder was read last, at most one second
+    /// ago.
     pub fn of(&mut self, inum: u32) -> Option<&str> {
         // A name may have gone, or mean another namespace by now.
         let is_it = |name: &str| inode(&Path::new(NAMED).join(name)).is_ok_and(|now| now == inum);

@@ -123,23 +123,24 @@ impl Terminal {
     /// The number of rows and of columns. A terminal that does not know its size has 24 and 80.
     #[must_use]
     pub fn size(&self) -> (usize, usize) {
-        size()
+        let (rows, columns) = size();
+        (rows.unwrap_or(24), columns.unwrap_or(80))
     }
 }
 
-/// The columns of the terminal that standard output is; none: it is no terminal.
+/// The columns of the terminal that standard output is; none: it is no terminal, or does not know its size.
 #[must_use]
 pub fn columns() -> Option<usize> {
-    io::stdout().is_terminal().then(|| size().1)
+    io::stdout().is_terminal().then(size)?.1
 }
 
-/// Rows and columns of the terminal.
-fn size() -> (usize, usize) {
+/// Rows and columns of the terminal, if it knows them.
+fn size() -> (Option<usize>, Option<usize>) {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the kernel writes a winsize.
     unsafe { libc::ioctl(io::stdout().as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
-    let or = |count: u16, default| if count == 0 { default } else { count.into() };
-    (or(size.ws_row, 24), or(size.ws_col, 80))
+    let known = |count: u16| (count > 0).then(|| count.into());
+    (known(size.ws_row), known(size.ws_col))
 }
 
 impl Drop for Terminal {

@@ -8,7 +8,7 @@ use super::counters::Counters;
 use super::row::{Fates, Folded, Row};
 use super::rows::Limit;
 use super::summary::key_of;
-use crate::model::events::{Owner, ProcessKey};
+use crate::model::events::{How, Owner, ProcessKey};
 use crate::model::reading::{Account, AccountWhy, ReadingOf};
 
 /// The time for which an ended connection is remembered. A process that does not hold the socket's lock may be about to take
@@ -18,9 +18,12 @@ const LATE_NS: u64 = 1_000_000_000;
 /// If more connections than this are remembered, xctl looks for ended ones to forget.
 const MANY: usize = 1024;
 
-/// One connection, however often its socket's address is used: the address, and the time of the socket's first entry. One
-/// listener: the address, and the number of its inode.
-type Life = (u64, u64);
+/// The most owners of subflows that are kept.
+const MOST_SUBFLOWS: usize = 1 << 16;
+
+/// One connection, however often its socket's address is used: the address, the time of the socket's first entry, and the ports.
+/// Subflows of MPTCP have the time of their parent. One listener: the address, and the number of its inode.
+type Life = (u64, u64, u32);
 
 /// The state of a connection before its next account.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +54,8 @@ pub struct Balance {
     /// The number of ticks that have begun, and one more at the end.
     tick: u64,
     before: HashMap<Life, Before>,
+    /// The owners of subflows of MPTCP that were open at their last account, by the address and the ports.
+    subflows: HashMap<(u64, u32), Owner>,
     /// The rows by process.
     pub rows: HashMap<ProcessKey, Row>,
     /// The rows that were folded.
@@ -65,8 +70,9 @@ impl Balance {
     /// a second.
     #[must_use]
     pub fn new(hz: u64) -> Self {
-        let (before, rows, folded) = (HashMap::new(), HashMap::new(), Folded::default());
-        Self { hz, stage: Stage::Opening, tick: 0, before, rows, folded, limit: Limit::default(), many: MANY }
+        let (before, subflows, rows) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (folded, limit) = (Folded::default(), Limit::default());
+        Self { hz, stage: Stage::Opening, tick: 0, before, subflows, rows, folded, limit, many: MANY }
     }
 
     /// The ledger begins now, ns of CLOCK_MONOTONIC. All connections that were open have been read.
@@ -107,6 +113,14 @@ impl Balance {
 
     /// Add an account. Returns the connection if it ended in the time of the ledger and its owner passes the filters.
     pub fn note(&mut self, account: &Account) -> Option<Connection> {
+        let with_owner;
+        let account = match self.owner_of_subflow(account) {
+            Some(owner) => {
+                with_owner = Account { owner, ..*account };
+                &with_owner
+            }
+            None => account,
+        };
         let before = self.before.get(&life(account)).copied();
         let ended_before = before.is_some_and(|before| before.ended);
         let counted_open = before.is_some_and(|before| before.tick == self.tick && self.tick > 0);
@@ -138,8 +152,8 @@ impl Balance {
             (AccountWhy::Ended, _) => (Fates::of(account), true),
             (AccountWhy::Taken, _) => (Fates::default(), ended_before),
         };
-        // A subflow of MPTCP has the `since` of its parent. So if one ended, the next at its address has the same life, but its
-        // counters have begun from nothing.
+        // If a subflow of MPTCP ended, the next at its address may have its ports too, and so the same life. But its counters have
+        // begun from nothing.
         let is_other = ended_before && account.why() == AccountWhy::Ended && !is_listener;
         let from = before.filter(|_| !is_other);
         if is_listener && from.is_none() && account.owner.since <= self.begun_ns() {
@@ -172,6 +186,27 @@ impl Balance {
         (account.why() == AccountWhy::Ended).then(|| Connection::new(account, row))
     }
 
+    /// The owner of a subflow that has ended without one. If a connection of MPTCP is reset, its parent ends before its subflows
+    /// (`mptcp_do_fastclose()`), and their owner with it. None: the account has its owner, or none was known before.
+    fn owner_of_subflow(&mut self, account: &Account) -> Option<Owner> {
+        let place = (account.socket, ports(account));
+        match account.why() {
+            // The entry that was found is the parent's.
+            AccountWhy::Open if account.owner.socket != account.socket => {
+                // The ends of most were lost, if there are so many.
+                if self.subflows.len() >= MOST_SUBFLOWS {
+                    self.subflows.clear();
+                }
+                self.subflows.insert(place, account.owner);
+                None
+            }
+            AccountWhy::Ended if !self.subflows.is_empty() => {
+                self.subflows.remove(&place).filter(|_| account.owner.how() == How::Unknown)
+            }
+            _ => None,
+        }
+    }
+
     /// The connection's next account counts from this one on.
     fn remember(&mut self, account: &Account, counters: Counters, ended: bool) {
         let now_ns = account.mono_ns;
@@ -191,11 +226,15 @@ impl Balance {
     }
 }
 
+fn ports(account: &Account) -> u32 {
+    u32::from(account.flow.sport) << 16 | u32::from(account.flow.dport)
+}
+
 fn life(account: &Account) -> Life {
     let Owner { since, own_inode, .. } = account.owner;
     // A socket may listen again after shutdown(). The kernel keeps its count of drops, and its inode.
     let listens = account.reading.of() == ReadingOf::Listener && own_inode != 0;
-    (account.socket, if listens { own_inode } else { since })
+    if listens { (account.socket, own_inode, 0) } else { (account.socket, since, ports(account)) }
 }
 
 #[cfg(test)]

@@ -269,7 +269,7 @@ mirror! {
         failures: u64,
         /// Expirations of retransmission timers; by network namespace only.
         timeouts: u64,
-        /// Those of them that ended their connection; by network namespace only.
+        /// Timeouts after which the kernel ended the connection; by network namespace only.
         timer_ends: u64,
         /// Packets that this host dropped.
         drops: u64,

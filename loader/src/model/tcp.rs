@@ -50,9 +50,9 @@ const STATES: [&str; 14] = [
     "BOUND_INACTIVE",
 ];
 
-/// The names of all states.
+/// The names of the states that sockets in the kernel's tables can have.
 pub fn state_names() -> impl Iterator<Item = &'static str> {
-    STATES.into_iter().filter(|name| !name.is_empty())
+    STATES.into_iter().filter(|name| !["", "CLOSE", "BOUND_INACTIVE"].contains(name))
 }
 
 /// The state of this name, whatever its case.

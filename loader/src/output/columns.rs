@@ -12,9 +12,8 @@ use crate::model::events::{Flow, Owner};
 pub(super) struct Columns {
     /// A column shows the process that softirq interrupted.
     current: bool,
-    /// Only columns that fit on 80 columns of a terminal, with most addresses of IPv4: times without fractions, shorter names, and
-    /// no column for the state.
-    few: bool,
+    /// The width of the terminal; none: lines may have any length.
+    terminal: Option<usize>,
     seen: Namespaces,
 }
 
@@ -29,8 +28,10 @@ enum Namespaces {
     Several,
 }
 
-/// The width of all columns, with most addresses of IPv4.
-const WIDE: usize = 112;
+/// The width of the columns that are always there, with most pairs of IPv4 addresses.
+const ALL: usize = 79 + 42;
+/// The widths of the columns that may be added.
+const CURRENT: usize = 26;
 
 /// The state of most connections, which few columns leave out.
 const ESTABLISHED: &str = "ESTABLISHED";
@@ -52,31 +53,38 @@ pub(super) struct Cells<'a> {
 
 impl Columns {
     pub(super) fn new(current: bool) -> Self {
-        Self { current, few: false, seen: Namespaces::None }
+        Self { current, terminal: None, seen: Namespaces::None }
     }
 
     /// The columns on a terminal of this width.
     pub(super) fn within(self, width: usize) -> Self {
-        Self { few: width < WIDE, ..self }
+        Self { terminal: Some(width), ..self }
+    }
+
+    /// Whether only the shorter form of a line fits the terminal: times without fractions, shorter names, and no column for the state.
+    fn is_short(&self) -> bool {
+        let current = if self.current { CURRENT + 1 } else { 0 };
+        let netns = if self.seen == Namespaces::Several { NETNS + 1 } else { 0 };
+        self.terminal.is_some_and(|width| width < ALL + current + netns)
     }
 
     /// Print the titles.
     pub(super) fn titles(&self, out: &mut impl Write) -> io::Result<()> {
         let (time, name) = self.widths();
-        let title = if self.few { "TIME" } else { "TIME (UTC)" };
+        let title = if self.is_short() { "TIME" } else { "TIME (UTC)" };
         write!(out, "{title:<time$} {:<10} {:>4} {:>7} {:<name$} ", "KIND", "SEGS", "PID", "COMM")?;
         if self.current {
-            write!(out, "{:<26} ", "CURRENT (not the owner)")?;
+            write!(out, "{:<CURRENT$} ", "CURRENT (not the owner)")?;
         }
         if self.seen == Namespaces::Several {
             write!(out, "{:<NETNS$} ", "NETNS")?;
         }
-        writeln!(out, "{}LOCAL -> REMOTE", if self.few { "" } else { "STATE        " })
+        writeln!(out, "{}LOCAL -> REMOTE", if self.is_short() { "" } else { "STATE        " })
     }
 
     /// The widths of the time, and of the name.
     fn widths(&self) -> (usize, usize) {
-        if self.few { (8, 15) } else { (15, 24) }
+        if self.is_short() { (8, 15) } else { (15, 24) }
     }
 
     /// Print an event. The caller ends the line. Once a second network namespace is seen, each line names its namespace, below new
@@ -100,17 +108,17 @@ impl Columns {
         let now = time_of_day(calendar, moment.realtime_ns);
         let segs = segs.map(|segs| segs.to_string()).unwrap_or_default();
         let name = name(owner, moment.exited, moment.holders);
-        let name = if self.few { shorten(&name, width) } else { name };
+        let name = if self.is_short() && owner.is_process() { shorten(&name, width) } else { name };
         let (now, name) = (now.get(..time).unwrap_or(now), padded(&name, width));
         write!(out, "{now:<time$} {what:<10} {segs:>4} {:>7} {name} ", pid(owner))?;
         if self.current {
-            write!(out, "{current:<26} ")?;
+            write!(out, "{} ", padded(current, CURRENT))?;
         }
         if self.seen == Namespaces::Several {
             write!(out, "{} ", netns(flow.netns, moment.netns))?;
         }
         match state {
-            _ if !self.few => write!(out, "{state:<12} {}", addresses(flow)),
+            _ if !self.is_short() => write!(out, "{state:<12} {}", addresses(flow)),
             ESTABLISHED => write!(out, "{}", addresses(flow)),
             _ => write!(out, "{}  {state}", addresses(flow)),
         }
@@ -157,11 +165,13 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_terminal_gets_lines_that_fit() {
+    fn a_narrow_terminal_gets_shorter_lines() {
         let events = [(1, None, ESTABLISHED), (1, None, "SYN_SENT")];
-        let wide = lines(Columns::new(false).within(WIDE), &events[..1]);
-        assert!(wide.iter().all(|line| line.len() <= WIDE) && wide[1].contains(ESTABLISHED), "{wide:?}");
-        let few = lines(Columns::new(false).within(80), &events);
+        let wide = lines(Columns::new(false).within(ALL), &events[..1]);
+        assert!(wide.iter().all(|line| line.len() <= ALL) && wide[1].contains(ESTABLISHED), "{wide:?}");
+        let several = lines(Columns::new(false).within(ALL), &[events[0], (2, None, ESTABLISHED)]);
+        assert!(several[1].contains(ESTABLISHED) && !several[3].contains(ESTABLISHED), "{several:?}");
+        let few = lines(Columns::new(false).within(ALL - 1), &events);
         assert_eq!(few[1].len(), 80, "{few:?}");
         assert!(few[2].ends_with("5432  SYN_SENT") && few[1].ends_with("5432"), "{few:?}");
     }

@@ -7,14 +7,15 @@ use crate::ledger::summary;
 use crate::model::events::{Flow, How, Owner, address, comm};
 use crate::trace::seed::holders::{Process, common_name};
 
-/// A name as text without control characters, so that the name cannot play tricks on a terminal. The characters that change the
-/// direction of a text, or break its line, are such characters here.
+/// A name as text without control characters, so that the name cannot play tricks on a terminal. Characters that change the
+/// direction of a text, break its line, or show nothing, are such characters here.
 pub(super) fn printable(name: &str) -> String {
-    let plays = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{fffd}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    name.chars().map(|c| if plays(c) { '?' } else { c }).collect()
+    name.chars().map(|c| if c.is_control() || plays(c) { '?' } else { c }).collect()
+}
+
+fn plays(c: char) -> bool {
+    matches!(c,
+        '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{fffd}')
 }
 
 /// The process of a row in the summary: its PID and its name, or why there is none.

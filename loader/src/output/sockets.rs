@@ -89,7 +89,7 @@ pub fn json(
     out.write_all(b"\n")
 }
 
-/// Print a table. Each column is as wide as its widest entry. If there are several network namespaces, a column has the name of
+/// Print a table. Each column is as wide as its widest entry. If the sockets are of several network namespaces, a column has the name of
 /// each, which `name_of` tells, or its number.
 ///
 /// # Errors
@@ -99,16 +99,18 @@ pub fn text(out: &mut impl Write, listing: &Listing, mut name_of: impl FnMut(u32
     let rows = || sockets().map(addresses);
     let local = rows().map(|(local, _)| local.len()).max().unwrap_or(0).max("LOCAL".len());
     let remote = rows().map(|(_, remote)| remote.len()).max().unwrap_or(0).max("REMOTE".len());
-    let title = if listing.namespaces > 1 { padded(" NETNS", 1 + NETNS) } else { String::new() };
+    let first = sockets().map(|socket| socket.flow.netns).next();
+    let several = sockets().any(|socket| Some(socket.flow.netns) != first);
+    let title = if several { padded(" NETNS", 1 + NETNS) } else { String::new() };
     writeln!(
         out,
         "{:>7} {:<15} {:<12} {:<local$} -> {:<remote$}{title} OWNER",
         "PID", "COMM", "STATE", "LOCAL", "REMOTE"
     )?;
     for (socket, (from, to)) in sockets().zip(rows()) {
-        let netns = match listing.namespaces {
-            2.. => format!(" {}", netns(socket.flow.netns, name_of(socket.flow.netns).as_deref())),
-            _ => String::new(),
+        let netns = match several {
+            true => format!(" {}", netns(socket.flow.netns, name_of(socket.flow.netns).as_deref())),
+            false => String::new(),
         };
         writeln!(
             out,

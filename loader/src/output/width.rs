@@ -1,10 +1,10 @@
 //! Text in the columns of a terminal, where a wide character (East Asian Width) takes two.
 
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+use unicode_width::UnicodeWidthChar;
 
-/// The columns that a text takes.
+/// The columns that a text takes: the sum over its characters. Some terminals show a sequence of them as one.
 pub(super) fn width(text: &str) -> usize {
-    text.width()
+    text.chars().map(|one| one.width().unwrap_or(0)).sum()
 }
 
 /// The text, and spaces up to this many columns.
@@ -60,8 +60,10 @@ mod tests {
         assert_eq!(shorten("abcdefghij", 7), "ab..hij");
         let short = shorten("数据库服务器", 9);
         assert_eq!((short.as_str(), width(&short)), ("数..务器", 8));
-        for most in 0..12 {
-            assert!(width(&shorten("a数据库b", most)) <= most.max(2), "{most}");
+        for (most, text) in (0..12).flat_map(|most| [(most, "a数据库b"), (most, "☀\u{fe0f}☀\u{fe0f}x☀\u{fe0f}")])
+        {
+            assert!(width(&shorten(text, most)) <= most.max(2), "{most}");
+            assert!(width(beginning(text, most)) <= most, "{most}");
         }
     }
 }

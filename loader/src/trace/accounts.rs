@@ -22,8 +22,11 @@ use crate::verify::sums::Tally;
 /// The program that writes the account of an open connection.
 pub const ACCOUNT: &str = "tr_account";
 
-/// The number of open connections that are read before the ring is drained. The ring has room for more than twice as many.
+/// The number of accounts that are asked for before the ring is drained. The ring has room for more than twice as many.
 const AT_ONCE: usize = 1024;
+
+/// The greatest number of a subflow, as in subflows.bpf.h.
+const SUBFLOWS: u64 = 64;
 
 /// Where accounts come from, and their sums so far.
 pub struct Accounts {
@@ -90,12 +93,24 @@ impl Accounts {
         let mut keys = Vec::new();
         let sockets = object.contents(SOCKETS)?;
         sockets.for_each(|key, _| keys.extend_from_slice(key)).context("cannot read the map SOCKET_TO_PID")?;
-        for some in keys.chunks(AT_ONCE * size_of::<Flow>()) {
-            for key in some.chunks_exact(size_of::<Flow>()) {
-                bpf::run(program, key).context("cannot read what an open connection has counted")?;
+        let mut arguments = [0; size_of::<Flow>() + size_of::<u64>()];
+        let mut asked = 0;
+        for key in keys.chunks_exact(size_of::<Flow>()) {
+            arguments[..key.len()].copy_from_slice(key);
+            for number in 0..=SUBFLOWS {
+                arguments[key.len()..].copy_from_slice(&number.to_ne_bytes());
+                let more = bpf::run(program, &arguments).context("cannot read what an open connection has counted")?;
+                asked += 1;
+                if asked % AT_ONCE == 0 {
+                    self.drain()?;
+                }
+                // Only a connection of MPTCP has several.
+                if more == 0 {
+                    break;
+                }
             }
-            self.drain()?;
         }
+        self.drain()?;
         Ok(())
     }
 

@@ -278,7 +278,7 @@ impl Verifier {
                 Slack { missing, what: "that these hooks do not show", ..Slack::default() }
             }
             // A process that asks for SO_ERROR takes the error away, perhaps before the connection ends. Want of memory ends a
-            // connection without an error.
+            // connection without an error. xctl has already counted the timeout of each end that it saw.
             Check::Timeouts => {
                 let what = "that ended connections whose error was taken, for want of memory, or after an ICMP error";
                 Slack { missing: grew(|counters| counters.aborts) - timer_ends, what, ..Slack::default() }

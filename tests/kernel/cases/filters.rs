@@ -52,6 +52,7 @@ pub fn run(set: Set, _family: Family) -> Outcome {
         })?,
         Filter::new(set, &["--netns", "1", "--netns", &path_a], move |record| record.at.netns == inode_a)?,
         Filter::new(set, &["--addr", &net_v4], |record| record.at.saddr.is_ipv4())?,
+        Filter::new(set, &["--addr", "10.99.0.128/25,192.0.2.1,fd99::/126"], |record| record.at.saddr.is_ipv6())?,
         Filter::new(set, &["--addr", &of_b, "--addr", "192.0.2.0/24"], move |record| {
             [record.at.saddr, record.at.daddr].contains(&address_b)
         })?,
@@ -94,6 +95,11 @@ pub fn cgroup(set: Set, family: Family) -> Outcome {
         Filter::new(set, &["--cgroup", &inner.path.to_string_lossy()], of(pids[0]))?,
         Filter::new(set, &["--cgroup", &parent.path.to_string_lossy()], of(pids[0]))?,
         Filter::new(set, &["--cgroup", &other.path.to_string_lossy()], |_| false)?,
+        Filter::new(
+            set,
+            &["--cgroup", &other.path.to_string_lossy(), "--cgroup", &parent.path.to_string_lossy()],
+            of(pids[0]),
+        )?,
         Filter::new(set, &["--cgroup", &root.to_string_lossy()], |_| true)?,
     ];
     let truths = send_all(senders)?;
@@ -120,6 +126,44 @@ pub fn cgroup(set: Set, family: Family) -> Outcome {
     let where_they_are = format!("/proc is not a cgroup v2 directory: these are below {}", root.display());
     ensure!(said.contains(&where_they_are), "it does not say {where_they_are:?}: {said:?}");
     same_as(&link, &watched, filtered)
+}
+
+/// Every filter has as many values as it takes. The kernel must accept the programs, and one value of each filter is the right one.
+pub fn full(set: Set, family: Family) -> Outcome {
+    let Some(root) = Cgroup::root()? else { return Ok(Verdict::Skipped("this host has no cgroup v2".into())) };
+    let parent = Cgroup::new(root.join(format!("xctl-test-{}", std::process::id())))?;
+    let inner = (0..7).map(|number| Cgroup::new(parent.path.join(number.to_string()))).collect::<Result<Vec<_>>>()?;
+    let link = Link::lossy()?;
+    let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
+    let plan = |comm| Plan { sizes: vec![700], burst: 4, ..Plan::new(comm, receiver.at) };
+    let senders = vec![Sender::new(&link.a, plan("inside"))?, Sender::new(&link.a, plan("outside"))?];
+    let pids: Vec<_> = senders.iter().map(|sender| sender.who.pid).collect();
+    inner[6].take(pids[0])?;
+    let seven = |of: &dyn Fn(u32) -> String| (1..8).map(of).collect::<Vec<_>>();
+    let port = receiver.at.port().to_string();
+    let right = [pids[0].to_string(), port, link.address(&link.b, family).to_string(), link.a.inode.to_string()];
+    let wrong = [
+        seven(&|number| (4_000_000 + number).to_string()),
+        seven(&|number| number.to_string()),
+        seven(&|number| format!("192.0.2.{number}/32")),
+        seven(&|number| number.to_string()),
+    ];
+    let mut args = vec![];
+    for (option, (right, wrong)) in
+        ["--pid", "--port", "--addr", "--netns"].into_iter().zip(right.into_iter().zip(wrong))
+    {
+        args.extend(wrong.into_iter().chain([right]).flat_map(|value| [option.to_owned(), value]));
+    }
+    let comms = seven(&|number| format!("none-{number}")).into_iter().chain(["inside".to_owned()]);
+    args.extend(comms.flat_map(|comm| ["--comm".to_owned(), comm]));
+    let cgroups = inner.iter().chain([&parent]).map(|one| one.path.display().to_string());
+    args.extend(cgroups.flat_map(|cgroup| ["--cgroup".to_owned(), cgroup]));
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let all = Xctl::start(set, &[])?;
+    let inside = pids[0];
+    let filtered = [Filter::new(set, &args, move |record| record.at.pid == Some(inside))?];
+    send_all(senders)?;
+    same(&link, all, filtered)
 }
 
 /// An event of unknown owner may belong to the requested process. xctl counts it apart if the event passes all other

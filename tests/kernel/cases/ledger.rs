@@ -201,7 +201,12 @@ pub fn without_first() -> Vec<u8> {
 
 /// The backup alone handles changes of state.
 pub fn backed_up(set: Set, family: Family) -> Outcome {
-    with_object(&without_first(), || run(set, family))
+    with_object(&without_first(), || {
+        let hooks = Xctl::start(set, &[])?.ready.hooks;
+        let has = |program: &str| hooks.iter().any(|hook| hook.program == program);
+        ensure!((has("kp_state") || has("tp_state")) && has("tp2_state"), "no program and its backup: {hooks:?}");
+        run(set, family)
+    })
 }
 
 /// How long data get lost: long enough for each segment to be sent again at least once.

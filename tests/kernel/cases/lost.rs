@@ -14,6 +14,7 @@ use crate::counters::Counters;
 use crate::host::{Set, is_full, tool};
 use crate::link::{DEAD_V4, Link, quiet};
 use crate::map;
+use crate::missed::Witness;
 use crate::process::{PATIENCE, nameless_file, poll};
 use crate::ways::{Order, RawActor};
 use crate::without;
@@ -172,6 +173,7 @@ pub fn totals_that_last(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let before = Counters::of(&link.a)?;
+    let witness = Witness::of(&[])?;
     let xctl = Xctl::start(set, &["--object", &object, "--netns", &link.a.path().to_string_lossy()])?;
     let mut steady = Puppet::new(&link.a, "steady", receiver.at)?;
     link.lose(100)?;
@@ -188,6 +190,9 @@ pub fn totals_that_last(set: Set, family: Family) -> Outcome {
     let grown = memory_kb(xctl.process.pid())?.saturating_sub(memory);
     let after = Counters::of(&link.a)?;
     let trace = xctl.stop(Signal::SIGINT)?;
+    if let Some(why) = witness.hidden()? {
+        return Ok(Verdict::Skipped(why));
+    }
 
     trace.nothing_lost()?;
     let rows = |pid| trace.summary.processes.iter().filter(move |process| process.pid == Some(pid));

@@ -132,6 +132,7 @@ pub const ALL: &[Case] = &[
     case!("mptcp_subflows",       Set::ALL,    EITHER, OLDEST,   mptcp::subflows),
     case!("mptcp_ledger",         Set::ALL,    EITHER, KERNELS,  mptcp::ledger),
     case!("filters",              AUTO,        V4,     OLDEST,    filters::run),
+    case!("filters_full",         AUTO,        V4,     OLDEST,   filters::full),
     case!("cgroup",               AUTO,        V4,     OLDEST,   filters::cgroup),
     case!("absent_netns",         AUTO,        V4,     HERE,     filters::absent),
     case!("filtered_unknown",     AUTO,        V4,     HERE,     filters::unknown),

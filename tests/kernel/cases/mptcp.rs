@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::ss;
+use super::top::Top;
 
 use crate::actors::{Actor, Id, Protocols};
 use crate::claims::{Claims, Whose};
@@ -176,12 +177,15 @@ pub fn ledger(set: Set, family: Family) -> Outcome {
     };
     let before = told(old_flow)?;
     let xctl = Xctl::start(set, &[])?;
+    let top = Top::start(set)?;
     let ((new, new_flow), (new_theirs, _)) = connect(&mut client, &mut server)?;
     exchange(&mut client, &mut server, (old, old_theirs), 5)?;
     exchange(&mut client, &mut server, (new, new_theirs), 7)?;
     let after = [told(old_flow)?, told(new_flow)?];
+    let top = top.finish()?;
     let trace = xctl.stop(Signal::SIGINT)?;
     trace.nothing_lost()?;
+    ensure!(trace.summary.lost.ledger == 0, "the ledger lacks {}", trace.summary.lost.ledger);
     for (end, who) in [&client.who, &server.who].into_iter().enumerate() {
         let row = trace.summary.ledger.iter().find(|row| row.pid == Some(who.pid));
         let row = &row.with_context(|| format!("no row of {who:?}"))?.ledger;
@@ -190,6 +194,11 @@ pub fn ledger(set: Set, family: Family) -> Outcome {
             let expected = after[0][end][place] - before[end][place] + after[1][end][place];
             ensure!(expected > 0, "{name} of {who:?} is 0");
             ensure!(row["tcp"][name] == expected, "{name} of {who:?} is not {expected}: {row}");
+            let of_top = top.get(&who.pid).map(|row| &row["tcp"][name]);
+            ensure!(
+                of_top.is_some_and(|sum| *sum == expected),
+                "xctl top: {name} of {who:?} is {of_top:?}, not {expected}"
+            );
         }
     }
     Ok(Verdict::Passed(format!("{:?}", after[1][0])))

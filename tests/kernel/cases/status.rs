@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::pty::{OpenptyResult, openpty};
+use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::signal::Signal;
 
 use super::ends::one_sender;
@@ -38,12 +38,16 @@ fn segments(status: &str) -> Option<u64> {
 
 pub fn run(set: Set, family: Family) -> Outcome {
     let (link, receiver, sender) = one_sender(family)?;
-    let ends = openpty(None, None).context("making a terminal")?;
+    let ends =
+        openpty(&Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 }, None).context("making a terminal")?;
     let path = format!("/proc/{}/fd/{}", std::process::id(), ends.slave.as_raw_fd());
     let netns = link.a.path().display().to_string();
     let args = ["trace", "--attach", &set.to_string(), "--netns", &netns];
     let mut xctl = Process::start("xctl on a terminal", by_shell("TERM=xterm", &args, &format!(">{path} 2>&1"))?)?;
     let mut seen = String::new();
+    // Lines are short on 80 columns.
+    read(&ends, &mut seen, |seen| seen.contains("LOCAL -> REMOTE\r\n"))?;
+    ensure!(seen.contains("TIME     KIND "), "the titles are not short: {seen:?}");
     // A quiet host has a status, too.
     read(&ends, &mut seen, |seen| seen.contains(STATUS))?;
     send_all(vec![sender])?;

@@ -148,7 +148,7 @@ impl Printer<'_> {
         };
         let moment = Moment {
             cgroup_path,
-            netns: self.namespaces.as_mut().and_then(|names| names.of(flow.netns)),
+            netns: self.namespaces.as_mut().and_then(|names| names.if_several(flow.netns)),
             realtime_ns: record.mono_ns().wrapping_add(realtime_offset),
             exited: owner.is_process() && (owner.gone != 0 || self.exits.has_exited(owner)),
             holders: self.holders.of(owner.holders),

@@ -228,6 +228,28 @@ fn subflows_of_mptcp_have_one_life_and_each_counts_from_nothing() {
     use AccountWhy::Ended;
     let during = [account(1, 1100, 7, Ended, 20, 1200), account(1, 1100, 7, Ended, 30, 1300)];
     assert_eq!(sent(&run(&[], &during, &[]), 7).map(|(sent, ..)| sent), Some(50));
+    // With other ports it is another connection, also while it is open.
+    let mut open = account(1, 1100, 7, AccountWhy::Open, 5, 1400);
+    open.flow.sport = 9;
+    assert_eq!(sent(&run(&[], &during[..1], &[open]), 7).map(|(sent, ..)| sent), Some(25));
+}
+
+#[test]
+fn a_subflow_that_ends_after_its_parent_counts_for_its_last_owner() {
+    let mut balance = Balance::new(HZ);
+    balance.begin(BEGUN);
+    balance.tick();
+    let mut open = account(1, 1100, 7, AccountWhy::Open, 20, 1200);
+    open.owner.socket = 99;
+    balance.note(&open);
+    let nobody = Owner { how: How::Unknown as u8, ..Owner::default() };
+    balance.note(&Account { owner: nobody, ..account(1, 0, 7, AccountWhy::Ended, 30, 1300) });
+    balance.end();
+    assert_eq!(sent(&balance, 7).map(|(sent, ..)| sent), Some(30));
+    assert_eq!(balance.rows.len(), 1, "nobody has a row");
+    // The next connection at that address is another one.
+    balance.note(&Account { owner: nobody, ..account(1, 0, 7, AccountWhy::Ended, 5, 1400) });
+    assert_eq!((sent(&balance, 7).map(|(sent, ..)| sent), balance.rows.len()), (Some(30), 2));
 }
 
 #[test]

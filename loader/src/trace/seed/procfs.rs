@@ -254,7 +254,8 @@ fn describe(tgid: u32, wanted: &[u64]) -> Option<Owner> {
 /// Ids of a process's cgroup (v2) and of the cgroups above it, from the text of /proc/PID/cgroup.
 fn cgroups(text: &str) -> Vec<u64> {
     const ROOT: &str = "/sys/fs/cgroup";
-    let Some(path) = cgroup::path_in(text) else { return Vec::new() };
+    // A cgroup outside xctl's cgroup namespace has a path from there on, such as `/../podY`, and is not known here.
+    let Some(path) = cgroup::path_in(text).filter(|path| !path.starts_with("/..")) else { return Vec::new() };
     let full = PathBuf::from(format!("{ROOT}{path}"));
     let own = full.ancestors().take_while(|path| path.starts_with(ROOT));
     own.filter_map(|path| fs::metadata(path).ok()).map(|about| about.ino()).collect()
