@@ -151,9 +151,10 @@ impl<Fd: AsFd> Map<Fd> {
         let mut room: u32 = 1024;
         // The kernel's place in the map, the number of a bucket.
         let mut place = None::<u32>;
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
         loop {
-            let mut keys = vec![0; self.key_size * room as usize];
-            let mut values = vec![0; self.value_size * room as usize];
+            keys.resize(self.key_size * room as usize, 0);
+            values.resize(self.value_size * room as usize, 0);
             let (mut count, mut next) = (room, 0u32);
             let from = place.as_mut().map_or(ptr::null_mut(), ptr::from_mut);
             // SAFETY: the kernel reads and writes a place of 32 bits, and writes at most `count` keys and values.

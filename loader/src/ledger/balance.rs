@@ -99,8 +99,10 @@ impl Balance {
     pub fn take_interval(&mut self, since_ns: u64) -> (HashMap<ProcessKey, Row>, Folded) {
         let row = self.folded.row.take_interval(since_ns);
         let folded = Folded { rows: if row.is_quiet() { 0 } else { self.folded.rows }, row };
-        let rows = self.rows.iter_mut().map(|(key, row)| (*key, row.take_interval(since_ns)));
-        (rows.filter(|(_, row)| !row.is_quiet()).collect(), folded)
+        let mut rows = HashMap::with_capacity(self.rows.len());
+        let gains = self.rows.iter_mut().map(|(key, row)| (*key, row.take_interval(since_ns)));
+        rows.extend(gains.filter(|(_, row)| !row.is_quiet()));
+        (rows, folded)
     }
 
     /// When the ledger began.

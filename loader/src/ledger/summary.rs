@@ -210,6 +210,7 @@ impl Summary {
         let ledger_of =
             |row: &Row, cuts| Ledger { complete: Some(row.complete && !lost), cuts, ..Ledger::new(row, now_ns) };
         let places: HashMap<_, _> = (0..).zip(&self.processes).map(|(place, process)| (process.key, place)).collect();
+        self.processes.reserve(rows.len());
         for (key, row) in rows {
             let known = places.get(key).copied();
             if known.is_none() && row.is_quiet() {

@@ -34,6 +34,8 @@ pub struct Accounts {
     balance: Balance,
     /// The connections that have ended and were not taken out yet; none: nobody asks for them.
     ended: Option<Vec<Connection>>,
+    /// The keys of SOCKET_TO_PID, while open connections are read. The room is kept for the next time.
+    keys: Vec<u8>,
     /// With `--verify`: the open connections, and the sums of those that ended.
     all: Option<(AllOpen, Tally)>,
 }
@@ -48,7 +50,8 @@ impl Accounts {
         let ring = SharedRing::new(object.map(LEDGER)?).context("cannot map the ring of the ledger")?;
         let all = verify.then(|| AllOpen::attach(object)).transpose()?.map(|all| (all, Tally::default()));
         let balance = Balance::new(jiffies_per_second()?);
-        let mut accounts = Self { ring: shared::Reader::new(ring), balance, ended: events.then(Vec::new), all };
+        let mut accounts =
+            Self { ring: shared::Reader::new(ring), balance, ended: events.then(Vec::new), keys: Vec::new(), all };
         accounts.read_open(object)?;
         accounts.balance.begin(monotonic_ns()?);
         Ok(accounts)
@@ -90,7 +93,8 @@ impl Accounts {
     /// If the kernel does not let us read.
     fn read_open(&mut self, object: &LoadedObject) -> Result<()> {
         let program = object.program(ACCOUNT)?;
-        let mut keys = Vec::new();
+        let mut keys = std::mem::take(&mut self.keys);
+        keys.clear();
         let sockets = object.contents(SOCKETS)?;
         sockets.for_each(|key, _| keys.extend_from_slice(key)).context("cannot read the map SOCKET_TO_PID")?;
         let mut arguments = [0; size_of::<Flow>() + size_of::<u64>()];
@@ -110,6 +114,7 @@ impl Accounts {
                 }
             }
         }
+        self.keys = keys;
         self.drain()?;
         Ok(())
     }
