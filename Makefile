@@ -261,7 +261,7 @@ else
   BENCH_CC = $(CC)
 endif
 
-.PHONY: test-corpus test-store test-demo test-top test-fleet bench bench-sockets bench-start bench-reader bench-inspect bench-send bench-vm bench-vm-send
+.PHONY: test-corpus test-store test-demo test-top test-fleet bench bench-sockets bench-start bench-reader bench-inspect bench-send bench-ledger bench-vm bench-vm-send
 # A C program with the libbpf that xctl is linked with.
 define with_libbpf
 	$(say) CC $@
@@ -269,7 +269,7 @@ define with_libbpf
 	$(BENCH_CC) -O2 -Wall -Wextra -D_GNU_SOURCE -static -I"$$libbpf/include" $< -o $@ "$$libbpf"/lib{bpf,elf,z}.a $(BENCH_LIBC)
 endef
 
-target/bench-start target/bench-reader target/bench-send: target/bench-%: tests/bench/%.c tests/bench/die.h tests/bench/row.h bpf-src/events.h $(BIN)
+target/bench-start target/bench-reader target/bench-send target/bench-ledger: target/bench-%: tests/bench/%.c tests/bench/die.h tests/bench/row.h bpf-src/events.h $(BIN)
 	$(with_libbpf)
 
 target/corpus-load: tests/corpus/load.c $(BIN)
@@ -303,7 +303,7 @@ test-fleet: $(BIN) ## The metrics of a run over a lossy link in Prometheus, with
 
 bench: ## All benchmarks of this machine, and one table of them, also as target/bench.json; wants an idle machine
 	$(Q)rm -f target/bench.json
-	$(Q)failed=0; for what in start reader send sockets inspect; do \
+	$(Q)failed=0; for what in start reader send ledger sockets inspect; do \
 		BENCH_ROWS=$(CURDIR)/target/bench.json $(MAKE) --no-print-directory bench-$$what || failed=1; \
 	done; ./tests/bench/table target/bench.json; exit $$failed
 
@@ -332,6 +332,10 @@ bench-inspect: $(BIN) target/hostile/make ## What inspect costs with objects of 
 bench-send: $(BIN) target/bench-send ## What a send costs in xctl's programs, beside an empty program, with the hooks of ATTACH (6.3 or newer, root)
 	$(say) BENCH send
 	$(Q)target/bench-send $(BIN) 100000 trace --json --attach $(ATTACH)
+
+bench-ledger: $(BPF_OBJECT) target/bench-ledger ## What the ledger costs at a change of state, at an end, and for each open socket at a tick (root)
+	$(say) BENCH ledger
+	$(Q)target/bench-ledger $(BPF_OBJECT) 2000
 
 bench-vm: $(BIN) $(BPF_OBJECT) target/bench-start ## Time to start and memory with kprobes, on Debian kernels in virtual machines (KERNELS='6.12')
 	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(CURDIR)/target/bench-start KERNELS='$(KERNELS)' VM_LABEL=-bench \

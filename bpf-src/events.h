@@ -270,6 +270,8 @@ enum account_why {
 	ACCOUNT_TAKEN,		/* another process takes it; `owner` is the owner until then */
 };
 
+#define COUNT_SUBFLOWS (~0ULL)	/* in place of the number of a subflow: tr_account returns how many there are */
+
 /* The counters of a connection or a listener until now, and its owner: a record of the ring LEDGER. */
 struct account {
 	struct flow flow;
@@ -328,7 +330,7 @@ enum lost {
 	STATE_BACKED_UP,	/* no loss: the same for the programs on inet_sock_set_state */
 	LOST_REFUSED,		/* SOCKET_TO_PID or its cache refused an operation, for another reason than its size */
 	LOST_UNATTRIBUTED,	/* an event without an owner, not emitted because a filter asks for one owner */
-	LOST_LEDGER,		/* the ring LEDGER had no room for a connection or listener, or a subflow of MPTCP was not read */
+	LOST_LEDGER,		/* the ring LEDGER had no room for a connection or listener, or MPTCP has too many subflows */
 	DROP_BACKED_UP,		/* no loss: as RETRANSMIT_BACKED_UP, for the programs on drops */
 	LOST_KINDS,
 };

@@ -184,7 +184,8 @@ static __always_inline void settle(const struct sock *sk, const struct flow *flo
 /*
  * Write the account of an open connection or listener. `holder` is the socket that the entry is about: `sk` itself, or the parent
  * of this subflow of MPTCP. Nobody has locked the socket, and it may end meanwhile. As long as `holder` has its entry, its memory is
- * its own: forget() comes before the end of the socket. A subflow may be freed meanwhile; then its memory names another parent.
+ * its own: forget() comes before the end of the socket. A subflow may be freed meanwhile: if its memory was used again, it names
+ * another parent; if not, the account of its end came before this one.
  */
 static __noinline void write_open(const struct sock *sk, const struct sock *holder, const struct flow *key,
 				  const struct owner *entry)
@@ -214,13 +215,15 @@ static __noinline void write_open(const struct sock *sk, const struct sock *hold
 }
 
 /*
- * Write the account of the open connection or listener whose key the first words are. If it is a connection of MPTCP, write the
- * account of the subflow with the number in the last word; 1: there may be further subflows.
+ * Write the account of the open connection or listener whose key the first words are. A connection of MPTCP has no account of its
+ * own. If the last word is COUNT_SUBFLOWS, return the number of its subflows. Else write the account of the subflow with that
+ * number; 1: the number is to be asked for again, and all below it.
  */
 static __always_inline int account_of_open(const __u64 *words)
 {
 	const struct sock *sk, *holder;
 	const struct owner *entry;
+	bool lost = false;
 	struct flow key;
 	unsigned int i;
 
@@ -233,11 +236,14 @@ static __always_inline int account_of_open(const __u64 *words)
 	if (!entry || entry->known_by != BY_ADDRESS)
 		return 0;
 	sk = holder = (const void *)entry->socket;
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) == IPPROTO_MPTCP)
-		sk = subflow_of(holder, words[i]);
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) == IPPROTO_MPTCP) {
+		if (words[i] == COUNT_SUBFLOWS)
+			return count_subflows(holder);
+		sk = subflow_of(holder, words[i], &lost);
+	}
 	if (sk)
 		write_open(sk, holder, &key, entry);
-	return sk && sk != holder;
+	return lost;
 }
 
 /*

@@ -3,34 +3,63 @@
 #ifndef XCTL_SUBFLOWS_BPF_H
 #define XCTL_SUBFLOWS_BPF_H
 
-#define SUBFLOWS 64	/* the greatest number that is found: a connection has at most 65 subflows (MPTCP_PM_ADDR_MAX) */
+#define SUBFLOWS 64	/* the most that are found; the kernel's own path manager makes no more (MPTCP_PM_ADDR_MAX) */
 
-/*
- * The subflow with this number in the list of a connection of MPTCP. NULL: there is none, or the walk lost its way, since nobody has
- * locked the list, and a subflow was removed meanwhile. The latter is counted.
- */
-static __always_inline const struct sock *subflow_of(const struct sock *parent, __u64 number)
+/* The list of the subflows of a connection of MPTCP; NULL: this kernel has no such list. */
+static __always_inline const struct list_head *subflows_of(const struct sock *parent)
 {
 	const struct mptcp_sock *msk = (const void *)parent;
 	const struct mptcp_subflow_context *subflow = NULL;
-	const struct list_head *list, *at;
 
 	if (!bpf_core_field_exists(msk->conn_list) || !bpf_core_field_exists(subflow->node))
 		return NULL;
-	list = __builtin_preserve_access_index(&msk->conn_list);
+	return __builtin_preserve_access_index(&msk->conn_list);
+}
+
+/* The number of subflows. If there are more than can be found, the rest is counted as lost. */
+static __noinline int count_subflows(const struct sock *parent)
+{
+	const struct list_head *list = subflows_of(parent), *at;
+
+	if (!list)
+		return 0;
 	at = BPF_CORE_READ(list, next);
 #pragma unroll
-	for (__u64 i = 0; i < SUBFLOWS; i++) {
+	for (int i = 0; i < SUBFLOWS; i++) {
+		if (!at || at == list)
+			return i;
+		at = BPF_CORE_READ(at, next);
+	}
+	if (at && at != list)
+		count_lost(LOST_LEDGER);
+	return SUBFLOWS;
+}
+
+/*
+ * The subflow with this number in the list. NULL: there is none. Nobody has locked the list: if a subflow is removed meanwhile, the
+ * walk may leave the list, and `lost` is set.
+ */
+static __always_inline const struct sock *subflow_of(const struct sock *parent, __u64 number, bool *lost)
+{
+	const struct list_head *list = subflows_of(parent), *at;
+	const struct mptcp_subflow_context *subflow;
+	const struct sock *sk;
+
+	if (!list)
+		return NULL;
+	at = BPF_CORE_READ(list, next);
+#pragma unroll
+	for (__u64 i = 0; i < SUBFLOWS - 1; i++) {
 		if (!at || at == list || i == number)
 			break;
 		at = BPF_CORE_READ(at, next);
 	}
-	if (!at)
-		count_lost(LOST_LEDGER);
-	if (!at || at == list)
+	if (at == list)
 		return NULL;
 	subflow = (const void *)at - bpf_core_field_offset(struct mptcp_subflow_context, node);
-	return BPF_CORE_READ(subflow, tcp_sock);
+	sk = at ? BPF_CORE_READ(subflow, tcp_sock) : NULL;
+	*lost = !sk;
+	return sk;
 }
 
 #endif

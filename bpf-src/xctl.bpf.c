@@ -433,7 +433,7 @@ int it_accounts(struct bpf_iter__tcp *ctx)
 
 /* ---- run by user space (BPF_PROG_TEST_RUN), and attached to nothing ---- */
 
-/* The arguments are the words of a key of SOCKET_TO_PID, and the number of a subflow. */
+/* The arguments are the words of a key of SOCKET_TO_PID, and the number of a subflow or COUNT_SUBFLOWS. */
 SEC("raw_tp")
 int tr_account(__u64 *words)
 {

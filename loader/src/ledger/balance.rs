@@ -54,8 +54,9 @@ pub struct Balance {
     /// The number of ticks that have begun, and one more at the end.
     tick: u64,
     before: HashMap<Life, Before>,
-    /// The owners of subflows of MPTCP that were open at their last account, by the address and the ports.
-    subflows: HashMap<(u64, u32), Owner>,
+    /// The owners of subflows of MPTCP that were open at their last account, and whether they pass the filters, by the address and
+    /// the ports.
+    subflows: HashMap<(u64, u32), (Owner, u8)>,
     /// The rows by process.
     pub rows: HashMap<ProcessKey, Row>,
     /// The rows that were folded.
@@ -117,8 +118,8 @@ impl Balance {
     pub fn note(&mut self, account: &Account) -> Option<Connection> {
         let with_owner;
         let account = match self.owner_of_subflow(account) {
-            Some(owner) => {
-                with_owner = Account { owner, ..*account };
+            Some((owner, wanted)) => {
+                with_owner = Account { owner, wanted, ..*account };
                 &with_owner
             }
             None => account,
@@ -188,9 +189,9 @@ impl Balance {
         (account.why() == AccountWhy::Ended).then(|| Connection::new(account, row))
     }
 
-    /// The owner of a subflow that has ended without one. If a connection of MPTCP is reset, its parent ends before its subflows
+    /// The owner of a subflow that has ended without one, and whether it passes the filters. If a connection of MPTCP is reset, its parent ends before its subflows
     /// (`mptcp_do_fastclose()`), and their owner with it. None: the account has its owner, or none was known before.
-    fn owner_of_subflow(&mut self, account: &Account) -> Option<Owner> {
+    fn owner_of_subflow(&mut self, account: &Account) -> Option<(Owner, u8)> {
         let place = (account.socket, ports(account));
         match account.why() {
             // The entry that was found is the parent's.
@@ -199,7 +200,7 @@ impl Balance {
                 if self.subflows.len() >= MOST_SUBFLOWS {
                     self.subflows.clear();
                 }
-                self.subflows.insert(place, account.owner);
+                self.subflows.insert(place, (account.owner, account.wanted));
                 None
             }
             AccountWhy::Ended if !self.subflows.is_empty() => {

@@ -38,8 +38,8 @@ pub struct Lost {
     /// Processes and network namespaces that the totals had no room for. If this is not 0, the summary is a lower
     /// bound.
     pub totals: u64,
-    /// Connections and listeners whose counters are missing in the ledger, because its ring had no room; and readings of MPTCP that
-    /// may lack a subflow.
+    /// Connections and listeners whose counters are missing in the ledger, because its ring had no room; and readings of connections
+    /// of MPTCP with too many subflows.
     pub ledger: u64,
     /// Probe runs that the kernel skipped; none if the kernel does not tell.
     pub missed: Option<u64>,

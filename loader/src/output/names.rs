@@ -8,7 +8,7 @@ use crate::model::events::{Flow, How, Owner, address, comm};
 use crate::trace::seed::holders::{Process, common_name};
 
 /// A name as text without control characters, so that the name cannot play tricks on a terminal. Characters that change the
-/// direction of a text, break its line, or show nothing, are such characters here.
+/// direction of a text or break its line, and most that show nothing, are such characters here.
 pub(super) fn printable(name: &str) -> String {
     name.chars().map(|c| if c.is_control() || plays(c) { '?' } else { c }).collect()
 }

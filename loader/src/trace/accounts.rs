@@ -1,6 +1,8 @@
 //! The accounts of connections: what each has counted when it ends, when another process takes it, and while it is open.
 
 use std::collections::HashMap;
+use std::io;
+use std::os::fd::BorrowedFd;
 
 use anyhow::{Context, Result, anyhow};
 
@@ -22,11 +24,15 @@ use crate::verify::sums::Tally;
 /// The program that writes the account of an open connection.
 pub const ACCOUNT: &str = "tr_account";
 
-/// The number of accounts that are asked for before the ring is drained. The ring has room for more than twice as many.
-const AT_ONCE: usize = 1024;
+/// The number of keys whose connections are read before the ring is drained. The ring has room for 2,788 accounts: a connection of
+/// MPTCP has one for each subflow.
+const AT_ONCE: usize = 256;
 
-/// The greatest number of a subflow, as in subflows.bpf.h.
-const SUBFLOWS: u64 = 64;
+/// In place of the number of a subflow: the program says how many there are.
+const COUNT_SUBFLOWS: u64 = u64::MAX;
+
+/// The attempts to read the subflows of a connection. Each fails only if one of them is removed within a microsecond.
+const TRIES: usize = 100;
 
 /// Where accounts come from, and their sums so far.
 pub struct Accounts {
@@ -97,21 +103,10 @@ impl Accounts {
         keys.clear();
         let sockets = object.contents(SOCKETS)?;
         sockets.for_each(|key, _| keys.extend_from_slice(key)).context("cannot read the map SOCKET_TO_PID")?;
-        let mut arguments = [0; size_of::<Flow>() + size_of::<u64>()];
-        let mut asked = 0;
-        for key in keys.chunks_exact(size_of::<Flow>()) {
-            arguments[..key.len()].copy_from_slice(key);
-            for number in 0..=SUBFLOWS {
-                arguments[key.len()..].copy_from_slice(&number.to_ne_bytes());
-                let more = bpf::run(program, &arguments).context("cannot read what an open connection has counted")?;
-                asked += 1;
-                if asked % AT_ONCE == 0 {
-                    self.drain()?;
-                }
-                // Only a connection of MPTCP has several.
-                if more == 0 {
-                    break;
-                }
+        for (place, key) in keys.chunks_exact(size_of::<Flow>()).enumerate() {
+            read_one(program, key).context("cannot read what an open connection has counted")?;
+            if place % AT_ONCE == AT_ONCE - 1 {
+                self.drain()?;
             }
         }
         self.keys = keys;
@@ -174,4 +169,23 @@ impl Accounts {
     pub fn finish(self) -> Balance {
         self.balance
     }
+}
+
+/// Let the program write the account of the open connection with this key, or the accounts of its subflows (MPTCP).
+fn read_one(program: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
+    let mut arguments = [0; size_of::<Flow>() + size_of::<u64>()];
+    arguments[..key.len()].copy_from_slice(key);
+    let mut ask = |number: u64| {
+        arguments[key.len()..].copy_from_slice(&number.to_ne_bytes());
+        bpf::run(program, &arguments)
+    };
+    for _ in 0..TRIES {
+        let count = ask(COUNT_SUBFLOWS)?;
+        // From the last to the first: if one is removed meanwhile, those that move down have been read.
+        let mut numbers = (0..u64::from(count)).rev();
+        if numbers.try_fold(true, |whole, number| Ok::<_, io::Error>(whole && ask(number)? == 0))? {
+            return Ok(());
+        }
+    }
+    Err(io::Error::other("the subflows of a connection of MPTCP change all the time"))
 }

@@ -133,6 +133,7 @@ pub fn full(set: Set, family: Family) -> Outcome {
     let Some(root) = Cgroup::root()? else { return Ok(Verdict::Skipped("this host has no cgroup v2".into())) };
     let parent = Cgroup::new(root.join(format!("xctl-test-{}", std::process::id())))?;
     let inner = (0..7).map(|number| Cgroup::new(parent.path.join(number.to_string()))).collect::<Result<Vec<_>>>()?;
+    let other = Cgroup::new(parent.path.join("other"))?;
     let link = Link::lossy()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let plan = |comm| Plan { sizes: vec![700], burst: 4, ..Plan::new(comm, receiver.at) };
@@ -156,14 +157,17 @@ pub fn full(set: Set, family: Family) -> Outcome {
     }
     let comms = seven(&|number| format!("none-{number}")).into_iter().chain(["inside".to_owned()]);
     args.extend(comms.flat_map(|comm| ["--comm".to_owned(), comm]));
-    let cgroups = inner.iter().chain([&parent]).map(|one| one.path.display().to_string());
+    let cgroups = [&other].into_iter().chain(&inner).map(|one| one.path.display().to_string());
     args.extend(cgroups.flat_map(|cgroup| ["--cgroup".to_owned(), cgroup]));
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     let all = Xctl::start(set, &[])?;
     let inside = pids[0];
     let filtered = [Filter::new(set, &args, move |record| record.at.pid == Some(inside))?];
     send_all(senders)?;
-    same(&link, all, filtered)
+    link.quiet()?;
+    let all = all.stop(Signal::SIGINT)?;
+    ensure!(all.of(link.a.inode).any(|record| record.at.pid == Some(inside)), "no retransmit to compare");
+    same_as(&link, &all, filtered)
 }
 
 /// An event of unknown owner may belong to the requested process. xctl counts it apart if the event passes all other

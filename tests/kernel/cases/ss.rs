@@ -151,12 +151,17 @@ fn say(ns: &Netns, flow: Flow) -> Result<Said> {
     Ok(Said { asked, answered, text: String::from_utf8_lossy(&output.stdout).into_owned() })
 }
 
-/// Counters of a connection, by the names that ss gives them. ss leaves them out if they are 0.
-pub fn counters<const N: usize>(ns: &Netns, flow: Flow, names: [&str; N]) -> Result<[u64; N]> {
-    let text = say(ns, flow)?.text;
-    ensure!(!text.is_empty(), "ss does not know {flow:?}");
-    let value = |name: &str| text.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
-    Ok(names.map(|name| value(name).and_then(|value| value.parse().ok()).unwrap_or_default()))
+/// The number of established connections of a namespace, and the sums of these counters, by the names that ss gives them. ss leaves
+/// a counter out if it is 0.
+pub fn sums<const N: usize>(ns: &Netns, names: [&str; N]) -> Result<(usize, [u64; N])> {
+    let output = ns.enter(|| tool("ss").args(["-HtinoO", "state", "established"]).output().context("starting ss"))?;
+    ensure!(output.status.success(), "ss: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let value = |line: &str, name: &str| {
+        let word = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
+        word.and_then(|value| value.parse::<u64>().ok()).unwrap_or_default()
+    };
+    Ok((text.lines().count(), names.map(|name| text.lines().map(|line| value(line, name)).sum())))
 }
 
 /// The numbers of all retransmitted segments and bytes so far. ss leaves them out if they are 0.

@@ -243,7 +243,8 @@ fn a_subflow_that_ends_after_its_parent_counts_for_its_last_owner() {
     open.owner.socket = 99;
     balance.note(&open);
     let nobody = Owner { how: How::Unknown as u8, ..Owner::default() };
-    balance.note(&Account { owner: nobody, ..account(1, 0, 7, AccountWhy::Ended, 30, 1300) });
+    // Nobody passes a filter by process.
+    balance.note(&Account { owner: nobody, wanted: 0, ..account(1, 0, 7, AccountWhy::Ended, 30, 1300) });
     balance.end();
     assert_eq!(sent(&balance, 7).map(|(sent, ..)| sent), Some(30));
     assert_eq!(balance.rows.len(), 1, "nobody has a row");
