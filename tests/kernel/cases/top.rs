@@ -58,14 +58,18 @@ impl Top {
                     let same = |field: &str| record[field] == last[field];
                     ensure!(same("mono_ns") && same("interval_us"), "it is of another interval than {last}: {record}");
                     let Some(pid) = record["pid"].as_u64() else { continue };
-                    let observed = number(record, "observed_us").context("observed_us")?;
+                    // A process that only repeated SYN-ACKs in an interval has no figures in it.
+                    let observed = number(record, "observed_us");
+                    ensure!(observed.is_some() || record["tcp"].is_null(), "observed_us is null: {record}");
                     let most = number(record, "interval_us").context("interval_us")?;
-                    ensure!(observed <= most, "it was observed for longer than the interval: {record}");
+                    ensure!(observed.unwrap_or(0) <= most, "it was observed for longer than the interval: {record}");
                     let row = rows.entry(u32::try_from(pid)?).or_insert_with(|| Value::Object(Map::new()));
                     for part in ["tcp", "connections", "cuts"] {
                         add(&mut row[part], &record[part], part == "connections");
                     }
-                    row["complete"] = record["complete"].clone();
+                    if observed.is_some() {
+                        row["complete"] = record["complete"].clone();
+                    }
                 }
                 _ => anyhow::bail!("neither interval nor process: {record}"),
             }
