@@ -16,7 +16,7 @@ use super::ledger::without_first;
 use super::verify::{DIFFERENCE, Object, Run, Verified};
 use crate::actors::Actor;
 use crate::counters::{Counters, connections, wait_until_grown};
-use crate::host::{Set, is_guest, tool};
+use crate::host::{Set, crowd, is_guest, tool};
 use crate::link::{Link, Netns, run as run_tool};
 use crate::missed::Witness;
 use crate::process::{PATIENCE, poll};
@@ -203,7 +203,7 @@ pub fn backed_up(set: Set, family: Family) -> Outcome {
 /// xctl starts and ends amid short connections on a lossy link. At any moment some are open, some begin and some end; each run
 /// must know where it began.
 pub fn starts(set: Set, family: Family) -> Outcome {
-    let starts = if is_guest() { 5 } else { 50 };
+    let starts = crowd(50, 5);
     let link = Link::lossy()?;
     let receiver = Receiver::new(&link.b, "receiver", link.address(&link.b, family), 0)?;
     let day = Duration::from_secs(24 * 3600);
