@@ -83,8 +83,8 @@ impl Paths {
         Self { mount: found, ..Self::default() }
     }
 
-    /// The path of the cgroup with this id, in which this process was seen. None: the process has exited or moved, and no other
-    /// one was seen there; or this host has no such mount.
+    /// The path of the cgroup with this id, in which this process was seen. None: the cgroup is gone, or is not found yet since the
+    /// directories may not be read again so soon; or this host has no such mount.
     pub fn of(&mut self, id: u64, pid: u32) -> Option<&str> {
         if !self.known.contains_key(&id) && !self.missed.contains(&(id, pid)) {
             match self.look_up(id, pid) {
@@ -137,7 +137,10 @@ impl Paths {
             }
             self.gone.push(id);
         }
-        self.known = found;
+        if self.known.len() + found.len() > Self::MOST {
+            self.known.clear();
+        }
+        self.known.extend(found);
     }
 
     /// The path of the cgroup with this id, if it was found before.

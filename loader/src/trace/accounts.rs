@@ -31,6 +31,9 @@ const AT_ONCE: usize = 256;
 /// In place of the number of a subflow: the program says how many there are.
 const COUNT_SUBFLOWS: u64 = u64::MAX;
 
+/// The most subflows of a connection that are read, as in subflows.bpf.h.
+const SUBFLOWS: u32 = 64;
+
 /// The attempts to read the subflows of a connection. Each fails only if one of them is removed within a microsecond.
 const TRIES: usize = 100;
 
@@ -182,7 +185,7 @@ fn read_one(program: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
     for _ in 0..TRIES {
         let count = ask(COUNT_SUBFLOWS)?;
         // From the last to the first: if one is removed meanwhile, those that move down have been read.
-        let mut numbers = (0..u64::from(count)).rev();
+        let mut numbers = (0..u64::from(count.min(SUBFLOWS))).rev();
         if numbers.try_fold(true, |whole, number| Ok::<_, io::Error>(whole && ask(number)? == 0))? {
             return Ok(());
         }
