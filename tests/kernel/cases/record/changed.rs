@@ -183,13 +183,11 @@ pub fn failed(_set: Set, _family: Family) -> Outcome {
     let (path, file) = scratch.file("failed.json");
     let xctl = command(&arguments("auto", &["--record", &file, "--seed", "none"]))?;
     let meddle = |call: &Call, memory: &File| -> Result<()> {
-        match call.arguments[0] == BPF_PROG_LOAD
-            && !call.returned
-            && call.text(48).starts_with("tp_retransmit")
-            && call.insns.ends_with(&EXIT)
-        {
-            true => alter(call, memory, returns_0(&call.insns)? + 1, 0, 0xff).map(drop),
-            false => Ok(()),
+        let is_program =
+            call.arguments[0] == BPF_PROG_LOAD && !call.returned && call.text(48).starts_with("tp_retransmit");
+        match returns_0(&call.insns) {
+            Ok(at) if is_program => alter(call, memory, at + 1, 0, 0xff).map(drop),
+            _ => Ok(()),
         }
     };
     let (mut process, witness) = watch("xctl", &xctl, meddle)?;
