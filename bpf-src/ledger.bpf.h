@@ -196,8 +196,8 @@ static __noinline void write_open(const struct sock *sk, const struct sock *hold
 
 	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP || state == TCP_CLOSE)
 		return;
-	/* The key of a twin, or of a listener, is its address. */
-	if (!flow_of(&sk->__sk_common, &flow) || !wanted_flow(&flow))
+	/* The key of a twin, or of a listener, is its address. A socket without a port is about to end (is_closed()). */
+	if (!flow_of(&sk->__sk_common, &flow) || !flow.sport || !wanted_flow(&flow))
 		return;
 	account = begin_account();
 	if (!account)
