@@ -269,7 +269,7 @@ define with_libbpf
 	$(BENCH_CC) -O2 -Wall -Wextra -D_GNU_SOURCE -static -I"$$libbpf/include" $< -o $@ "$$libbpf"/lib{bpf,elf,z}.a $(BENCH_LIBC)
 endef
 
-target/bench-start target/bench-reader target/bench-send target/bench-ledger: target/bench-%: tests/bench/%.c tests/bench/die.h tests/bench/row.h bpf-src/events.h $(BIN)
+target/bench-start target/bench-reader target/bench-send target/bench-ledger: target/bench-%: tests/bench/%.c tests/bench/die.h tests/bench/median.h tests/bench/row.h bpf-src/events.h $(BIN)
 	$(with_libbpf)
 
 target/corpus-load: tests/corpus/load.c $(BIN)

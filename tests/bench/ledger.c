@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /*
- * What the ledger costs, beside the same programs without it: ledger OBJECT CONNECTIONS
+ * The cost of the ledger, beside the same programs without it: ledger OBJECT CONNECTIONS
  *
  * libbpf loads the programs at inet_sock_set_state, by turns with the ledger and without. Connections over loopback are made and
  * then closed. The kernel's statistics tell how long the programs ran (BPF_STATS_RUN_TIME). Most changes of state are no end of a
@@ -18,6 +18,7 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include "../../bpf-src/events.h"
+#include "median.h"
 #include "row.h"
 
 #define ROUNDS 9
@@ -175,19 +176,6 @@ static struct figures apart(const char *path, bool ledger, int connections)
 	return figures;
 }
 
-static int in_order(const void *a, const void *b)
-{
-	double one = *(const double *)a, other = *(const double *)b;
-
-	return (one > other) - (one < other);
-}
-
-static double median(double *of)
-{
-	qsort(of, ROUNDS, sizeof(*of), in_order);
-	return of[ROUNDS / 2];
-}
-
 int main(int argc, char **argv)
 {
 	double change[2][ROUNDS], closing[2][ROUNDS], ticks[ROUNDS], without, with;
@@ -212,16 +200,16 @@ int main(int argc, char **argv)
 		}
 	}
 	printf("%d rounds of %d connections by turns, nanoseconds, medians; both programs at inet_sock_set_state\n", ROUNDS, connections);
-	without = median(change[0]);
-	with = median(change[1]);
+	without = median(change[0], ROUNDS);
+	with = median(change[1], ROUNDS);
 	printf("a change of state that is no end      %7.0f without the ledger, %7.0f with it: %+.0f\n", without, with, with - without);
 	add_row("change of state", "ns", with, "without the ledger", without, -1);
-	without = median(closing[0]);
-	with = median(closing[1]);
+	without = median(closing[0], ROUNDS);
+	with = median(closing[1], ROUNDS);
 	printf("closing a connection, with two ends   %7.0f without the ledger, %7.0f with it: %+.0f for each end\n", without, with,
 	       (with - without) / 2);
 	add_row("closing a connection", "ns", with, "without the ledger", without, -1);
-	with = median(ticks);
+	with = median(ticks, ROUNDS);
 	printf("reading an open socket, with the call %7.0f\n", with);
 	add_row("reading an open socket", "ns", with, NULL, 0, -1);
 	return 0;

@@ -21,6 +21,7 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include "../../bpf-src/events.h"
+#include "median.h"
 #include "row.h"
 
 #define MOST_RUNS 1000
@@ -199,19 +200,6 @@ static double libbpf(const char *path)
 	close(out[0]);
 	waitpid(pid, &status, 0);
 	return took;
-}
-
-static int compare(const void *one, const void *two)
-{
-	double a = *(const double *)one, b = *(const double *)two;
-
-	return (a > b) - (a < b);
-}
-
-static double median(double *of, int count)
-{
-	qsort(of, count, sizeof(*of), compare);
-	return (of[(count - 1) / 2] + of[count / 2]) / 2;
 }
 
 static int verdict(const char *what, double is, double most, const char *unit)

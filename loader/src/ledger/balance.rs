@@ -189,8 +189,9 @@ impl Balance {
         (account.why() == AccountWhy::Ended).then(|| Connection::new(account, row))
     }
 
-    /// The owner of a subflow that has ended without one, and whether it passes the filters. If a connection of MPTCP is reset, its parent ends before its subflows
-    /// (`mptcp_do_fastclose()`), and their owner with it. None: the account has its owner, or none was known before.
+    /// The owner of a subflow that has ended without one, and whether it passes the filters. If a connection of MPTCP is reset,
+    /// its parent ends before its subflows (`mptcp_do_fastclose()`), and their owner with it. None: the account has its owner, or
+    /// none was known before.
     fn owner_of_subflow(&mut self, account: &Account) -> Option<(Owner, u8)> {
         let place = (account.socket, ports(account));
         match account.why() {

@@ -36,7 +36,7 @@ const CURRENT: usize = 26;
 /// The state of most connections, which few columns leave out.
 const ESTABLISHED: &str = "ESTABLISHED";
 
-/// What the columns show of an event.
+/// The values of an event's columns.
 #[derive(Clone, Copy)]
 pub(super) struct Cells<'a> {
     /// The kind of the event.

@@ -89,8 +89,8 @@ pub fn json(
     out.write_all(b"\n")
 }
 
-/// Print a table. Each column is as wide as its widest entry. If the sockets are of several network namespaces, a column has the name of
-/// each, which `name_of` tells, or its number.
+/// Print a table. Each column is as wide as its widest entry. If the sockets are of several network namespaces, a column has the
+/// name of each, which `name_of` tells, or its number.
 ///
 /// # Errors
 /// If the writer refuses the bytes.

@@ -70,7 +70,7 @@ pub fn end(stage: &mut Stage, connection: &Connection) -> Result<[TcpInfo; 2]> {
     told_at_end(stage, connection)
 }
 
-/// What both processes are told once a connection that they have shut down has ended.
+/// The TCP_INFO of both processes once a connection that they have shut down has ended.
 fn told_at_end(stage: &mut Stage, connection: &Connection) -> Result<[TcpInfo; 2]> {
     let mut last = None;
     let closed = poll(PATIENCE, || {
