@@ -34,14 +34,14 @@ pub enum MapThere {
 }
 
 /// The origin of a value that the object does not hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Value {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Value<'a> {
     /// A load of this map: the immediate is the map's descriptor.
-    Map(String),
+    Map(&'a str),
     /// The second half of a load of this map.
-    Rest(String),
+    Rest(&'a str),
     /// A value of this name that only the loader knows.
-    Unknown(String),
+    Unknown(&'a str),
 }
 
 /// A program as it must reach the kernel.
@@ -50,7 +50,7 @@ pub struct Image<'a> {
     /// The instructions.
     insns: Vec<Insn>,
     /// The instructions whose values the object does not hold, by their numbers.
-    values: BTreeMap<usize, Value>,
+    values: BTreeMap<usize, Value<'a>>,
     /// The functions in their order: each one's first instruction, and its name.
     functions: Vec<(usize, &'a str)>,
 }
@@ -85,6 +85,7 @@ impl<'a> Image<'a> {
         let mut layout = Layout { object, code, places, image: Self::default(), placed: HashMap::new() };
         layout.add(program);
         layout.relocate(program, 0);
+        layout.image.insns.shrink_to_fit();
         layout.image
     }
 
@@ -103,7 +104,7 @@ impl<'a> Image<'a> {
     /// The maps whose descriptors the program holds.
     pub fn maps(&self) -> impl Iterator<Item = &str> {
         self.values.values().filter_map(|value| match value {
-            Value::Map(map) => Some(map.as_str()),
+            Value::Map(map) => Some(*map),
             _ => None,
         })
     }
@@ -198,14 +199,14 @@ impl<'a> Layout<'_, '_, 'a> {
     }
 
     /// Notes where the value of an instruction comes from.
-    fn note(&mut self, at: usize, value: Value) {
+    fn note(&mut self, at: usize, value: Value<'a>) {
         if at < self.image.insns.len() {
             self.image.values.insert(at, value);
         }
     }
 
-    fn unknown(&mut self, at: usize, what: &str) {
-        self.note(at, Value::Unknown(what.to_owned()));
+    fn unknown(&mut self, at: usize, what: &'a str) {
+        self.note(at, Value::Unknown(what));
     }
 
     /// Applies the relocations of the ELF file to the function that begins at `start`.
@@ -287,10 +288,9 @@ impl<'a> Layout<'_, '_, 'a> {
         } else {
             return self.unknown(at, section.name);
         };
-        let name = name.to_owned();
         self.set(at, load);
         self.set(at + 1, rest);
-        self.note(at, Value::Map(name.clone()));
+        self.note(at, Value::Map(name));
         self.note(at + 1, Value::Rest(name));
     }
 }

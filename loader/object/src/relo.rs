@@ -24,7 +24,7 @@ mod tests;
 mod value;
 mod why;
 
-pub use apply::{Outcome, Relocated, Relocations, Take};
+pub use apply::{Changed, Outcome, Relocated, Relocations, Take};
 pub use resolver::{Resolution, Resolver};
 pub use spec::Spec;
 

@@ -26,9 +26,10 @@ use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow, bail};
 
 use crate::console::say;
 use crate::error::{Exit, is_closed_pipe};
@@ -135,7 +136,7 @@ impl Audit {
     pub fn watch<'a>(
         &mut self,
         object: &'a [u8],
-        btf: &Btf,
+        btf: Btf,
         programs: &BTreeSet<&str>,
         load: impl Fn(bool) -> Result<LoadedObject>,
     ) -> Result<(LoadedObject, Expected<'a>)> {
@@ -148,7 +149,12 @@ impl Audit {
             Err(error) if statistics && error.downcast_ref() == Some(&Exit::Object) => load(false),
             result => result,
         };
-        let (proof, loaded) = at_once(|| Proof::new(object, btf, programs), load);
+        let types = Mutex::new(Some(btf));
+        let prove = || match types.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(btf) => Proof::new(object, btf, programs),
+            None => bail!("the types are gone"),
+        };
+        let (proof, loaded) = at_once(prove, load);
         if loaded.is_err() {
             self.end_comparison();
         }

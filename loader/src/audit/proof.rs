@@ -77,18 +77,19 @@ pub struct Proof<'a> {
 }
 
 impl<'a> Proof<'a> {
-    /// Relocate the programs of these names.
+    /// Relocate the programs of these names. The types are freed as early as possible, since many kernels do not let a process
+    /// map them, and then they are half of the memory of a start.
     ///
     /// # Errors
     /// If the object does not allow it, in which case libbpf does not load it either; or if a relocation exceeds the
     /// limits of the resolver.
-    pub fn new(bytes: &'a [u8], target: &Btf, programs: &BTreeSet<&str>) -> Result<Self> {
+    pub fn new(bytes: &'a [u8], target: Btf, programs: &BTreeSet<&str>) -> Result<Self> {
         let object = ObjectFile::parse(bytes)?;
         let btf = Btf::parse(object.btf.context("the object has no .BTF section")?)?;
         let mut ext = object.btf_ext.map(|data| BtfExt::parse(data, &btf)).transpose()?.unwrap_or_default();
         // Nothing here asks for source lines, and there are as many as instructions.
         ext.lines = Vec::new();
-        let mut code = Relocations::new(bytes, &object, &btf, &ext, Some(target))?;
+        let mut code = Relocations::new(bytes, &object, &btf, &ext, Some(&target))?;
         let maps = Facts::of(bytes, &object, Some(&btf), &code).map_err(|what| anyhow!(what))?.maps;
         let mut wanted: HashMap<String, Wanted<'a>> = HashMap::new();
         code.run(
@@ -110,6 +111,10 @@ impl<'a> Proof<'a> {
                 Ok(())
             },
         )?;
+        let changed = code.into_changed();
+        drop((target, ext));
+        let no_records = BtfExt::default();
+        let code = Relocations::new(bytes, &object, &btf, &no_records, None)?.with(changed);
         for program in object.programs.iter().filter(|program| programs.contains(program.name)) {
             wanted.entry(program.name.to_owned()).or_default().image = Image::of(program, &object, &code);
         }
@@ -226,7 +231,7 @@ mod tests {
         let bytes = embedded::object().unwrap();
         let object = ObjectFile::parse(&bytes).unwrap();
         let names: BTreeSet<&str> = object.programs.iter().map(|program| program.name).collect();
-        let proof = Proof::new(&bytes, &target, &names).unwrap();
+        let proof = Proof::new(&bytes, target, &names).unwrap();
         assert!(names.len() > 30);
         for name in names {
             let (insns, maps) = handed(&proof, name);

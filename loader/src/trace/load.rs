@@ -1,6 +1,7 @@
 //! Loading: libbpf relocates the programs of a plan and hands them to the kernel. Nothing is attached yet.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Error, Result, anyhow};
 
@@ -19,6 +20,7 @@ use crate::kernel::source::KERNEL_BTF;
 use crate::model::events::{Plain, Settings};
 use crate::model::hooks::Hook;
 use crate::model::maps::{CACHE, HANDLED, LEDGER, SHARED_RING, SHUT_WINDOWS, SOCKETS};
+use crate::object::TypeId;
 
 /// The map of the programs' settings.
 const RODATA: &str = ".rodata";
@@ -38,28 +40,29 @@ pub struct Loaded {
 /// # Errors
 /// [`Exit::Host`] or [`Exit::Object`], with the decisive lines of the verifier's log.
 pub fn load(object: &CheckedObject<'_>, plan: Plan, target: &Target) -> Result<Loaded> {
-    check_programs(object, &plan)?;
-    try_first(&plan, target)?;
-    let loaded = load_for(object, &plan, target, false)?;
-    Ok(Loaded::new(loaded, plan, target))
+    try_first(object, &plan, target)?;
+    let needs = Needs::of(object, |program| plan.loads(program), target)?;
+    let options = options(&plan, target);
+    Ok(Loaded::new(load_with(object, &needs, &options)?, plan, &options))
 }
 
-/// Load the programs of a plan, and meanwhile compute the instructions that [`prove`] expects in them.
+/// As [`load`], after [`try_first`]. Meanwhile compute the instructions that [`prove`] expects in the programs. The target's
+/// types are freed as soon as these are known: many kernels do not let a process map the types, and then they are half of
+/// the memory of a start.
 ///
 /// # Errors
 /// As [`load`].
 pub fn load_watched<'a>(
     object: &CheckedObject<'a>,
     plan: Plan,
-    target: &Target,
+    target: Target,
     audit: &mut Audit,
 ) -> Result<(Loaded, Expected<'a>)> {
-    check_programs(object, &plan)?;
-    try_first(&plan, target)?;
-    let names = object.programs().iter().copied().filter(|program| plan.loads(program)).collect();
-    let load = |statistics| load_for(object, &plan, target, statistics);
-    let (loaded, expected) = audit.watch(object.bytes(), target.btf(), &names, load)?;
-    Ok((Loaded::new(loaded, plan, target), expected))
+    let needs = Needs::of(object, |program| plan.loads(program), &target)?;
+    let options = options(&plan, &target);
+    let load = |statistics| load_with(object, &needs, &Options { statistics, ..options });
+    let (loaded, expected) = audit.watch(object.bytes(), target.into_btf(), &needs.programs, load)?;
+    Ok((Loaded::new(loaded, plan, &options), expected))
 }
 
 /// Compare the programs in the kernel with the object, instruction by instruction.
@@ -71,8 +74,8 @@ pub fn prove(loaded: &Loaded, expected: Expected<'_>, audit: &mut Audit) -> Resu
 }
 
 impl Loaded {
-    fn new(object: LoadedObject, plan: Plan, target: &Target) -> Self {
-        Self { plan, tables: Tables { object }, has_shared_ring: target.shows(Feature::RingBuffers) }
+    fn new(object: LoadedObject, plan: Plan, options: &Options) -> Self {
+        Self { plan, tables: Tables { object }, has_shared_ring: options.shared_ring }
     }
 }
 
@@ -84,9 +87,13 @@ fn check_programs(object: &CheckedObject<'_>, plan: &Plan) -> Result<()> {
     }
 }
 
-/// If another plan is left, find out with one tiny program whether the kernel takes this plan's kind of hooks. Loading
-/// a whole set that the kernel then refuses takes as long as a start.
-fn try_first(plan: &Plan, target: &Target) -> Result<()> {
+/// Check that the object has the programs of a plan. If another plan is left, also find out with one tiny program whether the
+/// kernel takes this plan's kind of hooks. Loading a whole set that the kernel then refuses takes as long as a start.
+///
+/// # Errors
+/// [`Exit::Object`] if a program is missing; [`Exit::Host`] if the kernel refuses.
+pub fn try_first(object: &CheckedObject<'_>, plan: &Plan, target: &Target) -> Result<()> {
+    check_programs(object, plan)?;
     match plan
         .set
         .hooks
@@ -99,14 +106,13 @@ fn try_first(plan: &Plan, target: &Target) -> Result<()> {
     }
 }
 
-fn load_for(object: &CheckedObject<'_>, plan: &Plan, target: &Target, statistics: bool) -> Result<LoadedObject> {
-    let options = Options {
+fn options(plan: &Plan, target: &Target) -> Options {
+    Options {
         settings: plan.settings,
         max_sockets: plan.max_sockets,
         shared_ring: target.shows(Feature::RingBuffers),
-        statistics,
-    };
-    load_programs(object, |program| plan.loads(program), target, &options)
+        statistics: false,
+    }
 }
 
 /// Settings for loading programs.
@@ -122,6 +128,33 @@ pub struct Options {
     pub statistics: bool,
 }
 
+/// The programs to load, and what a target answers about them. Loading needs no other answer.
+struct Needs<'a> {
+    programs: BTreeSet<&'a str>,
+    /// The part of the types that libbpf searches; none if it searches all of them.
+    part: Option<Vec<u8>>,
+    btf_path: PathBuf,
+    attach_types: Vec<(String, TypeId)>,
+}
+
+impl<'a> Needs<'a> {
+    fn of(object: &CheckedObject<'a>, wanted: impl Fn(&str) -> bool, target: &Target) -> Result<Self> {
+        Ok(Self {
+            programs: object.programs().iter().copied().filter(|program| wanted(program)).collect(),
+            part: target.searched(object).map(<[u8]>::to_vec),
+            btf_path: target.btf_path().to_owned(),
+            attach_types: target.attach_types(object, &wanted)?,
+        })
+    }
+
+    fn types(&self) -> Option<Types<'_>> {
+        match &self.part {
+            Some(part) => Some(Types::Part(part)),
+            None => (self.btf_path != Path::new(KERNEL_BTF)).then_some(Types::File(&self.btf_path)),
+        }
+    }
+}
+
 /// Load the programs that `wanted` names, and every map.
 ///
 /// # Errors
@@ -132,17 +165,17 @@ pub fn load_programs(
     target: &Target,
     options: &Options,
 ) -> Result<LoadedObject> {
-    let types = match target.searched(object) {
-        Some(searched) => Some(Types::Part(searched)),
-        None => (target.btf_path() != Path::new(KERNEL_BTF)).then(|| Types::File(target.btf_path())),
-    };
-    let mut open = OpenObject::from_bytes(object.bytes(), types).map_err(|error| {
+    load_with(object, &Needs::of(object, wanted, target)?, options)
+}
+
+fn load_with(object: &CheckedObject<'_>, needs: &Needs<'_>, options: &Options) -> Result<LoadedObject> {
+    let mut open = OpenObject::from_bytes(object.bytes(), needs.types()).map_err(|error| {
         let errno = error.downcast_ref().and_then(std::io::Error::raw_os_error);
         let (class, blocked) = class_and_remedy(errno);
         explain(error, &libbpf::take_messages()).context(blocked).context(class)
     })?;
-    open.select_programs(&wanted)?;
-    open.attach_to_types(target.attach_types(object, &wanted)?);
+    open.select_programs(|program| needs.programs.contains(program))?;
+    open.attach_to_types(needs.attach_types.clone());
     let slots = cache_slots(options.max_sockets);
     open.set_max_entries(SOCKETS, options.max_sockets)?;
     open.set_max_entries(CACHE, slots)?;

@@ -172,6 +172,12 @@ impl Target {
         &self.btf
     }
 
+    /// The types alone, when nothing else will be asked.
+    #[must_use]
+    pub fn into_btf(self) -> Btf {
+        self.btf
+    }
+
     /// The kernel's support for kprobes.
     #[must_use]
     pub fn kprobe_support(&self) -> &Kprobes {

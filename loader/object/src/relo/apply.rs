@@ -95,9 +95,12 @@ pub struct Relocations<'r, 'a> {
     names: Names<'a>,
     steps: Rc<Steps>,
     resolver: Option<Resolver<'r>>,
-    /// The instructions as they are now, of each section that relocations changed, by the section's index.
-    changed: Vec<Option<Vec<Insn>>>,
+    changed: Changed,
 }
+
+/// The instructions as they are now, of each section that relocations changed, by the section's index.
+#[derive(Debug)]
+pub struct Changed(Vec<Option<Vec<Insn>>>);
 
 impl<'r, 'a> Relocations<'r, 'a> {
     /// For the object that was read from `bytes`, with its own types and `.BTF.ext`; `target` are the types to resolve
@@ -128,8 +131,19 @@ impl<'r, 'a> Relocations<'r, 'a> {
             names,
             steps,
             resolver,
-            changed: vec![None; object.sections.len()],
+            changed: Changed(vec![None; object.sections.len()]),
         })
+    }
+
+    /// The code after [`run`](Self::run), without the types that it was resolved against.
+    pub fn into_changed(self) -> Changed {
+        self.changed
+    }
+
+    /// The same object, with the code that another value of it ended with.
+    #[must_use]
+    pub fn with(self, changed: Changed) -> Self {
+        Self { changed, ..self }
     }
 
     /// How many relocations there are.
@@ -221,7 +235,7 @@ impl<'r, 'a> Relocations<'r, 'a> {
 
     fn change(&mut self, section: usize, offset: usize, after: Place) {
         let (size, is_big_endian) = (INSN_SIZE as usize, !self.object.is_little_endian);
-        let Some(changed) = self.changed.get_mut(section) else { return };
+        let Some(changed) = self.changed.0.get_mut(section) else { return };
         let bytes = self.object.sections.get(section).map_or(&[][..], |section| section.bytes(self.bytes));
         let code = changed.get_or_insert_with(|| {
             (0..bytes.len()).step_by(size).map_while(|offset| Insn::at(bytes, offset, is_big_endian)).collect()
@@ -258,7 +272,7 @@ impl<'r, 'a> Relocations<'r, 'a> {
     /// The instruction at byte `offset` of a section, as it is now.
     pub fn insn(&self, section: usize, offset: usize) -> Option<Insn> {
         let size = INSN_SIZE as usize;
-        if let Some(Some(code)) = self.changed.get(section).filter(|_| offset.is_multiple_of(size)) {
+        if let Some(Some(code)) = self.changed.0.get(section).filter(|_| offset.is_multiple_of(size)) {
             return code.get(offset / size).copied();
         }
         let bytes = self.object.sections.get(section)?.bytes(self.bytes);

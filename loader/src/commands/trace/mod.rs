@@ -141,7 +141,8 @@ fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &
     }
 }
 
-/// The kernel's features, until the programs are loaded. If the BTF cannot be mapped, its 5 MB of types are in memory.
+/// The kernel's features, until programs are loaded. If the BTF cannot be mapped, its 5 MB of types are in memory, so they are
+/// given away then. If the kernel refuses the programs, the next attempt asks again.
 struct Reloadable<'a> {
     btf: &'a Path,
     known: Option<Target>,
@@ -180,14 +181,16 @@ fn load_and_attach(
 ) -> Result<Started> {
     // A dry run attaches nothing, not even the empty program that shows which set the kernel takes.
     let plan = Plan { has_alternative: plan.has_alternative && !options.dry_run, ..plan };
-    let known = match &target.known {
+    let known = match target.known.take() {
         Some(known) => known,
-        None => target.known.insert(Target::ask(target.btf, object)?),
+        None => Target::ask(target.btf, object)?,
     };
-    let (loaded, expected) = load::load_watched(object, plan, known, audit)?;
+    if let Err(refused) = load::try_first(object, &plan, &known) {
+        target.known = Some(known);
+        return Err(refused);
+    }
     let kprobes = *known.kprobe_support();
-    // Comparing the programs takes memory, too. If the kernel does not take these hooks, the next attempt asks again.
-    target.known = None;
+    let (loaded, expected) = load::load_watched(object, plan, known, audit)?;
     load::prove(&loaded, expected, audit)?;
     if options.dry_run {
         return Ok(Started::Loaded(Box::new(loaded)));
