@@ -9,6 +9,7 @@ use clap::{Arg, ArgAction, Command as Clap, value_parser};
 
 use super::values::MOST_SOCKETS;
 use crate::kernel::server::At;
+use crate::ledger::group::By;
 use crate::model::events::{COMM_LEN, Kind};
 use crate::model::network::Network;
 use crate::model::tcp::{state_names, state_number};
@@ -163,6 +164,9 @@ fn top_options() -> Vec<Arg> {
         option("interval", "SECONDS", "Show what happened in each interval of this length")
             .value_parser(interval)
             .default_value("2"),
+        option("by", "WHAT", "What a line stands for; the key b changes it")
+            .value_parser(PossibleValuesParser::new(By::ALL.map(By::name)))
+            .default_value(By::Process.name()),
         flag("batch", "Print one block an interval, on a terminal too, instead of a live view"),
     ];
     let shared = trace_options().into_iter().filter(|option| !OF_EVENTS.contains(&option.get_id().as_str()));

@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow};
 use clap::ArgMatches;
 
 use crate::error::Exit;
+use crate::ledger::group::By;
 use crate::model::events::FILTER_VALUES;
 use crate::model::network::Network;
 use crate::model::tcp::state::{NEW_SYN_RECV, SYN_RECV};
@@ -174,6 +175,10 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
             _ => Attach::Auto,
         },
         events,
+        by: {
+            let named: Option<String> = matches.try_remove_one("by").ok().flatten();
+            By::ALL.into_iter().find(|by| Some(by.name()) == named.as_deref()).unwrap_or_default()
+        },
         batch: flag(&matches, "batch"),
         interval: matches.try_remove_one("interval").ok().flatten(),
         duration: matches.remove_one("duration"),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::kernel::server::At;
+use crate::ledger::group::By;
 use crate::model::events::Kind;
 use crate::model::network::Network;
 use crate::trace::hooks::Attach;
@@ -68,6 +69,8 @@ pub struct TraceOptions {
     pub events: Events,
     /// `xctl top`: print what each process did in each interval of this length, and no event.
     pub interval: Option<Duration>,
+    /// `xctl top`: what a line stands for.
+    pub by: By,
     /// `xctl top`: print blocks on a terminal, too.
     pub batch: bool,
     /// End after this time.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::connection::Connection;
 use super::counters::Counters;
+use super::group::{By, Gains, Groups};
 use super::row::{Fates, Folded, Row};
 use super::rows::Limit;
 use super::summary::key_of;
@@ -62,6 +63,8 @@ pub struct Balance {
     /// The rows that were folded.
     pub folded: Folded,
     limit: Limit,
+    /// The rows by something else, if somebody asks for them.
+    groups: Groups,
     /// If more connections than this are remembered, those that ended more than [`LATE_NS`] ago are forgotten.
     many: usize,
 }
@@ -72,8 +75,25 @@ impl Balance {
     #[must_use]
     pub fn new(hz: u64) -> Self {
         let (before, subflows, rows) = (HashMap::new(), HashMap::new(), HashMap::new());
-        let (folded, limit) = (Folded::default(), Limit::default());
-        Self { hz, stage: Stage::Opening, tick: 0, before, subflows, rows, folded, limit, many: MANY }
+        let (folded, limit, groups) = (Folded::default(), Limit::default(), Groups::default());
+        Self { hz, stage: Stage::Opening, tick: 0, before, subflows, rows, folded, limit, groups, many: MANY }
+    }
+
+    /// From now on, also keep rows by something else than processes, at most this many. A connection counts from its last account
+    /// on.
+    pub fn group(&mut self, by: By, most: usize) {
+        self.groups = Groups::new(by, most);
+    }
+
+    /// What the groups are.
+    #[must_use]
+    pub fn by(&self) -> By {
+        self.groups.by()
+    }
+
+    /// The gain of each group since the last call, which was at `since_ns`; none: lines stand for processes.
+    pub fn take_groups(&mut self, since_ns: u64) -> Option<Gains> {
+        self.groups.take_interval(since_ns)
     }
 
     /// The ledger begins now, ns of CLOCK_MONOTONIC. All connections that were open have been read.
@@ -93,6 +113,7 @@ impl Balance {
         for row in self.rows.values_mut().chain([&mut self.folded.row]) {
             row.fates.open = 0;
         }
+        self.groups.tick();
     }
 
     /// The gain of each row since the last call, which was at `since_ns`; and that of the rows that were folded. Rows without a
@@ -175,13 +196,15 @@ impl Balance {
         }
         let fates = if is_listener { Fates::default() } else { fates };
         let row = Row::of(account, gained, fates, self.begun_ns());
-        let sums = self.rows.entry(key_of(&account.owner)).or_default();
-        sums.add(&row);
+        let closes = account.why() == AccountWhy::Ended && counted_open && !is_listener;
+        let of_process = self.rows.entry(key_of(&account.owner)).or_default();
+        let of_group = self.groups.row_of(account, row.fates != Fates::default());
+        for sums in [Some(of_process), of_group].into_iter().flatten() {
+            sums.add(&row);
+            sums.fates.open -= u64::from(closes).min(sums.fates.open);
+        }
         if is_listener {
             return None;
-        }
-        if account.why() == AccountWhy::Ended && counted_open {
-            sums.fates.open = sums.fates.open.saturating_sub(1);
         }
         // The row has nothing of the time in which another process owned the connection.
         let since_ns = from.map_or(row.since_ns, |before| before.at_ns.max(row.since_ns));

@@ -7,6 +7,7 @@ pub mod connection;
 pub mod counters;
 pub mod epochs;
 pub mod figures;
+pub mod group;
 pub mod owners;
 pub mod row;
 mod rows;

@@ -7,6 +7,7 @@ use bpf_object::sort;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::figures::{Cuts, CutsSeen, Ledger};
+use super::group::{Gains, Group};
 use super::row::{Folded, Row};
 use crate::model::events::{COMM_LEN, CUTS, How, KINDS, Kind, Owner, ProcessKey, Retransmit, Totals, comm};
 use crate::model::lost::Lost;
@@ -18,6 +19,9 @@ pub struct Process {
     /// The process, or none.
     #[serde(skip)]
     pub key: ProcessKey,
+    /// What the row stands for in place of the process; none: the process. The row then has only what connections counted.
+    #[serde(skip)]
+    pub group: Option<Group>,
     /// The process id. None: the process is unknown, the kernel, shared, or several processes that have exited.
     pub pid: Option<u32>,
     /// Whether these are sockets of the kernel's own, which belong to no process.
@@ -232,6 +236,31 @@ impl Summary {
             let ledger = ledger_of(&folded.row, no_cuts);
             let others = Some(folded.rows);
             self.processes.push(Process { ledger, others, drops: no_drops, ..Process::default() });
+        }
+        self.sort();
+    }
+
+    /// Put rows by group in place of those by process. Retransmissions and their kinds are counted by process alone; a row's
+    /// segments and bytes are those that its connections counted, which has no SYN-ACK.
+    pub fn set_groups(&mut self, gains: &Gains, now_ns: u64) {
+        let lost = self.lost.ledger > 0;
+        let row_of = |group: Option<Group>, key: ProcessKey, row: &Row| {
+            let is_process = key.nobody == 0;
+            let of_connection = matches!(group, Some(Group::Connection(..)));
+            let cgroup = match group {
+                Some(Group::Cgroup(id)) => Some(id).filter(|id| *id != 0),
+                _ => (of_connection && is_process).then_some(row.cgroup),
+            };
+            let named = if of_connection { row_of(&key, &row.comm) } else { Process { key, ..Process::default() } };
+            let ledger = Ledger { complete: Some(row.complete && !lost), ..Ledger::new(row, now_ns) };
+            let (segs, bytes) = (row.counters.retrans, row.counters.bytes_retrans);
+            let uid = (of_connection && is_process).then_some(row.uid);
+            Process { group, segs, bytes, uid, cgroup, ledger, ..named }
+        };
+        self.processes = gains.rows.iter().map(|(group, (key, row))| row_of(Some(*group), *key, row)).collect();
+        if gains.folded.rows > 0 {
+            let others = Some(gains.folded.rows);
+            self.processes.push(Process { others, ..row_of(None, ProcessKey::default(), &gains.folded.row) });
         }
         self.sort();
     }

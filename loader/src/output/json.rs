@@ -1,5 +1,7 @@
 //! JSON lines, version 1 of the event format.
 
+mod interval;
+
 use std::borrow::Cow;
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -279,26 +281,6 @@ struct SummaryRecord<'a> {
 }
 
 #[derive(Serialize)]
-struct IntervalRecord<'a> {
-    r#type: &'static str,
-    time: &'a str,
-    mono_ns: u64,
-    interval_us: u64,
-    #[serde(flatten)]
-    totals: TotalsFields<'a>,
-}
-
-#[derive(Serialize)]
-struct ProcessRecord<'a> {
-    r#type: &'static str,
-    time: &'a str,
-    mono_ns: u64,
-    interval_us: u64,
-    #[serde(flatten)]
-    process: &'a Process,
-}
-
-#[derive(Serialize)]
 struct VerifyRecord<'a> {
     r#type: &'static str,
     #[serde(flatten)]
@@ -410,15 +392,8 @@ impl<W: Write> Output for Json<W> {
     }
 
     fn interval(&mut self, interval: &Interval) -> io::Result<()> {
-        let &Interval { realtime_ns, mono_ns, took_us: interval_us, ref summary } = interval;
-        let time = self.calendar.rfc3339(realtime_ns);
-        let record = IntervalRecord { r#type: "interval", time, mono_ns, interval_us, totals: summary.into() };
-        line(&mut self.out, &mut self.line, &record)?;
-        for process in &summary.processes {
-            let record = ProcessRecord { r#type: "process", time, mono_ns, interval_us, process };
-            line(&mut self.out, &mut self.line, &record)?;
-        }
-        Ok(())
+        let time = self.calendar.rfc3339(interval.realtime_ns);
+        interval::records(interval, time, |record| line(&mut self.out, &mut self.line, &record))
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {

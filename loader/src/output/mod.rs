@@ -17,6 +17,7 @@ mod width;
 use std::io;
 
 use crate::ledger::connection::Connection;
+use crate::ledger::group::By;
 use crate::ledger::summary::Summary;
 use crate::model::events::{Cut, Drop, Retransmit, Send};
 use crate::model::hooks::Hook;
@@ -71,6 +72,8 @@ pub struct Interval {
     pub mono_ns: u64,
     /// Its length, microseconds.
     pub took_us: u64,
+    /// What its rows stand for.
+    pub by: By,
     /// What happened in it. Losses are those since the run began.
     pub summary: Summary,
 }
@@ -148,6 +151,7 @@ pub trait Output {
 mod tests {
     use serde_json::Value;
 
+    use crate::ledger::group::By;
     use crate::ledger::verdict::Word;
     use crate::model::events::{CutWhy, How, Kind};
     use crate::verify::report::Check;
@@ -165,6 +169,7 @@ mod tests {
         same("kind", Kind::ALL.iter().map(|kind| Some(kind.name())).collect());
         same("owner", How::ALL.iter().map(|how| Some(how.name())).collect());
         same("word", Word::ALL.iter().map(|word| Some(word.name())).collect());
+        same("group/properties/by", By::ALL[1..].iter().map(|by| Some(by.name())).collect());
         same("cut/properties/why", CutWhy::ALL.iter().map(|why| why.name()).collect());
         same(
             "verify/properties/check",

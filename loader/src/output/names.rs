@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::width::{padded, shorten};
+use crate::ledger::group::Group;
 use crate::ledger::summary;
 use crate::model::events::{Flow, How, Owner, address, comm};
 use crate::trace::seed::holders::{Process, common_name};
@@ -32,6 +33,28 @@ pub(super) fn whose(process: &summary::Process) -> (String, String) {
         None => process.comm.as_deref().map_or_else(|| nobody.name().into(), printable),
     };
     (pid, comm)
+}
+
+/// What a row of `xctl top` stands for: the PID, if the row is of one process, and a name.
+pub(super) fn named(row: &summary::Process) -> (Option<String>, String) {
+    let name = match row.group {
+        Some(Group::Remote(remote)) => address(remote).to_string(),
+        Some(Group::Cgroup(id)) => match (&row.cgroup_path, id) {
+            (Some(path), _) => printable(path),
+            (None, 0) => "(no process)".to_owned(),
+            (None, id) => format!("cgroup {id}"),
+        },
+        Some(Group::Connection(flow, _)) => {
+            let (pid, comm) = whose(row);
+            let remote = SocketAddr::new(address(flow.daddr), flow.dport);
+            return (Some(pid), format!("{comm} :{} {remote}", flow.sport));
+        }
+        None => {
+            let (pid, comm) = whose(row);
+            return (Some(pid), comm);
+        }
+    };
+    (None, name)
 }
 
 /// The PID of an owner, or why there is none.

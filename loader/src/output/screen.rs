@@ -1,10 +1,11 @@
 //! The live view of `xctl top`: one screen, redrawn as a whole.
 
 use super::Interval;
-use super::names::whose;
-use super::top::{Cells, heading};
-use super::width::{beginning, padded, shorten, width};
+use super::names::named;
+use super::top::{Cells, heading, several, title};
+use super::width::{beginning, shorten, width};
 use crate::kernel::calendar::Calendar;
+use crate::ledger::group::By;
 use crate::ledger::summary::Process;
 
 /// The number of intervals that a line remembers.
@@ -21,8 +22,9 @@ const COLUMNS: [(&str, usize, usize); 6] =
 /// The place of the share that was sent again in them.
 const AGAIN: usize = 4;
 
-/// The width of the columns before them.
-const NAMED: usize = 7 + 1 + 15;
+/// The width of the columns before them that name a process, and of the column that names something else: on a screen of 120
+/// columns, and on a narrower one.
+const NAMED: (usize, [usize; 2]) = (7 + 1 + 15, [48, 40]);
 /// The width that a verdict needs before there is room for a sparkline, and the least width of that.
 const VERDICT: usize = 32;
 const SPARKLINE: usize = 10;
@@ -40,10 +42,10 @@ pub fn level(part: u64, whole: u64) -> u8 {
     if part == 0 { 0 } else { 1 + reached as u8 }
 }
 
-/// A process on the screen.
+/// A row of the screen.
 #[derive(Debug)]
 pub struct Line {
-    /// Its figures in the last interval that had any.
+    /// What it stands for, and its figures in the last interval that had any.
     pub process: Process,
     /// The length of that interval.
     pub took_us: u64,
@@ -69,9 +71,11 @@ pub struct Style {
 pub struct Screen<'a> {
     /// The kernel and the hooks.
     pub about: &'a str,
-    /// The last interval; its processes are in `lines`. None: no interval has ended yet.
+    /// What the lines stand for.
+    pub by: By,
+    /// The last interval; its rows are in `lines`. None: no interval has ended yet.
     pub interval: Option<&'a Interval>,
-    /// The processes in the order to show.
+    /// The rows in the order to show.
     pub lines: &'a [Line],
     /// Only names with this text are shown.
     pub filter: &'a str,
@@ -125,16 +129,21 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
     frame.line();
     frame.put(if lost.is_some() { BOLD } else { DIM }, lost.as_deref().unwrap_or("no known loss so far"));
 
-    let shown = |from: usize| columns >= from;
+    let by = screen.by;
+    let room_for_name = match by {
+        By::Process => NAMED.0,
+        _ => NAMED.1[usize::from(columns < 120)],
+    };
+    let shown = |from: usize| columns + NAMED.0 >= from + room_for_name;
     let figures: usize = COLUMNS.iter().filter(|column| shown(column.2)).map(|(_, width, _)| width + 1).sum();
-    let room = columns.saturating_sub(NAMED + figures + 1);
+    let room = columns.saturating_sub(room_for_name + figures + 1);
     let spark = match room.saturating_sub(VERDICT + 1) {
         0..SPARKLINE => 0,
         width => width.min(HISTORY),
     };
     let verdict = if spark > 0 { room - spark - 1 } else { room };
     frame.line();
-    let mut titles = format!("{:>7} {:<15}", "PID", "COMM");
+    let mut titles = title(by, room_for_name);
     for (title, width, _) in COLUMNS.iter().filter(|column| shown(column.2)) {
         titles += &format!(" {title:>width$}");
     }
@@ -144,19 +153,20 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
     }
     frame.put(REVERSE, &titles);
 
-    let mut lines = screen.lines.iter().filter(|line| whose(&line.process).1.contains(screen.filter));
+    let mut lines = screen.lines.iter().filter(|line| named(&line.process).1.contains(screen.filter));
     for line in lines.by_ref().take(rows.saturating_sub(5)) {
-        let Cells { pid, comm, figures, said } = Cells::new(&line.process, line.took_us);
+        let cells = Cells::new(&line.process, by, line.took_us);
         let now = screen.interval.is_some_and(|interval| interval.mono_ns == line.seen_ns);
         let plain = if now { "" } else { DIM };
         frame.line();
-        frame.put(plain, &format!("{pid:>7} {}", padded(&shorten(&comm, 15), 15)));
+        frame.put(plain, &cells.named(room_for_name));
         for (at, (_, width, _)) in COLUMNS.iter().enumerate().filter(|(_, column)| shown(column.2)) {
-            let figure = figures.as_ref().map_or("", |figures| &figures[at]);
+            let figure = cells.figures.as_ref().map_or("", |figures| &figures[at]);
             let high = at == AGAIN && now && style.colours && is_high(&line.process);
             frame.put(if high { RED } else { plain }, &format!(" {figure:>width$}"));
         }
-        let said = said.strip_prefix("network: ").filter(|_| said.len() > verdict).unwrap_or(&said);
+        let said = &cells.said;
+        let said = said.strip_prefix("network: ").filter(|_| said.len() > verdict).unwrap_or(said);
         frame.put(plain, &format!(" {:<verdict$}", shorten(said, verdict)));
         if spark > 0 {
             let levels = if style.blocks { BLOCKS } else { ASCII };
@@ -174,7 +184,7 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
         Some(help) => frame.put("", help),
         None => {
             frame.put("", screen.state);
-            let more = if more > 0 { format!(", and {more} more processes") } else { String::new() };
+            let more = if more > 0 { format!(", and {more} more {}", several(by)) } else { String::new() };
             frame.put(DIM, &format!("{more} (? for help)"));
         }
     }
@@ -189,6 +199,7 @@ fn is_high(process: &Process) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::group::Group;
     use crate::output::top::tests::interval;
 
     /// What a terminal shows, each line with its attributes as `<2>` and `<>`. It knows only what [`draw`] may send.
@@ -216,12 +227,16 @@ mod tests {
 
     /// The screen of an interval with this many processes, after each was changed.
     fn lines(size: (usize, usize), processes: u32, change: impl Fn(&mut Line)) -> Vec<String> {
+        lines_by(By::Process, size, processes, change)
+    }
+
+    fn lines_by(by: By, size: (usize, usize), processes: u32, change: impl Fn(&mut Line)) -> Vec<String> {
         let mut interval = interval(processes);
         let line = |process| Line { process, took_us: 2_000_000, seen_ns: interval.mono_ns, history: [0; HISTORY] };
         let mut lines: Vec<_> = std::mem::take(&mut interval.summary.processes).into_iter().map(line).collect();
         lines.iter_mut().for_each(change);
         let (about, state, interval) = ("Linux 6.1  kprobe, proven", "by again", Some(&interval));
-        let screen = Screen { about, interval, lines: &lines, filter: "", state, help: None };
+        let screen = Screen { about, by, interval, lines: &lines, filter: "", state, help: None };
         let style = Style { size, colours: true, blocks: true };
         shown(&draw(&screen, &mut Calendar::default(), style), size)
     }
@@ -254,6 +269,21 @@ mod tests {
         assert_eq!(lines[4], line);
         let shares = [(0, 0), (1, 1_000_000), (1, 1000), (3, 1000), (1, 100), (3, 100), (1, 10), (3, 10), (7, 7)];
         assert_eq!(shares.map(|(part, whole)| level(part, whole)), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn a_row_that_stands_for_no_process_has_more_room_for_its_name() {
+        let remote = "2001:db8:1234:5678:9abc:def0:1234:5678".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        let shown = |columns| {
+            let change = |line: &mut Line| line.process.group = Some(Group::Remote(remote));
+            lines_by(By::Remote, (24, columns), 1, change)
+        };
+        let of_80 = shown(80);
+        let titles = "REMOTE                                     SENT/s  AGAIN     RTT VERDICT        ";
+        assert_eq!(of_80[3], format!("<7>{titles}<>"));
+        let line = "2001:db8:1234:5678:9abc:def0:1234:5678     5.0 MB<31>   10 %<>    99 s loss 1..e +99 s";
+        assert_eq!(of_80[4], line);
+        assert!(shown(120)[4].starts_with("2001:db8:1234:5678:9abc:def0:1234:5678 "), "{:?}", shown(120));
     }
 
     #[test]

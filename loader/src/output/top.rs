@@ -4,11 +4,12 @@ use std::io::{self, Write};
 
 use super::Interval;
 use super::connections::{WIDTH, bytes, say as say_verdict, say_slowness, share, time};
-use super::names::whose;
+use super::names::named;
 use super::width::{padded, shorten};
 use crate::kernel::calendar::Calendar;
 use crate::ledger::counters::Rtt;
 use crate::ledger::figures::Ledger;
+use crate::ledger::group::By;
 use crate::ledger::summary::Process;
 use crate::model::events::Kind;
 use crate::model::lost::Lost;
@@ -16,8 +17,31 @@ use crate::model::lost::Lost;
 /// The number of processes in a block.
 const WORST: usize = 20;
 
-/// The width of the columns before the verdict.
-const BEFORE: usize = 79;
+/// The width of the columns that name a process, and of the column that names something else.
+const NAMED: (usize, usize) = (24, 40);
+
+/// The width of the columns between these and the verdict.
+const FIGURES: usize = 55;
+
+/// The titles of the columns that name a row, in this width.
+pub(super) fn title(by: By, width: usize) -> String {
+    match by {
+        By::Process => format!("{:>7} {:<w$}", "PID", "COMM", w = width.saturating_sub(8)),
+        By::Connection => format!("{:>7} {:<w$}", "PID", "COMM :PORT REMOTE", w = width.saturating_sub(8)),
+        By::Remote => format!("{:<width$}", "REMOTE"),
+        By::Cgroup => format!("{:<width$}", "CGROUP"),
+    }
+}
+
+/// Rows of this kind, as a word for several.
+pub(super) fn several(by: By) -> &'static str {
+    match by {
+        By::Process => "processes",
+        By::Connection => "connections",
+        By::Remote => "remote addresses",
+        By::Cgroup => "cgroups",
+    }
+}
 
 /// What was sent again in an interval, and what was lost so far; none: nothing that is known.
 pub(super) fn heading(calendar: &mut Calendar, interval: &Interval) -> (String, Option<String>) {
@@ -38,26 +62,33 @@ pub(super) fn lost(lost: &Lost) -> Option<String> {
     (!lost.is_empty()).then(|| format!("lost so far: {}", lost.join(", ")))
 }
 
-/// The columns of a process as text.
+/// The columns of a row as text.
 pub(super) struct Cells {
-    pub(super) pid: String,
-    pub(super) comm: String,
+    pid: Option<String>,
+    name: String,
     /// Open and ended connections, bytes sent and received a second, the share that was sent again, and the RTT. None: the
-    /// ledger of this interval has no row of this process. The process only repeated SYN-ACKs, or there is no ledger.
+    /// ledger of this interval has no such row. The process only repeated SYN-ACKs, or there is no ledger.
     pub(super) figures: Option<[String; 6]>,
     /// The verdict.
     pub(super) said: String,
 }
 
 impl Cells {
-    /// The columns of a process in an interval of this length.
-    pub(super) fn new(process: &Process, took_us: u64) -> Self {
-        let (pid, mut comm) = whose(process);
+    /// What the row stands for, in this width.
+    pub(super) fn named(&self, width: usize) -> String {
+        let before = self.pid.as_ref().map_or(String::new(), |pid| format!("{pid:>7} "));
+        let room = width.saturating_sub(before.len());
+        before + &padded(&shorten(&self.name, room), room)
+    }
+
+    /// The columns of a row in an interval of this length.
+    pub(super) fn new(process: &Process, by: By, took_us: u64) -> Self {
+        let (pid, mut name) = named(process);
         if let Some(rows) = process.others {
-            comm = format!("({rows} exited)");
+            name = if by == By::Process { format!("({rows} exited)") } else { format!("({rows} more)") };
         }
         let Ledger { connections: Some(fates), tcp: Some(tcp), judged, rtt, .. } = &process.ledger else {
-            return Self { pid, comm, figures: None, said: format!("{} segments sent again", process.segs) };
+            return Self { pid, name, figures: None, said: format!("{} segments sent again", process.segs) };
         };
         let seconds = took_us as f64 / 1e6;
         let rate = |count: u64| bytes((count as f64 / seconds.max(1e-6)) as u64);
@@ -68,11 +99,11 @@ impl Cells {
         let figures = Some([open, ended, rate(tcp.bytes_sent), rate(tcp.bytes_received), again, shown]);
         let mut said = say_slowness(&process.ledger);
         said.extend(judged.as_ref().map(|verdict| say_verdict(tcp, rtt, verdict)));
-        Self { pid, comm, figures, said: said.join("; ") }
+        Self { pid, name, figures, said: said.join("; ") }
     }
 }
 
-/// Print a block: the worst processes of the interval first.
+/// Print a block: the worst rows of the interval first.
 ///
 /// # Errors
 /// If the writer refuses the bytes.
@@ -81,26 +112,26 @@ pub(super) fn block(out: &mut impl Write, calendar: &mut Calendar, interval: &In
     for line in [Some(again), lost].iter().flatten() {
         writeln!(out, "{}", shorten(line, WIDTH))?;
     }
-    writeln!(
-        out,
-        "{:>7} {:<16} {:>6} {:>6} {:>10} {:>10} {:>7}  {:>8} VERDICT",
-        "PID", "COMM", "OPEN", "ENDED", "SENT/s", "RECEIVED/s", "AGAIN", "RTT"
-    )?;
+    let by = interval.by;
+    let named = if by == By::Process { NAMED.0 } else { NAMED.1 };
+    let figures =
+        format!("{:>6} {:>6} {:>10} {:>10} {:>7}  {:>8}", "OPEN", "ENDED", "SENT/s", "RECEIVED/s", "AGAIN", "RTT");
+    writeln!(out, "{} {figures} VERDICT", title(by, named))?;
     let processes = &interval.summary.processes;
     for process in processes.iter().take(WORST) {
-        let Cells { pid, comm, figures, said } = Cells::new(process, interval.took_us);
-        write!(out, "{pid:>7} {} ", padded(&comm, 16))?;
-        match figures {
-            None => writeln!(out, "{said}")?,
+        let cells = Cells::new(process, by, interval.took_us);
+        write!(out, "{} ", cells.named(named))?;
+        match cells.figures {
+            None => writeln!(out, "{}", cells.said)?,
             Some([open, ended, sent, received, again, rtt]) => {
-                let said = shorten(&said, WIDTH - BEFORE);
+                let said = shorten(&cells.said, WIDTH - named - FIGURES);
                 writeln!(out, "{open:>6} {ended:>6} {sent:>10} {received:>10} {again:>7}  {rtt:>8} {said}")?;
             }
         }
     }
     let more = processes.len().saturating_sub(WORST);
     if more > 0 {
-        writeln!(out, "and {more} more processes")?;
+        writeln!(out, "and {more} more {}", several(by))?;
     }
     writeln!(out)
 }
@@ -137,7 +168,8 @@ pub(super) mod tests {
         let lost = Lost { perf: 3, missed: Some(9), ..Lost::default() };
         let mut summary = Summary::new(&ByProcess::from([(key(1), totals)]), &Others::default(), lost, Seen::default());
         summary.add_ledger(&rows, &Folded::default(), 2_000_000_000);
-        Interval { realtime_ns: 3_723_000_000_000, mono_ns: 2_000_000_000, took_us: 2_000_000, summary }
+        let by = By::Process;
+        Interval { realtime_ns: 3_723_000_000_000, mono_ns: 2_000_000_000, took_us: 2_000_000, by, summary }
     }
 
     fn printed(interval: &Interval) -> String {

@@ -13,6 +13,7 @@ use crate::kernel::loaded::LoadedObject;
 use crate::kernel::shared_ring::SharedRing;
 use crate::ledger::balance::Balance;
 use crate::ledger::connection::Connection;
+use crate::ledger::group::{By, Gains};
 use crate::ledger::row::{Folded, Row};
 use crate::model::events::{Flow, Plain, ProcessKey};
 use crate::model::maps::{LEDGER, SOCKETS};
@@ -160,6 +161,22 @@ impl Accounts {
     /// The gain of each row since the last call ([`Balance::take_interval`]).
     pub fn take_interval(&mut self, since_ns: u64) -> (HashMap<ProcessKey, Row>, Folded) {
         self.balance.take_interval(since_ns)
+    }
+
+    /// Keep rows by something else than processes, too ([`Balance::group`]).
+    pub fn group(&mut self, by: By, most: usize) {
+        self.balance.group(by, most);
+    }
+
+    /// What the groups are.
+    #[must_use]
+    pub fn by(&self) -> By {
+        self.balance.by()
+    }
+
+    /// The gain of each group since the last call ([`Balance::take_groups`]).
+    pub fn take_groups(&mut self, since_ns: u64) -> Option<Gains> {
+        self.balance.take_groups(since_ns)
     }
 
     /// Fold rows if there are too many ([`Balance::fold`]).

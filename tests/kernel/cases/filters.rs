@@ -281,7 +281,7 @@ fn cgroup_id(path: &Path) -> Result<u64> {
 }
 
 /// The cgroup v2 of a process, as a path below the root.
-fn path_of(pid: u32) -> Result<String> {
+pub(super) fn path_of(pid: u32) -> Result<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).context("reading a process's cgroups")?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::"));
     Ok(path.with_context(|| format!("no cgroup v2 in {text:?}"))?.to_owned())

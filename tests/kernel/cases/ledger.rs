@@ -32,7 +32,7 @@ type Sums = BTreeMap<&'static str, i64>;
 #[derive(Default)]
 pub struct Expected {
     sums: Sums,
-    open: u64,
+    pub open: u64,
     pub ended: u64,
     reset: u64,
 }

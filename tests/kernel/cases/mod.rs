@@ -53,6 +53,7 @@ mod stopped_reader;
 mod text;
 mod time_namespace;
 mod top;
+mod top_by;
 mod tuples;
 mod verdicts;
 mod verify;
@@ -148,6 +149,7 @@ pub const ALL: &[Case] = &[
     case!("stats_verdicts",       AUTO,        EITHER, KERNELS,  stats::verdicts),
     case!("stats_netem",          AUTO,        V4,     OLDEST,   stats::with_netem),
     case!("ledger",               Set::ALL,    BOTH,   SETS,     ledger::run),
+    case!("top_by",               AUTO,        BOTH,   KERNELS,  top_by::run),
     case!("ledger_backed_up",     WITH_STATES, EITHER, SETS,     ledger::backed_up),
     case!("short_connections",    AUTO,        BOTH,   KERNELS,  ledger::short),
     case!("cuts",                 Set::ALL,    V4,     SETS,     cuts::run),

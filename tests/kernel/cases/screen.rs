@@ -14,6 +14,7 @@ use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::signal::Signal;
 use nix::sys::termios::tcgetattr;
 
+use super::filters::path_of;
 use super::hosts::by_shell;
 use super::stats::{Connection, Stage};
 use crate::host::Set;
@@ -198,6 +199,23 @@ fn figures(set: Set, stage: &mut Stage, connection: &Connection) -> Result<Strin
         fits(sum)
     });
     all.with_context(|| format!("the screens say {sum:?} bytes, and the process was told {told}"))?;
+    for by in ["connection", "remote", "cgroup", ""] {
+        screen.press("b")?;
+        let other = match by {
+            "connection" => {
+                format!("{pid} writer :{} {}", connection.writes.1.local.port(), connection.writes.1.remote)
+            }
+            "remote" => connection.writes.1.remote.ip().to_string(),
+            "cgroup" => path_of(pid)?,
+            _ => format!("{pid} writer "),
+        };
+        let (state, fits) = (format!("{by} by again"), |line: &String| line.trim_start().starts_with(&other));
+        screen.until(&format!("a row of {other:?}"), |screen| {
+            let screens = screen.screens().unwrap_or_default();
+            let last = screens.last().filter(|last| last[SIZE.0 - 1].starts_with(state.trim_start()));
+            last.is_some_and(|last| last[4..].iter().any(fits))
+        })?;
+    }
     screen.press("ss/no such\r")?;
     screen.until("the filter", |screen| {
         let screens = screen.screens().unwrap_or_default();

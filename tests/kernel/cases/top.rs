@@ -99,7 +99,7 @@ impl Top {
 }
 
 /// Adds each number of `more`. With `gauge`, the number of open connections replaces the one before.
-fn add(to: &mut Value, more: &Value, gauge: bool) {
+pub fn add(to: &mut Value, more: &Value, gauge: bool) {
     for (name, more) in more.as_object().into_iter().flatten() {
         to[name] = match (to[name].as_u64(), more.as_u64()) {
             (Some(before), Some(more)) if !gauge || name != "open" => (before + more).into(),

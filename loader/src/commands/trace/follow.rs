@@ -97,9 +97,11 @@ pub(super) fn follow(
 
 /// If an interval of `xctl top` is over, show it.
 fn tick(running: &mut Running, printer: &mut Printer<'_>, moving: &mut Moving) -> Result<()> {
-    if let Some(ticks) = &mut printer.ticks
-        && ticks.due() <= Instant::now()
-    {
+    let Some(ticks) = &mut printer.ticks else { return Ok(()) };
+    if let Some(view) = &printer.view {
+        ticks.ask(view.by());
+    }
+    if ticks.due() <= Instant::now() {
         let interval = ticks.read(running, moving)?;
         printer.interval(interval)?;
     }

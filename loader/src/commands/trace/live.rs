@@ -14,6 +14,8 @@ use crate::kernel::calendar::Calendar;
 use crate::kernel::host;
 use crate::kernel::terminal::{self, Terminal};
 use crate::kernel::wait::{Stdout, Waiter, Woken};
+use crate::ledger::group::By;
+use crate::ledger::summary::Process;
 use crate::output::screen::{HISTORY, Line, Screen, Style, draw, level};
 use crate::output::{Interval, Ready};
 
@@ -22,7 +24,8 @@ const MINUTE_NS: u64 = 60_000_000_000;
 /// The most processes without a connection that stay.
 const GONE: usize = 256;
 
-const HELP: &str = "q quit  space pause  s sort by another column  f freeze the order  / filter by name  ? this line";
+const HELP: &str =
+    "q quit  space pause  s sort by another column  b group  f freeze the order  / filter by name  ? help";
 
 /// The columns that order the lines.
 const ORDERS: [&str; 5] = ["again", "sent", "received", "rtt", "open"];
@@ -43,6 +46,8 @@ enum Then {
 struct State {
     interval: Option<Interval>,
     lines: Vec<Line>,
+    /// What the lines stand for.
+    by: By,
     /// An index of `ORDERS`.
     order: usize,
     frozen: bool,
@@ -57,9 +62,15 @@ impl State {
     /// Add an interval.
     fn add(&mut self, mut interval: Interval) {
         let Interval { mono_ns: seen_ns, took_us, .. } = interval;
-        let places: HashMap<_, _> = (0..).zip(&self.lines).map(|(place, line)| (line.process.key, place)).collect();
+        if interval.by != self.by {
+            // The key for other lines was pressed in this interval, whose rows are of the old kind.
+            interval.summary.processes.clear();
+        }
+        let identity = |process: &Process| (process.key, process.group);
+        let places: HashMap<_, _> =
+            (0..).zip(&self.lines).map(|(place, line)| (identity(&line.process), place)).collect();
         for process in std::mem::take(&mut interval.summary.processes) {
-            match places.get(&process.key).copied().and_then(|place: usize| self.lines.get_mut(place)) {
+            match places.get(&identity(&process)).copied().and_then(|place: usize| self.lines.get_mut(place)) {
                 Some(line) => (line.process, line.took_us, line.seen_ns) = (process, took_us, seen_ns),
                 None => self.lines.push(Line { process, took_us, seen_ns, history: [0; HISTORY] }),
             }
@@ -110,6 +121,10 @@ impl State {
                 self.order = (self.order + 1) % ORDERS.len();
                 self.sort();
             }
+            b'b' => {
+                self.by = self.by.next();
+                self.lines.clear();
+            }
             b'f' => self.frozen = !self.frozen,
             b'/' => self.typing = true,
             b'?' => self.help = !self.help,
@@ -120,7 +135,8 @@ impl State {
 
     /// The state in words.
     fn words(&self) -> String {
-        let mut words = format!("by {}", ORDERS.get(self.order).unwrap_or(&""));
+        let lines = if self.by == By::Process { String::new() } else { format!("{} ", self.by.name()) };
+        let mut words = format!("{lines}by {}", ORDERS.get(self.order).unwrap_or(&""));
         for (said, holds) in [(", frozen", self.frozen), (", PAUSED", self.paused)] {
             words += if holds { said } else { "" };
         }
@@ -162,7 +178,7 @@ impl<'w> View<'w> {
     ///
     /// # Errors
     /// If the kernel does not let us watch the terminal.
-    pub fn open(waiter: &'w Waiter) -> Result<Option<Self>> {
+    pub fn open(waiter: &'w Waiter, by: By) -> Result<Option<Self>> {
         let Some(terminal) = Terminal::open(waiter)? else { return Ok(None) };
         Ok(Some(Self {
             terminal,
@@ -171,8 +187,14 @@ impl<'w> View<'w> {
             calendar: Calendar::default(),
             colours: var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
             blocks: is_utf8(),
-            state: State::default(),
+            state: State { by, ..State::default() },
         }))
+    }
+
+    /// What the lines stand for. A key changes it.
+    #[must_use]
+    pub fn by(&self) -> By {
+        self.state.by
     }
 
     /// Take the screen.
@@ -235,9 +257,9 @@ impl<'w> View<'w> {
 
     fn draw(&mut self) -> Result<()> {
         let style = Style { size: self.terminal.size(), colours: self.colours, blocks: self.blocks };
-        let State { interval, lines, filter, help, .. } = &self.state;
+        let State { interval, lines, by, filter, help, .. } = &self.state;
         let (interval, help, state) = (interval.as_ref(), help.then_some(HELP), &self.state.words());
-        let screen = Screen { about: &self.about, interval, lines, filter, state, help };
+        let screen = Screen { about: &self.about, by: *by, interval, lines, filter, state, help };
         Ok(self.out.write_all(&draw(&screen, &mut self.calendar, style))?)
     }
 }
@@ -246,9 +268,10 @@ impl<'w> View<'w> {
 mod tests {
     use super::*;
     use crate::ledger::counters::{Counters, Rtt};
+    use crate::ledger::group::Group;
     use crate::ledger::row::Fates;
-    use crate::ledger::summary::{Process, Summary};
-    use crate::model::events::ProcessKey;
+    use crate::ledger::summary::Summary;
+    use crate::model::events::{Flow, ProcessKey};
 
     /// An interval that ends at this second, with processes and the segments that each sent again.
     fn interval(second: u64, processes: &[(u32, u64)]) -> Interval {
@@ -257,7 +280,8 @@ mod tests {
             Process { key, pid: Some(tgid), comm: Some("x".into()), segs, ..Process::default() }
         };
         let summary = Summary { processes: processes.iter().map(process).collect(), ..Summary::default() };
-        Interval { realtime_ns: 0, mono_ns: second * 1_000_000_000, took_us: 1_000_000, summary }
+        let by = By::Process;
+        Interval { realtime_ns: 0, mono_ns: second * 1_000_000_000, took_us: 1_000_000, by, summary }
     }
 
     fn pids(state: &State) -> Vec<u32> {
@@ -275,6 +299,22 @@ mod tests {
         state.key(b'f');
         state.add(interval(3, &[(3, 50), (2, 10), (1, 1)]));
         assert_eq!(pids(&state), [3, 2, 1]);
+    }
+
+    #[test]
+    fn a_key_changes_what_lines_stand_for_from_the_next_interval_on() {
+        let mut state = State::default();
+        state.add(interval(1, &[(1, 9)]));
+        assert_eq!((state.key(b'b'), state.by, state.lines.len()), (Then::Draw, By::Connection, 0));
+        state.add(interval(2, &[(1, 9)]));
+        assert_eq!(state.lines.len(), 0, "this interval was of processes");
+        let flows = [1, 2].map(|sport| Group::Connection(Flow { sport, ..Flow::default() }, ProcessKey::default()));
+        let of = |flow| Process { group: Some(flow), ..Process::default() };
+        let summary = Summary { processes: flows.map(of).into(), ..Summary::default() };
+        state.add(Interval { by: By::Connection, summary, ..interval(3, &[]) });
+        assert_eq!((state.lines.len(), state.words().as_str()), (2, "connection by again"), "both have one owner");
+        (0..3).for_each(|_| _ = state.key(b'b'));
+        assert_eq!((state.by, state.words().as_str()), (By::Process, "by again"));
     }
 
     #[test]

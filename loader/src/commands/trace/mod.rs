@@ -304,7 +304,7 @@ fn follow_to_end(
     };
 
     let on_terminal = options.interval.is_some() && !options.json && !options.batch;
-    let view = if on_terminal { View::open(waiter)? } else { None };
+    let view = if on_terminal { View::open(waiter, options.by)? } else { None };
     let told = AboutMetrics { attach: running.set.name, proven: about.proven };
     let metrics = Metrics::begin(options, server, told)?;
     if let Some(server) = metrics.as_ref().and_then(Metrics::server) {
@@ -322,12 +322,13 @@ fn follow_to_end(
     // tick cuts the last interval short: it is as long as the others.
     let seen = Seen { cuts, drops: options.drops };
     let ticks = options.interval.map(|every| Ticks::begin(every, seen)).transpose()?;
+    let ticks = ticks.map(|ticks| ticks.by(options.by, about.max_sockets as usize, running.accounts.as_mut()));
     let mut printer = Printer {
         output,
         by_process: ByProcess::new(),
         left: options.count,
         exits,
-        cgroups: options.json.then(Paths::begin),
+        cgroups: (options.json || options.interval.is_some()).then(Paths::begin),
         namespaces: (!options.json).then(Names::default),
         holders,
         reasons,
@@ -363,7 +364,8 @@ fn follow_to_end(
     if let Some(ticks) = &mut printer.ticks
         && !viewed
     {
-        printer.output.interval(&ticks.end(&gain, ended.accounts.as_mut(), lost)?)?;
+        let last = ticks.end(&gain, ended.accounts.as_mut(), lost)?;
+        printer.interval(last)?;
     }
     // With --count, the programs' totals also include events after the last one that was printed.
     let (by_process, others, seen) = match printer.left {

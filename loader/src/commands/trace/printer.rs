@@ -15,6 +15,7 @@ use crate::kernel::host;
 use crate::kernel::netns::Names;
 use crate::kernel::terminal::moves_cursor;
 use crate::kernel::wait::Waiter;
+use crate::ledger::group::By;
 use crate::ledger::summary::{self, ByProcess, Summary};
 use crate::model::event::Event;
 use crate::model::events::Owner;
@@ -90,7 +91,7 @@ impl Printer<'_> {
     pub fn name_cgroups(&mut self, summary: &mut Summary) {
         let Some(paths) = &mut self.cgroups else { return };
         for process in &mut summary.processes {
-            let path = process.cgroup.zip(process.pid).and_then(|(cgroup, pid)| paths.of(cgroup, pid));
+            let path = process.cgroup.and_then(|cgroup| paths.of(cgroup, process.key.tgid));
             process.cgroup_path = path.map(str::to_owned);
         }
     }
@@ -100,7 +101,10 @@ impl Printer<'_> {
     /// # Errors
     /// If standard output does not take it.
     pub fn interval(&mut self, mut interval: Interval) -> Result<()> {
-        self.name_cgroups(&mut interval.summary);
+        // The view has no other place for them.
+        if self.view.is_none() || interval.by == By::Cgroup {
+            self.name_cgroups(&mut interval.summary);
+        }
         if let Some(view) = &mut self.view {
             return view.add(interval);
         }

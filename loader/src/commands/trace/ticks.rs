@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::kernel::clock::{monotonic_ns, realtime_ns};
 use crate::ledger::epochs::Moving;
+use crate::ledger::group::By;
 use crate::ledger::summary::{ByProcess, Others, Seen, Summary};
 use crate::model::lost::Lost;
 use crate::output::Interval;
@@ -21,6 +22,8 @@ pub struct Ticks {
     since_ns: u64,
     /// Which counts the totals have.
     seen: Seen,
+    /// What the rows of the next interval stand for, and the most rows of it that are kept.
+    rows: (By, usize),
 }
 
 impl Ticks {
@@ -29,7 +32,22 @@ impl Ticks {
     /// # Errors
     /// If the clock cannot be read.
     pub fn begin(every: Duration, seen: Seen) -> Result<Self> {
-        Ok(Self { every, due: Instant::now() + every, since_ns: monotonic_ns()?, seen })
+        Ok(Self { every, due: Instant::now() + every, since_ns: monotonic_ns()?, seen, rows: (By::Process, 0) })
+    }
+
+    /// The same, with rows that stand for this. At most so many are kept, if they do not stand for processes.
+    #[must_use]
+    pub fn by(self, by: By, most: usize, accounts: Option<&mut Accounts>) -> Self {
+        accounts.into_iter().for_each(|accounts| accounts.group(by, most));
+        Self { rows: (by, most), ..self }
+    }
+
+    /// Ask for rows that stand for something else. The current interval ends then, so that the next one has all that these rows
+    /// count.
+    pub fn ask(&mut self, by: By) {
+        if by != self.rows.0 {
+            (self.rows.0, self.due) = (by, Instant::now());
+        }
     }
 
     /// The time of the next tick.
@@ -56,9 +74,16 @@ impl Ticks {
     pub fn end(&mut self, gain: &ByProcess, accounts: Option<&mut Accounts>, lost: Lost) -> Result<Interval> {
         let now_ns = monotonic_ns()?;
         let mut summary = Summary::new(gain, &Others::default(), lost, self.seen);
+        let by = accounts.as_deref().map_or(By::Process, Accounts::by);
         if let Some(accounts) = accounts {
             let (rows, folded) = accounts.take_interval(self.since_ns);
-            summary.add_ledger(&rows, &folded, now_ns);
+            match accounts.take_groups(self.since_ns) {
+                Some(groups) => summary.set_groups(&groups, now_ns),
+                None => summary.add_ledger(&rows, &folded, now_ns),
+            }
+            if by != self.rows.0 {
+                accounts.group(self.rows.0, self.rows.1);
+            }
         }
         let took_us = now_ns.saturating_sub(self.since_ns) / 1000;
         self.since_ns = now_ns;
@@ -67,6 +92,6 @@ impl Ticks {
         while self.due <= now {
             self.due += self.every;
         }
-        Ok(Interval { realtime_ns: realtime_ns()?, mono_ns: now_ns, took_us, summary })
+        Ok(Interval { realtime_ns: realtime_ns()?, mono_ns: now_ns, took_us, by, summary })
     }
 }
