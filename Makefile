@@ -261,7 +261,7 @@ else
   BENCH_CC = $(CC)
 endif
 
-.PHONY: test-corpus test-store test-demo test-top test-fleet bench bench-sockets bench-start bench-reader bench-inspect bench-send bench-ledger bench-vm bench-vm-send
+.PHONY: test-corpus test-store test-demo test-top test-fleet bench bench-sockets bench-start bench-bpftrace bench-reader bench-inspect bench-send bench-ledger bench-vm bench-vm-send
 # A C program with the libbpf that xctl is linked with.
 define with_libbpf
 	$(say) CC $@
@@ -288,6 +288,7 @@ test-store: $(BIN) ## The statements of docs/store.md with DuckDB and ClickHouse
 
 test-demo: $(BIN) ## What `make demo` shows (root)
 	$(Q)./scripts/setup demo-svg
+	$(Q)./scripts/setup bpftrace
 	$(say) TEST demo
 	$(Q)./tests/demo $(BIN)
 
@@ -303,13 +304,17 @@ test-fleet: $(BIN) ## The metrics of a run over a lossy link in Prometheus, with
 
 bench: ## All benchmarks of this machine, and one table of them, also as target/bench.json; wants an idle machine
 	$(Q)rm -f target/bench.json
-	$(Q)failed=0; for what in start reader send ledger sockets inspect; do \
+	$(Q)failed=0; for what in start bpftrace reader send ledger sockets inspect; do \
 		BENCH_ROWS=$(CURDIR)/target/bench.json $(MAKE) --no-print-directory bench-$$what || failed=1; \
 	done; ./tests/bench/table target/bench.json; exit $$failed
 
 bench-start: $(BIN) $(BPF_OBJECT) target/bench-start ## Time to start against libbpf alone, and memory, with the hooks of ATTACH; fails beyond the budget
 	$(say) BENCH start
 	$(Q)target/bench-start $(BIN) $(BPF_OBJECT) 25 --attach $(ATTACH)
+
+bench-bpftrace: $(BIN) ## Time to start and memory beside bpftrace, if that is installed (root)
+	$(say) BENCH bpftrace
+	$(Q)./scripts/with-tracefs ./tests/bench/bpftrace $(BIN) 15 --attach $(ATTACH)
 
 bench-reader: $(BIN) $(BPF_OBJECT) target/bench-reader ## A million events and more beside libbpf's own reader: losses, CPU time, latency; wants an idle machine
 	$(say) BENCH reader

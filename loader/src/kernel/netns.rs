@@ -140,7 +140,7 @@ const NAMED: &str = "/run/netns";
 /// The names that `ip netns` gives to network namespaces.
 #[derive(Debug, Default)]
 pub struct Names {
-    /// The first namespace that [`Names::if_several`] was asked about.
+    /// The first namespace that was noted.
     first: Option<u32>,
     several: bool,
     known: Vec<(u32, String)>,
@@ -152,10 +152,10 @@ impl Names {
     /// The least time between two looks at the folder.
     const EVERY: Duration = Duration::from_secs(1);
 
-    /// As [`Names::of`], once this function was asked about two namespaces: before, nobody has to tell them apart.
-    pub fn if_several(&mut self, inum: u32) -> Option<&str> {
+    /// Note a namespace. Returns whether there were several so far: before, nobody has to tell them apart.
+    pub fn note(&mut self, inum: u32) -> bool {
         self.several |= *self.first.get_or_insert(inum) != inum;
-        if self.several { self.of(inum) } else { None }
+        self.several
     }
 
     /// The name of the namespace with this inode number. None: no name was found when the folder was read last, at most one second

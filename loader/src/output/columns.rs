@@ -14,18 +14,8 @@ pub(super) struct Columns {
     current: bool,
     /// The width of the terminal; none: lines may have any length.
     terminal: Option<usize>,
-    seen: Namespaces,
-}
-
-/// The network namespaces of the events so far.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Namespaces {
-    /// There was no event.
-    None,
-    /// All events were of this one.
-    One(u32),
-    /// Each event names its namespace.
-    Several,
+    /// Each event names its network namespace.
+    netns: bool,
 }
 
 /// The width of the columns that are always there, with most pairs of IPv4 addresses.
@@ -53,7 +43,7 @@ pub(super) struct Cells<'a> {
 
 impl Columns {
     pub(super) fn new(current: bool) -> Self {
-        Self { current, terminal: None, seen: Namespaces::None }
+        Self { current, terminal: None, netns: false }
     }
 
     /// The columns on a terminal of this width.
@@ -64,7 +54,7 @@ impl Columns {
     /// Whether only the shorter form of a line fits the terminal: times without fractions, shorter names, and no column for the state.
     fn is_short(&self) -> bool {
         let current = if self.current { CURRENT + 1 } else { 0 };
-        let netns = if self.seen == Namespaces::Several { NETNS + 1 } else { 0 };
+        let netns = if self.netns { NETNS + 1 } else { 0 };
         self.terminal.is_some_and(|width| width < ALL + current + netns)
     }
 
@@ -76,7 +66,7 @@ impl Columns {
         if self.current {
             write!(out, "{:<CURRENT$} ", "CURRENT (not the owner)")?;
         }
-        if self.seen == Namespaces::Several {
+        if self.netns {
             write!(out, "{:<NETNS$} ", "NETNS")?;
         }
         writeln!(out, "{}LOCAL -> REMOTE", if self.is_short() { "" } else { "STATE        " })
@@ -96,13 +86,9 @@ impl Columns {
         moment: Moment<'_>,
         &Cells { what, segs, owner, current, state, flow }: &Cells<'_>,
     ) -> io::Result<()> {
-        match self.seen {
-            Namespaces::None => self.seen = Namespaces::One(flow.netns),
-            Namespaces::One(first) if first != flow.netns => {
-                self.seen = Namespaces::Several;
-                self.titles(out)?;
-            }
-            _ => {}
+        if moment.several_netns && !self.netns {
+            self.netns = true;
+            self.titles(out)?;
         }
         let (time, width) = self.widths();
         let now = time_of_day(calendar, moment.realtime_ns);
@@ -114,7 +100,7 @@ impl Columns {
         if self.current {
             write!(out, "{} ", padded(current, CURRENT))?;
         }
-        if self.seen == Namespaces::Several {
+        if self.netns {
             write!(out, "{} ", netns(flow.netns, moment.netns))?;
         }
         match state {
@@ -145,8 +131,8 @@ mod tests {
         for address in [&mut flow.saddr, &mut flow.daddr] {
             *address = std::net::Ipv4Addr::new(10, 1, 0, 1).to_ipv6_mapped().octets();
         }
-        for &(inum, name, state) in events {
-            let moment = Moment { realtime_ns: 0, exited: false, cgroup_path: None, netns: name, holders: &[] };
+        for &(inum, netns, state) in events {
+            let moment = Moment { several_netns: inum != events[0].0 || netns.is_some(), netns, ..Moment::default() };
             let flow = Flow { netns: inum, ..flow };
             let cells = Cells { what: "slow_start", segs: Some(9), owner: &owner, current: "", state, flow: &flow };
             columns.begin_line(&mut out, &mut calendar, moment, &cells).unwrap();

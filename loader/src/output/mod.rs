@@ -49,7 +49,7 @@ pub struct Ready<'a> {
 }
 
 /// The facts that user space adds to an event.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Moment<'a> {
     /// The time at which the kernel saw the event, ns since 1970, UTC.
     pub realtime_ns: u64,
@@ -57,6 +57,8 @@ pub struct Moment<'a> {
     pub exited: bool,
     /// The path of the owner's cgroup; none: it is not known, or nobody asked.
     pub cgroup_path: Option<&'a str>,
+    /// Whether there were events of several network namespaces so far, which a reader must tell apart.
+    pub several_netns: bool,
     /// The name of the socket's network namespace (`ip netns`); none: it has no name, or nobody asked.
     pub netns: Option<&'a str>,
     /// The processes that share the socket, if it is not known which of them uses it.

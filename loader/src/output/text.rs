@@ -336,7 +336,7 @@ mod tests {
         let mut text = Text::new(Vec::new(), true);
         let mut event = Retransmit::default();
         (event.owner.tgid, event.owner.how, event.current_tgid) = (7, How::Send as u8, 0);
-        let moment = Moment { realtime_ns: 0, exited: false, cgroup_path: None, netns: None, holders: &[] };
+        let moment = Moment::default();
         text.retransmit(&event, moment).unwrap();
         event.current_tgid = 7;
         text.retransmit(&event, moment).unwrap();
@@ -354,11 +354,7 @@ mod tests {
         let status = Status { realtime_ns: 3_723_000_000_000, sockets: Some(1234), segs: 56, lost: nothing };
         text.status(&status).unwrap();
         text.status(&Status { lost, ..status }).unwrap();
-        text.retransmit(
-            &Retransmit::default(),
-            Moment { realtime_ns: 0, exited: false, cgroup_path: None, netns: None, holders: &[] },
-        )
-        .unwrap();
+        text.retransmit(&Retransmit::default(), Moment::default()).unwrap();
         text.summary(&Summary::default()).unwrap();
         let printed = String::from_utf8(text.out).unwrap();
         let pieces: Vec<_> = printed.split(ERASE).collect();
@@ -376,11 +372,7 @@ mod tests {
         owner.comm[..5].copy_from_slice(b"rsync");
         let connection = Connection { mono_ns: 1000, state: 1, err: 104, flow: Flow::default(), owner, row };
         let mut text = Text::new(Vec::new(), false);
-        text.connection(
-            &connection,
-            Moment { realtime_ns: 0, exited: false, cgroup_path: None, netns: None, holders: &[] },
-        )
-        .unwrap();
+        text.connection(&connection, Moment::default()).unwrap();
         let line = String::from_utf8(text.out).unwrap();
         let expected = "00:00:00.000000 connection            7 rsync                    reset        [::]:0 -> [::]:0  1.6 GB \
                         sent, 0 B received: network: loss 3.0 %\n";

@@ -150,9 +150,12 @@ impl Printer<'_> {
             Some(paths) if owner.is_process() => paths.of(owner.cgroup, owner.tgid),
             _ => None,
         };
+        let mut names = self.namespaces.as_mut();
+        let several_netns = names.as_mut().is_some_and(|names| names.note(flow.netns));
         let moment = Moment {
             cgroup_path,
-            netns: self.namespaces.as_mut().and_then(|names| names.if_several(flow.netns)),
+            several_netns,
+            netns: names.filter(|_| several_netns).and_then(|names| names.of(flow.netns)),
             realtime_ns: record.mono_ns().wrapping_add(realtime_offset),
             exited: owner.is_process() && (owner.gone != 0 || self.exits.has_exited(owner)),
             holders: self.holders.of(owner.holders),

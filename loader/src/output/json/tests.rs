@@ -4,11 +4,7 @@ use std::net::Ipv6Addr;
 
 fn printed(event: &Retransmit, exited: bool) -> Value {
     let mut json = Json::new(Vec::new());
-    json.retransmit(
-        event,
-        Moment { realtime_ns: 1_700_000_000_123_456_789, exited, cgroup_path: None, netns: None, holders: &[] },
-    )
-    .unwrap();
+    json.retransmit(event, Moment { realtime_ns: 1_700_000_000_123_456_789, exited, ..Moment::default() }).unwrap();
     assert_eq!(json.out.iter().filter(|&&byte| byte == b'\n').count(), 1);
     serde_json::from_slice(&json.out).unwrap()
 }
