@@ -27,6 +27,27 @@ fn filter(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     option(name, value, help).action(ArgAction::Append)
 }
 
+/// The headings in the help of `xctl trace` and `xctl top`, and the options below each.
+const HEADINGS: [(&str, &[&str]); 7] = [
+    ("View", &["interval", "by", "batch", "color"]),
+    ("Output", &["json", "events", "drops", "reader", "current", "verify", "verbose"]),
+    ("End", &["duration", "count"]),
+    ("Filters", &["pid", "comm", "port", "addr", "netns", "cgroup", "4", "6", "kind", "state"]),
+    ("Hooks and memory", &["attach", "seed", "max-sockets", "perf-pages", "object", "btf"]),
+    ("Metrics", &["metrics", "metrics-file", "metrics-owners"]),
+    ("Proof and privileges", &["dry-run", "record", "strict", "user", "no-sandbox"]),
+];
+
+/// The options, each below its heading.
+fn under_headings(options: Vec<Arg>) -> Vec<Arg> {
+    let heading = |option: &Arg| HEADINGS.iter().find(|(_, names)| names.contains(&option.get_id().as_str()));
+    let place = |option: Arg| match heading(&option) {
+        Some((heading, _)) => option.help_heading(*heading),
+        None => option,
+    };
+    options.into_iter().map(place).collect()
+}
+
 /// The filters with at most FILTER_VALUES values.
 pub(super) const FILTERS: [&str; 6] = ["pid", "comm", "port", "addr", "netns", "cgroup"];
 
@@ -66,15 +87,25 @@ fn filter_options() -> Vec<Arg> {
 fn trace_options() -> Vec<Arg> {
     let kinds = PossibleValuesParser::new(Kind::ALL.map(Kind::name))
         .map(|name| Kind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(Kind::Other));
-    let first = [
+    let first = vec![
         flag("json", "Print one JSON object a line"),
-        flag("verify", "At the end, compare with the kernel's own counters in each network namespace"),
+        option("events", "WHICH,...", "Events to print")
+            .value_delimiter(',')
+            .value_parser(["retransmit", "send", "cut", "connection", "all"])
+            .default_value("retransmit"),
+        flag("drops", "Also print and count the packets that this host itself drops before they leave, and why"),
         flag(
             "reader",
             "Also count how often and how long processes keep their own receive windows shut; each read on this host costs about 120 ns more",
         ),
-        flag("drops", "Also print and count the packets that this host itself drops before they leave, and why"),
         flag("current", "In text output, also show the process that softirq interrupted, which other tools blame"),
+        flag("verify", "At the end, compare with the kernel's own counters in each network namespace"),
+        verbose(),
+        option("duration", "SECONDS", "End after this time").value_parser(seconds),
+        option("count", "N", "End after this number of events").value_parser(value_parser!(u64).range(1..)),
+    ];
+    let last = vec![
+        filter("kind", "KIND,...", "Only these kinds of retransmission").value_delimiter(',').value_parser(kinds),
         option("attach", "SET", "Hooks to use: auto takes the best that this kernel has")
             .value_parser([
                 PossibleValue::new("auto"),
@@ -85,15 +116,13 @@ fn trace_options() -> Vec<Arg> {
                 PossibleValue::new("lsm").alias("lsm+kprobe+tracepoint"),
             ])
             .default_value("auto"),
-        option("events", "WHICH,...", "Events to print")
-            .value_delimiter(',')
-            .value_parser(["retransmit", "send", "cut", "connection", "all"])
-            .default_value("retransmit"),
-        option("duration", "SECONDS", "End after this time").value_parser(seconds),
-        option("count", "N", "End after this number of events").value_parser(value_parser!(u64).range(1..)),
-    ];
-    let last = [
-        filter("kind", "KIND,...", "Only these kinds of retransmission").value_delimiter(',').value_parser(kinds),
+        option(
+            "seed",
+            "SOURCE",
+            "Source of the owners of sockets that are already open: the kernel's iterator, or /proc",
+        )
+        .value_parser(["auto", "iterator", "proc", "none"])
+        .default_value("auto"),
         option(
             "max-sockets",
             "N",
@@ -103,13 +132,10 @@ fn trace_options() -> Vec<Arg> {
         option("perf-pages", "N", "Size of each CPU's ring in pages, a power of two")
             .value_parser(power_of_two)
             .default_value("64"),
-        option(
-            "seed",
-            "SOURCE",
-            "Source of the owners of sockets that are already open: the kernel's iterator, or /proc",
-        )
-        .value_parser(["auto", "iterator", "proc", "none"])
-        .default_value("auto"),
+        option("object", "FILE", "Load this BPF object instead of the one inside the binary")
+            .value_parser(value_parser!(PathBuf)),
+        option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
+            .value_parser(value_parser!(PathBuf)),
         option(
             "metrics",
             "ADDR:PORT|unix:PATH|fd:N",
@@ -132,16 +158,11 @@ fn trace_options() -> Vec<Arg> {
             "strict",
             "Attach nothing unless every instruction in the kernel is proven to be the object's, relocated with the BTF",
         ),
-        option("object", "FILE", "Load this BPF object instead of the one inside the binary")
-            .value_parser(value_parser!(PathBuf)),
-        option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
-            .value_parser(value_parser!(PathBuf)),
         option("user", "NAME|UID", "Become this user once everything is attached"),
         flag(
             "no-sandbox",
             "Keep the system calls that xctl gives up once everything is attached; without --user, keep the privileges too",
         ),
-        verbose(),
     ];
     first.into_iter().chain(filter_options()).chain(last).collect()
 }
@@ -160,7 +181,7 @@ fn top_options() -> Vec<Arg> {
         "metrics-file",
         "metrics-owners",
     ];
-    let own = [
+    let own = vec![
         option("interval", "SECONDS", "Show what happened in each interval of this length")
             .value_parser(interval)
             .default_value("2"),
@@ -168,6 +189,9 @@ fn top_options() -> Vec<Arg> {
             .value_parser(PossibleValuesParser::new(By::ALL.map(By::name)))
             .default_value(By::Process.name()),
         flag("batch", "Print one block an interval, on a terminal too, instead of a live view"),
+        option("color", "WHEN", "Use colours: auto does, unless NO_COLOR is set")
+            .value_parser(["auto", "always", "never"])
+            .default_value("auto"),
     ];
     let shared = trace_options().into_iter().filter(|option| !OF_EVENTS.contains(&option.get_id().as_str()));
     own.into_iter().chain(shared).collect()
@@ -244,10 +268,10 @@ fn power_of_two(text: &str) -> Result<usize, String> {
 pub fn clap() -> Clap {
     let trace = Clap::new("trace")
         .about("Print retransmits as they happen, with the process behind each (the default command)")
-        .args(trace_options());
+        .args(under_headings(trace_options()));
     let top = Clap::new("top")
         .about("Show what the connections of each process did in each interval, and what held them up: the worst first")
-        .args(top_options());
+        .args(under_headings(top_options()));
     let sockets = Clap::new("sockets")
         .about("List every TCP socket of this host and the process that owns it")
         .args([
@@ -257,10 +281,11 @@ pub fn clap() -> Clap {
                 .requires("stats")
                 .conflicts_with("json"),
         ])
-        .args(filter_options())
+        .args(under_headings(filter_options()))
         .args([
             filter("state", "STATE,...", "Only sockets in these states, such as LISTEN")
                 .value_delimiter(',')
+                .help_heading("Filters")
                 .ignore_case(true)
                 .value_parser(states()),
             option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")

@@ -179,6 +179,11 @@ fn trace(mut matches: ArgMatches) -> Result<TraceOptions> {
             let named: Option<String> = matches.try_remove_one("by").ok().flatten();
             By::ALL.into_iter().find(|by| Some(by.name()) == named.as_deref()).unwrap_or_default()
         },
+        colours: match matches.try_remove_one::<String>("color").ok().flatten().as_deref() {
+            Some("always") => Some(true),
+            Some("never") => Some(false),
+            _ => None,
+        },
         batch: flag(&matches, "batch"),
         interval: matches.try_remove_one("interval").ok().flatten(),
         duration: matches.remove_one("duration"),
@@ -227,6 +232,12 @@ mod tests {
     #[test]
     fn the_clap_definition_is_consistent() {
         clap().debug_assert();
+        for name in ["trace", "top"] {
+            let command = clap().find_subcommand(name).unwrap().clone();
+            let without: Vec<_> =
+                command.get_arguments().filter(|option| option.get_help_heading().is_none()).collect();
+            assert!(without.is_empty(), "below no heading: {without:?}");
+        }
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub struct TraceOptions {
     pub interval: Option<Duration>,
     /// `xctl top`: what a line stands for.
     pub by: By,
+    /// `xctl top`: use colours, or not; none: unless NO_COLOR is set.
+    pub colours: Option<bool>,
     /// `xctl top`: print blocks on a terminal, too.
     pub batch: bool,
     /// End after this time.

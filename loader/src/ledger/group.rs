@@ -77,8 +77,8 @@ impl Group {
 /// The gains of groups in an interval.
 #[derive(Debug, Default)]
 pub struct Gains {
-    /// The gain of each group, and the owner of the connection that was counted last.
-    pub rows: HashMap<Group, (ProcessKey, Row)>,
+    /// Each group, the owner of its connection that was counted last, and the gain.
+    pub rows: Vec<(Group, ProcessKey, Row)>,
     /// The sums of the connections that had no room.
     pub folded: Folded,
 }
@@ -129,8 +129,8 @@ impl Groups {
             return None;
         }
         let folded = Folded { rows: self.folded.rows, row: self.folded.row.take_interval(since_ns) };
-        let gains = self.rows.iter_mut().map(|(group, (owner, row))| (*group, (*owner, row.take_interval(since_ns))));
-        let rows = gains.filter(|(_, (_, row))| !row.is_quiet()).collect();
+        let gains = self.rows.iter_mut().map(|(group, (owner, row))| (*group, *owner, row.take_interval(since_ns)));
+        let rows = gains.filter(|(_, _, row)| !row.is_quiet()).collect();
         self.rows.retain(|_, (_, row)| row.fates.open > 0);
         Some(Gains { rows, folded })
     }
@@ -154,8 +154,8 @@ mod tests {
     fn ports(gains: &Gains) -> Vec<u16> {
         let mut ports: Vec<_> = gains
             .rows
-            .keys()
-            .map(|group| match group {
+            .iter()
+            .map(|(group, ..)| match group {
                 Group::Connection(flow, _) => flow.dport,
                 other => panic!("{other:?}"),
             })

@@ -257,7 +257,7 @@ impl Summary {
             let uid = (of_connection && is_process).then_some(row.uid);
             Process { group, segs, bytes, uid, cgroup, ledger, ..named }
         };
-        self.processes = gains.rows.iter().map(|(group, (key, row))| row_of(Some(*group), *key, row)).collect();
+        self.processes = gains.rows.iter().map(|(group, key, row)| row_of(Some(*group), *key, row)).collect();
         if gains.folded.rows > 0 {
             let others = Some(gains.folded.rows);
             self.processes.push(Process { others, ..row_of(None, ProcessKey::default(), &gains.folded.row) });

@@ -20,7 +20,7 @@ use crate::kernel::source::KERNEL_BTF;
 use crate::model::events::{Plain, Settings};
 use crate::model::hooks::Hook;
 use crate::model::maps::{CACHE, HANDLED, LEDGER, SHARED_RING, SHUT_WINDOWS, SOCKETS};
-use crate::object::TypeId;
+use crate::object::{TypeId, sort};
 
 /// The map of the programs' settings.
 const RODATA: &str = ".rodata";
@@ -140,7 +140,7 @@ struct Needs<'a> {
 impl<'a> Needs<'a> {
     fn of(object: &CheckedObject<'a>, wanted: impl Fn(&str) -> bool, target: &Target) -> Result<Self> {
         Ok(Self {
-            programs: object.programs().iter().copied().filter(|program| wanted(program)).collect(),
+            programs: sort::set(object.programs().iter().copied().filter(|program| wanted(program))),
             part: target.searched(object).map(<[u8]>::to_vec),
             btf_path: target.btf_path().to_owned(),
             attach_types: target.attach_types(object, &wanted)?,

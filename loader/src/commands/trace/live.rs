@@ -178,14 +178,14 @@ impl<'w> View<'w> {
     ///
     /// # Errors
     /// If the kernel does not let us watch the terminal.
-    pub fn open(waiter: &'w Waiter, by: By) -> Result<Option<Self>> {
+    pub fn open(waiter: &'w Waiter, by: By, colours: Option<bool>) -> Result<Option<Self>> {
         let Some(terminal) = Terminal::open(waiter)? else { return Ok(None) };
         Ok(Some(Self {
             terminal,
             out: Named(Stdout::new(waiter)),
             about: format!("Linux {}", host::release()?),
             calendar: Calendar::default(),
-            colours: var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            colours: colours.unwrap_or_else(|| var_os("NO_COLOR").is_none_or(|value| value.is_empty())),
             blocks: is_utf8(),
             state: State { by, ..State::default() },
         }))

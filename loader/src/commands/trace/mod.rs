@@ -304,7 +304,7 @@ fn follow_to_end(
     };
 
     let on_terminal = options.interval.is_some() && !options.json && !options.batch;
-    let view = if on_terminal { View::open(waiter, options.by)? } else { None };
+    let view = if on_terminal { View::open(waiter, options.by, options.colours)? } else { None };
     let told = AboutMetrics { attach: running.set.name, proven: about.proven };
     let metrics = Metrics::begin(options, server, told)?;
     if let Some(server) = metrics.as_ref().and_then(Metrics::server) {
