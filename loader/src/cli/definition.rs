@@ -185,11 +185,11 @@ fn top_options() -> Vec<Arg> {
         option("interval", "SECONDS", "Show what happened in each interval of this length")
             .value_parser(interval)
             .default_value("2"),
-        option("by", "WHAT", "What a line stands for; the key b changes it")
+        option("by", "WHAT", "What a row stands for; in the live view, the key b changes it")
             .value_parser(PossibleValuesParser::new(By::ALL.map(By::name)))
             .default_value(By::Process.name()),
         flag("batch", "Print one block an interval, on a terminal too, instead of a live view"),
-        option("color", "WHEN", "Use colours: auto does, unless NO_COLOR is set")
+        option("color", "WHEN", "When the live view uses colours; auto: unless NO_COLOR is set")
             .value_parser(["auto", "always", "never"])
             .default_value("auto"),
     ];
@@ -282,12 +282,13 @@ pub fn clap() -> Clap {
                 .conflicts_with("json"),
         ])
         .args(under_headings(filter_options()))
-        .args([
+        .args(under_headings(vec![
             filter("state", "STATE,...", "Only sockets in these states, such as LISTEN")
                 .value_delimiter(',')
-                .help_heading("Filters")
                 .ignore_case(true)
                 .value_parser(states()),
+        ]))
+        .args([
             option("btf", "FILE", "Relocate against this BTF instead of the kernel's own")
                 .value_parser(value_parser!(PathBuf)),
             verbose(),
@@ -348,7 +349,7 @@ pub fn clap() -> Clap {
         .version(env!("CARGO_PKG_VERSION"))
         .about("Which process is really behind TCP retransmissions")
         .args_conflicts_with_subcommands(true)
-        .args(trace_options())
+        .args(under_headings(trace_options()))
         .subcommands([trace, top, sockets, report, inspect, doctor, btf])
         .after_help(
             "Exit codes: 0 done; 1 a failure while running; 2 wrong usage; 3 this host cannot run it; 4 the object file \

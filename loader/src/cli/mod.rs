@@ -232,11 +232,11 @@ mod tests {
     #[test]
     fn the_clap_definition_is_consistent() {
         clap().debug_assert();
-        for name in ["trace", "top"] {
-            let command = clap().find_subcommand(name).unwrap().clone();
+        let of = |name| clap().find_subcommand(name).unwrap().clone();
+        for (name, command) in [("xctl", clap()), ("trace", of("trace")), ("top", of("top"))] {
             let without: Vec<_> =
                 command.get_arguments().filter(|option| option.get_help_heading().is_none()).collect();
-            assert!(without.is_empty(), "below no heading: {without:?}");
+            assert!(without.is_empty(), "{name}: below no heading: {without:?}");
         }
     }
 

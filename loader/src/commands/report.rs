@@ -46,6 +46,9 @@ pub fn picture(files: &[PathBuf], out: &mut dyn Write) -> Result<()> {
                 }
                 Some(Record::Interval(interval)) => run.interval(&interval).map_err(Error::msg)?,
                 Some(Record::Process(process)) => run.process(&process.0).map_err(Error::msg)?,
+                Some(Record::Group) => {
+                    bail!("a picture shows processes: give the output of `xctl top --json` without --by")
+                }
                 Some(Record::Summary(totals)) => totals.processes.iter().for_each(|of| run.verdict(&of.0)),
                 _ => {}
             }
@@ -100,6 +103,7 @@ fn report(from: &mut dyn BufRead, out: &mut dyn Write) -> Result<()> {
             }
             Some(Record::Retransmit(record)) => sums.retransmit(record),
             Some(Record::Connection(record)) => sums.connection(*record),
+            Some(Record::Drop(record)) => sums.drop(&record),
             Some(Record::Summary(totals)) => {
                 let verified = totals.verified;
                 Text::new(&mut *out, false).summary(&Summary::from(*totals))?;
@@ -109,14 +113,14 @@ fn report(from: &mut dyn BufRead, out: &mut dyn Write) -> Result<()> {
                 sums = Sums::default();
                 runs += 1;
             }
-            Some(Record::Interval(_) | Record::Process(_) | Record::Other) => {}
+            Some(Record::Interval(_) | Record::Process(_) | Record::Group | Record::Other) => {}
         }
         Ok(())
     })?;
     unfinished(sums, &mut runs, out)?;
     if runs == 0 {
         bail!(
-            "the input has no summary, no retransmit and no end of a connection: give the output of `xctl trace --json` or \
+            "the input has no summary, no retransmit, no drop and no end of a connection: give the output of `xctl trace --json` or \
              `xctl top --json`"
         );
     }
@@ -147,8 +151,8 @@ fn read_line(from: &mut dyn BufRead, line: &mut Vec<u8>) -> Result<bool> {
 mod tests {
     use super::*;
     use crate::ledger::balance::Balance;
-    use crate::ledger::summary::{ByProcess, Others, Seen, add, key_of};
-    use crate::model::events::{How, Kind, Owner, Retransmit};
+    use crate::ledger::summary::{ByProcess, Others, Seen, add};
+    use crate::model::events::{How, Kind, Owner, ProcessKey, Retransmit};
     use crate::model::lost::Lost;
     use crate::model::reading::{Account, AccountWhy, Reading};
     use crate::output::json::Json;
@@ -181,7 +185,7 @@ mod tests {
             let owner =
                 Owner { tgid, since, how: How::Send as u8, comm: *b"worker\0\0\0\0\0\0\0\0\0\0", ..Owner::default() };
             let event = Retransmit { owner, segs: tgid, bytes: 10, kind: Kind::Rto as u8, ..Retransmit::default() };
-            add(by_process.entry(key_of(&owner)).or_default(), &event);
+            add(by_process.entry(ProcessKey::of(&owner)).or_default(), &event);
             let reading = Reading { bytes_sent: 1 << 20, bytes_retrans: 1 << 16, free: 90, ..Reading::default() };
             let reading =
                 Reading { total_retrans: 9, dsack_dups: 8, srtt_us: 8 * 70_000, min_rtt_us: 9_000, ..reading };

@@ -309,6 +309,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn namespaces_are_told_apart_once_there_are_two() {
+        let mut names = Names::default();
+        assert_eq!([7, 7, 8, 7].map(|inum| names.note(inum)), [false, false, true, true]);
+    }
+
+    #[test]
     fn our_own_namespace_is_among_them() {
         let own = inode(Path::new("/proc/self/ns/net")).unwrap();
         let all = all().unwrap();

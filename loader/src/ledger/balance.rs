@@ -8,7 +8,6 @@ use super::counters::Counters;
 use super::group::{By, Gains, Groups};
 use super::row::{Fates, Folded, Row};
 use super::rows::Limit;
-use super::summary::key_of;
 use crate::model::events::{How, Owner, ProcessKey};
 use crate::model::reading::{Account, AccountWhy, ReadingOf};
 
@@ -18,6 +17,9 @@ const LATE_NS: u64 = 1_000_000_000;
 
 /// If more connections than this are remembered, xctl looks for ended ones to forget.
 const MANY: usize = 1024;
+
+/// The most rows that stand for something other than processes. Each takes about 5 kB while an interval is printed.
+const MOST_GROUPS: usize = 8192;
 
 /// The most owners of subflows that are kept.
 const MOST_SUBFLOWS: usize = 1 << 16;
@@ -79,10 +81,9 @@ impl Balance {
         Self { hz, stage: Stage::Opening, tick: 0, before, subflows, rows, folded, limit, groups, many: MANY }
     }
 
-    /// From now on, also keep rows by something else than processes, at most this many. A connection counts from its last account
-    /// on.
-    pub fn group(&mut self, by: By, most: usize) {
-        self.groups = Groups::new(by, most);
+    /// From now on, also keep rows that stand for something other than processes. A connection counts from its last account on.
+    pub fn group(&mut self, by: By) {
+        self.groups = Groups::new(by, MOST_GROUPS);
     }
 
     /// What the groups are.
@@ -197,7 +198,7 @@ impl Balance {
         let fates = if is_listener { Fates::default() } else { fates };
         let row = Row::of(account, gained, fates, self.begun_ns());
         let closes = account.why() == AccountWhy::Ended && counted_open && !is_listener;
-        let of_process = self.rows.entry(key_of(&account.owner)).or_default();
+        let of_process = self.rows.entry(ProcessKey::of(&account.owner)).or_default();
         let of_group = self.groups.row_of(account, row.fates != Fates::default());
         for sums in [Some(of_process), of_group].into_iter().flatten() {
             sums.add(&row);

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use super::row::{Folded, Row};
-use super::summary::key_of;
 use crate::model::events::{Flow, ProcessKey};
 use crate::model::reading::{Account, ReadingOf};
 
@@ -67,7 +66,7 @@ impl Group {
             By::Connection => {
                 let Flow { saddr, daddr, netns, sport, dport, .. } = *flow;
                 let ends = Flow { saddr, daddr, netns, sport, dport, ..Flow::default() };
-                Some(Self::Connection(ends, key_of(owner)))
+                Some(Self::Connection(ends, ProcessKey::of(owner)))
             }
             By::Remote => Some(Self::Remote(flow.daddr)),
         }
@@ -102,8 +101,8 @@ impl Groups {
         self.by
     }
 
-    /// The row of the group that an account belongs to. With `counts`, the account adds a connection: it counts as one of those
-    /// without room, if it has none.
+    /// The row of the group that an account belongs to: if there is no room for the group, the common one. `counts` says whether the
+    /// account adds a connection.
     pub(super) fn row_of(&mut self, account: &Account, counts: bool) -> Option<&mut Row> {
         let group = Group::of(self.by, account)?;
         if self.rows.len() >= self.most && !self.rows.contains_key(&group) {
@@ -111,13 +110,12 @@ impl Groups {
             return Some(&mut self.folded.row);
         }
         let (owner, row) = self.rows.entry(group).or_default();
-        *owner = key_of(&account.owner);
+        *owner = ProcessKey::of(&account.owner);
         Some(row)
     }
 
     /// The accounts of open connections come next, and count each as open again.
     pub(super) fn tick(&mut self) {
-        self.folded.rows = 0;
         for row in self.rows.values_mut().map(|(_, row)| row).chain([&mut self.folded.row]) {
             row.fates.open = 0;
         }
@@ -128,7 +126,8 @@ impl Groups {
         if self.by == By::Process {
             return None;
         }
-        let folded = Folded { rows: self.folded.rows, row: self.folded.row.take_interval(since_ns) };
+        let rows = std::mem::take(&mut self.folded.rows);
+        let folded = Folded { rows, row: self.folded.row.take_interval(since_ns) };
         let gains = self.rows.iter_mut().map(|(group, (owner, row))| (*group, *owner, row.take_interval(since_ns)));
         let rows = gains.filter(|(_, _, row)| !row.is_quiet()).collect();
         self.rows.retain(|_, (_, row)| row.fates.open > 0);
@@ -139,6 +138,7 @@ impl Groups {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::counters::Counters;
     use crate::ledger::row::Fates;
 
     fn account(dport: u16) -> Account {
@@ -167,6 +167,16 @@ mod tests {
     #[test]
     fn connections_without_room_are_added_up_and_ended_ones_leave() {
         let mut groups = Groups::new(By::Connection, 2);
+        // As in a run: what ends is counted first, then what is open.
+        groups.tick();
+        (1..=2).for_each(|dport| open(&mut groups, dport));
+        let counters = Counters { bytes_sent: 7, ..Counters::ZERO };
+        let ended = Row { fates: Fates { ended: 1, ..Fates::default() }, counters, ..Row::default() };
+        groups.row_of(&account(3), true).unwrap().add(&ended);
+        groups.tick();
+        let gains = groups.take_interval(0).unwrap();
+        assert_eq!((gains.folded.rows, gains.folded.row.fates.ended, gains.folded.row.counters.bytes_sent), (1, 1, 7));
+        groups.tick();
         (1..=4).for_each(|dport| open(&mut groups, dport));
         let gains = groups.take_interval(0).unwrap();
         assert_eq!((ports(&gains), gains.folded.rows, gains.folded.row.fates.open), (vec![1, 2], 2, 2));

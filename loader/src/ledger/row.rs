@@ -47,7 +47,7 @@ impl AcceptQueue {
     }
 }
 
-/// The connections of one process.
+/// The connections of one process, or of one group of connections.
 #[derive(Clone, Debug)]
 pub struct Row {
     /// The process's name in its last account.
@@ -109,7 +109,7 @@ impl Default for Row {
     }
 }
 
-/// The sums of several processes that have exited.
+/// The sums of several rows: of processes that have exited, or of connections that had no room.
 #[derive(Clone, Debug, Default)]
 pub struct Folded {
     /// How many.

@@ -21,10 +21,14 @@ pub enum Record {
     Retransmit(Retransmit),
     /// The end of a connection.
     Connection(Box<Connection>),
+    /// A packet that the host dropped.
+    Drop(Drop),
     /// The end of an interval of `xctl top`.
     Interval(Box<Interval>),
     /// The figures of a process in that interval.
     Process(Box<Of>),
+    /// The figures in that interval of something else than a process (`--by`).
+    Group,
     /// The end of a run.
     Summary(Box<Totals>),
     /// Another record.
@@ -48,8 +52,10 @@ impl Record {
             "ready" => Record::Ready(serde_json::from_slice(line)?),
             "retransmit" => Record::Retransmit(serde_json::from_slice(line)?),
             "connection" => Record::Connection(serde_json::from_slice(line)?),
+            "drop" => Record::Drop(serde_json::from_slice(line)?),
             "interval" => Record::Interval(serde_json::from_slice(line)?),
             "process" => Record::Process(serde_json::from_slice(line)?),
+            "group" => Record::Group,
             "summary" => Record::Summary(serde_json::from_slice(line)?),
             _ => Record::Other,
         })
@@ -87,6 +93,15 @@ pub struct Retransmit {
     segs: u64,
     bytes: u64,
     err: i32,
+}
+
+/// The fields of `drop` that a report adds up.
+#[derive(Debug, Deserialize)]
+pub struct Drop {
+    pid: Option<u32>,
+    comm: Option<String>,
+    segs: u64,
+    bytes: Option<u64>,
 }
 
 /// The fields that `connection` and rows of `processes` have. Each of the two lacks some of them. Those of the ledger are
@@ -216,6 +231,8 @@ type Name = (Option<u32>, Option<String>);
 pub struct Sums {
     kinds: [u64; KINDS],
     failed: u64,
+    /// Whether a packet was dropped.
+    drops: bool,
     rows: HashMap<Name, (Process, Row)>,
     last_ns: u64,
 }
@@ -245,6 +262,16 @@ impl Sums {
         process.retransmits += 1;
     }
 
+    /// Add a packet that the host dropped.
+    pub fn drop(&mut self, record: &Drop) {
+        self.drops = true;
+        let (process, _) = self.row(record.pid, record.comm.clone());
+        let Drops { packets, segs, bytes } = process.drops.get_or_insert_default();
+        *packets += 1;
+        *segs = segs.saturating_add(record.segs);
+        *bytes = bytes.saturating_add(record.bytes.unwrap_or(0));
+    }
+
     /// Add the end of a connection.
     pub fn connection(&mut self, record: Connection) {
         let Connection { mono_ns, fields } = record;
@@ -271,7 +298,9 @@ impl Sums {
     /// The summary of these records. What the kernel lost is not known.
     #[must_use]
     pub fn summary(self) -> Summary {
-        let mut summary = Summary { kinds: self.kinds, failed: self.failed, ..Summary::default() };
+        // Without a record, nobody knows whether the run had --drops.
+        let seen = Seen { drops: self.drops, ..Seen::default() };
+        let mut summary = Summary { kinds: self.kinds, failed: self.failed, seen, ..Summary::default() };
         for (mut process, row) in self.rows.into_values() {
             summary.segs += process.segs;
             summary.retransmits += process.retransmits;
@@ -313,7 +342,13 @@ mod tests {
             let Record::Connection(connection) = record(&line) else { panic!("{line}") };
             sums.connection(*connection);
         }
+        for bytes in ["null", "1448"] {
+            let line = format!(r#"{{"type":"drop","pid":7,"comm":"x","segs":2,"bytes":{bytes},"reason":null}}"#);
+            let Record::Drop(dropped) = record(&line) else { panic!("{line}") };
+            sums.drop(&dropped);
+        }
         let summary = sums.summary();
+        assert_eq!(summary.drops(), Some(Drops { packets: 2, segs: 4, bytes: 1448 }));
         assert_eq!((summary.segs, summary.retransmits, summary.failed), (5, 2, 1));
         assert_eq!(summary.kinds[Kind::Tlp as usize], 5);
         let [process] = &summary.processes[..] else { panic!("{summary:?}") };

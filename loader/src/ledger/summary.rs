@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::figures::{Cuts, CutsSeen, Ledger};
 use super::group::{Gains, Group};
 use super::row::{Folded, Row};
-use crate::model::events::{COMM_LEN, CUTS, How, KINDS, Kind, Owner, ProcessKey, Retransmit, Totals, comm};
+use crate::model::events::{COMM_LEN, CUTS, How, KINDS, Kind, ProcessKey, Retransmit, Totals, comm};
 use crate::model::lost::Lost;
 use crate::verify::report::Report;
 
-/// Totals of one process.
+/// A row: the totals of one process, or of the [`Group`] that it stands for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Process {
-    /// The process, or none.
+    /// The process, or none. In a row of a remote address or a cgroup: the owner of the connection that was counted last.
     #[serde(skip)]
     pub key: ProcessKey,
     /// What the row stands for in place of the process; none: the process. The row then has only what connections counted.
@@ -28,7 +28,8 @@ pub struct Process {
     pub kernel: bool,
     /// Whether these are sockets that several processes hold, and that none of them has used since xctl started.
     pub shared: bool,
-    /// The number of rows of exited processes that this row stands for; none: the row is of one process.
+    /// The number of rows of exited processes, or of connections without a row of their own, that this row stands for; none: the
+    /// row stands for one thing.
     pub others: Option<u64>,
     /// The process's name in its last event.
     pub comm: Option<String>,
@@ -150,13 +151,6 @@ pub struct Summary {
     pub seen: Seen,
 }
 
-/// The key of the totals that an event belongs to.
-#[must_use]
-pub fn key_of(owner: &Owner) -> ProcessKey {
-    let nobody = if owner.is_process() { 0 } else { u32::from(owner.how) + 1 };
-    ProcessKey { born: owner.born, tgid: owner.tgid, nobody, ..ProcessKey::default() }
-}
-
 /// Count an event as the programs do, but without the counters that only `--verify` needs.
 pub fn add(totals: &mut Totals, event: &Retransmit) {
     (totals.comm, totals.cgroup) = (event.owner.comm, event.owner.cgroup);
@@ -242,7 +236,7 @@ impl Summary {
 
     /// Put rows by group in place of those by process. Retransmissions and their kinds are counted by process alone; a row's
     /// segments and bytes are those that its connections counted, which has no SYN-ACK.
-    pub fn set_groups(&mut self, gains: &Gains, now_ns: u64) {
+    pub fn set_groups(&mut self, gains: Gains, now_ns: u64) {
         let lost = self.lost.ledger > 0;
         let row_of = |group: Option<Group>, key: ProcessKey, row: &Row| {
             let is_process = key.nobody == 0;
@@ -257,8 +251,8 @@ impl Summary {
             let uid = (of_connection && is_process).then_some(row.uid);
             Process { group, segs, bytes, uid, cgroup, ledger, ..named }
         };
-        self.processes = gains.rows.iter().map(|(group, key, row)| row_of(Some(*group), *key, row)).collect();
-        if gains.folded.rows > 0 {
+        self.processes = gains.rows.into_iter().map(|(group, key, row)| row_of(Some(group), key, &row)).collect();
+        if gains.folded.rows > 0 || !gains.folded.row.is_quiet() {
             let others = Some(gains.folded.rows);
             self.processes.push(Process { others, ..row_of(None, ProcessKey::default(), &gains.folded.row) });
         }
@@ -310,6 +304,7 @@ mod tests {
     use super::*;
     use crate::ledger::balance::Balance;
     use crate::ledger::row::{AcceptQueue, Fates};
+    use crate::model::events::Owner;
 
     fn event(tgid: u32, segs: u32, err: i32) -> Retransmit {
         let how = if tgid == 0 { How::Unknown } else { How::Send };
@@ -323,7 +318,7 @@ mod tests {
         for event in
             [event(1, 2, 0), event(2, 5, 0), event(1, 1, 0), event(0, 1, 0), event(1, 9, -11), event(3, 1, -16)]
         {
-            add(by_process.entry(key_of(&event.owner)).or_default(), &event);
+            add(by_process.entry(ProcessKey::of(&event.owner)).or_default(), &event);
         }
         let summary = Summary::new(&by_process, &Others::default(), Lost::default(), Seen::default());
         assert_eq!((summary.retransmits, summary.segs, summary.failed), (4, 9, 2));
@@ -332,7 +327,8 @@ mod tests {
         assert_eq!(pids, [(Some(2), 5), (Some(1), 3), (None, 1)]);
         assert_eq!((&summary.processes[2].comm, summary.processes[2].kernel), (&None, false));
         let own = Retransmit { owner: Owner { how: How::Kernel as u8, ..Owner::default() }, ..event(0, 1, 0) };
-        let by_process = ByProcess::from([(key_of(&own.owner), Totals { retransmits: 1, ..Totals::default() })]);
+        let by_process =
+            ByProcess::from([(ProcessKey::of(&own.owner), Totals { retransmits: 1, ..Totals::default() })]);
         assert!(Summary::new(&by_process, &Others::default(), Lost::default(), Seen::default()).processes[0].kernel);
     }
 

@@ -244,6 +244,15 @@ mirror! {
     }
 }
 
+impl ProcessKey {
+    /// The key of the totals that an owner's events belong to.
+    #[must_use]
+    pub fn of(owner: &Owner) -> Self {
+        let nobody = if owner.is_process() { 0 } else { u32::from(owner.how) + 1 };
+        Self { born: owner.born, tgid: owner.tgid, nobody, ..Self::default() }
+    }
+}
+
 mirror! {
     /// A network namespace. The key distinguishes the namespace from earlier namespaces with the same number.
     "netns_key" NetnsKey {

@@ -6,7 +6,7 @@ use super::Moment;
 use super::names::{NETNS, addresses, name, netns, pid};
 use super::width::{padded, shorten};
 use crate::kernel::calendar::Calendar;
-use crate::model::events::{Flow, Owner};
+use crate::model::events::{Flow, How, Owner};
 
 /// The columns, and what the events so far ask of them.
 pub(super) struct Columns {
@@ -93,7 +93,11 @@ impl Columns {
         let (time, width) = self.widths();
         let now = time_of_day(calendar, moment.realtime_ns);
         let segs = segs.map(|segs| segs.to_string()).unwrap_or_default();
-        let name = name(owner, moment.exited, moment.holders);
+        let mut name = name(owner, moment.exited, moment.holders);
+        // Nobody has seen this process use the socket.
+        if owner.how() == How::Seed && !moment.exited && !self.is_short() {
+            name += " (seed)";
+        }
         let name = if self.is_short() && owner.is_process() { shorten(&name, width) } else { name };
         let (now, name) = (now.get(..time).unwrap_or(now), padded(&name, width));
         write!(out, "{now:<time$} {what:<10} {segs:>4} {:>7} {name} ", pid(owner))?;
@@ -119,7 +123,6 @@ pub(super) fn time_of_day(calendar: &mut Calendar, realtime_ns: u64) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::events::How;
 
     /// The lines of events in these namespaces.
     fn lines(columns: Columns, events: &[(u32, Option<&str>, &str)]) -> Vec<String> {

@@ -14,6 +14,8 @@ pub mod text;
 mod top;
 mod width;
 
+pub use top::several;
+
 use std::io;
 
 use crate::ledger::connection::Connection;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::width::{padded, shorten};
-use crate::ledger::group::Group;
+use crate::ledger::group::{By, Group};
 use crate::ledger::summary;
 use crate::model::events::{Flow, How, Owner, address, comm};
 use crate::trace::seed::holders::{Process, common_name};
@@ -35,13 +35,18 @@ pub(super) fn whose(process: &summary::Process) -> (String, String) {
     (pid, comm)
 }
 
-/// What a row of `xctl top` stands for: the PID, if the row is of one process, and a name.
-pub(super) fn named(row: &summary::Process) -> (Option<String>, String) {
+/// What a row of `xctl top` stands for: the PID, if rows have one, and a name.
+pub(super) fn named(row: &summary::Process, by: By) -> (Option<String>, String) {
+    let has_pid = matches!(by, By::Process | By::Connection);
+    if let Some(rows) = row.others {
+        let name = if by == By::Process { format!("({rows} exited)") } else { format!("({rows} more)") };
+        return (has_pid.then(|| "?".to_owned()), name);
+    }
     let name = match row.group {
         Some(Group::Remote(remote)) => address(remote).to_string(),
         Some(Group::Cgroup(id)) => match (&row.cgroup_path, id) {
             (Some(path), _) => printable(path),
-            (None, 0) => "(no process)".to_owned(),
+            (None, 0) => "(unknown)".to_owned(),
             (None, id) => format!("cgroup {id}"),
         },
         Some(Group::Connection(flow, _)) => {

@@ -17,13 +17,20 @@ const REVERSE: &str = "\x1b[7m";
 const RED: &str = "\x1b[31m";
 
 /// The figures of [`Cells`]: the title, its width, and the width of a screen that shows it.
-const COLUMNS: [(&str, usize, usize); 6] =
-    [("OPEN", 6, 90), ("ENDED", 6, 100), ("SENT/s", 8, 0), ("RECV/s", 8, 72), ("AGAIN", 6, 0), ("RTT", 7, 60)];
+const COLUMNS: [(&str, usize, usize); 7] = [
+    ("OPEN", 6, 90),
+    ("ENDED", 6, 100),
+    ("SENT/s", 8, 0),
+    ("RECV/s", 8, 72),
+    ("AGAIN", 6, 0),
+    ("RTT", 7, 60),
+    ("+QUEUE", 7, 130),
+];
 /// The place of the share that was sent again in them.
 const AGAIN: usize = 4;
 
-/// The width of the columns before them that name a process, and of the column that names something else: on a screen of 120
-/// columns, and on a narrower one.
+/// The width of the columns before them that name a process, and of the column that names something else: on a screen of 130
+/// columns, which has room for the other columns too, and on a narrower one.
 const NAMED: (usize, [usize; 2]) = (7 + 1 + 15, [48, 40]);
 /// The width that a verdict needs before there is room for a sparkline, and the least width of that.
 const VERDICT: usize = 32;
@@ -119,8 +126,8 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
     let (rows, columns) = style.size;
     let mut frame = Frame { out: Vec::new(), rows, columns, left: 0 };
     let (again, lost) = match screen.interval {
-        Some(interval) => heading(calendar, interval),
-        None => ("waiting for the end of the first interval".into(), None),
+        Some(interval) if interval.by == screen.by => heading(calendar, interval),
+        _ => ("waiting for the end of the first interval".into(), None),
     };
     frame.line();
     frame.put(BOLD, screen.about);
@@ -132,7 +139,7 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
     let by = screen.by;
     let room_for_name = match by {
         By::Process => NAMED.0,
-        _ => NAMED.1[usize::from(columns < 120)],
+        _ => NAMED.1[usize::from(columns < 130)],
     };
     let shown = |from: usize| columns + NAMED.0 >= from + room_for_name;
     let figures: usize = COLUMNS.iter().filter(|column| shown(column.2)).map(|(_, width, _)| width + 1).sum();
@@ -153,7 +160,10 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
     }
     frame.put(REVERSE, &titles);
 
-    let mut lines = screen.lines.iter().filter(|line| named(&line.process).1.contains(screen.filter));
+    let mut lines = screen
+        .lines
+        .iter()
+        .filter(|line| screen.filter.is_empty() || named(&line.process, by).1.contains(screen.filter));
     for line in lines.by_ref().take(rows.saturating_sub(5)) {
         let cells = Cells::new(&line.process, by, line.took_us);
         let now = screen.interval.is_some_and(|interval| interval.mono_ns == line.seen_ns);
@@ -235,6 +245,7 @@ mod tests {
         let line = |process| Line { process, took_us: 2_000_000, seen_ns: interval.mono_ns, history: [0; HISTORY] };
         let mut lines: Vec<_> = std::mem::take(&mut interval.summary.processes).into_iter().map(line).collect();
         lines.iter_mut().for_each(change);
+        interval.by = by;
         let (about, state, interval) = ("Linux 6.1  kprobe, proven", "by again", Some(&interval));
         let screen = Screen { about, by, interval, lines: &lines, filter: "", state, help: None };
         let style = Style { size, colours: true, blocks: true };
@@ -246,7 +257,7 @@ mod tests {
         let lines = lines((24, 80), 2, |_| ());
         let expected = [
             "<1>Linux 6.1  kprobe, proven<>",
-            "01:02:03  2.0 s: 700 segments sent again (rto 700)",
+            "01:02:03  2.0 s: 700 segments sent again, 350.0/s (rto 700)",
             "<1>lost so far: perf 3, missed 9<>",
             "<7>    PID COMM              SENT/s   RECV/s  AGAIN     RTT VERDICT                <>",
             "      1 fifteen-letters   5.0 MB      0 B<31>   10 %<>    99 s loss 10 %,..queue +99 s",
@@ -283,7 +294,9 @@ mod tests {
         assert_eq!(of_80[3], format!("<7>{titles}<>"));
         let line = "2001:db8:1234:5678:9abc:def0:1234:5678     5.0 MB<31>   10 %<>    99 s loss 1..e +99 s";
         assert_eq!(of_80[4], line);
-        assert!(shown(120)[4].starts_with("2001:db8:1234:5678:9abc:def0:1234:5678 "), "{:?}", shown(120));
+        let shown =
+            [90, 107, 117, 120, 129, 130, 155].map(|columns| shown(columns)[3].matches(char::is_uppercase).count());
+        assert!(shown.is_sorted(), "a wider screen has no column less: {shown:?}");
     }
 
     #[test]

@@ -164,8 +164,8 @@ impl Accounts {
     }
 
     /// Keep rows by something else than processes, too ([`Balance::group`]).
-    pub fn group(&mut self, by: By, most: usize) {
-        self.balance.group(by, most);
+    pub fn group(&mut self, by: By) {
+        self.balance.group(by);
     }
 
     /// What the groups are.

@@ -16,6 +16,7 @@ mod doctor;
 mod drops;
 mod ends;
 mod exited_owner;
+mod fates;
 mod filters;
 mod full_map;
 mod handed_over;
@@ -149,10 +150,11 @@ pub const ALL: &[Case] = &[
     case!("stats_verdicts",       AUTO,        EITHER, KERNELS,  stats::verdicts),
     case!("stats_netem",          AUTO,        V4,     OLDEST,   stats::with_netem),
     case!("ledger",               Set::ALL,    BOTH,   SETS,     ledger::run),
+    case!("fates",                AUTO,        BOTH,   KERNELS,  fates::run),
     case!("top_by",               AUTO,        BOTH,   KERNELS,  top_by::run),
     case!("ledger_backed_up",     WITH_STATES, EITHER, SETS,     ledger::backed_up),
     case!("short_connections",    AUTO,        BOTH,   KERNELS,  ledger::short),
-    case!("cuts",                 Set::ALL,    V4,     SETS,     cuts::run),
+    case!("cuts",                 Set::ALL,    BOTH,   SETS,     cuts::run),
     case!("drops",                Set::ALL,    BOTH,   SETS,     drops::run),
     case!("accept_queue",         Set::ALL,    BOTH,   KERNELS,  accept_queue::run),
     case!("zero_window",          Set::ALL,    BOTH,   KERNELS,  zero_window::run),

@@ -14,7 +14,7 @@ use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::signal::Signal;
 use nix::sys::termios::tcgetattr;
 
-use super::filters::path_of;
+use super::filters::{Cgroup, path_of};
 use super::hosts::by_shell;
 use super::stats::{Connection, Stage};
 use crate::host::Set;
@@ -199,20 +199,20 @@ fn figures(set: Set, stage: &mut Stage, connection: &Connection) -> Result<Strin
         fits(sum)
     });
     all.with_context(|| format!("the screens say {sum:?} bytes, and the process was told {told}"))?;
-    for by in ["connection", "remote", "cgroup", ""] {
+    for rows in ["connections", "remote addresses", "cgroups", "processes"] {
         screen.press("b")?;
-        let other = match by {
-            "connection" => {
+        let other = match rows {
+            "connections" => {
                 format!("{pid} writer :{} {}", connection.writes.1.local.port(), connection.writes.1.remote)
             }
-            "remote" => connection.writes.1.remote.ip().to_string(),
-            "cgroup" => path_of(pid)?,
+            "remote addresses" => connection.writes.1.remote.ip().to_string(),
+            "cgroups" => path_of(pid)?,
             _ => format!("{pid} writer "),
         };
-        let (state, fits) = (format!("{by} by again"), |line: &String| line.trim_start().starts_with(&other));
+        let (state, fits) = (format!("{rows} by again"), |line: &String| line.trim_start().starts_with(&other));
         screen.until(&format!("a row of {other:?}"), |screen| {
             let screens = screen.screens().unwrap_or_default();
-            let last = screens.last().filter(|last| last[SIZE.0 - 1].starts_with(state.trim_start()));
+            let last = screens.last().filter(|last| last[SIZE.0 - 1].starts_with(&state));
             last.is_some_and(|last| last[4..].iter().any(fits))
         })?;
     }
@@ -220,7 +220,7 @@ fn figures(set: Set, stage: &mut Stage, connection: &Connection) -> Result<Strin
     screen.until("the filter", |screen| {
         let screens = screen.screens().unwrap_or_default();
         let last = screens.last().and_then(|screen| screen.last());
-        last.is_some_and(|last| last.starts_with("by received, /no such"))
+        last.is_some_and(|last| last.starts_with("processes by received, /no such"))
     })?;
     let of_writer = |screens: &[Vec<String>]| sent(&screens[screens.len() - 1..], pid);
     ensure!(of_writer(&screen.screens()?)? == [0.0; 2], "the filter hides nothing");
@@ -234,6 +234,10 @@ fn figures(set: Set, stage: &mut Stage, connection: &Connection) -> Result<Strin
 
 pub fn run(set: Set, family: Family) -> Outcome {
     let mut stage = Stage::new(family)?;
+    // The cgroup's path fits into the column of names.
+    let Some(root) = Cgroup::root()? else { return Ok(Verdict::Skipped("this host has no cgroup v2".into())) };
+    let cgroup = Cgroup::new(root.join(format!("xctl-{}", std::process::id())))?;
+    cgroup.take(stage.writer.who.pid)?;
     let connection = stage.connect()?;
     let note = figures(set, &mut stage, &connection)?;
 

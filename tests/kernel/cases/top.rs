@@ -13,7 +13,7 @@ use crate::schema;
 use crate::xctl::command;
 
 /// The least number of intervals of a run: with fewer, nothing would be added up.
-const LEAST: usize = 3;
+pub const LEAST: usize = 3;
 
 /// A running `xctl top`.
 pub struct Top(Process);

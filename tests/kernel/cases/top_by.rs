@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::filters::{Cgroup, path_of};
 use super::ledger::{Expected, end};
 use super::stats::{Connection, Stage};
-use super::top::add;
+use super::top::{LEAST, add};
 use crate::host::Set;
 use crate::process::Process;
 use crate::schema;
@@ -24,7 +24,7 @@ type Groups = BTreeMap<String, Value>;
 
 fn start(set: Set, by: &str, [a, b]: &[String; 2]) -> Result<Process> {
     let set = set.to_string();
-    let args = ["top", "--json", "--by", by, "--interval", "0.3", "--netns", a, "--netns", b, "--attach", &set];
+    let args = ["top", "--json", "--by", by, "--interval", "0.1", "--netns", a, "--netns", b, "--attach", &set];
     let mut process = Process::start(by, command(&args)?)?;
     let ready: Value = schema::record(&process.line()?)?;
     ensure!(ready["type"] == "ready", "the first record is not `ready`: {ready}");
@@ -53,11 +53,14 @@ fn finish(mut process: Process, by: &str) -> Result<Groups> {
     let lines = process.rest()?;
     let status = process.wait()?;
     ensure!(status.code() == Some(0), "it ended with {status} and said {:?}", process.errors());
-    let mut groups = Groups::new();
+    let (mut groups, mut intervals) = (Groups::new(), 0);
     for line in &lines {
         let record: Value = schema::record(line)?;
         match record["type"].as_str() {
-            Some("interval") => groups.values_mut().for_each(|row| row["connections"]["open"] = 0.into()),
+            Some("interval") => {
+                intervals += 1;
+                groups.values_mut().for_each(|row| row["connections"]["open"] = 0.into());
+            }
             Some("group") => {
                 ensure!(record["by"] == by && record["others"].is_null(), "not by {by}: {record}");
                 let row = groups.entry(group(&record)?).or_insert_with(|| Value::Object(Map::new()));
@@ -69,6 +72,7 @@ fn finish(mut process: Process, by: &str) -> Result<Groups> {
             other => ensure!(other == Some("summary"), "neither interval nor group: {record}"),
         }
     }
+    ensure!(intervals >= LEAST, "only {intervals} intervals");
     Ok(groups)
 }
 

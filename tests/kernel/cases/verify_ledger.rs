@@ -8,10 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::accept_queue::{drop_some, fill, short_queues};
+use super::fates::resets;
 use super::ledger::without_first;
 use super::verify::{DIFFERENCE, Object, Run, Verified};
 use crate::actors::Actor;
@@ -98,7 +98,7 @@ fn reorder(link: &Link) -> bool {
 fn reset(ns: &Netns, to: SocketAddr) -> Result<()> {
     let connection = ns.enter(|| TcpStream::connect(to).context("connecting"))?;
     (&connection).write_all(b"x")?;
-    setsockopt(&connection, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).context("setting SO_LINGER")
+    resets(&connection)
 }
 
 /// Everything that the checks are about, on a link whose connections may be older than xctl and have no owner that passes

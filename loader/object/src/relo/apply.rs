@@ -140,7 +140,7 @@ impl<'r, 'a> Relocations<'r, 'a> {
         self.changed
     }
 
-    /// The same object, with the code that another value of it ended with.
+    /// The same object, with code that was resolved before.
     #[must_use]
     pub fn with(self, changed: Changed) -> Self {
         Self { changed, ..self }

@@ -16,16 +16,19 @@ use crate::kernel::terminal::{self, Terminal};
 use crate::kernel::wait::{Stdout, Waiter, Woken};
 use crate::ledger::group::By;
 use crate::ledger::summary::Process;
+use crate::model::events::ProcessKey;
 use crate::output::screen::{HISTORY, Line, Screen, Style, draw, level};
-use crate::output::{Interval, Ready};
+use crate::output::{Interval, Ready, several};
 
-/// The time for which a process without a connection stays.
+/// The time for which a row without a connection stays.
 const MINUTE_NS: u64 = 60_000_000_000;
-/// The most processes without a connection that stay.
+/// The most rows without a connection that stay.
 const GONE: usize = 256;
 
-const HELP: &str =
-    "q quit  space pause  s sort by another column  b group  f freeze the order  / filter by name  ? help";
+/// The longest filter: an address has up to 39 characters.
+const FILTER: usize = 64;
+
+const HELP: &str = "q quit  space pause  s sort  b other rows  f freeze order  / filter  ? this line";
 
 /// The columns that order the lines.
 const ORDERS: [&str; 5] = ["again", "sent", "received", "rtt", "open"];
@@ -66,7 +69,8 @@ impl State {
             // The key for other lines was pressed in this interval, whose rows are of the old kind.
             interval.summary.processes.clear();
         }
-        let identity = |process: &Process| (process.key, process.group);
+        // The key of a remote address is that of any of its connections.
+        let identity = |row: &Process| (row.group.map_or(row.key, |_| ProcessKey::default()), row.group);
         let places: HashMap<_, _> =
             (0..).zip(&self.lines).map(|(place, line)| (identity(&line.process), place)).collect();
         for process in std::mem::take(&mut interval.summary.processes) {
@@ -115,7 +119,7 @@ impl State {
             b'\r' | b'\n' => self.typing = false,
             0x1b => (self.typing, self.filter) = (false, String::new()),
             0x7f | 0x08 if self.typing => _ = self.filter.pop(),
-            b' '..=b'~' if self.typing && self.filter.len() < 15 => self.filter.push(key.into()),
+            b' '..=b'~' if self.typing && self.filter.len() < FILTER => self.filter.push(key.into()),
             _ if self.typing => return Then::Nothing,
             b's' => {
                 self.order = (self.order + 1) % ORDERS.len();
@@ -135,8 +139,7 @@ impl State {
 
     /// The state in words.
     fn words(&self) -> String {
-        let lines = if self.by == By::Process { String::new() } else { format!("{} ", self.by.name()) };
-        let mut words = format!("{lines}by {}", ORDERS.get(self.order).unwrap_or(&""));
+        let mut words = format!("{} by {}", several(self.by), ORDERS.get(self.order).unwrap_or(&""));
         for (said, holds) in [(", frozen", self.frozen), (", PAUSED", self.paused)] {
             words += if holds { said } else { "" };
         }
@@ -271,7 +274,7 @@ mod tests {
     use crate::ledger::group::Group;
     use crate::ledger::row::Fates;
     use crate::ledger::summary::Summary;
-    use crate::model::events::{Flow, ProcessKey};
+    use crate::model::events::Flow;
 
     /// An interval that ends at this second, with processes and the segments that each sent again.
     fn interval(second: u64, processes: &[(u32, u64)]) -> Interval {
@@ -312,9 +315,20 @@ mod tests {
         let of = |flow| Process { group: Some(flow), ..Process::default() };
         let summary = Summary { processes: flows.map(of).into(), ..Summary::default() };
         state.add(Interval { by: By::Connection, summary, ..interval(3, &[]) });
-        assert_eq!((state.lines.len(), state.words().as_str()), (2, "connection by again"), "both have one owner");
-        (0..3).for_each(|_| _ = state.key(b'b'));
-        assert_eq!((state.by, state.words().as_str()), (By::Process, "by again"));
+        assert_eq!((state.lines.len(), state.words().as_str()), (2, "connections by again"), "both have one owner");
+        let of = |tgid| Process {
+            key: ProcessKey { tgid, ..ProcessKey::default() },
+            group: Some(Group::Remote([1; 16])),
+            ..Process::default()
+        };
+        state.key(b'b');
+        for tgid in [1, 2] {
+            let summary = Summary { processes: vec![of(tgid)], ..Summary::default() };
+            state.add(Interval { by: By::Remote, summary, ..interval(3 + u64::from(tgid), &[]) });
+            assert_eq!(state.lines.len(), 1, "one address, whoever owns its connections");
+        }
+        (0..2).for_each(|_| _ = state.key(b'b'));
+        assert_eq!((state.by, state.words().as_str()), (By::Process, "processes by again"));
     }
 
     #[test]
@@ -360,13 +374,13 @@ mod tests {
     fn keys_of_a_pause_and_of_a_filter_do_nothing_else() {
         let mut state = State::default();
         assert_eq!([b' ', b's', b'?'].map(|key| state.key(key)), [Then::Draw, Then::Nothing, Then::Nothing]);
-        assert_eq!(state.words(), "by again, PAUSED");
+        assert_eq!(state.words(), "processes by again, PAUSED");
         assert_eq!([b' ', b's'].map(|key| state.key(key)), [Then::Draw, Then::Draw]);
         b"/qs \x1fz\x7f".iter().for_each(|key| _ = state.key(*key));
-        assert_eq!(state.words(), "by sent, /qs _");
+        assert_eq!(state.words(), "processes by sent, /qs _");
         state.key(b'\r');
-        assert_eq!((state.words().as_str(), state.key(b'q')), ("by sent, /qs ", Then::End));
+        assert_eq!((state.words().as_str(), state.key(b'q')), ("processes by sent, /qs ", Then::End));
         state.key(0x1b);
-        assert_eq!(state.words(), "by sent");
+        assert_eq!(state.words(), "processes by sent");
     }
 }

@@ -15,6 +15,7 @@ use crate::console::say;
 use crate::kernel::cgroup::Paths;
 use crate::kernel::server::Server;
 use crate::ledger::epochs::Moving;
+use crate::ledger::group::By;
 use crate::ledger::owners::Owners;
 use crate::ledger::summary::{ByProcess, Seen};
 use crate::model::lost::Lost;
@@ -70,7 +71,7 @@ impl Metrics {
             server,
             file,
             failed: false,
-            ticks: Ticks::begin(EVERY, Seen::default())?,
+            ticks: Ticks::begin(EVERY, Seen::default(), By::Process, None)?,
             about,
             owners: Owners::new(options.metrics_owners),
             cgroups: Paths::begin(),

@@ -38,6 +38,7 @@ use crate::kernel::wait::{Stdout, Waiter, Woken};
 use crate::kernel::{host, libbpf};
 use crate::ledger::epochs::Moving;
 use crate::ledger::figures::CutsSeen;
+use crate::ledger::group::By;
 use crate::ledger::summary::{ByProcess, Others, Seen, Summary};
 use crate::model::events::Settings;
 use crate::object::facts::hex;
@@ -310,21 +311,20 @@ fn follow_to_end(
     if let Some(server) = metrics.as_ref().and_then(Metrics::server) {
         waiter.add_server(server.as_fd())?;
     }
-    let prints_events = !options.json && options.interval.is_none();
-    let waits = if prints_events { Waits::begin(about.max_sockets) } else { None };
+    let waits = if options.json || options.interval.is_some() { None } else { Waits::begin(about.max_sockets) };
     let output = output(options, waiter);
     give_up_privilege(options, user, &running.tables, view.is_some())?;
     let sees_processes = sees_processes();
     let holders = running.seeded.holders.clone();
     let exits = Exits::new(sees_processes);
     let deadline = options.duration.and_then(|time| Instant::now().checked_add(time));
-    // Begun after the deadline was computed. If a tick and the deadline fall on the same time, the deadline comes first, and no
-    // tick cuts the last interval short: it is as long as the others.
+    // After the deadline: if a tick falls on it, the deadline comes first, and the last interval is as long as the others.
     let seen = Seen { cuts, drops: options.drops };
-    let ticks = options.interval.map(|every| Ticks::begin(every, seen)).transpose()?;
-    let ticks = ticks.map(|ticks| ticks.by(options.by, about.max_sockets as usize, running.accounts.as_mut()));
+    let accounts = running.accounts.as_mut();
+    let ticks = options.interval.map(|every| Ticks::begin(every, seen, options.by, accounts)).transpose()?;
     let mut printer = Printer {
         output,
+        json: options.json,
         by_process: ByProcess::new(),
         left: options.count,
         exits,
@@ -384,7 +384,7 @@ fn follow_to_end(
         let balance = accounts.finish();
         summary.add_ledger(&balance.rows, &balance.folded, monotonic_ns()?);
     }
-    printer.name_cgroups(&mut summary);
+    printer.name_cgroups(&mut summary, By::Process);
     printer.output.summary(&summary)?;
     printer.output.flush()?;
     difference.map_or(Ok(()), |difference| Err(anyhow!(difference).context(Exit::Verify)))

@@ -18,7 +18,7 @@ use crate::kernel::wait::Waiter;
 use crate::ledger::group::By;
 use crate::ledger::summary::{self, ByProcess, Summary};
 use crate::model::event::Event;
-use crate::model::events::Owner;
+use crate::model::events::{Owner, ProcessKey};
 use crate::output::{Interval, Moment, Output, Status};
 use crate::trace::reasons::DropReasons;
 use crate::trace::seed::holders::Holders;
@@ -28,6 +28,8 @@ use crate::trace::session::{Record, Running};
 pub struct Printer<'w> {
     /// The format.
     pub output: Box<dyn Output + 'w>,
+    /// It prints JSON, which has every name.
+    pub json: bool,
     /// Totals of the printed events, if their number is limited.
     pub by_process: ByProcess,
     /// The number of events that may still be printed.
@@ -87,9 +89,9 @@ impl Waits {
 }
 
 impl Printer<'_> {
-    /// Add the paths of cgroups to the rows of processes.
-    pub fn name_cgroups(&mut self, summary: &mut Summary) {
-        let Some(paths) = &mut self.cgroups else { return };
+    /// Add the paths of cgroups to rows, if these rows are printed with them.
+    pub fn name_cgroups(&mut self, summary: &mut Summary, by: By) {
+        let Some(paths) = self.cgroups.as_mut().filter(|_| self.json || by == By::Cgroup) else { return };
         for process in &mut summary.processes {
             let path = process.cgroup.and_then(|cgroup| paths.of(cgroup, process.key.tgid));
             process.cgroup_path = path.map(str::to_owned);
@@ -101,10 +103,7 @@ impl Printer<'_> {
     /// # Errors
     /// If standard output does not take it.
     pub fn interval(&mut self, mut interval: Interval) -> Result<()> {
-        // The view has no other place for them.
-        if self.view.is_none() || interval.by == By::Cgroup {
-            self.name_cgroups(&mut interval.summary);
-        }
+        self.name_cgroups(&mut interval.summary, interval.by);
         if let Some(view) = &mut self.view {
             return view.add(interval);
         }
@@ -165,7 +164,7 @@ impl Printer<'_> {
                 // Without --count the summary takes the programs' totals. The totals here would grow as processes come and
                 // go.
                 if self.left.is_some() {
-                    summary::add(self.by_process.entry(summary::key_of(owner)).or_default(), event);
+                    summary::add(self.by_process.entry(ProcessKey::of(owner)).or_default(), event);
                 }
                 if let Some(waits) = &mut self.waits
                     && event.err == 0

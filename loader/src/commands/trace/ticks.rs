@@ -22,31 +22,24 @@ pub struct Ticks {
     since_ns: u64,
     /// Which counts the totals have.
     seen: Seen,
-    /// What the rows of the next interval stand for, and the most rows of it that are kept.
-    rows: (By, usize),
+    /// What the rows of the next interval stand for.
+    by: By,
 }
 
 impl Ticks {
-    /// The first interval begins now. `seen` says which counts the totals have.
+    /// The first interval begins now. `seen` says which counts the totals have, and `by` what rows stand for.
     ///
     /// # Errors
     /// If the clock cannot be read.
-    pub fn begin(every: Duration, seen: Seen) -> Result<Self> {
-        Ok(Self { every, due: Instant::now() + every, since_ns: monotonic_ns()?, seen, rows: (By::Process, 0) })
+    pub fn begin(every: Duration, seen: Seen, by: By, accounts: Option<&mut Accounts>) -> Result<Self> {
+        accounts.into_iter().for_each(|accounts| accounts.group(by));
+        Ok(Self { every, due: Instant::now() + every, since_ns: monotonic_ns()?, seen, by })
     }
 
-    /// The same, with rows that stand for this. At most so many are kept, if they do not stand for processes.
-    #[must_use]
-    pub fn by(self, by: By, most: usize, accounts: Option<&mut Accounts>) -> Self {
-        accounts.into_iter().for_each(|accounts| accounts.group(by, most));
-        Self { rows: (by, most), ..self }
-    }
-
-    /// Ask for rows that stand for something else. The current interval ends then, so that the next one has all that these rows
-    /// count.
+    /// Ask for rows that stand for something else. The current interval ends at once, and the next one has these rows.
     pub fn ask(&mut self, by: By) {
-        if by != self.rows.0 {
-            (self.rows.0, self.due) = (by, Instant::now());
+        if by != self.by {
+            (self.by, self.due) = (by, Instant::now());
         }
     }
 
@@ -78,11 +71,11 @@ impl Ticks {
         if let Some(accounts) = accounts {
             let (rows, folded) = accounts.take_interval(self.since_ns);
             match accounts.take_groups(self.since_ns) {
-                Some(groups) => summary.set_groups(&groups, now_ns),
+                Some(groups) => summary.set_groups(groups, now_ns),
                 None => summary.add_ledger(&rows, &folded, now_ns),
             }
-            if by != self.rows.0 {
-                accounts.group(self.rows.0, self.rows.1);
+            if by != self.by {
+                accounts.group(self.by);
             }
         }
         let took_us = now_ns.saturating_sub(self.since_ns) / 1000;
