@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Serialize;
 
 use super::json::{FlowFields, HoldersFields, SCHEMA, name_of};
+use super::line::Line;
 use super::names::{NETNS, name, netns, pid};
 use super::stats::Stats;
 use super::width::padded;
@@ -96,9 +97,9 @@ pub fn json(
 /// If the writer refuses the bytes.
 pub fn text(out: &mut impl Write, listing: &Listing, mut name_of: impl FnMut(u32) -> Option<String>) -> io::Result<()> {
     let sockets = || listing.sockets.iter().map(|listed| &listed.socket);
-    let rows = || sockets().map(addresses);
-    let local = rows().map(|(local, _)| local.len()).max().unwrap_or(0).max("LOCAL".len());
-    let remote = rows().map(|(_, remote)| remote.len()).max().unwrap_or(0).max("REMOTE".len());
+    let rows: Vec<_> = sockets().map(addresses).collect();
+    let local = rows.iter().map(|(local, _)| local.len()).max().unwrap_or(0).max("LOCAL".len());
+    let remote = rows.iter().map(|(_, remote)| remote.len()).max().unwrap_or(0).max("REMOTE".len());
     let first = sockets().map(|socket| socket.flow.netns).next();
     let several = sockets().any(|socket| Some(socket.flow.netns) != first);
     let title = if several { padded(" NETNS", 1 + NETNS) } else { String::new() };
@@ -107,26 +108,32 @@ pub fn text(out: &mut impl Write, listing: &Listing, mut name_of: impl FnMut(u32
         "{:>7} {:<15} {:<12} {:<local$} -> {:<remote$}{title} OWNER",
         "PID", "COMM", "STATE", "LOCAL", "REMOTE"
     )?;
-    for (socket, (from, to)) in sockets().zip(rows()) {
+    let mut line = Line::default();
+    for (socket, (from, to)) in sockets().zip(rows) {
         let netns = match several {
             true => format!(" {}", netns(socket.flow.netns, name_of(socket.flow.netns).as_deref())),
             false => String::new(),
         };
         writeln!(
-            out,
+            line,
             "{:>7} {} {:<12} {from:<local$} -> {to:<remote$}{netns} {}",
             pid(&socket.owner),
             padded(&name(&socket.owner, false, listing.holders.of(socket.owner.holders)), 15),
             state_name(socket.state),
             socket.owner.how().name(),
         )?;
+        out.write_all(line.take())?;
     }
     Ok(())
 }
 
 /// The addresses of both ends. The other end of a listening socket can be any address.
 pub(super) fn addresses(socket: &SocketRecord) -> (String, String) {
-    let end = |ip: IpAddr, port| SocketAddr::new(ip, port).to_string();
+    let mut line = Line::default();
+    let mut end = |ip: IpAddr, port| match write!(line, "{}", SocketAddr::new(ip, port)) {
+        Ok(()) => String::from_utf8_lossy(line.take()).into_owned(),
+        Err(_) => String::new(), // never: a line takes everything
+    };
     let flow = &socket.flow;
     let remote = address(flow.daddr);
     let anybody = flow.dport == 0 && remote.is_unspecified();

@@ -94,11 +94,13 @@ pub fn list(with_readings: bool, load: impl Fn() -> Result<LoadedObject>) -> Res
     let mut listing = Listing::default();
     let mut older = HashSet::new();
     for _ in 0..ATTEMPTS {
-        listing = list_once(&load()?, with_readings)?;
+        let object = load()?;
+        listing = list_once(&object, with_readings)?;
         let sockets = listing.sockets.iter().map(|Listed { socket, .. }| socket);
         let unknown = sockets.filter(|socket| socket.held != 0 && socket.owner.how() == How::Unknown);
         let unknown: HashSet<Flow> = unknown.map(|socket| socket.flow).collect();
-        if unknown.is_subset(&older) {
+        // Another attempt helps only if a process holds sockets that it did not hold when its files were read.
+        if unknown.is_subset(&older) || iterator::seed(&object)?.sockets == 0 {
             break;
         }
         older = unknown;
