@@ -182,7 +182,7 @@ test-vm-here: $(BIN)
 # What `make test` leaves out, since it takes hours: see docs/testing.md.
 test-full: ## Every case in every set of hooks on every kernel, 20,000 connections, 1,000 starts; test-awake; test-reproducible
 	$(Q)VM_TIMEOUT=$${VM_TIMEOUT:-7200} $(MAKE) --no-print-directory test CASES=--all
-	$(Q)VM_MEM=3G VM_TIMEOUT=$${VM_TIMEOUT:-7200} VM_LABEL=-full $(MAKE) --no-print-directory test-vm CASES='--full churn full_map cycles short_connections verify_ledger_starts contended_fd'
+	$(Q)VM_MEM=3G VM_TIMEOUT=$${VM_TIMEOUT:-7200} VM_LABEL=-full $(MAKE) --no-print-directory test-vm CASES='--full churn full_map cycles short_connections verify_ledger_starts contended_fd metrics_owners totals_that_last'
 	$(Q)$(MAKE) --no-print-directory test-awake
 	$(Q)$(MAKE) --no-print-directory test-awake VMS=6.12
 	$(Q)$(MAKE) --no-print-directory test-reproducible

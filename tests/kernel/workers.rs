@@ -230,10 +230,11 @@ pub fn connect_in_vain(ns: &Netns, comm: &str, to: SocketAddr, syns: i64) -> Res
     Ok(truth)
 }
 
-/// Like [`connect_in_vain`], for this many processes at once, over IPv4: the kernel has retransmitted the SYN of each.
-pub fn crowd_in_vain(ns: &Netns, comm: &str, to: SocketAddr, processes: usize) -> Result<Vec<Truth>> {
-    let job = Job::Connect { comm: comm.into(), to };
-    let mut all = (0..processes).map(|_| start(ns, comm, &job)).collect::<Result<Vec<_>>>()?;
+/// Like [`connect_in_vain`], for processes of these names at once, over IPv4: the kernel has retransmitted the SYN of each.
+pub fn crowd_in_vain(ns: &Netns, to: SocketAddr, names: impl ExactSizeIterator<Item = String>) -> Result<Vec<Truth>> {
+    let processes = names.len();
+    let begin = |comm: String| start(ns, &comm, &Job::Connect { comm: comm.clone(), to });
+    let mut all = names.map(begin).collect::<Result<Vec<_>>>()?;
     ensure!(
         poll(PATIENCE, || Ok(retransmitting_syns(ns)? >= processes))?,
         "{} of {processes}",

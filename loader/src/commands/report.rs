@@ -46,9 +46,7 @@ pub fn picture(files: &[PathBuf], out: &mut dyn Write) -> Result<()> {
                 }
                 Some(Record::Interval(interval)) => run.interval(&interval).map_err(Error::msg)?,
                 Some(Record::Process(process)) => run.process(&process.0).map_err(Error::msg)?,
-                Some(Record::Group) => {
-                    bail!("a picture shows processes: give the output of `xctl top --json` without --by")
-                }
+                Some(Record::Group) => run.has_groups = true,
                 Some(Record::Summary(totals)) => totals.processes.iter().for_each(|of| run.verdict(&of.0)),
                 _ => {}
             }
@@ -59,6 +57,9 @@ pub fn picture(files: &[PathBuf], out: &mut dyn Write) -> Result<()> {
     let run = if run.ends.is_empty() { last } else { run };
     if run.ends.is_empty() {
         bail!("no run has intervals here: give the output of `xctl top --json`");
+    }
+    if run.has_groups {
+        bail!("the last run with intervals has no rows by process: give the output of `xctl top --json` without --by");
     }
     Ok(svg::draw(&run, out)?)
 }

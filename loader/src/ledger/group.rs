@@ -1,4 +1,4 @@
-//! The connections of a ledger, grouped by something else than their process: for `xctl top --by`.
+//! The connections of a ledger, grouped by something other than their process: for `xctl top --by`.
 
 use std::collections::HashMap;
 
@@ -44,13 +44,13 @@ impl By {
 }
 
 /// The connections that one row has the sums of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Group {
     /// One connection: its ends, and its owner.
     Connection(Flow, ProcessKey),
     /// Those with this remote address, in network order.
     Remote([u8; 16]),
-    /// Those of processes in the cgroup with this id. 0: those without a process.
+    /// Those of processes in the cgroup with this id. 0: those of no process, or of one whose cgroup is not known.
     Cgroup(u64),
 }
 
@@ -131,6 +131,9 @@ impl Groups {
         let gains = self.rows.iter_mut().map(|(group, (owner, row))| (*group, *owner, row.take_interval(since_ns)));
         let rows = gains.filter(|(_, _, row)| !row.is_quiet()).collect();
         self.rows.retain(|_, (_, row)| row.fates.open > 0);
+        if self.folded.row.fates.open == 0 {
+            self.folded.row = Row::default();
+        }
         Some(Gains { rows, folded })
     }
 }

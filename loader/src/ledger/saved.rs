@@ -27,7 +27,7 @@ pub enum Record {
     Interval(Box<Interval>),
     /// The figures of a process in that interval.
     Process(Box<Of>),
-    /// The figures in that interval of something else than a process (`--by`).
+    /// The figures in that interval of something other than a process (`--by`).
     Group,
     /// The end of a run.
     Summary(Box<Totals>),

@@ -19,7 +19,7 @@ pub struct Process {
     /// The process, or none. In a row of a remote address or a cgroup: the owner of the connection that was counted last.
     #[serde(skip)]
     pub key: ProcessKey,
-    /// What the row stands for in place of the process; none: the process. The row then has only what connections counted.
+    /// What the row stands for, if not for a process. A row of a group has only what connections counted.
     #[serde(skip)]
     pub group: Option<Group>,
     /// The process id. None: the process is unknown, the kernel, shared, or several processes that have exited.
@@ -234,8 +234,8 @@ impl Summary {
         self.sort();
     }
 
-    /// Put rows by group in place of those by process. Retransmissions and their kinds are counted by process alone; a row's
-    /// segments and bytes are those that its connections counted, which has no SYN-ACK.
+    /// Put rows by group in place of those by process. The programs count retransmissions and their kinds by process alone. The
+    /// segments and bytes of a group are those that its connections counted, without SYN-ACKs.
     pub fn set_groups(&mut self, gains: Gains, now_ns: u64) {
         let lost = self.lost.ledger > 0;
         let row_of = |group: Option<Group>, key: ProcessKey, row: &Row| {
@@ -276,7 +276,7 @@ impl Summary {
         let sent = |process: &Process| process.ledger.tcp.map(|tcp| tcp.bytes_sent);
         let dropped = |process: &Process| process.ledger.listener.map_or(0, |listener| listener.dropped);
         sort::by_key(&mut self.processes, |process| {
-            (Reverse((process.segs, process.bytes, dropped(process), sent(process))), process.pid)
+            (Reverse((process.segs, process.bytes, dropped(process), sent(process))), process.pid, process.group)
         });
     }
 }

@@ -73,6 +73,8 @@ pub struct Timeline {
     pub lost: Vec<(String, u64)>,
     /// The processes.
     pub lines: BTreeMap<Key, Line>,
+    /// Whether its rows stand for something other than processes (`--by`).
+    pub has_groups: bool,
     /// The length of the last interval, microseconds.
     last_us: u64,
     records: usize,

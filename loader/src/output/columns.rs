@@ -94,7 +94,7 @@ impl Columns {
         let now = time_of_day(calendar, moment.realtime_ns);
         let segs = segs.map(|segs| segs.to_string()).unwrap_or_default();
         let mut name = name(owner, moment.exited, moment.holders);
-        // Nobody has seen this process use the socket.
+        // Nobody has sent on the socket since.
         if owner.how() == How::Seed && !moment.exited && !self.is_short() {
             name += " (seed)";
         }

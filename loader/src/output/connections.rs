@@ -43,23 +43,30 @@ impl<'a> Row<'a> {
         Some(Self { listed, figures, said })
     }
 
-    /// The worst come first: listeners that dropped connections; connections that something holds up, by the time that this
-    /// took; connections that only the path holds up; and the others.
+    /// The place of the row ([`place`]). Listeners that dropped nothing come last.
     fn order(&self) -> impl Ord + use<> {
-        let reading = self.listed.reading.as_deref();
-        let Some(Figures { counters, verdict, .. }) = &self.figures else {
-            let dropped = reading.map_or(0, |reading| reading.drops);
-            return (if dropped > 0 { 0 } else { 4 }, Reverse(u64::from(dropped)));
-        };
-        let words = verdict.as_ref().map_or(&[][..], |verdict| &verdict.words);
-        let free_us = counters.busy_us.saturating_sub(counters.rwnd_limited_us + counters.sndbuf_limited_us);
-        match words {
-            [Word::Receiver, ..] => (1, Reverse(counters.rwnd_limited_us)),
-            [Word::Sndbuf, ..] => (1, Reverse(counters.sndbuf_limited_us)),
-            [Word::Network, Word::Path] => (2, Reverse(free_us)),
-            [Word::Network, ..] => (1, Reverse(free_us)),
-            _ => (3, Reverse(counters.busy_us)),
+        match &self.figures {
+            Some(Figures { counters, verdict, .. }) => place(counters, verdict.as_ref(), 0),
+            None => match self.listed.reading.as_deref().map_or(0, |reading| reading.drops.into()) {
+                0 => (4, Reverse(0)),
+                dropped => place(&Counters::ZERO, None, dropped),
+            },
         }
+    }
+}
+
+/// The place of a row in a table. The worst come first: listeners that dropped connections; what something holds up, by the time
+/// that this took; what only the path holds up; and the others.
+pub(super) fn place(counters: &Counters, verdict: Option<&Verdict>, dropped: u64) -> (u8, Reverse<u64>) {
+    let words = verdict.map_or(&[][..], |verdict| &verdict.words);
+    let free_us = counters.busy_us.saturating_sub(counters.rwnd_limited_us + counters.sndbuf_limited_us);
+    match words {
+        _ if dropped > 0 => (0, Reverse(dropped)),
+        [Word::Receiver, ..] => (1, Reverse(counters.rwnd_limited_us)),
+        [Word::Sndbuf, ..] => (1, Reverse(counters.sndbuf_limited_us)),
+        [Word::Network, Word::Path] => (2, Reverse(free_us)),
+        [Word::Network, ..] => (1, Reverse(free_us)),
+        _ => (3, Reverse(counters.busy_us)),
     }
 }
 

@@ -39,14 +39,18 @@ pub(super) fn whose(process: &summary::Process) -> (String, String) {
 pub(super) fn named(row: &summary::Process, by: By) -> (Option<String>, String) {
     let has_pid = matches!(by, By::Process | By::Connection);
     if let Some(rows) = row.others {
-        let name = if by == By::Process { format!("({rows} exited)") } else { format!("({rows} more)") };
+        let name = match (by, rows) {
+            (By::Process, _) => format!("({rows} exited)"),
+            (_, 0) => "(more)".to_owned(),
+            _ => format!("({rows} more connections)"),
+        };
         return (has_pid.then(|| "?".to_owned()), name);
     }
     let name = match row.group {
         Some(Group::Remote(remote)) => address(remote).to_string(),
         Some(Group::Cgroup(id)) => match (&row.cgroup_path, id) {
             (Some(path), _) => printable(path),
-            (None, 0) => "(unknown)".to_owned(),
+            (None, 0) => "(no process or cgroup known)".to_owned(),
             (None, id) => format!("cgroup {id}"),
         },
         Some(Group::Connection(flow, _)) => {

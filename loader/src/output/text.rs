@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use bpf_object::sort;
 
 use super::columns::{Cells, Columns, time_of_day};
-use super::connections::{bytes, say as say_verdict, say_slowness, share, time};
+use super::connections::{bytes, place, say as say_verdict, say_slowness, share, time};
 use super::names::{printable, whose};
 use super::width::{padded, shorten};
 use super::{Interval, Moment, Output, Ready, Status, top};
@@ -92,16 +92,20 @@ fn drops_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
 fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
     /// The column of the verdicts.
     const VERDICTS: usize = 70;
-    let rows = || summary.processes.iter().filter(|process| process.ledger.tcp.is_some());
-    if rows().next().is_none() {
+    let mut rows: Vec<_> = summary.processes.iter().filter(|process| process.ledger.tcp.is_some()).collect();
+    if rows.is_empty() {
         return Ok(());
     }
+    sort::by_key(&mut rows, |Process { ledger, .. }| {
+        let dropped = ledger.listener.map_or(0, |listener| listener.dropped);
+        ledger.tcp.as_ref().map(|tcp| place(tcp, ledger.judged.as_ref(), dropped))
+    });
     writeln!(
         out,
         "\n{:>6} {:>9} {:>9} {:>7} {:>8} {:>7}  {:<16} VERDICT",
         "CONNS", "SENT", "RECEIVED", "AGAIN", "RTT", "PID", "COMM"
     )?;
-    for process in rows().take(WORST) {
+    for process in rows.iter().take(WORST) {
         let Ledger { connections: Some(fates), tcp: Some(tcp), judged, complete, rtt, .. } = &process.ledger else {
             continue;
         };
@@ -124,13 +128,13 @@ fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
             writeln!(out, "{:VERDICTS$}{more}", "")?;
         }
     }
-    let more = rows().count().saturating_sub(WORST);
+    let more = rows.len().saturating_sub(WORST);
     if more > 0 {
         writeln!(out, "and {more} more processes")?;
     }
     if summary.lost.ledger > 0 {
         writeln!(out, "* not complete: the counters of {} connections or listeners were lost", summary.lost.ledger)?;
-    } else if rows().any(|process| process.ledger.complete != Some(true)) {
+    } else if rows.iter().any(|process| process.ledger.complete != Some(true)) {
         writeln!(out, "* figures since xctl started: a connection was open before")?;
     }
     Ok(())

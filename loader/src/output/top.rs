@@ -21,7 +21,7 @@ const WORST: usize = 20;
 const NAMED: (usize, usize) = (24, 40);
 
 /// The width of the columns between these and the verdict.
-const FIGURES: usize = 64;
+const FIGURES: usize = 55;
 
 /// The titles of the columns that name a row, in this width.
 pub(super) fn title(by: By, width: usize) -> String {
@@ -69,7 +69,7 @@ pub(super) struct Cells {
     pid: Option<String>,
     name: String,
     /// Open and ended connections, bytes sent and received a second, the share that was sent again, the RTT, and how far that is
-    /// above its least. None: the
+    /// above its least, which blocks leave out. None: the
     /// ledger of this interval has no such row. The process only repeated SYN-ACKs, or there is no ledger.
     pub(super) figures: Option<[String; 7]>,
     /// The verdict.
@@ -116,10 +116,8 @@ pub(super) fn block(out: &mut impl Write, calendar: &mut Calendar, interval: &In
     }
     let by = interval.by;
     let named = if by == By::Process { NAMED.0 } else { NAMED.1 };
-    let figures = format!(
-        "{:>6} {:>6} {:>10} {:>10} {:>7}  {:>8} {:>8}",
-        "OPEN", "ENDED", "SENT/s", "RECEIVED/s", "AGAIN", "RTT", "+QUEUE"
-    );
+    let figures =
+        format!("{:>6} {:>6} {:>10} {:>10} {:>7}  {:>8}", "OPEN", "ENDED", "SENT/s", "RECEIVED/s", "AGAIN", "RTT");
     writeln!(out, "{} {figures} VERDICT", title(by, named))?;
     let processes = &interval.summary.processes;
     for process in processes.iter().take(WORST) {
@@ -127,9 +125,11 @@ pub(super) fn block(out: &mut impl Write, calendar: &mut Calendar, interval: &In
         write!(out, "{} ", cells.named(named))?;
         match cells.figures {
             None => writeln!(out, "{}", cells.said)?,
-            Some([open, ended, sent, received, again, rtt, above]) => {
-                let said = shorten(&cells.said, WIDTH - named - FIGURES);
-                writeln!(out, "{open:>6} {ended:>6} {sent:>10} {received:>10} {again:>7}  {rtt:>8} {above:>8} {said}")?;
+            Some([open, ended, sent, received, again, rtt, _]) => {
+                let room = WIDTH - named - FIGURES;
+                let said = cells.said.strip_prefix("network: ").filter(|_| cells.said.len() > room);
+                let said = shorten(said.unwrap_or(&cells.said), room);
+                writeln!(out, "{open:>6} {ended:>6} {sent:>10} {received:>10} {again:>7}  {rtt:>8} {said}")?;
             }
         }
     }
@@ -188,9 +188,9 @@ pub(super) mod tests {
         let expected = [
             "01:02:03  2.0 s: 700 segments sent again, 350.0/s (rto 700)",
             "lost so far: perf 3, missed 9",
-            "    PID COMM               OPEN  ENDED     SENT/s RECEIVED/s   AGAIN       RTT   +QUEUE VERDICT",
-            "      1 fifteen-letters  123456      7     5.0 MB        0 B    10 %      99 s     99 s network: loss 1..MB, queue +99 s",
-            "      2 fifteen-letters  123456      7     5.0 MB        0 B   0.0 %      99 s     99 s network: queue +99 s",
+            "    PID COMM               OPEN  ENDED     SENT/s RECEIVED/s   AGAIN       RTT VERDICT",
+            "      1 fifteen-letters  123456      7     5.0 MB        0 B    10 %      99 s loss 10 %, marks 10.. 1.0 MB, queue +99 s",
+            "      2 fifteen-letters  123456      7     5.0 MB        0 B   0.0 %      99 s network: queue +99 s",
             "",
             "",
         ];

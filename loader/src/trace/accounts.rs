@@ -163,7 +163,7 @@ impl Accounts {
         self.balance.take_interval(since_ns)
     }
 
-    /// Keep rows by something else than processes, too ([`Balance::group`]).
+    /// Keep rows by something other than processes, too ([`Balance::group`]).
     pub fn group(&mut self, by: By) {
         self.balance.group(by);
     }

@@ -181,7 +181,7 @@ pub fn totals_that_last(set: Set, family: Family) -> Outcome {
     let mut truths = Vec::new();
     while truths.len() < processes {
         steady.send()?;
-        truths.extend(crowd_in_vain(&link.a, "short-lived", (DEAD_V4, 443).into(), at_once)?);
+        truths.extend(crowd_in_vain(&link.a, (DEAD_V4, 443).into(), (0..at_once).map(|_| "short-lived".into()))?);
     }
     link.lose(0)?;
     let goes_on = steady.truth.who.clone();

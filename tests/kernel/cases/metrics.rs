@@ -19,11 +19,11 @@ use super::lossy_link::{nothing_is_missing, plans};
 use super::stats::number;
 use crate::counters::Counters;
 use crate::folder::Folder;
-use crate::host::Set;
-use crate::link::Link;
+use crate::host::{Set, is_full};
+use crate::link::{DEAD_V4, Link};
 use crate::missed::Witness;
 use crate::process::{PATIENCE, Process};
-use crate::workers::{Receiver, Sender, send_all};
+use crate::workers::{Receiver, Sender, crowd_in_vain, send_all};
 use crate::xctl::{Trace, Xctl, command};
 use crate::{Family, Outcome, Verdict};
 
@@ -161,6 +161,41 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let left: Vec<_> = fs::read_dir(&folder.0)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
     ensure!(left.len() == 2, "files are left: {left:?}");
     Ok(Verdict::Passed(format!("{segs} segments, {} scrapes", scrapes.len())))
+}
+
+/// More short-lived processes, each with a name of its own, than there may be owners. At most so many owners have series, and the sums
+/// are the kernel's.
+pub fn many_owners(set: Set, _family: Family) -> Outcome {
+    const OWNERS: usize = 200;
+    let (processes, at_once) = if is_full() { (10_000, 200) } else { (280, 40) };
+    let link = Link::up()?;
+    let folder = Folder::new("owners")?;
+    let file = path(&folder, "all.prom");
+    let before = Counters::of(&link.a)?;
+    let witness = Witness::of(&[])?;
+    let netns = link.a.inode.to_string();
+    let xctl = Xctl::start(set, &["--netns", &netns, "--metrics-file", &file])?;
+    link.lose(100)?;
+    for first in (0..processes).step_by(at_once) {
+        crowd_in_vain(&link.a, (DEAD_V4, 443).into(), (first..first + at_once).map(|number| format!("p{number}")))?;
+    }
+    link.lose(0)?;
+    let again = Counters::of(&link.a)?.since(&before, "RetransSegs")?.cast_unsigned();
+    let trace = xctl.stop(Signal::SIGINT)?;
+    if let Some(why) = witness.hidden()? {
+        return Ok(Verdict::Skipped(why));
+    }
+    trace.nothing_lost()?;
+    let at_end = parse(&fs::read_to_string(&file)?)?;
+    let (segs, owners) = (sum(&at_end, SEGMENTS), by_owner(&at_end, SEGMENTS).len());
+    ensure!(again >= processes as u64, "of {processes} processes the kernel has {again} retransmitted SYNs");
+    ensure!(
+        segs == again && trace.summary.segs == again,
+        "{segs} segments, {} in the summary, and the kernel has {again}",
+        trace.summary.segs
+    );
+    ensure!(owners == OWNERS + 1, "{owners} owners: {OWNERS} and the others were to have series");
+    Ok(Verdict::Passed(format!("{segs} segments of {processes} processes, {owners} owners")))
 }
 
 /// Each series that is there in one scrape is there in the next, and not smaller.

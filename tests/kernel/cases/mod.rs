@@ -160,6 +160,7 @@ pub const ALL: &[Case] = &[
     case!("zero_window",          Set::ALL,    BOTH,   KERNELS,  zero_window::run),
     case!("verdicts",             AUTO,        BOTH,   KERNELS,  verdicts::run),
     case!("metrics",              AUTO,        EITHER, OLDEST,   metrics::run),
+    case!("metrics_owners",       AUTO,        V4,     OLDEST,   metrics::many_owners),
     case!("metrics_sockets",      AUTO,        V4,     OLDEST,   metrics::sockets),
     refused!("metrics_refused",   AUTO,        V4,     HERE,     metrics::refused),
     case!("screen",               AUTO,        V4,     OLDEST,   screen::run),

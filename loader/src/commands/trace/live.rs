@@ -50,6 +50,8 @@ struct State {
     interval: Option<Interval>,
     lines: Vec<Line>,
     /// What the lines stand for.
+    lines_by: By,
+    /// What they are to stand for.
     by: By,
     /// An index of `ORDERS`.
     order: usize,
@@ -65,9 +67,9 @@ impl State {
     /// Add an interval.
     fn add(&mut self, mut interval: Interval) {
         let Interval { mono_ns: seen_ns, took_us, .. } = interval;
-        if interval.by != self.by {
-            // The key for other lines was pressed in this interval, whose rows are of the old kind.
-            interval.summary.processes.clear();
+        if interval.by != self.lines_by {
+            self.lines.clear();
+            self.lines_by = interval.by;
         }
         // The key of a remote address is that of any of its connections.
         let identity = |row: &Process| (row.group.map_or(row.key, |_| ProcessKey::default()), row.group);
@@ -125,10 +127,7 @@ impl State {
                 self.order = (self.order + 1) % ORDERS.len();
                 self.sort();
             }
-            b'b' => {
-                self.by = self.by.next();
-                self.lines.clear();
-            }
+            b'b' => self.by = self.by.next(),
             b'f' => self.frozen = !self.frozen,
             b'/' => self.typing = true,
             b'?' => self.help = !self.help,
@@ -139,7 +138,7 @@ impl State {
 
     /// The state in words.
     fn words(&self) -> String {
-        let mut words = format!("{} by {}", several(self.by), ORDERS.get(self.order).unwrap_or(&""));
+        let mut words = format!("{} by {}", several(self.lines_by), ORDERS.get(self.order).unwrap_or(&""));
         for (said, holds) in [(", frozen", self.frozen), (", PAUSED", self.paused)] {
             words += if holds { said } else { "" };
         }
@@ -190,7 +189,7 @@ impl<'w> View<'w> {
             calendar: Calendar::default(),
             colours: colours.unwrap_or_else(|| var_os("NO_COLOR").is_none_or(|value| value.is_empty())),
             blocks: is_utf8(),
-            state: State { by, ..State::default() },
+            state: State { by, lines_by: by, ..State::default() },
         }))
     }
 
@@ -260,9 +259,9 @@ impl<'w> View<'w> {
 
     fn draw(&mut self) -> Result<()> {
         let style = Style { size: self.terminal.size(), colours: self.colours, blocks: self.blocks };
-        let State { interval, lines, by, filter, help, .. } = &self.state;
+        let State { interval, lines, lines_by, filter, help, .. } = &self.state;
         let (interval, help, state) = (interval.as_ref(), help.then_some(HELP), &self.state.words());
-        let screen = Screen { about: &self.about, by: *by, interval, lines, filter, state, help };
+        let screen = Screen { about: &self.about, by: *lines_by, interval, lines, filter, state, help };
         Ok(self.out.write_all(&draw(&screen, &mut self.calendar, style))?)
     }
 }
@@ -308,9 +307,13 @@ mod tests {
     fn a_key_changes_what_lines_stand_for_from_the_next_interval_on() {
         let mut state = State::default();
         state.add(interval(1, &[(1, 9)]));
-        assert_eq!((state.key(b'b'), state.by, state.lines.len()), (Then::Draw, By::Connection, 0));
+        assert_eq!((state.key(b'b'), state.by, state.lines_by), (Then::Draw, By::Connection, By::Process));
         state.add(interval(2, &[(1, 9)]));
-        assert_eq!(state.lines.len(), 0, "this interval was of processes");
+        assert_eq!(
+            (state.lines.len(), state.words().as_str()),
+            (1, "processes by again"),
+            "this interval was of processes"
+        );
         let flows = [1, 2].map(|sport| Group::Connection(Flow { sport, ..Flow::default() }, ProcessKey::default()));
         let of = |flow| Process { group: Some(flow), ..Process::default() };
         let summary = Summary { processes: flows.map(of).into(), ..Summary::default() };
@@ -328,7 +331,7 @@ mod tests {
             assert_eq!(state.lines.len(), 1, "one address, whoever owns its connections");
         }
         (0..2).for_each(|_| _ = state.key(b'b'));
-        assert_eq!((state.by, state.words().as_str()), (By::Process, "processes by again"));
+        assert_eq!((state.by, state.lines.len()), (By::Process, 1), "rows stay until others come");
     }
 
     #[test]

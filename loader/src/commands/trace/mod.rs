@@ -318,7 +318,7 @@ fn follow_to_end(
     let holders = running.seeded.holders.clone();
     let exits = Exits::new(sees_processes);
     let deadline = options.duration.and_then(|time| Instant::now().checked_add(time));
-    // After the deadline: if a tick falls on it, the deadline comes first, and the last interval is as long as the others.
+    // The intervals begin after the deadline was computed. If a tick falls on it, it comes first: no interval is cut short.
     let seen = Seen { cuts, drops: options.drops };
     let accounts = running.accounts.as_mut();
     let ticks = options.interval.map(|every| Ticks::begin(every, seen, options.by, accounts)).transpose()?;

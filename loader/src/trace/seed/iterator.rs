@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use super::holders::{Holders, Seeded};
 use crate::kernel::bpf;
 use crate::kernel::loaded::LoadedObject;
-use crate::model::events::{Holder, Plain};
+use crate::model::events::{Flow, Holder, Plain};
+use crate::model::maps::SOCKETS;
 
 /// The program that remembers the holders of open sockets.
 pub const SEED: &str = "it_seed";
@@ -22,6 +23,26 @@ pub fn seed(object: &LoadedObject) -> Result<Seeded> {
     self::records(object.program(SEED)?, |record| records.push(record)).context("cannot read open files")?;
     let sockets = records.iter().filter(|record| record.first != 0).count();
     Ok(Seeded { sockets, holders: Holders::new(records.into_iter()), ..Seeded::default() })
+}
+
+/// The sockets that open files lead to now, by their kernel addresses. SOCKET_TO_PID is emptied first, so that no entry of a socket
+/// that has ended stands for another.
+///
+/// # Errors
+/// If the kernel does not let us read or write.
+pub(super) fn held_now(object: &LoadedObject) -> Result<Vec<u64>> {
+    let sockets = object.contents(SOCKETS)?;
+    let mut keys = Vec::new();
+    sockets.for_each(|key, _| keys.push(Flow::get(key))).context("cannot read the map SOCKET_TO_PID")?;
+    let mut bytes = [0; size_of::<Flow>()];
+    for key in keys {
+        key.put(&mut bytes);
+        sockets.remove(&bytes).context("cannot empty the map SOCKET_TO_PID")?;
+    }
+    let mut held = Vec::new();
+    self::records(object.program(SEED)?, |record: Holder| held.push(record.socket))
+        .context("cannot read open files")?;
+    Ok(held)
 }
 
 /// Run an iterator program to its end, and hand on each record that it writes.

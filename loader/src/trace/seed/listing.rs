@@ -83,10 +83,10 @@ pub struct Listing {
 
 /// List every TCP socket. `load` loads [`iterator::SEED`] and [`program()`].
 ///
-/// A socket can be younger than the list of open files. If a socket of the listing has a file but no owner, the listing begins
-/// again. The listing does not begin again if the listing before had all of these sockets, too. Then these sockets are older
-/// than the list of open files, and no file of a process leads to them. A socket that has no owner after the last attempt is
-/// in flight, or an `io_uring` holds it, or the host changes faster than xctl reads.
+/// A socket can be younger than the list of open files. If a socket of the listing has a file but no owner, and an open file of a
+/// process leads to it now, the listing begins again, unless the listing before had all of these sockets, too. A socket that has no
+/// owner after the last attempt is in flight, or an `io_uring` holds it, or it was closed meanwhile, or the host changes faster than
+/// xctl reads.
 ///
 /// # Errors
 /// If the kernel does not let us load, enter a network namespace, or read.
@@ -99,8 +99,9 @@ pub fn list(with_readings: bool, load: impl Fn() -> Result<LoadedObject>) -> Res
         let sockets = listing.sockets.iter().map(|Listed { socket, .. }| socket);
         let unknown = sockets.filter(|socket| socket.held != 0 && socket.owner.how() == How::Unknown);
         let unknown: HashSet<Flow> = unknown.map(|socket| socket.flow).collect();
-        // Another attempt helps only if a process holds sockets that it did not hold when its files were read.
-        if unknown.is_subset(&older) || iterator::seed(&object)?.sockets == 0 {
+        let addresses: HashSet<u64> = unknown.iter().map(|flow| flow.socket).collect();
+        // Reading the files once more takes less time than listing all once more.
+        if unknown.is_subset(&older) || !iterator::held_now(&object)?.iter().any(|held| addresses.contains(held)) {
             break;
         }
         older = unknown;
