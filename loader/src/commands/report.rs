@@ -104,7 +104,7 @@ fn report(from: &mut dyn BufRead, out: &mut dyn Write) -> Result<()> {
             }
             Some(Record::Retransmit(record)) => sums.retransmit(record),
             Some(Record::Connection(record)) => sums.connection(*record),
-            Some(Record::Drop(record)) => sums.drop(&record),
+            Some(Record::Drop(record)) => sums.drop(*record),
             Some(Record::Summary(totals)) => {
                 let verified = totals.verified;
                 Text::new(&mut *out, false).summary(&Summary::from(*totals))?;

@@ -22,7 +22,7 @@ pub enum Record {
     /// The end of a connection.
     Connection(Box<Connection>),
     /// A packet that the host dropped.
-    Drop(Drop),
+    Drop(Box<Drop>),
     /// The end of an interval of `xctl top`.
     Interval(Box<Interval>),
     /// The figures of a process in that interval.
@@ -95,16 +95,7 @@ pub struct Retransmit {
     err: i32,
 }
 
-/// The fields of `drop` that a report adds up.
-#[derive(Debug, Deserialize)]
-pub struct Drop {
-    pid: Option<u32>,
-    comm: Option<String>,
-    segs: u64,
-    bytes: Option<u64>,
-}
-
-/// The fields that `connection` and rows of `processes` have. Each of the two lacks some of them. Those of the ledger are
+/// The fields that `connection`, `drop` and rows of `processes` have. Each of them lacks some. Those of the ledger are
 /// null or missing if the kernel had no ledger.
 #[derive(Debug, Deserialize)]
 struct Fields {
@@ -145,6 +136,22 @@ impl TryFrom<Fields> for Connection {
 
     fn try_from(fields: Fields) -> Result<Self, Self::Error> {
         Ok(Self { mono_ns: fields.mono_ns.ok_or("missing field `mono_ns`")?, fields })
+    }
+}
+
+/// A packet that the host dropped: the fields that a report adds up.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Fields")]
+pub struct Drop {
+    segs: u64,
+    fields: Fields,
+}
+
+impl TryFrom<Fields> for Drop {
+    type Error = &'static str;
+
+    fn try_from(fields: Fields) -> Result<Self, Self::Error> {
+        Ok(Self { segs: fields.segs.ok_or("missing field `segs`")?, fields })
     }
 }
 
@@ -263,13 +270,13 @@ impl Sums {
     }
 
     /// Add a packet that the host dropped.
-    pub fn drop(&mut self, record: &Drop) {
+    pub fn drop(&mut self, record: Drop) {
         self.drops = true;
-        let (process, _) = self.row(record.pid, record.comm.clone());
+        let (process, _) = self.row(record.fields.pid, record.fields.comm);
         let Drops { packets, segs, bytes } = process.drops.get_or_insert_default();
         *packets += 1;
         *segs = segs.saturating_add(record.segs);
-        *bytes = bytes.saturating_add(record.bytes.unwrap_or(0));
+        *bytes = bytes.saturating_add(record.fields.bytes.unwrap_or(0));
     }
 
     /// Add the end of a connection.
@@ -345,7 +352,7 @@ mod tests {
         for bytes in ["null", "1448"] {
             let line = format!(r#"{{"type":"drop","pid":7,"comm":"x","segs":2,"bytes":{bytes},"reason":null}}"#);
             let Record::Drop(dropped) = record(&line) else { panic!("{line}") };
-            sums.drop(&dropped);
+            sums.drop(*dropped);
         }
         let summary = sums.summary();
         assert_eq!(summary.drops(), Some(Drops { packets: 2, segs: 4, bytes: 1448 }));

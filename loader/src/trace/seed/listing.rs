@@ -99,9 +99,9 @@ pub fn list(with_readings: bool, load: impl Fn() -> Result<LoadedObject>) -> Res
         let sockets = listing.sockets.iter().map(|Listed { socket, .. }| socket);
         let unknown = sockets.filter(|socket| socket.held != 0 && socket.owner.how() == How::Unknown);
         let unknown: HashSet<Flow> = unknown.map(|socket| socket.flow).collect();
-        let addresses: HashSet<u64> = unknown.iter().map(|flow| flow.socket).collect();
         // Reading the files once more takes less time than listing all once more.
-        if unknown.is_subset(&older) || !iterator::held_now(&object)?.iter().any(|held| addresses.contains(held)) {
+        let is_unknown = |held: &u64| unknown.iter().any(|flow| flow.socket == *held);
+        if unknown.is_subset(&older) || !iterator::held_now(&object)?.iter().any(is_unknown) {
             break;
         }
         older = unknown;
