@@ -10,10 +10,12 @@ use serde_json::Value;
 
 use super::stats::{Connection, Stage, number};
 use super::top::Top;
+use crate::counters::Counters;
 use crate::host::{Set, crowd};
 use crate::process::{PATIENCE, poll};
 use crate::tcp_info::TcpInfo;
 use crate::ways::{How, Order, RawActor};
+use crate::workers::{FAST, connect_fast};
 use crate::xctl::{Xctl, with_object};
 use crate::{Family, Outcome, Verdict, without};
 
@@ -255,4 +257,44 @@ pub fn short(set: Set, family: Family) -> Outcome {
     let retrans = writes.sums["retrans"] + reads.sums["retrans"];
     ensure!(retrans > 0, "nothing was retransmitted");
     Ok(Verdict::Passed(format!("{} connections, {retrans} segments again", writes.ended)))
+}
+
+/// The SYN carries data, and the peer takes them (TCP Fast Open): its connection is not established yet when it has them.
+pub fn fast_open(set: Set, family: Family) -> Outcome {
+    /// The listener takes data, without a cookie and without TCP_FASTOPEN.
+    const TAKES_ALL: u32 = 0x2 | 0x200 | 0x400;
+    let mut stage = Stage::new(family)?;
+    stage.link.b.set("tcp_fastopen", &TAKES_ALL.to_string())?;
+    let listener = stage.reader.listen(stage.link.address(&stage.link.b, family))?;
+    let before = Counters::of(&stage.link.b)?;
+    let [a, b] = [&stage.link.a, &stage.link.b].map(|netns| netns.inode.to_string());
+    let xctl = Xctl::start(set, &["--netns", &a, "--netns", &b])?;
+    let (client, flow) = connect_fast(&stage.link.a, listener.1)?;
+    let (fd, accepted) = stage.reader.socket(Order::Accept(listener.0, How::Call))?;
+    ensure!(accepted == flow.reversed(), "{accepted:?} was accepted, not {flow:?}");
+    stage.reader.done(Order::Drain(fd, 1 << 16, 0))?;
+    let mut told = stage.reader.tcp_info(fd)?;
+    let rests = poll(PATIENCE, || {
+        sleep(Duration::from_millis(100));
+        let now = stage.reader.tcp_info(fd)?;
+        let rests = now == told && now.counter("bytes_received") == FAST as u64;
+        told = now;
+        Ok(rests)
+    })?;
+    ensure!(rests, "it never rests: {told:?}");
+    let taken = Counters::of(&stage.link.b)?.since(&before, "TCPFastOpenPassive")?;
+    ensure!(taken == 1, "{taken} SYNs had data that were taken");
+    let trace = xctl.stop(Signal::SIGINT)?;
+    trace.nothing_lost()?;
+    let row = |pid: u32| {
+        let rows = trace.summary.ledger.iter().filter(|row| row.pid == Some(pid));
+        rows.map(|row| &row.ledger).next().with_context(|| format!("no row of {pid}"))
+    };
+    let mut expected = Expected { open: 1, ..Expected::default() };
+    expected.count(&told, None);
+    expected.equals(row(stage.reader.who.pid)?, true).context("the end that accepted")?;
+    let ours = row(std::process::id())?;
+    ensure!(number(ours, "tcp.bytes_sent") == Some(FAST as u64) && ours["complete"] == true, "of this end: {ours}");
+    drop(client);
+    Ok(Verdict::Passed(format!("{FAST} bytes with the SYN")))
 }

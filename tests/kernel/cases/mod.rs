@@ -153,6 +153,7 @@ pub const ALL: &[Case] = &[
     case!("fates",                AUTO,        BOTH,   KERNELS,  fates::run),
     case!("top_by",               AUTO,        BOTH,   KERNELS,  top_by::run),
     case!("ledger_backed_up",     WITH_STATES, EITHER, SETS,     ledger::backed_up),
+    case!("ledger_fast_open",     AUTO,        BOTH,   KERNELS,  ledger::fast_open),
     case!("short_connections",    AUTO,        BOTH,   KERNELS,  ledger::short),
     case!("cuts",                 Set::ALL,    BOTH,   SETS,     cuts::run),
     case!("drops",                Set::ALL,    BOTH,   SETS,     drops::run),
