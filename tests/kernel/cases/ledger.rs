@@ -5,6 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -218,6 +219,9 @@ const LOSSY: Duration = Duration::from_millis(300);
 pub fn short(set: Set, family: Family) -> Outcome {
     const BATCH: usize = 100;
     let batches: u64 = crowd(15, 3);
+    // Each process holds all its connections to the end. A guest's limit is 1,024 files.
+    let (files, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, files.max(4096), most.max(4096))?;
     let mut stage = Stage::new(family)?;
     let xctl = Xctl::start(set, &[])?;
     let (mut writes, mut reads) = (Expected::default(), Expected::default());
