@@ -86,7 +86,7 @@ impl Balance {
         self.groups = Groups::new(by, MOST_GROUPS);
     }
 
-    /// What the groups are.
+    /// The kind of the groups.
     #[must_use]
     pub fn by(&self) -> By {
         self.groups.by()

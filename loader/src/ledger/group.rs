@@ -6,7 +6,7 @@ use super::row::{Folded, Row};
 use crate::model::events::{Flow, ProcessKey};
 use crate::model::reading::{Account, ReadingOf};
 
-/// What a line of `xctl top` stands for.
+/// The meaning of a row of `xctl top`: the thing that it stands for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum By {
     /// A process.

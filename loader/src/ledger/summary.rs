@@ -19,7 +19,7 @@ pub struct Process {
     /// The process, or none. In a row of a remote address or a cgroup: the owner of the connection that was counted last.
     #[serde(skip)]
     pub key: ProcessKey,
-    /// What the row stands for, if not for a process. A row of a group has only what connections counted.
+    /// The group that the row stands for, if not for a process. Its row has only the counters of connections.
     #[serde(skip)]
     pub group: Option<Group>,
     /// The process id. None: the process is unknown, the kernel, shared, or several processes that have exited.

@@ -76,7 +76,7 @@ pub struct Interval {
     pub mono_ns: u64,
     /// Its length, microseconds.
     pub took_us: u64,
-    /// What its rows stand for.
+    /// The meaning of its rows.
     pub by: By,
     /// What happened in it. Losses are those since the run began.
     pub summary: Summary,

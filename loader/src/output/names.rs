@@ -35,7 +35,7 @@ pub(super) fn whose(process: &summary::Process) -> (String, String) {
     (pid, comm)
 }
 
-/// What a row of `xctl top` stands for: the PID, if rows have one, and a name.
+/// The name of a row of `xctl top`, and the PID before it, if rows have one.
 pub(super) fn named(row: &summary::Process, by: By) -> (Option<String>, String) {
     let has_pid = matches!(by, By::Process | By::Connection);
     if let Some(rows) = row.others {

@@ -3,7 +3,7 @@
 use super::Interval;
 use super::names::named;
 use super::top::{Cells, heading, several, title};
-use super::width::{beginning, shorten, width};
+use super::width::{beginning, width};
 use crate::kernel::calendar::Calendar;
 use crate::ledger::group::By;
 use crate::ledger::summary::Process;
@@ -52,7 +52,7 @@ pub fn level(part: u64, whole: u64) -> u8 {
 /// A row of the screen.
 #[derive(Debug)]
 pub struct Line {
-    /// What it stands for, and its figures in the last interval that had any.
+    /// The process or group, with its figures in the last interval that had any.
     pub process: Process,
     /// The length of that interval.
     pub took_us: u64,
@@ -78,7 +78,7 @@ pub struct Style {
 pub struct Screen<'a> {
     /// The kernel and the hooks.
     pub about: &'a str,
-    /// What the lines stand for.
+    /// The meaning of the lines.
     pub by: By,
     /// The last interval; its rows are in `lines`. None: no interval has ended yet.
     pub interval: Option<&'a Interval>,
@@ -175,9 +175,7 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
             let high = at == AGAIN && now && style.colours && is_high(&line.process);
             frame.put(if high { RED } else { plain }, &format!(" {figure:>width$}"));
         }
-        let said = &cells.said;
-        let said = said.strip_prefix("network: ").filter(|_| said.len() > verdict).unwrap_or(said);
-        frame.put(plain, &format!(" {:<verdict$}", shorten(said, verdict)));
+        frame.put(plain, &format!(" {:<verdict$}", cells.verdict(verdict)));
         if spark > 0 {
             let levels = if style.blocks { BLOCKS } else { ASCII };
             let history = line.history[HISTORY - spark..].iter();

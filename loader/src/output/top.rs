@@ -77,7 +77,13 @@ pub(super) struct Cells {
 }
 
 impl Cells {
-    /// What the row stands for, in this width.
+    /// The verdict in this width. One that does not fit says the cause alone.
+    pub(super) fn verdict(&self, width: usize) -> String {
+        let cause = self.said.strip_prefix("network: ").filter(|_| self.said.len() > width);
+        shorten(cause.unwrap_or(&self.said), width)
+    }
+
+    /// The name of the row, in this width.
     pub(super) fn named(&self, width: usize) -> String {
         let before = self.pid.as_ref().map_or(String::new(), |pid| format!("{pid:>7} "));
         let room = width.saturating_sub(before.len());
@@ -123,12 +129,10 @@ pub(super) fn block(out: &mut impl Write, calendar: &mut Calendar, interval: &In
     for process in processes.iter().take(WORST) {
         let cells = Cells::new(process, by, interval.took_us);
         write!(out, "{} ", cells.named(named))?;
-        match cells.figures {
+        match &cells.figures {
             None => writeln!(out, "{}", cells.said)?,
             Some([open, ended, sent, received, again, rtt, _]) => {
-                let room = WIDTH - named - FIGURES;
-                let said = cells.said.strip_prefix("network: ").filter(|_| cells.said.len() > room);
-                let said = shorten(said.unwrap_or(&cells.said), room);
+                let said = cells.verdict(WIDTH - named - FIGURES);
                 writeln!(out, "{open:>6} {ended:>6} {sent:>10} {received:>10} {again:>7}  {rtt:>8} {said}")?;
             }
         }

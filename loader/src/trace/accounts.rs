@@ -168,7 +168,7 @@ impl Accounts {
         self.balance.group(by);
     }
 
-    /// What the groups are.
+    /// The kind of the groups.
     #[must_use]
     pub fn by(&self) -> By {
         self.balance.by()

@@ -15,7 +15,7 @@ use crate::link::Link;
 use crate::xctl::Xctl;
 use crate::{Family, Outcome, Verdict};
 
-/// How many connections this process resets, its peer resets, and nobody accepts.
+/// The numbers of connections that this process resets, that its peer resets, and that nobody accepts.
 const RESETS: usize = 3;
 const RESETS_BY_PEER: usize = 2;
 const REFUSED: usize = 2;

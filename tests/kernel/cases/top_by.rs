@@ -31,7 +31,7 @@ fn start(set: Set, by: &str, [a, b]: &[String; 2]) -> Result<Process> {
     Ok(process)
 }
 
-/// What a record stands for: the ends of a connection with the PID of its owner, a remote address, or the path of a cgroup.
+/// The name of a record's row: the ends of a connection with the PID of its owner, a remote address, or the path of a cgroup.
 fn group(record: &Value) -> Result<String> {
     let text = |name: &str| record[name].as_str().with_context(|| format!("no {name}: {record}"));
     Ok(match text("by")? {

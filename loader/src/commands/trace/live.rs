@@ -49,9 +49,7 @@ enum Then {
 struct State {
     interval: Option<Interval>,
     lines: Vec<Line>,
-    /// What the lines stand for.
-    lines_by: By,
-    /// What they are to stand for.
+    /// The meaning of the lines of the next interval.
     by: By,
     /// An index of `ORDERS`.
     order: usize,
@@ -67,9 +65,8 @@ impl State {
     /// Add an interval.
     fn add(&mut self, mut interval: Interval) {
         let Interval { mono_ns: seen_ns, took_us, .. } = interval;
-        if interval.by != self.lines_by {
+        if interval.by != self.lines_by() {
             self.lines.clear();
-            self.lines_by = interval.by;
         }
         // The key of a remote address is that of any of its connections.
         let identity = |row: &Process| (row.group.map_or(row.key, |_| ProcessKey::default()), row.group);
@@ -95,6 +92,11 @@ impl State {
         if !self.frozen {
             self.sort();
         }
+    }
+
+    /// The meaning of the lines on the screen.
+    fn lines_by(&self) -> By {
+        self.interval.as_ref().map_or(self.by, |interval| interval.by)
     }
 
     fn sort(&mut self) {
@@ -138,7 +140,7 @@ impl State {
 
     /// The state in words.
     fn words(&self) -> String {
-        let mut words = format!("{} by {}", several(self.lines_by), ORDERS.get(self.order).unwrap_or(&""));
+        let mut words = format!("{} by {}", several(self.lines_by()), ORDERS.get(self.order).unwrap_or(&""));
         for (said, holds) in [(", frozen", self.frozen), (", PAUSED", self.paused)] {
             words += if holds { said } else { "" };
         }
@@ -189,11 +191,11 @@ impl<'w> View<'w> {
             calendar: Calendar::default(),
             colours: colours.unwrap_or_else(|| var_os("NO_COLOR").is_none_or(|value| value.is_empty())),
             blocks: is_utf8(),
-            state: State { by, lines_by: by, ..State::default() },
+            state: State { by, ..State::default() },
         }))
     }
 
-    /// What the lines stand for. A key changes it.
+    /// The meaning of the lines of the next interval. A key changes it.
     #[must_use]
     pub fn by(&self) -> By {
         self.state.by
@@ -259,9 +261,9 @@ impl<'w> View<'w> {
 
     fn draw(&mut self) -> Result<()> {
         let style = Style { size: self.terminal.size(), colours: self.colours, blocks: self.blocks };
-        let State { interval, lines, lines_by, filter, help, .. } = &self.state;
+        let (by, State { interval, lines, filter, help, .. }) = (self.state.lines_by(), &self.state);
         let (interval, help, state) = (interval.as_ref(), help.then_some(HELP), &self.state.words());
-        let screen = Screen { about: &self.about, by: *lines_by, interval, lines, filter, state, help };
+        let screen = Screen { about: &self.about, by, interval, lines, filter, state, help };
         Ok(self.out.write_all(&draw(&screen, &mut self.calendar, style))?)
     }
 }
@@ -307,7 +309,7 @@ mod tests {
     fn a_key_changes_what_lines_stand_for_from_the_next_interval_on() {
         let mut state = State::default();
         state.add(interval(1, &[(1, 9)]));
-        assert_eq!((state.key(b'b'), state.by, state.lines_by), (Then::Draw, By::Connection, By::Process));
+        assert_eq!((state.key(b'b'), state.by, state.lines_by()), (Then::Draw, By::Connection, By::Process));
         state.add(interval(2, &[(1, 9)]));
         assert_eq!(
             (state.lines.len(), state.words().as_str()),

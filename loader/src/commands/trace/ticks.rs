@@ -22,7 +22,7 @@ pub struct Ticks {
     since_ns: u64,
     /// Which counts the totals have.
     seen: Seen,
-    /// What the rows of the next interval stand for.
+    /// The meaning of the rows of the next interval.
     by: By,
 }
 
