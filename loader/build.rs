@@ -22,6 +22,8 @@ fn main() {
     let script = Path::new(&manifest).join("no-unwind.ld");
     println!("cargo:rerun-if-changed={}", script.display());
     println!("cargo:rustc-link-arg-bins=-Wl,-T,{}", script.display());
+    // Of two definitions the first counts: src/kernel/unwind.rs before the unwinder of the C library.
+    println!("cargo:rustc-link-arg-bins=-Wl,-z,muldefs");
     // LLVM's linker, which Rust takes on x86_64, cannot tell libraries apart in what it discards.
     println!("cargo:rustc-link-arg-bins=-fuse-ld=bfd");
     let object = format!("{out}/xctl.bpf.o");

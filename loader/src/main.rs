@@ -2,6 +2,10 @@
 
 #![deny(clippy::print_stderr)]
 
+#[cfg(panic = "abort")]
+#[path = "kernel/unwind.rs"]
+mod unwind;
+
 use std::process::ExitCode;
 
 use xctl::cli::{self, Command};
