@@ -45,6 +45,22 @@ pub fn expect_status() {
     HAS_STATUS.store(io::stderr().is_terminal(), Ordering::Relaxed);
 }
 
+/// Show how far a long step is, on the last line of standard error, if that is a terminal which can erase it. The next message takes
+/// its place.
+pub fn show_progress(line: impl Display) {
+    if terminal::moves_cursor(&io::stderr()) {
+        HAS_STATUS.store(true, Ordering::Relaxed);
+        let _ = Stderr.write_all(format!("{ERASE}xctl: {line}").as_bytes());
+    }
+}
+
+/// Erase the progress, if there is one.
+pub fn end_progress() {
+    if HAS_STATUS.swap(false, Ordering::Relaxed) {
+        let _ = Stderr.write_all(ERASE.as_bytes());
+    }
+}
+
 /// Print any text. On a terminal with a full-screen view it waits for the end of the view.
 pub fn say_all(text: &str) {
     if terminal::is_taken()

@@ -83,6 +83,8 @@ pub struct Address {
     pub dport: u16,
     pub netns: u64,
     #[serde(deserialize_with = "nullable")]
+    pub netns_name: Option<String>,
+    #[serde(deserialize_with = "nullable")]
     pub pid: Option<u32>,
     #[serde(deserialize_with = "nullable")]
     pub comm: Option<String>,

@@ -161,7 +161,7 @@ fn examine(options: &DoctorOptions) -> Result<Report> {
     let attempt = default_max_sockets().and_then(|max_sockets| {
         let request =
             Request { attach: Attach::Auto, settings: settings(), max_sockets, perf_pages: PERF_PAGES, seed: None };
-        let start = |plan| session::attach(load::load(&object, plan, &target)?, target.kprobe_support());
+        let start = |plan| session::attach(load::load(&object, plan, &target)?, target.kprobe_support(), &mut |_| ());
         let running = request.plans(&target).and_then(|plans| first_accepted(plans, start));
         running.map_err(|error| hooks::adapt_remedy(Attach::Auto, error))
     });

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 
+use crate::kernel::terminal::columns;
 use crate::ledger::saved::{Record, Sums};
 use crate::ledger::summary::Summary;
 use crate::ledger::timeline::Timeline;
@@ -24,7 +25,7 @@ pub fn run(files: &[PathBuf], out: &mut dyn Write) -> Result<()> {
         if files.len() > 1 {
             writeln!(out, "{}:", path.display())?;
         }
-        report(&mut *open(path)?, out).with_context(|| path.display().to_string())?;
+        report(&mut *open(path)?, out, columns()).with_context(|| path.display().to_string())?;
     }
     Ok(())
 }
@@ -92,14 +93,14 @@ fn records(from: &mut dyn BufRead, each: &mut dyn FnMut(u64, Option<Record>) -> 
     Ok(())
 }
 
-/// Print each run in the lines of a file.
-fn report(from: &mut dyn BufRead, out: &mut dyn Write) -> Result<()> {
+/// Print each run in the lines of a file, on a terminal of this width or elsewhere.
+fn report(from: &mut dyn BufRead, out: &mut dyn Write, terminal: Option<usize>) -> Result<()> {
     let (mut sums, mut runs) = (Sums::default(), 0);
     records(from, &mut |number, record| {
         match record {
             None => writeln!(out, "line {number}, the last one, is cut off")?,
             Some(Record::Ready(ready)) => {
-                unfinished(std::mem::take(&mut sums), &mut runs, out)?;
+                unfinished(std::mem::take(&mut sums), &mut runs, out, terminal)?;
                 writeln!(out, "a run of xctl {}, schema {}, hooks {}", ready.version, ready.schema, ready.attach)?;
             }
             Some(Record::Retransmit(record)) => sums.retransmit(record),
@@ -107,7 +108,7 @@ fn report(from: &mut dyn BufRead, out: &mut dyn Write) -> Result<()> {
             Some(Record::Drop(record)) => sums.drop(*record),
             Some(Record::Summary(totals)) => {
                 let verified = totals.verified;
-                Text::new(&mut *out, false).summary(&Summary::from(*totals))?;
+                Text::new(&mut *out, false).within(terminal).summary(&Summary::from(*totals))?;
                 if let Some(equal) = verified {
                     writeln!(out, "{}", result_of_verify(equal))?;
                 }
@@ -118,7 +119,7 @@ fn report(from: &mut dyn BufRead, out: &mut dyn Write) -> Result<()> {
         }
         Ok(())
     })?;
-    unfinished(sums, &mut runs, out)?;
+    unfinished(sums, &mut runs, out, terminal)?;
     if runs == 0 {
         bail!(
             "the input has no summary, no retransmit, no drop and no end of a connection: give the output of `xctl trace --json` or \
@@ -129,13 +130,13 @@ fn report(from: &mut dyn BufRead, out: &mut dyn Write) -> Result<()> {
 }
 
 /// Print what the records of a run without a summary add up to, if there are any.
-fn unfinished(sums: Sums, runs: &mut u64, out: &mut dyn Write) -> Result<()> {
+fn unfinished(sums: Sums, runs: &mut u64, out: &mut dyn Write, terminal: Option<usize>) -> Result<()> {
     if sums.is_empty() {
         return Ok(());
     }
     *runs += 1;
     writeln!(out, "this run has no summary: the figures are the sums of its records, and losses are not known")?;
-    Ok(Text::new(out, false).totals(&sums.summary())?)
+    Ok(Text::new(out, false).within(terminal).totals(&sums.summary())?)
 }
 
 /// Read a line with its end. False: there is none left.
@@ -160,7 +161,7 @@ mod tests {
 
     fn printed(text: &str) -> Result<String> {
         let mut out = Vec::new();
-        report(&mut text.as_bytes(), &mut out)?;
+        report(&mut text.as_bytes(), &mut out, None)?;
         Ok(String::from_utf8(out)?)
     }
 

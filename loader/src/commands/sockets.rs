@@ -12,6 +12,7 @@ use crate::console::{say, say_all};
 use crate::error::Exit;
 use crate::kernel::cgroup::Paths;
 use crate::kernel::netns::Names;
+use crate::kernel::terminal::columns;
 use crate::kernel::{clock, libbpf, privilege};
 use crate::model::events::Owner;
 use crate::output::{connections, sockets};
@@ -68,17 +69,16 @@ fn print(options: &SocketsOptions, filters: &Filters) -> Result<()> {
     }
     let mut out = BufWriter::new(super::stdout());
     let hz = clock::jiffies_per_second()?;
+    let mut names = Names::default();
+    let name_of = |netns| names.of(netns).map(str::to_owned);
     match (options.json, options.stats) {
         (true, _) => {
             let mut paths = Paths::begin();
             let path_of = |owner: &Owner| paths.of(owner.cgroup, owner.tgid).map(str::to_owned);
-            sockets::json(&mut out, &listing, hz, path_of)?;
+            sockets::json(&mut out, &listing, hz, path_of, name_of)?;
         }
-        (false, true) => connections::text(&mut out, &listing, hz, options.explain)?,
-        (false, false) => {
-            let mut names = Names::default();
-            sockets::text(&mut out, &listing, |netns| names.of(netns).map(str::to_owned))?;
-        }
+        (false, true) => connections::text(&mut out, &listing, columns(), hz, options.explain, name_of)?,
+        (false, false) => sockets::text(&mut out, &listing, columns(), name_of)?,
     }
     out.flush()?;
     Ok(())

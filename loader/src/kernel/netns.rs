@@ -137,13 +137,22 @@ pub fn open(path: &Path) -> io::Result<(File, u32)> {
 /// The folder of the names that `ip netns` gives to network namespaces.
 const NAMED: &str = "/run/netns";
 
+/// A namespace that had this name when the folder was read.
+#[derive(Debug)]
+struct Named {
+    inum: u32,
+    name: String,
+    /// Whether it still has the name: asked once, until [`Names::forget`].
+    holds: Option<bool>,
+}
+
 /// The names that `ip netns` gives to network namespaces.
 #[derive(Debug, Default)]
 pub struct Names {
     /// The first namespace that was noted.
     first: Option<u32>,
     several: bool,
-    known: Vec<(u32, String)>,
+    known: Vec<Named>,
     /// When the folder was read last.
     read: Option<Instant>,
 }
@@ -158,21 +167,33 @@ impl Names {
         self.several
     }
 
+    /// Note that time has passed: a name may have gone, or mean another namespace by now.
+    pub fn forget(&mut self) {
+        self.known.iter_mut().for_each(|known| known.holds = None);
+    }
+
     /// The name of the namespace with this inode number. None: no name was found when the folder was read last, at most one second
     /// ago.
     pub fn of(&mut self, inum: u32) -> Option<&str> {
-        // A name may have gone, or mean another namespace by now.
-        let is_it = |name: &str| inode(&Path::new(NAMED).join(name)).is_ok_and(|now| now == inum);
-        let found = |known: &[(u32, String)]| known.iter().position(|(own, name)| *own == inum && is_it(name));
-        let mut place = found(&self.known);
+        let mut place = self.found(inum);
         if place.is_none() && self.read.is_none_or(|read| read.elapsed() >= Self::EVERY) {
             let files = fs::read_dir(NAMED).into_iter().flatten().flatten();
             let names = files.filter_map(|file| file.file_name().into_string().ok());
-            self.known = names.filter_map(|name| Some((inode(&Path::new(NAMED).join(&name)).ok()?, name))).collect();
+            let named =
+                |name: String| Some(Named { inum: inode(&Path::new(NAMED).join(&name)).ok()?, name, holds: None });
+            self.known = names.filter_map(named).collect();
             self.read = Some(Instant::now());
-            place = found(&self.known);
+            place = self.found(inum);
         }
-        place.map(|place| self.known[place].1.as_str())
+        place.map(|place| self.known[place].name.as_str())
+    }
+
+    /// The place of a name that the namespace still has.
+    fn found(&mut self, inum: u32) -> Option<usize> {
+        let holds = |name: &str| inode(&Path::new(NAMED).join(name)).is_ok_and(|now| now == inum);
+        self.known
+            .iter_mut()
+            .position(|known| known.inum == inum && *known.holds.get_or_insert_with(|| holds(&known.name)))
     }
 }
 

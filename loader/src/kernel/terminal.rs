@@ -32,11 +32,11 @@ pub struct Terminal {
     resizes: SignalFd,
 }
 
-/// Whether standard output is a terminal that can move its cursor.
+/// Whether this stream goes to a terminal that can move its cursor.
 #[must_use]
-pub fn moves_cursor() -> bool {
+pub fn moves_cursor(stream: &impl IsTerminal) -> bool {
     let moves = std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
-    moves && io::stdout().is_terminal()
+    moves && stream.is_terminal()
 }
 
 fn signals(of: Signal) -> SigSet {
@@ -58,7 +58,7 @@ impl Terminal {
     /// # Errors
     /// If the kernel has no descriptor left.
     pub fn open(waiter: &Waiter) -> Result<Option<Self>> {
-        if !moves_cursor() || !io::stdin().is_terminal() {
+        if !moves_cursor(&io::stdout()) || !io::stdin().is_terminal() {
             return Ok(None);
         }
         let screen = match reopened(io::stdout()) {

@@ -50,6 +50,9 @@ pub struct Process {
     pub cgroup: Option<u64>,
     /// The path of this cgroup; none: not known.
     pub cgroup_path: Option<String>,
+    /// The name or number of the network namespace of the connection that the row stands for; none: it does not matter.
+    #[serde(skip)]
+    pub netns_name: Option<String>,
     /// What its connections have counted.
     #[serde(flatten)]
     pub ledger: Ledger,

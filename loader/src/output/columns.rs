@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use super::Moment;
-use super::names::{NETNS, addresses, name, netns, pid};
-use super::width::{padded, shorten};
+use super::names::{NETNS, addresses, from_port, name, netns, pid};
+use super::width::{fitted, padded, shorten, width as columns};
 use crate::kernel::calendar::Calendar;
 use crate::model::events::{Flow, How, Owner};
 
@@ -39,6 +39,8 @@ pub(super) struct Cells<'a> {
     /// The socket's state, or what happened to the connection.
     pub(super) state: &'a str,
     pub(super) flow: &'a Flow,
+    /// More about the event.
+    pub(super) note: &'a str,
 }
 
 impl Columns {
@@ -46,9 +48,9 @@ impl Columns {
         Self { current, terminal: None, netns: false }
     }
 
-    /// The columns on a terminal of this width.
-    pub(super) fn within(self, width: usize) -> Self {
-        Self { terminal: Some(width), ..self }
+    /// The columns on a terminal of this width; none: lines may have any length.
+    pub(super) fn within(self, terminal: Option<usize>) -> Self {
+        Self { terminal, ..self }
     }
 
     /// Whether only the shorter form of a line fits the terminal: times without fractions, shorter names, and no column for the state.
@@ -62,14 +64,15 @@ impl Columns {
     pub(super) fn titles(&self, out: &mut impl Write) -> io::Result<()> {
         let (time, name) = self.widths();
         let title = if self.is_short() { "TIME" } else { "TIME (UTC)" };
-        write!(out, "{title:<time$} {:<10} {:>4} {:>7} {:<name$} ", "KIND", "SEGS", "PID", "COMM")?;
+        let mut first = format!("{title:<time$} {:<10} {:>4} {:>7} {:<name$} ", "KIND", "SEGS", "PID", "COMM");
         if self.current {
-            write!(out, "{:<CURRENT$} ", "CURRENT (not the owner)")?;
+            first += &format!("{:<CURRENT$} ", "CURRENT (not the owner)");
         }
         if self.netns {
-            write!(out, "{:<NETNS$} ", "NETNS")?;
+            first += &format!("{:<NETNS$} ", "NETNS");
         }
-        writeln!(out, "{}LOCAL -> REMOTE", if self.is_short() { "" } else { "STATE        " })
+        let ends = if self.is_short() { "LOCAL -> REMOTE" } else { "STATE        LOCAL -> REMOTE" };
+        fitted(out, self.terminal, time + 1, &first, &[ends])
     }
 
     /// The widths of the time, and of the name.
@@ -77,14 +80,13 @@ impl Columns {
         if self.is_short() { (8, 15) } else { (15, 24) }
     }
 
-    /// Print an event. The caller ends the line. Once a second network namespace is seen, each line names its namespace, below new
-    /// titles.
-    pub(super) fn begin_line(
+    /// Print an event. Once a second network namespace is seen, each line names its namespace, below new titles.
+    pub(super) fn line(
         &mut self,
         out: &mut impl Write,
         calendar: &mut Calendar,
         moment: Moment<'_>,
-        &Cells { what, segs, owner, current, state, flow }: &Cells<'_>,
+        &Cells { what, segs, owner, current, state, flow, note }: &Cells<'_>,
     ) -> io::Result<()> {
         if moment.several_netns && !self.netns {
             self.netns = true;
@@ -100,18 +102,31 @@ impl Columns {
         }
         let name = if self.is_short() && owner.is_process() { shorten(&name, width) } else { name };
         let (now, name) = (now.get(..time).unwrap_or(now), padded(&name, width));
-        write!(out, "{now:<time$} {what:<10} {segs:>4} {:>7} {name} ", pid(owner))?;
+        let mut first = format!("{now:<time$} {what:<10} {segs:>4} {:>7} {name} ", pid(owner));
         if self.current {
-            write!(out, "{} ", padded(current, CURRENT))?;
+            first += &padded(current, CURRENT);
+            first.push(' ');
         }
         if self.netns {
-            write!(out, "{} ", netns(flow.netns, moment.netns))?;
+            first += &netns(flow.netns, moment.netns);
+            first.push(' ');
         }
-        match state {
-            _ if !self.is_short() => write!(out, "{state:<12} {}", addresses(flow)),
-            ESTABLISHED => write!(out, "{}", addresses(flow)),
-            _ => write!(out, "{}  {state}", addresses(flow)),
+        let mut ends = addresses(flow);
+        let state = match state {
+            state if !self.is_short() => {
+                ends = format!("{state:<12} {ends}");
+                ""
+            }
+            ESTABLISHED => "",
+            state => state,
+        };
+        // The local address is what a reader misses least.
+        let room = self.terminal.unwrap_or(usize::MAX).saturating_sub(columns(&first));
+        let shorter = from_port(flow);
+        if self.is_short() && columns(&ends) > room && columns(&shorter) <= room {
+            ends = shorter;
         }
+        fitted(out, self.terminal, time + 1, &first, &[&ends, state, note])
     }
 }
 
@@ -137,9 +152,9 @@ mod tests {
         for &(inum, netns, state) in events {
             let moment = Moment { several_netns: inum != events[0].0 || netns.is_some(), netns, ..Moment::default() };
             let flow = Flow { netns: inum, ..flow };
-            let cells = Cells { what: "slow_start", segs: Some(9), owner: &owner, current: "", state, flow: &flow };
-            columns.begin_line(&mut out, &mut calendar, moment, &cells).unwrap();
-            out.push(b'\n');
+            let (what, segs, owner, current) = ("slow_start", Some(9), &owner, "");
+            let cells = Cells { what, segs, owner, current, state, flow: &flow, note: "a note" };
+            columns.line(&mut out, &mut calendar, moment, &cells).unwrap();
         }
         String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
     }
@@ -156,12 +171,19 @@ mod tests {
     #[test]
     fn a_narrow_terminal_gets_shorter_lines() {
         let events = [(1, None, ESTABLISHED), (1, None, "SYN_SENT")];
-        let wide = lines(Columns::new(false).within(ALL), &events[..1]);
-        assert!(wide.iter().all(|line| line.len() <= ALL) && wide[1].contains(ESTABLISHED), "{wide:?}");
-        let several = lines(Columns::new(false).within(ALL), &[events[0], (2, None, ESTABLISHED)]);
+        let whole = |lines: &[String], most: usize| lines.iter().all(|line| line.len() <= most);
+        let wide = lines(Columns::new(false).within(Some(ALL)), &events[..1]);
+        assert!(whole(&wide, ALL) && wide[1].contains(ESTABLISHED), "{wide:?}");
+        let several = lines(Columns::new(false).within(Some(ALL)), &[events[0], (2, None, ESTABLISHED)]);
         assert!(several[1].contains(ESTABLISHED) && !several[3].contains(ESTABLISHED), "{several:?}");
-        let few = lines(Columns::new(false).within(ALL - 1), &events);
-        assert_eq!(few[1].len(), 80, "{few:?}");
-        assert!(few[2].ends_with("5432  SYN_SENT") && few[1].ends_with("5432"), "{few:?}");
+        let few = lines(Columns::new(false).within(Some(ALL - 1)), &events);
+        assert!(few[2].ends_with("5432  SYN_SENT  a note") && few[1].ends_with("5432  a note"), "{few:?}");
+        let narrow = lines(Columns::new(false).within(Some(80)), &events);
+        assert!(whole(&narrow, 80) && narrow[1].contains(" 10.1.0.1:55384 -> 10.1.0.1:5432"), "{narrow:?}");
+        assert_eq!(narrow[2], "         a note", "{narrow:?}");
+        let narrower = lines(Columns::new(false).within(Some(79)), &events);
+        assert!(whole(&narrower, 79) && narrower[1].contains(" :55384 -> 10.1.0.1:5432"), "{narrower:?}");
+        let narrowest = lines(Columns::new(false).within(Some(60)), &events);
+        assert!(whole(&narrowest, 60) && narrowest[3].starts_with("         10.1.0.1:55384 ->"), "{narrowest:?}");
     }
 }

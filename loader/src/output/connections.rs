@@ -4,10 +4,10 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
-use super::names::{name, pid};
-use super::sockets::addresses;
+use super::names::{NETNS, from_port, name, netns, pid};
+use super::sockets::{addresses, are_of_several_netns};
 use super::stats::Figures;
-use super::width::{padded, shorten};
+use super::width::{fitted, padded, shorten};
 use crate::ledger::counters::{Counters, Rtt};
 use crate::ledger::figures::{Ledger, Listener, ZeroWindow};
 use crate::ledger::verdict::{Check, Verdict, Word};
@@ -15,7 +15,7 @@ use crate::model::reading::ReadingOf;
 use crate::trace::seed::listing::{Listed, Listing};
 use bpf_object::sort;
 
-/// The width that a line of the table never exceeds.
+/// The width of a table that does not go to a terminal, without a column of network namespaces.
 pub(super) const WIDTH: usize = 120;
 
 /// A row of the table.
@@ -163,13 +163,22 @@ pub(super) fn bytes(count: u64) -> String {
 }
 
 /// Print a table of connections and listeners, the worst first, and the meaning of each verdict in it. The kernel has `hz`
-/// jiffies in a second.
+/// jiffies in a second. `name_of` tells the name of a network namespace.
 ///
 /// # Errors
 /// If the writer refuses the bytes.
-pub fn text(out: &mut impl Write, listing: &Listing, hz: u64, explain: bool) -> io::Result<()> {
-    /// The width of the columns before the addresses, and of those between them and the verdict.
-    const BESIDES: usize = 24 + 30;
+pub fn text(
+    out: &mut impl Write,
+    listing: &Listing,
+    terminal: Option<usize>,
+    hz: u64,
+    explain: bool,
+    mut name_of: impl FnMut(u32) -> Option<String>,
+) -> io::Result<()> {
+    /// The width of the columns before the addresses, of those between them and the verdict, and of the gap before it.
+    const BEFORE: usize = 24;
+    const BETWEEN: usize = 28;
+    const GAP: usize = 2;
     if explain {
         for word in Word::ALL {
             writeln!(out, "{:<9} {}", word.name(), word.rule())?;
@@ -182,13 +191,21 @@ pub fn text(out: &mut impl Write, listing: &Listing, hz: u64, explain: bool) -> 
         let (local, remote) = addresses(&row.listed.socket);
         format!("{local} -> {remote}")
     };
+    let several = are_of_several_netns(listing);
+    let title = if several { padded("NETNS", NETNS) + " " } else { String::new() };
+    let besides = BEFORE + title.len() + BETWEEN + GAP;
+    let line = terminal.unwrap_or(WIDTH + title.len());
+    // On a narrow terminal a row has two lines.
+    let is_narrow = line < WIDTH + title.len();
     // Addresses get what the verdicts leave. A verdict gets at least a third of the line.
-    let said = rows.iter().map(|row| row.said.len()).max().unwrap_or(0).min(WIDTH / 3);
-    let room = WIDTH - BESIDES - said;
-    let width = rows.iter().map(|row| ends(row).len()).max().unwrap_or(0).clamp("LOCAL -> REMOTE".len(), room);
+    let said = rows.iter().map(|row| row.said.len()).max().unwrap_or(0).min(line / 3);
+    let room = if is_narrow { line.saturating_sub(BEFORE + title.len()) } else { line - besides - said };
+    let least = "LOCAL -> REMOTE".len();
+    let width = rows.iter().map(|row| ends(row).len()).max().unwrap_or(0).clamp(least, room.max(least));
+    let (between, aligned) = if is_narrow { ("\n       ", 0) } else { ("", width) };
     writeln!(
         out,
-        "{:>7} {:<15} {:<width$} {:>8} {:>9} {:>8}  VERDICT",
+        "{:>7} {:<15} {title}{:<aligned$}{between} {:>8} {:>9} {:>8}  VERDICT",
         "PID", "COMM", "LOCAL -> REMOTE", "RTT", "SENT", "RECEIVED"
     )?;
     let mut words = BTreeSet::new();
@@ -201,10 +218,18 @@ pub fn text(out: &mut impl Write, listing: &Listing, hz: u64, explain: bool) -> 
             (sent, received) = (bytes(counters.bytes_sent), bytes(counters.bytes_received));
             words.extend(verdict.iter().flat_map(|verdict| &verdict.words).copied());
         }
-        let verdict = shorten(&row.said, WIDTH - BESIDES - width);
-        let ends = shorten(&ends(row), width);
-        let pid = pid(&socket.owner);
-        writeln!(out, "{pid:>7} {} {ends:<width$} {rtt:>8} {sent:>9} {received:>8}  {verdict}", padded(&owner, 15))?;
+        let netns = match several {
+            true => netns(socket.flow.netns, name_of(socket.flow.netns).as_deref()) + " ",
+            false => String::new(),
+        };
+        let (pid, owner, mut ends) = (pid(&socket.owner), padded(&owner, 15), ends(row));
+        if ends.len() > width && socket.flow.dport != 0 {
+            ends = from_port(&socket.flow);
+        }
+        let ends = shorten(&ends, width);
+        let verdict =
+            shorten(&row.said, line.saturating_sub(if is_narrow { 7 + BETWEEN + GAP } else { besides + width }));
+        writeln!(out, "{pid:>7} {owner} {netns}{ends:<aligned$}{between} {rtt:>8} {sent:>9} {received:>8}  {verdict}")?;
         if explain && let Some(Figures { verdict: Some(verdict), .. }) = &row.figures {
             explained(out, verdict)?;
         }
@@ -214,7 +239,7 @@ pub fn text(out: &mut impl Write, listing: &Listing, hz: u64, explain: bool) -> 
         writeln!(out, "and {hidden} sockets that count nothing: half-open or in TIME_WAIT")?;
     }
     for (name, meaning) in words.into_iter().map(meaning) {
-        writeln!(out, "  {name:<18}  {meaning}")?;
+        fitted(out, terminal, 4, &format!("  {name:<18}  "), &[meaning])?;
     }
     Ok(())
 }
@@ -285,9 +310,14 @@ mod tests {
     #[test]
     fn the_worst_come_first_and_no_line_is_too_long() {
         let mut out = Vec::new();
-        text(&mut out, &listing(), 250, true).unwrap();
+        text(&mut out, &listing(), None, 250, true, |_| None).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        let mut out = Vec::new();
+        super::text(&mut out, &listing(), Some(80), 250, false, |_| None).unwrap();
+        let narrow = String::from_utf8(out).unwrap();
+        assert!(narrow.lines().all(|line| line.chars().count() <= 80 && !line.ends_with(' ')), "{narrow}");
+        assert!(narrow.contains(" :65535 -> ") && narrow.contains("slow receiver, 83 % of busy time\n"), "{narrow}");
         let pids: Vec<u32> = text.lines().filter_map(|line| line.get(..7)?.trim().parse().ok()).collect();
         assert_eq!(pids, [6, 5, 4, 3, 2, 7, 1], "{text}");
         for said in

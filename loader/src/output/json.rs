@@ -49,17 +49,19 @@ fn line(out: &mut impl Write, line: &mut Line, record: &impl Serialize) -> io::R
 }
 
 #[derive(Serialize)]
-pub(super) struct FlowFields {
+pub(super) struct FlowFields<'a> {
     family: &'static str,
     saddr: IpAddr,
     sport: u16,
     daddr: IpAddr,
     dport: u16,
     netns: u32,
+    netns_name: Option<&'a str>,
 }
 
-impl From<&Flow> for FlowFields {
-    fn from(flow: &Flow) -> Self {
+impl<'a> FlowFields<'a> {
+    /// `netns_name` is the name of the network namespace, if it has one.
+    pub(super) fn new(flow: &Flow, netns_name: Option<&'a str>) -> Self {
         let saddr = address(flow.saddr);
         Self {
             family: if saddr.is_ipv4() { "ipv4" } else { "ipv6" },
@@ -68,6 +70,7 @@ impl From<&Flow> for FlowFields {
             daddr: address(flow.daddr),
             dport: flow.dport,
             netns: flow.netns,
+            netns_name,
         }
     }
 }
@@ -155,7 +158,7 @@ struct RetransmitRecord<'a> {
     fin: bool,
     state: Cow<'static, str>,
     #[serde(flatten)]
-    flow: FlowFields,
+    flow: FlowFields<'a>,
     #[serde(flatten)]
     owner: OwnerFields<'a>,
     current: CurrentFields<'a>,
@@ -174,7 +177,7 @@ struct SendRecord<'a> {
     mono_ns: u64,
     bytes: u64,
     #[serde(flatten)]
-    flow: FlowFields,
+    flow: FlowFields<'a>,
     #[serde(flatten)]
     owner: OwnerFields<'a>,
     cpu: u32,
@@ -189,7 +192,7 @@ struct CutRecord<'a> {
     cwnd: Option<u32>,
     ssthresh: Option<u32>,
     #[serde(flatten)]
-    flow: FlowFields,
+    flow: FlowFields<'a>,
     #[serde(flatten)]
     owner: OwnerFields<'a>,
     cpu: u32,
@@ -205,7 +208,7 @@ struct DropRecord<'a> {
     bytes: Option<u32>,
     state: Cow<'static, str>,
     #[serde(flatten)]
-    flow: FlowFields,
+    flow: FlowFields<'a>,
     #[serde(flatten)]
     owner: OwnerFields<'a>,
     cpu: u32,
@@ -219,7 +222,7 @@ struct ConnectionRecord<'a> {
     state: Cow<'static, str>,
     err: u32,
     #[serde(flatten)]
-    flow: FlowFields,
+    flow: FlowFields<'a>,
     #[serde(flatten)]
     owner: OwnerFields<'a>,
     #[serde(flatten)]
@@ -319,7 +322,7 @@ impl<W: Write> Output for Json<W> {
             err: event.err,
             fin: event.fin != 0,
             state: state_name(event.state),
-            flow: (&event.flow).into(),
+            flow: FlowFields::new(&event.flow, moment.netns),
             owner: OwnerFields::new(&event.owner, &moment),
             current: CurrentFields { pid: event.current_tgid, comm: comm(&event.current_comm) },
             srtt_us: socket(event.srtt_us),
@@ -338,7 +341,7 @@ impl<W: Write> Output for Json<W> {
             time: self.calendar.rfc3339(moment.realtime_ns),
             mono_ns: event.header.mono_ns,
             bytes: event.bytes,
-            flow: (&event.flow).into(),
+            flow: FlowFields::new(&event.flow, moment.netns),
             owner: OwnerFields::new(&event.owner, &moment),
             cpu: event.header.cpu,
         };
@@ -354,7 +357,7 @@ impl<W: Write> Output for Json<W> {
             why: event.why().name(),
             cwnd: known(event.cwnd),
             ssthresh: known(event.ssthresh),
-            flow: (&event.flow).into(),
+            flow: FlowFields::new(&event.flow, moment.netns),
             owner: OwnerFields::new(&event.owner, &moment),
             cpu: event.header.cpu,
         };
@@ -370,7 +373,7 @@ impl<W: Write> Output for Json<W> {
             segs: event.segs,
             bytes: event.payload(),
             state: state_name(event.state),
-            flow: (&event.flow).into(),
+            flow: FlowFields::new(&event.flow, moment.netns),
             owner: OwnerFields::new(&event.owner, &moment),
             cpu: event.header.cpu,
         };
@@ -384,7 +387,7 @@ impl<W: Write> Output for Json<W> {
             mono_ns: connection.mono_ns,
             state: state_name(connection.state),
             err: connection.err,
-            flow: (&connection.flow).into(),
+            flow: FlowFields::new(&connection.flow, moment.netns),
             owner: OwnerFields::new(&connection.owner, &moment),
             ledger: Ledger::new(&connection.row, connection.mono_ns),
         };

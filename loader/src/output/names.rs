@@ -114,6 +114,11 @@ pub(super) fn addresses(flow: &Flow) -> String {
     format!("{} -> {}", end(flow.saddr, flow.sport), end(flow.daddr, flow.dport))
 }
 
+/// The local port and the other end of a connection.
+pub(super) fn from_port(flow: &Flow) -> String {
+    format!(":{} -> {}", flow.sport, SocketAddr::new(address(flow.daddr), flow.dport))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

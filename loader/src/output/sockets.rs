@@ -11,7 +11,7 @@ use super::json::{FlowFields, HoldersFields, SCHEMA, name_of};
 use super::line::Line;
 use super::names::{NETNS, name, netns, pid};
 use super::stats::Stats;
-use super::width::padded;
+use super::width::{fitted, padded};
 use crate::model::events::{Owner, SocketRecord, address, state_name};
 use crate::trace::seed::listing::{Listed, Listing};
 
@@ -20,7 +20,7 @@ struct SocketLine<'a> {
     r#type: &'static str,
     state: Cow<'static, str>,
     #[serde(flatten)]
-    flow: FlowFields,
+    flow: FlowFields<'a>,
     pid: Option<u32>,
     comm: Option<Cow<'a, str>>,
     uid: Option<u32>,
@@ -44,7 +44,7 @@ struct SocketsLine {
 }
 
 /// Print one `socket` a line, and then `sockets` with the counts. The kernel has `hz` jiffies in a second. `path_of` gives the path
-/// of an owner's cgroup, if that is known.
+/// of an owner's cgroup, if that is known, and `name_of_netns` the name of a network namespace, if it has one.
 ///
 /// # Errors
 /// If the writer refuses the bytes.
@@ -53,15 +53,17 @@ pub fn json(
     listing: &Listing,
     hz: u64,
     mut path_of: impl FnMut(&Owner) -> Option<String>,
+    mut name_of_netns: impl FnMut(u32) -> Option<String>,
 ) -> io::Result<()> {
     let (mut owners, mut states) = (BTreeMap::new(), BTreeMap::new());
     for Listed { socket: SocketRecord { flow, owner, state, .. }, reading } in &listing.sockets {
         let process = owner.is_process().then_some(owner);
         let holders = listing.holders.of(owner.holders);
+        let netns_name = name_of_netns(flow.netns);
         let line = SocketLine {
             r#type: "socket",
             state: state_name(*state),
-            flow: flow.into(),
+            flow: FlowFields::new(flow, netns_name.as_deref()),
             pid: process.map(|owner| owner.tgid),
             comm: name_of(owner, holders),
             uid: process.map(|owner| owner.uid),
@@ -90,41 +92,55 @@ pub fn json(
     out.write_all(b"\n")
 }
 
-/// Print a table. Each column is as wide as its widest entry. If the sockets are of several network namespaces, a column has the
-/// name of each, which `name_of` tells, or its number.
+/// Print a table. Each column is as wide as its widest entry. If that is too wide for a terminal of this width, addresses are not
+/// aligned, and what does not fit begins a line of its own. If the sockets are of several network namespaces, a column has the name of
+/// each, which `name_of` tells, or its number.
 ///
 /// # Errors
 /// If the writer refuses the bytes.
-pub fn text(out: &mut impl Write, listing: &Listing, mut name_of: impl FnMut(u32) -> Option<String>) -> io::Result<()> {
+pub fn text(
+    out: &mut impl Write,
+    listing: &Listing,
+    terminal: Option<usize>,
+    mut name_of: impl FnMut(u32) -> Option<String>,
+) -> io::Result<()> {
+    /// The widths of the columns before the addresses, and of the longest kind of owner.
+    const BEFORE: usize = 37;
+    const OWNER: usize = 7;
     let sockets = || listing.sockets.iter().map(|listed| &listed.socket);
     let rows: Vec<_> = sockets().map(addresses).collect();
     let local = rows.iter().map(|(local, _)| local.len()).max().unwrap_or(0).max("LOCAL".len());
     let remote = rows.iter().map(|(_, remote)| remote.len()).max().unwrap_or(0).max("REMOTE".len());
-    let first = sockets().map(|socket| socket.flow.netns).next();
-    let several = sockets().any(|socket| Some(socket.flow.netns) != first);
-    let title = if several { padded(" NETNS", 1 + NETNS) } else { String::new() };
-    writeln!(
-        out,
-        "{:>7} {:<15} {:<12} {:<local$} -> {:<remote$}{title} OWNER",
-        "PID", "COMM", "STATE", "LOCAL", "REMOTE"
-    )?;
+    let several = are_of_several_netns(listing);
+    let title = if several { padded("NETNS", NETNS) + " " } else { String::new() };
+    let fits = |columns| BEFORE + local + " -> ".len() + remote + 1 + title.len() + OWNER <= columns;
+    let (terminal, local, remote) = match terminal {
+        Some(columns) if !fits(columns) => (terminal, 0, 0),
+        _ => (None, local, remote),
+    };
+    let first = format!("{:>7} {:<15} {:<12} ", "PID", "COMM", "STATE");
+    let ends = format!("{:<local$} -> {:<remote$}", "LOCAL", "REMOTE");
+    fitted(out, terminal, BEFORE, &first, &[&ends, &format!("{title}OWNER")])?;
     let mut line = Line::default();
     for (socket, (from, to)) in sockets().zip(rows) {
         let netns = match several {
-            true => format!(" {}", netns(socket.flow.netns, name_of(socket.flow.netns).as_deref())),
+            true => netns(socket.flow.netns, name_of(socket.flow.netns).as_deref()) + " ",
             false => String::new(),
         };
-        writeln!(
-            line,
-            "{:>7} {} {:<12} {from:<local$} -> {to:<remote$}{netns} {}",
-            pid(&socket.owner),
-            padded(&name(&socket.owner, false, listing.holders.of(socket.owner.holders)), 15),
-            state_name(socket.state),
-            socket.owner.how().name(),
-        )?;
+        let (pid, name) = (pid(&socket.owner), name(&socket.owner, false, listing.holders.of(socket.owner.holders)));
+        let first = format!("{pid:>7} {} {:<12} ", padded(&name, 15), state_name(socket.state));
+        let ends = format!("{from:<local$} -> {to:<remote$}");
+        fitted(&mut line, terminal, BEFORE, &first, &[&ends, &(netns + socket.owner.how().name())])?;
         out.write_all(line.take())?;
     }
     Ok(())
+}
+
+/// Whether the sockets of a list are of several network namespaces, which a reader must tell apart.
+pub(super) fn are_of_several_netns(listing: &Listing) -> bool {
+    let mut all = listing.sockets.iter().map(|listed| listed.socket.flow.netns);
+    let first = all.next();
+    all.any(|netns| Some(netns) != first)
 }
 
 /// The addresses of both ends. The other end of a listening socket can be any address.
@@ -183,7 +199,7 @@ mod tests {
     #[test]
     fn json_has_the_contracts_fields_and_no_kernel_address() {
         let mut out = Vec::new();
-        json(&mut out, &listing(), 250, |_| None).unwrap();
+        json(&mut out, &listing(), 250, |_| None, |_| None).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(!text.contains(&u64::MAX.to_string()) && !text.contains("\"sk\""), "{text}");
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -200,11 +216,15 @@ mod tests {
     #[test]
     fn a_table_is_aligned_and_cannot_steer_a_terminal() {
         let mut out = Vec::new();
-        text(&mut out, &listing(), |_| None).unwrap();
+        text(&mut out, &listing(), None, |_| None).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(!text.contains('\x1b'), "{text:?}");
         let arrows: Vec<_> = text.lines().map(|line| line.find(" -> ")).collect();
         assert!(arrows.len() == 3 && arrows.iter().all(|at| *at == arrows[0]), "{text}");
+        let mut out = Vec::new();
+        super::text(&mut out, &listing(), Some(70), |_| None).unwrap();
+        let narrow = String::from_utf8(out).unwrap();
+        assert!(narrow.lines().all(|line| line.len() <= 70) && narrow.contains("\n                  "), "{narrow}");
         assert!(text.contains("10.0.0.1:80") && text.contains("-> * ") && text.contains("[fd99::2]:9"), "{text}");
     }
 }

@@ -7,8 +7,8 @@ use bpf_object::sort;
 
 use super::columns::{Cells, Columns, time_of_day};
 use super::connections::{bytes, place, say as say_verdict, say_slowness, share, time};
-use super::names::{printable, whose};
-use super::width::{padded, shorten};
+use super::names::{NETNS, netns, printable, whose};
+use super::width::{fitted, padded, shorten, width};
 use super::{Interval, Moment, Output, Ready, Status, top};
 use crate::console::{ERASE, say};
 use crate::kernel::calendar::Calendar;
@@ -27,6 +27,8 @@ const WORST: usize = 20;
 pub struct Text<W> {
     out: W,
     events: bool,
+    /// The width of the terminal; none: lines may have any length.
+    terminal: Option<usize>,
     columns: Columns,
     calendar: Calendar,
     /// The last line is a status, which the next one replaces.
@@ -40,13 +42,13 @@ impl<W: Write> Text<W> {
     /// Print to this writer. With `current`, a column shows the process that softirq interrupted.
     pub fn new(out: W, current: bool) -> Self {
         let columns = Columns::new(current);
-        Self { out, events: true, columns, calendar: Calendar::default(), has_status: false }
+        Self { out, events: true, terminal: None, columns, calendar: Calendar::default(), has_status: false }
     }
 
-    /// The output is a terminal of this width.
+    /// The output is a terminal of this width; none: lines may have any length.
     #[must_use]
-    pub fn within(self, width: usize) -> Self {
-        Self { columns: self.columns.within(width), ..self }
+    pub fn within(self, terminal: Option<usize>) -> Self {
+        Self { columns: self.columns.within(terminal), terminal, ..self }
     }
 
     /// Print intervals, and no events, to this writer.
@@ -59,10 +61,10 @@ impl<W: Write> Text<W> {
         if std::mem::take(&mut self.has_status) { self.out.write_all(ERASE.as_bytes()) } else { Ok(()) }
     }
 
-    /// Print the columns of an event. The caller ends the line.
-    fn begin_line(&mut self, moment: Moment<'_>, cells: &Cells<'_>) -> io::Result<()> {
+    /// Print an event.
+    fn line(&mut self, moment: Moment<'_>, cells: &Cells<'_>) -> io::Result<()> {
         self.end_status()?;
-        self.columns.begin_line(&mut self.out, &mut self.calendar, moment, cells)
+        self.columns.line(&mut self.out, &mut self.calendar, moment, cells)
     }
 }
 
@@ -89,9 +91,10 @@ fn drops_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
 
 /// The table of what the connections of each process have counted. Figures of connections that were open before xctl are
 /// marked with a star: they begin with the run. If accounts were lost, each row has the star.
-fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
-    /// The column of the verdicts.
+fn connections_of(out: &mut impl Write, summary: &Summary, terminal: Option<usize>) -> io::Result<()> {
+    /// The column of the verdicts, and the one of those that do not fit there.
     const VERDICTS: usize = 70;
+    const BELOW: usize = 7;
     let mut rows: Vec<_> = summary.processes.iter().filter(|process| process.ledger.tcp.is_some()).collect();
     if rows.is_empty() {
         return Ok(());
@@ -117,15 +120,12 @@ fn connections_of(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         let star = if *complete == Some(true) { ' ' } else { '*' };
         let verdict = judged.as_ref().map(|verdict| say_verdict(tcp, rtt, verdict));
         let mut said = verdict.into_iter().chain(say_slowness(&process.ledger));
-        writeln!(
-            out,
-            "{:>5}{star} {sent:>9} {received:>9} {again:>7} {shown:>8} {pid:>7}  {} {}",
-            fates.open + fates.ended,
-            padded(&comm, 16),
-            said.next().unwrap_or_default()
-        )?;
+        let (count, comm) = (fates.open + fates.ended, padded(&comm, 16));
+        let first = format!("{count:>5}{star} {sent:>9} {received:>9} {again:>7} {shown:>8} {pid:>7}  {comm} ");
+        fitted(out, terminal, BELOW, &first, &[&said.next().unwrap_or_default()])?;
         for more in said {
-            writeln!(out, "{:VERDICTS$}{more}", "")?;
+            let fits = terminal.is_none_or(|columns| VERDICTS + width(&more) <= columns);
+            writeln!(out, "{:1$}{more}", "", if fits { VERDICTS } else { BELOW })?;
         }
     }
     let more = rows.len().saturating_sub(WORST);
@@ -151,15 +151,15 @@ pub fn result_of_verify(equal: bool) -> &'static str {
 
 /// Print the comparison with the kernel's counters: a line for each comparison. Namespaces without any retransmission
 /// are left out.
-fn verified(out: &mut impl Write, report: &Report) -> io::Result<()> {
+fn verified(out: &mut impl Write, report: &Report, terminal: Option<usize>) -> io::Result<()> {
     let idle = |records: &[Comparison]| {
         let zero = |record: &Comparison| record.xctl == 0 && record.kernel == Some([0, 0]);
         records.iter().all(|record| record.verdict == Verdict::Equal && (zero(record) || record.check == Check::Tlp))
     };
-    let netns: Vec<_> = report.records.chunk_by(|one, next| one.netns == next.netns).collect();
-    let shown: Vec<_> = netns.iter().filter(|records| !idle(records)).collect();
+    let namespaces: Vec<_> = report.records.chunk_by(|one, next| one.netns == next.netns).collect();
+    let shown: Vec<_> = namespaces.iter().filter(|records| !idle(records)).collect();
     if !shown.is_empty() {
-        writeln!(out, "\n{:>10}  {:<16} {:>16} {:>12}  VERDICT", "NETNS", "CHECK", "KERNEL", "XCTL")?;
+        writeln!(out, "\n{:<NETNS$}  {:<16} {:>16} {:>12}  VERDICT", "NETNS", "CHECK", "KERNEL", "XCTL")?;
     }
     for record in shown.iter().flat_map(|records| records.iter()) {
         let kernel = match record.kernel {
@@ -167,13 +167,12 @@ fn verified(out: &mut impl Write, report: &Report) -> io::Result<()> {
             kernel => range(kernel),
         };
         let (name, verdict) = (record.check.name(), record.verdict.name());
-        write!(out, "{:>10}  {name:<16} {kernel:>16} {:>12}  {verdict}", record.netns.inum, record.xctl)?;
-        match &record.note {
-            Some(note) => writeln!(out, " ({note})")?,
-            None => writeln!(out)?,
-        }
+        let netns = netns(record.netns.inum, record.netns_name.as_deref());
+        let note = record.note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+        let first = format!("{netns}  {name:<16} {kernel:>16} {:>12}  {verdict}", record.xctl);
+        fitted(out, terminal, NETNS + 1, &first, &[&note])?;
     }
-    let quiet = netns.len() - shown.len();
+    let quiet = namespaces.len() - shown.len();
     if quiet > 0 {
         writeln!(out, "\nnetwork namespaces in which neither the kernel nor xctl counted anything: {quiet}")?;
     }
@@ -208,35 +207,36 @@ impl<W: Write> Output for Text<W> {
         let mark = if wrong { "!" } else { " " };
         let current = format!("{mark}{} {}", event.current_tgid, printable(&comm(&event.current_comm)));
         let (what, segs, state) = (event.kind().name(), Some(event.segs), &*state_name(event.state));
-        let cells = Cells { what, segs, owner: &event.owner, current: &current, state, flow: &event.flow };
-        self.begin_line(moment, &cells)?;
-        if event.err != 0 {
-            write!(self.out, "  not sent: {}", io::Error::from_raw_os_error(-event.err))?;
-        }
-        writeln!(self.out)
+        let note = match event.err {
+            0 => String::new(),
+            err => format!("not sent: {}", io::Error::from_raw_os_error(-err)),
+        };
+        self.line(
+            moment,
+            &Cells { what, segs, owner: &event.owner, current: &current, state, flow: &event.flow, note: &note },
+        )
     }
 
     fn send(&mut self, event: &Send, moment: Moment<'_>) -> io::Result<()> {
         let state = &*format!("{} bytes", event.bytes);
-        let (what, segs, current) = ("send", None, "");
-        self.begin_line(moment, &Cells { what, segs, owner: &event.owner, current, state, flow: &event.flow })?;
-        writeln!(self.out)
+        let (what, segs, current, note) = ("send", None, "", "");
+        self.line(moment, &Cells { what, segs, owner: &event.owner, current, state, flow: &event.flow, note })
     }
 
     fn cut(&mut self, event: &Cut, moment: Moment<'_>) -> io::Result<()> {
         let known = |value: u32| if value == 0 { "?".to_owned() } else { value.to_string() };
         let state = event.why().name().unwrap_or("unknown");
+        let note = &format!("cwnd {}, ssthresh {}", known(event.cwnd), known(event.ssthresh));
         let (what, segs, current) = ("cut", None, "");
-        self.begin_line(moment, &Cells { what, segs, owner: &event.owner, current, state, flow: &event.flow })?;
-        writeln!(self.out, "  cwnd {}, ssthresh {}", known(event.cwnd), known(event.ssthresh))
+        self.line(moment, &Cells { what, segs, owner: &event.owner, current, state, flow: &event.flow, note })
     }
 
     fn dropped(&mut self, event: &Drop, reason: Option<&str>, moment: Moment<'_>) -> io::Result<()> {
         let reason = reason.map_or("reason unknown".into(), printable);
         let bytes = event.payload().map_or_else(|| "?".to_owned(), |bytes| bytes.to_string());
+        let note = &format!("{reason}, {bytes} bytes");
         let (what, segs, current, state) = ("drop", Some(event.segs), "", &*state_name(event.state));
-        self.begin_line(moment, &Cells { what, segs, owner: &event.owner, current, state, flow: &event.flow })?;
-        writeln!(self.out, "  {reason}, {bytes} bytes")
+        self.line(moment, &Cells { what, segs, owner: &event.owner, current, state, flow: &event.flow, note })
     }
 
     fn connection(&mut self, connection: &Connection, moment: Moment<'_>) -> io::Result<()> {
@@ -250,9 +250,9 @@ impl<W: Write> Output for Text<W> {
         let verdict = Ledger::new(&connection.row, connection.mono_ns).judged.unwrap_or_default();
         let said = say_verdict(counters, rtt.map_or_else(Rtt::default, |(rtt, _)| rtt), &verdict);
         let (sent, received) = (bytes(counters.bytes_sent), bytes(counters.bytes_received));
+        let note = &format!("{sent} sent, {received} received: {said}");
         let (what, segs, current, owner, flow) = ("connection", None, "", &connection.owner, &connection.flow);
-        self.begin_line(moment, &Cells { what, segs, owner, current, state, flow })?;
-        writeln!(self.out, "  {sent} sent, {received} received: {said}")
+        self.line(moment, &Cells { what, segs, owner, current, state, flow, note })
     }
 
     fn status(&mut self, status: &Status) -> io::Result<()> {
@@ -279,11 +279,11 @@ impl<W: Write> Output for Text<W> {
             .map(|(name, count)| count.map_or_else(|| format!("{name} not known"), |count| format!("{name} {count}")))
             .collect();
         if lost.is_empty() { writeln!(out, "nothing lost") } else { writeln!(out, "lost: {}", lost.join(", ")) }?;
-        summary.verify.as_ref().map_or(Ok(()), |report| verified(out, report))
+        summary.verify.as_ref().map_or(Ok(()), |report| verified(out, report, self.terminal))
     }
 
     fn interval(&mut self, interval: &Interval) -> io::Result<()> {
-        top::block(&mut self.out, &mut self.calendar, interval)
+        top::block(&mut self.out, self.terminal, &mut self.calendar, interval)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -297,7 +297,7 @@ impl<W: Write> Text<W> {
     /// # Errors
     /// The writer's.
     pub fn totals(&mut self, summary: &Summary) -> io::Result<()> {
-        let out = &mut self.out;
+        let (out, terminal) = (&mut self.out, self.terminal);
         write!(out, "\n{} segments sent again in {} retransmits", summary.segs, summary.retransmits)?;
         match summary.failed {
             0 => writeln!(out)?,
@@ -324,7 +324,7 @@ impl<W: Write> Text<W> {
             writeln!(out, "and {} more processes", processes.len() - WORST)?;
         }
         drops_of(out, summary)?;
-        connections_of(out, summary)
+        connections_of(out, summary, terminal)
     }
 }
 

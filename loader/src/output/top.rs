@@ -4,8 +4,8 @@ use std::io::{self, Write};
 
 use super::Interval;
 use super::connections::{WIDTH, bytes, say as say_verdict, say_slowness, share, time};
-use super::names::named;
-use super::width::{padded, shorten};
+use super::names::{named, printable};
+use super::width::{fitted, padded, shorten, width};
 use crate::kernel::calendar::Calendar;
 use crate::ledger::counters::Rtt;
 use crate::ledger::figures::Ledger;
@@ -68,6 +68,8 @@ pub(super) fn lost(lost: &Lost) -> Option<String> {
 pub(super) struct Cells {
     pid: Option<String>,
     name: String,
+    /// The network namespace of a connection, if a reader must tell several apart.
+    netns: String,
     /// Open and ended connections, bytes sent and received a second, the share that was sent again, the RTT, and how far that is
     /// above its least, which blocks leave out. None: the
     /// ledger of this interval has no such row. The process only repeated SYN-ACKs, or there is no ledger.
@@ -83,18 +85,23 @@ impl Cells {
         shorten(cause.unwrap_or(&self.said), width)
     }
 
-    /// The name of the row, in this width.
-    pub(super) fn named(&self, width: usize) -> String {
+    /// The name of the row, in this width, and the network namespace if both fit.
+    pub(super) fn named(&self, columns: usize) -> String {
         let before = self.pid.as_ref().map_or(String::new(), |pid| format!("{pid:>7} "));
-        let room = width.saturating_sub(before.len());
-        before + &padded(&shorten(&self.name, room), room)
+        let room = columns.saturating_sub(before.len());
+        let mut name = shorten(&self.name, room);
+        if width(&name) + width(&self.netns) <= room {
+            name += &self.netns;
+        }
+        before + &padded(&name, room)
     }
 
     /// The columns of a row in an interval of this length.
     pub(super) fn new(process: &Process, by: By, took_us: u64) -> Self {
         let (pid, name) = named(process, by);
+        let netns = process.netns_name.as_ref().map(|name| format!(" ({})", printable(name))).unwrap_or_default();
         let Ledger { connections: Some(fates), tcp: Some(tcp), judged, rtt, .. } = &process.ledger else {
-            return Self { pid, name, figures: None, said: format!("{} segments sent again", process.segs) };
+            return Self { pid, name, netns, figures: None, said: format!("{} segments sent again", process.segs) };
         };
         let seconds = took_us as f64 / 1e6;
         let rate = |count: u64| bytes((count as f64 / seconds.max(1e-6)) as u64);
@@ -107,7 +114,7 @@ impl Cells {
         let figures = Some([open, ended, sent, received, again, shown(rtt.srtt_us), shown(above)]);
         let mut said = say_slowness(&process.ledger);
         said.extend(judged.as_ref().map(|verdict| say_verdict(tcp, rtt, verdict)));
-        Self { pid, name, figures, said: said.join("; ") }
+        Self { pid, name, netns, figures, said: said.join("; ") }
     }
 }
 
@@ -115,27 +122,33 @@ impl Cells {
 ///
 /// # Errors
 /// If the writer refuses the bytes.
-pub(super) fn block(out: &mut impl Write, calendar: &mut Calendar, interval: &Interval) -> io::Result<()> {
+pub(super) fn block(
+    out: &mut impl Write,
+    terminal: Option<usize>,
+    calendar: &mut Calendar,
+    interval: &Interval,
+) -> io::Result<()> {
+    /// The column of a verdict that does not fit behind the figures.
+    const BELOW: usize = 8;
+    let width = terminal.unwrap_or(WIDTH);
     let (again, lost) = heading(calendar, interval);
     for line in [Some(again), lost].iter().flatten() {
-        writeln!(out, "{}", shorten(line, WIDTH))?;
+        writeln!(out, "{}", shorten(line, width))?;
     }
     let by = interval.by;
     let named = if by == By::Process { NAMED.0 } else { NAMED.1 };
     let figures =
-        format!("{:>6} {:>6} {:>10} {:>10} {:>7}  {:>8}", "OPEN", "ENDED", "SENT/s", "RECEIVED/s", "AGAIN", "RTT");
-    writeln!(out, "{} {figures} VERDICT", title(by, named))?;
+        format!("{:>6} {:>6} {:>10} {:>10} {:>7}  {:>8} ", "OPEN", "ENDED", "SENT/s", "RECEIVED/s", "AGAIN", "RTT");
+    fitted(out, terminal, BELOW, &format!("{} {figures}", title(by, named)), &["VERDICT"])?;
     let processes = &interval.summary.processes;
     for process in processes.iter().take(WORST) {
         let cells = Cells::new(process, by, interval.took_us);
-        write!(out, "{} ", cells.named(named))?;
-        match &cells.figures {
-            None => writeln!(out, "{}", cells.said)?,
-            Some([open, ended, sent, received, again, rtt, _]) => {
-                let said = cells.verdict(WIDTH - named - FIGURES);
-                writeln!(out, "{open:>6} {ended:>6} {sent:>10} {received:>10} {again:>7}  {rtt:>8} {said}")?;
-            }
+        let mut first = format!("{} ", cells.named(named));
+        if let Some([open, ended, sent, received, again, rtt, _]) = &cells.figures {
+            first += &format!("{open:>6} {ended:>6} {sent:>10} {received:>10} {again:>7}  {rtt:>8} ");
         }
+        let room = if width < WIDTH { width.saturating_sub(BELOW) } else { width - named - FIGURES };
+        fitted(out, terminal, BELOW, &first, &[&cells.verdict(room)])?;
     }
     let more = processes.len().saturating_sub(WORST);
     if more > 0 {
@@ -182,7 +195,7 @@ pub(super) mod tests {
 
     fn printed(interval: &Interval) -> String {
         let mut out = Vec::new();
-        block(&mut out, &mut Calendar::default(), interval).unwrap();
+        block(&mut out, None, &mut Calendar::default(), interval).unwrap();
         String::from_utf8(out).unwrap()
     }
 

@@ -1,5 +1,7 @@
 //! Text in the columns of a terminal, where a wide character (East Asian Width) takes two.
 
+use std::io::{self, Write};
+
 use unicode_width::UnicodeWidthChar;
 
 /// The columns that a text takes: the sum over its characters. Some terminals show a sequence of them as one.
@@ -42,9 +44,53 @@ pub(super) fn shorten(text: &str, most: usize) -> String {
     format!("{}..{}", beginning(text, head), &text[from..])
 }
 
+/// Write a line that begins with `first`, to which the other parts are added, with two spaces between them. On a terminal of this width, a part
+/// that does not fit begins a line of its own, behind `indent` spaces. Empty parts are left out.
+pub(super) fn fitted(
+    out: &mut impl Write,
+    terminal: Option<usize>,
+    indent: usize,
+    first: &str,
+    parts: &[&str],
+) -> io::Result<()> {
+    let begin = first.trim_end_matches(' ');
+    out.write_all(begin.as_bytes())?;
+    let (mut used, mut gap) = (terminal.map_or(0, |_| width(begin)), first.len() - begin.len());
+    for part in parts.iter().filter(|part| !part.is_empty()) {
+        let needs = terminal.map_or(0, |_| width(part));
+        match terminal {
+            Some(columns) if used > indent && used + gap + needs > columns => {
+                write!(out, "\n{:indent$}{part}", "")?;
+                used = indent + needs;
+            }
+            _ => {
+                write!(out, "{:gap$}{part}", "")?;
+                used += gap + needs;
+            }
+        }
+        gap = 2;
+    }
+    writeln!(out)
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_part_that_does_not_fit_begins_a_line() {
+        let lines = |terminal, parts: &[&str]| {
+            let mut out = Vec::new();
+            fitted(&mut out, terminal, 2, "first: ", parts).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(lines(None, &["a long part", "", "another"]), "first: a long part  another\n");
+        assert_eq!(lines(Some(27), &["a long part", "", "another"]), "first: a long part  another\n");
+        assert_eq!(lines(Some(26), &["a long part", "another"]), "first: a long part\n  another\n");
+        assert_eq!(lines(Some(13), &["a long part", "数据", "x"]), "first:\n  a long part\n  数据  x\n");
+        assert_eq!(lines(Some(5), &["a long part"]), "first:\n  a long part\n", "it stays whole");
+    }
 
     #[test]
     fn a_wide_character_takes_two_columns() {

@@ -38,11 +38,11 @@ pub struct Running {
     in_flight: u64,
 }
 
-/// Attach the programs of a plan, and learn the owners of sockets that are open already.
+/// Attach the programs of a plan, and learn the owners of sockets that are open already, which `progress` hears of ([`seed::seed`]).
 ///
 /// # Errors
 /// [`crate::error::Exit::Host`]; the message names the obstacle.
-pub fn attach(loaded: Loaded, kprobes: &Kprobes) -> Result<Running> {
+pub fn attach(loaded: Loaded, kprobes: &Kprobes, progress: &mut dyn FnMut(usize)) -> Result<Running> {
     let Loaded { plan, tables, has_shared_ring } = loaded;
     let tables = Tables { object: tables.object.leave_libbpf()? };
     let object = &tables.object;
@@ -58,7 +58,7 @@ pub fn attach(loaded: Loaded, kprobes: &Kprobes) -> Result<Running> {
     links.extend(attach_all(Purpose::Owner)?);
     // Seeding follows the hooks of owners, so that no socket is missed in between. It precedes the first event, so that the
     // event has its owner.
-    let seeded = seed::seed(object, plan.seed, &plan.settings.cgroups)?;
+    let seeded = seed::seed(object, plan.seed, &plan.settings.cgroups, progress)?;
     // After seeding, so that the connections that are open already have entries.
     let events = plan.settings.connections != 0;
     let accounts =

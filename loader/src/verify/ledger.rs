@@ -162,7 +162,7 @@ pub(super) fn compare(netns: NetnsKey, start: Option<&Start>, now: &State, total
 /// The records of a namespace whose sockets could not be read.
 pub(super) fn unreadable(netns: NetnsKey, why: &str) -> Vec<Comparison> {
     let (kernel, verdict, note) = (None, Verdict::Unreadable, Some(why.to_owned()));
-    let record = |check| Comparison { netns, check, kernel, xctl: 0, verdict, note: note.clone() };
+    let record = |check| Comparison { netns, netns_name: None, check, kernel, xctl: 0, verdict, note: note.clone() };
     Check::LEDGER.map(record).into()
 }
 

@@ -300,6 +300,7 @@ impl Verifier {
         let cannot = |verdict: Verdict, note: &str| {
             let record = |check: Check| Comparison {
                 netns,
+                netns_name: None,
                 check,
                 kernel: None,
                 xctl: check.xctl(&totals),
@@ -391,6 +392,7 @@ fn judge(netns: NetnsKey, check: Check, kernel: Range, xctl: i64, slack: &Slack)
     let differ = missing.max(more);
     Comparison {
         netns,
+        netns_name: None,
         check,
         kernel: Some([kernel.low.max(0), kernel.high]),
         xctl,

@@ -191,6 +191,8 @@ pub struct Comparison {
     /// The network namespace. The output shows its inode number, which another namespace may have had before.
     #[serde(serialize_with = "inum")]
     pub netns: NetnsKey,
+    /// The name of the namespace (`ip netns`); none: it has no name, or nobody has looked.
+    pub netns_name: Option<String>,
     /// The counter that is compared.
     pub check: Check,
     /// The growth of the kernel's counter, at least and at most; for `tlp` the permitted range. None: not known.
@@ -249,6 +251,14 @@ impl Report {
             check.name(),
             netns.inum
         ))
+    }
+
+    /// Adds the names of network namespaces.
+    pub fn name(&mut self, mut name_of: impl FnMut(u32) -> Option<String>) {
+        for of_netns in self.records.chunk_by_mut(|one, next| one.netns == next.netns) {
+            let name = name_of(of_netns[0].netns.inum);
+            of_netns.iter_mut().for_each(|record| record.netns_name.clone_from(&name));
+        }
     }
 
     /// Adds to each difference its likely cause.

@@ -166,6 +166,7 @@ pub const ALL: &[Case] = &[
     refused!("metrics_refused",   AUTO,        V4,     HERE,     metrics::refused),
     case!("screen",               AUTO,        V4,     OLDEST,   screen::run),
     case!("status_line",          AUTO,        V4,     OLDEST,   status::run),
+    case!("progress",             AUTO,        V4,     OLDEST,   status::progress),
     case!("mounted_over",         AUTO,        V4,     HERE,     sockets::mounted_over),
     case!("seeded_from_proc",     AUTO,        EITHER, HERE,     already_open::seeded_from_proc),
     case!("verify",               Set::ALL,    EITHER, KERNELS,  verify::run),

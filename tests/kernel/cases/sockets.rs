@@ -125,6 +125,8 @@ pub fn run(_set: Set, family: Family) -> Outcome {
     let mut count = 0;
     for (ns, theirs) in [&link.a, &link.b].into_iter().zip(&before) {
         let ours: Vec<_> = all.iter().filter(|socket| socket.netns == ns.inode).collect();
+        let named = |socket: &&Socket| socket.netns_name.as_deref() == Some(&*ns.name);
+        ensure!(ours.iter().all(named), "their namespace is {}: {ours:?}", ns.name);
         same(&ours, theirs)?;
         count += ours.len();
     }
@@ -259,6 +261,7 @@ struct Socket {
     daddr: IpAddr,
     dport: u16,
     netns: u64,
+    netns_name: Option<String>,
     state: String,
     pid: Option<u32>,
     comm: Option<String>,

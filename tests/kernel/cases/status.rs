@@ -1,10 +1,12 @@
-//! `xctl trace` on a terminal: a status line that each other line replaces, and that the end erases.
+//! `xctl trace` on a terminal: a status line that each other line replaces, and that the end erases; and the progress of its start.
 
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use super::ends::one_sender;
@@ -72,4 +74,31 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let events = lines.iter().filter(|line| line.contains(" sender ")).count();
     ensure!(events > 0, "no event: {lines:#?}");
     Ok(Verdict::Passed(format!("{last} segments, {} statuses", statuses.len())))
+}
+
+/// Reading many sockets that are open already shows its progress on a terminal, and nothing of the progress stays there. Elsewhere
+/// there is none.
+pub fn progress(set: Set, _: Family) -> Outcome {
+    const CONNECTIONS: usize = 2100;
+    const PROGRESS: &str = "reading the sockets that are open already: 4096";
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, soft.max(8192), hard.max(8192))?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let connect = || Ok((TcpStream::connect(listener.local_addr()?)?, listener.accept()?));
+    let _held = (0..CONNECTIONS).map(|_| connect()).collect::<Result<Vec<_>>>()?;
+    let ends =
+        openpty(&Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 }, None).context("making a terminal")?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), ends.slave.as_raw_fd());
+    let args = ["trace", "--attach", &set.to_string(), "--duration", "0.2"];
+    let mut xctl = Process::start("xctl on a terminal", by_shell("TERM=xterm", &args, &format!(">{path} 2>&1"))?)?;
+    let mut seen = String::new();
+    read(&ends, &mut seen, |seen| seen.contains("LOCAL -> REMOTE\r\n"))?;
+    xctl.succeed()?;
+    while read_some(&ends.master, &mut seen, SOON)? {}
+    ensure!(seen.contains(&format!("{ERASE}xctl: {PROGRESS}{ERASE}")), "no progress that is erased: {seen:?}");
+    let mut quiet = Process::start("xctl", by_shell("TERM=xterm", &args, "2>&1")?)?;
+    let lines = quiet.rest()?;
+    quiet.succeed()?;
+    ensure!(!lines.iter().any(|line| line.contains(PROGRESS)), "progress without a terminal: {lines:?}");
+    Ok(Verdict::Passed(format!("with {CONNECTIONS} connections")))
 }

@@ -1,11 +1,13 @@
 //! The text of `xctl trace`: its namespaces and its columns.
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::host::Set;
 use crate::link::Link;
 use crate::process::Process;
+use crate::schema;
 use crate::workers::{Plan, Receiver, Sender, send_all};
 use crate::xctl::command;
 use crate::{Family, Outcome, Verdict};
@@ -24,6 +26,9 @@ pub fn namespaces(set: Set, family: Family) -> Outcome {
     let [a, b] = ends.map(|(ns, _)| ns.path().display().to_string());
     let args = ["trace", "--attach", &set.to_string(), "--netns", &a, "--netns", &b];
     let mut xctl = Process::start("xctl", command(&args)?)?;
+    let mut json = Process::start("xctl --json", command(&[&args[..], &["--json"]].concat())?)?;
+    let ready: Value = schema::record(&json.line()?)?;
+    ensure!(ready["type"] == "ready", "{ready}");
     let mut lines = vec![xctl.line()?];
     ensure!(lines[0].ends_with("LOCAL -> REMOTE") && !lines[0].contains("NETNS"), "the first titles: {lines:?}");
     send_all(senders)?;
@@ -32,6 +37,23 @@ pub fn namespaces(set: Set, family: Family) -> Outcome {
     lines.extend(xctl.rest()?);
     ensure!(xctl.wait()?.success(), "it failed: {}", xctl.errors());
     let addresses = ends.map(|(ns, _)| (ns.name.as_str(), link.address(ns, family)));
+    json.signal(Signal::SIGINT)?;
+    let records = json.rest()?.iter().map(|line| schema::record(line)).collect::<Result<Vec<Value>>>()?;
+    json.succeed()?;
+    for record in records.iter().filter(|record| record["type"] == "retransmit") {
+        let (name, _) =
+            addresses.iter().find(|(_, ip)| record["saddr"] == ip.to_string()).context("another address")?;
+        ensure!(record["netns_name"] == *name, "the namespace is {name}: {record}");
+    }
+    // Listeners of both namespaces are still there.
+    let mut sockets = Process::start("xctl sockets", command(&["sockets", "--stats", "--netns", &a, "--netns", &b])?)?;
+    let listed = sockets.rest()?;
+    sockets.succeed()?;
+    ensure!(listed[0].contains(" NETNS "), "no column for the namespaces: {listed:?}");
+    for (name, ip) in addresses {
+        let shown = listed.iter().any(|line| line.contains(&format!(" {name} ")) && line.contains(&ip.to_string()));
+        ensure!(shown, "no row of {name} with {ip}: {listed:?}");
+    }
     let events: Vec<_> = lines.iter().take_while(|line| !line.is_empty()).collect();
     let Some(titles) = events.iter().skip(1).position(|line| line.contains(" NETNS ")) else {
         bail!("no column for the namespaces: {lines:?}");

@@ -49,6 +49,7 @@ pub(super) fn follow(
         let drained = round(running, order)?;
         printer.exits.forget();
         printer.cgroups.iter_mut().for_each(Paths::forget);
+        printer.namespaces.forget();
         let realtime_offset = realtime_ns()?.wrapping_sub(monotonic_ns()?);
         let mut counted = 0;
         for record in order.complete() {

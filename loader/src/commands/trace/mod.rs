@@ -6,6 +6,7 @@ mod live;
 mod metrics;
 mod printer;
 mod privilege;
+mod progress;
 mod ticks;
 
 use std::io::BufWriter;
@@ -26,7 +27,7 @@ use super::filters::Filters;
 use super::{Named, btf_path, check_privilege, default_max_sockets, say_absent};
 use crate::audit::{Audit, IfUnproven};
 use crate::cli::{Events, TraceOptions};
-use crate::console::{say, say_all};
+use crate::console::{end_progress, say, say_all};
 use crate::error::{Blocked, Exit};
 use crate::kernel::cgroup::Paths;
 use crate::kernel::clock::monotonic_ns;
@@ -196,7 +197,9 @@ fn load_and_attach(
     if options.dry_run {
         return Ok(Started::Loaded(Box::new(loaded)));
     }
-    let running = session::attach(loaded, &kprobes)?;
+    let running = session::attach(loaded, &kprobes, &mut progress::note);
+    end_progress();
+    let running = running?;
     audit.attached(&running.set.hooks);
     Ok(Started::Running(Box::new(running)))
 }
@@ -230,14 +233,8 @@ fn output<'w>(options: &TraceOptions, waiter: &'w Waiter) -> Box<dyn Output + 'w
     let out = BufWriter::with_capacity(OUTPUT, Named(Stdout::new(waiter)));
     match (options.json, options.interval) {
         (true, _) => Box::new(Json::new(out)),
-        (false, Some(_)) => Box::new(Text::of_intervals(out)),
-        (false, None) => {
-            let text = Text::new(out, options.current);
-            Box::new(match columns() {
-                Some(columns) => text.within(columns),
-                None => text,
-            })
-        }
+        (false, Some(_)) => Box::new(Text::of_intervals(out).within(columns())),
+        (false, None) => Box::new(Text::new(out, options.current).within(columns())),
     }
 }
 
@@ -329,7 +326,7 @@ fn follow_to_end(
         left: options.count,
         exits,
         cgroups: (options.json || options.interval.is_some()).then(Paths::begin),
-        namespaces: (!options.json).then(Names::default),
+        namespaces: Names::default(),
         holders,
         reasons,
         ticks,
@@ -377,6 +374,7 @@ fn follow_to_end(
     };
     if let Some(report) = &mut verify {
         report.explain(&lost);
+        report.name(|netns| printer.namespaces.of(netns).map(str::to_owned));
     }
     let difference = verify.as_ref().and_then(Report::difference);
     let mut summary = Summary { verify, ..Summary::new(&by_process, &others, lost, seen) };

@@ -1,6 +1,7 @@
 //! Events on their way to the output.
 
 use std::collections::HashMap;
+use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -15,8 +16,8 @@ use crate::kernel::host;
 use crate::kernel::netns::Names;
 use crate::kernel::terminal::moves_cursor;
 use crate::kernel::wait::Waiter;
-use crate::ledger::group::By;
-use crate::ledger::summary::{self, ByProcess, Summary};
+use crate::ledger::group::{By, Group};
+use crate::ledger::summary::{self, ByProcess, Process, Summary};
 use crate::model::event::Event;
 use crate::model::events::{Owner, ProcessKey};
 use crate::output::{Interval, Moment, Output, Status};
@@ -38,8 +39,8 @@ pub struct Printer<'w> {
     pub exits: Exits,
     /// The paths of cgroups, if the output has them.
     pub cgroups: Option<Paths>,
-    /// The names of network namespaces, if the output has them.
-    pub namespaces: Option<Names>,
+    /// The names of network namespaces.
+    pub namespaces: Names,
     /// The holders of sockets that were shared at the start.
     pub holders: Holders,
     /// The names of the reasons of drops.
@@ -74,7 +75,7 @@ impl Waits {
     /// status. Call this before system calls are limited.
     #[must_use]
     pub fn begin(max_sockets: u32) -> Option<Self> {
-        if !moves_cursor() {
+        if !moves_cursor(&io::stdout()) {
             return None;
         }
         expect_status();
@@ -89,6 +90,21 @@ impl Waits {
 }
 
 impl Printer<'_> {
+    /// Add the names of network namespaces to rows of connections. Text has them, or numbers, once there are several namespaces.
+    fn name_namespaces(&mut self, summary: &mut Summary) {
+        let names = &mut self.namespaces;
+        let netns = |process: &Process| match process.group {
+            Some(Group::Connection(flow, _)) => Some(flow.netns),
+            _ => None,
+        };
+        let several = summary.processes.iter().filter_map(netns).fold(false, |_, netns| names.note(netns));
+        for process in &mut summary.processes {
+            let Some(netns) = netns(process).filter(|_| several || self.json) else { continue };
+            let name = names.of(netns).map(str::to_owned);
+            process.netns_name = name.or_else(|| (!self.json).then(|| netns.to_string()));
+        }
+    }
+
     /// Add the paths of cgroups to rows, if these rows are printed with them.
     pub fn name_cgroups(&mut self, summary: &mut Summary, by: By) {
         let Some(paths) = self.cgroups.as_mut().filter(|_| self.json || by == By::Cgroup) else { return };
@@ -104,6 +120,7 @@ impl Printer<'_> {
     /// If standard output does not take it.
     pub fn interval(&mut self, mut interval: Interval) -> Result<()> {
         self.name_cgroups(&mut interval.summary, interval.by);
+        self.name_namespaces(&mut interval.summary);
         if let Some(view) = &mut self.view {
             return view.add(interval);
         }
@@ -149,12 +166,11 @@ impl Printer<'_> {
             Some(paths) if owner.is_process() => paths.of(owner.cgroup, owner.tgid),
             _ => None,
         };
-        let mut names = self.namespaces.as_mut();
-        let several_netns = names.as_mut().is_some_and(|names| names.note(flow.netns));
+        let several_netns = self.namespaces.note(flow.netns);
         let moment = Moment {
             cgroup_path,
             several_netns,
-            netns: names.filter(|_| several_netns).and_then(|names| names.of(flow.netns)),
+            netns: if several_netns || self.json { self.namespaces.of(flow.netns) } else { None },
             realtime_ns: record.mono_ns().wrapping_add(realtime_offset),
             exited: owner.is_process() && (owner.gone != 0 || self.exits.has_exited(owner)),
             holders: self.holders.of(owner.holders),

@@ -80,7 +80,7 @@ pub(super) struct GroupRecord<'a> {
 #[derive(Serialize)]
 struct GroupConnection<'a> {
     #[serde(flatten)]
-    flow: FlowFields,
+    flow: FlowFields<'a>,
     pid: Option<u32>,
     kernel: bool,
     shared: bool,
@@ -96,11 +96,24 @@ struct GroupCgroup<'a> {
 
 impl<'a> GroupRecord<'a> {
     fn new(by: By, row: &'a Process, time: &'a str, mono_ns: u64, interval_us: u64) -> Self {
-        let Process { group, pid, kernel, shared, others, ref comm, uid, cgroup, ref cgroup_path, ref ledger, .. } =
-            *row;
+        let Process {
+            group,
+            pid,
+            kernel,
+            shared,
+            others,
+            ref comm,
+            uid,
+            cgroup,
+            ref cgroup_path,
+            ref netns_name,
+            ref ledger,
+            ..
+        } = *row;
         let connection = match group {
             Some(Group::Connection(flow, _)) => {
-                Some(GroupConnection { flow: (&flow).into(), pid, kernel, shared, comm: comm.as_deref(), uid })
+                let flow = FlowFields::new(&flow, netns_name.as_deref());
+                Some(GroupConnection { flow, pid, kernel, shared, comm: comm.as_deref(), uid })
             }
             _ => None,
         };

@@ -14,13 +14,17 @@ use crate::model::maps::SOCKETS;
 /// The program that remembers the holders of open sockets.
 pub const SEED: &str = "it_seed";
 
-/// Let [`SEED`] remember the owners of sockets that are open already.
+/// Let [`SEED`] remember the owners of sockets that are open already. `progress` is told how many were read so far.
 ///
 /// # Errors
 /// If the kernel does not let us read.
-pub fn seed(object: &LoadedObject) -> Result<Seeded> {
+pub fn seed(object: &LoadedObject, progress: &mut dyn FnMut(usize)) -> Result<Seeded> {
     let mut records = Vec::<Holder>::new();
-    self::records(object.program(SEED)?, |record| records.push(record)).context("cannot read open files")?;
+    let each = |record| {
+        records.push(record);
+        progress(records.len());
+    };
+    self::records(object.program(SEED)?, each).context("cannot read open files")?;
     let sockets = records.iter().filter(|record| record.first != 0).count();
     Ok(Seeded { sockets, holders: Holders::new(records.into_iter()), ..Seeded::default() })
 }

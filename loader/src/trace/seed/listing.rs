@@ -118,7 +118,7 @@ fn order(owner: &Owner, flow: &Flow) -> impl Ord + use<> {
 
 fn list_once(object: &LoadedObject, with_readings: bool) -> Result<Listing> {
     let program = object.program(program(with_readings))?;
-    let holders = iterator::seed(object)?.holders;
+    let holders = iterator::seed(object, &mut |_| ())?.holders;
     let (mut sockets, mut visited, mut seen) = (Vec::new(), HashSet::new(), HashSet::new());
     // The process or mount that leads to a namespace can end before we enter it, while another still leads there.
     for _ in 0..ATTEMPTS {

@@ -25,13 +25,14 @@ pub enum Source {
 }
 
 /// Remember the owners of sockets that are open already. `cgroups` has the ids of the cgroups that the user asked for, and zeros.
+/// `progress` is told how many sockets were read so far; a socket counts once for each process that holds it.
 ///
 /// # Errors
 /// If the kernel does not let us read.
-pub fn seed(object: &LoadedObject, source: Source, cgroups: &[u64]) -> Result<Seeded> {
+pub fn seed(object: &LoadedObject, source: Source, cgroups: &[u64], progress: &mut dyn FnMut(usize)) -> Result<Seeded> {
     match source {
-        Source::Iterator => iterator::seed(object),
-        Source::Proc => procfs::seed(&object.contents(SOCKETS)?, cgroups),
+        Source::Iterator => iterator::seed(object, progress),
+        Source::Proc => procfs::seed(&object.contents(SOCKETS)?, cgroups, progress),
         Source::None => Ok(Seeded::default()),
     }
 }

@@ -26,11 +26,11 @@ use crate::model::tcp::state::LISTEN;
 
 /// Remember every connection that a process holds. Entries that the programs made meanwhile are newer, and stay unchanged.
 ///
-/// `wanted` has the ids of the cgroups that the user asked for, and zeros.
+/// `wanted` has the ids of the cgroups that the user asked for, and zeros. `progress` is told how many connections have entries so far.
 ///
 /// # Errors
 /// If /proc cannot be read, or the map cannot be written.
-pub fn seed(map: &Map<impl AsFd>, wanted: &[u64]) -> Result<Seeded> {
+pub fn seed(map: &Map<impl AsFd>, wanted: &[u64], progress: &mut dyn FnMut(usize)) -> Result<Seeded> {
     let known_by = KnownBy::Inode as u8;
     let (holders, started, closed_processes) = holders()?;
     let mut seeded = Seeded { closed_processes, ..Seeded::default() };
@@ -74,7 +74,10 @@ pub fn seed(map: &Map<impl AsFd>, wanted: &[u64]) -> Result<Seeded> {
                 result = map.insert(&bytes(&connection.flow), &owner);
             }
             match result {
-                Ok(true) => inserted.push((netns.clone(), connection)),
+                Ok(true) => {
+                    inserted.push((netns.clone(), connection));
+                    progress(inserted.len());
+                }
                 Ok(false) => {}
                 Err(error) if error.raw_os_error() == Some(libc::E2BIG) => seeded.no_room += 1,
                 Err(error) => return Err(error).context("cannot write to the map SOCKET_TO_PID"),
