@@ -8,8 +8,9 @@ use crate::kernel::calendar::Calendar;
 use crate::ledger::group::By;
 use crate::ledger::summary::Process;
 
-/// The number of intervals that a line remembers.
+/// The number of intervals that a line remembers. A sparkline shows those of the last minute.
 pub const HISTORY: usize = 60;
+const MINUTE_US: u64 = 60_000_000;
 
 const DIM: &str = "\x1b[2m";
 const BOLD: &str = "\x1b[1m";
@@ -17,7 +18,7 @@ const REVERSE: &str = "\x1b[7m";
 const RED: &str = "\x1b[31m";
 
 /// The figures of [`Cells`]: the title, its width, and the width of a screen that shows it.
-const COLUMNS: [(&str, usize, usize); 7] = [
+const COLUMNS: [(&str, usize, usize); 9] = [
     ("OPEN", 6, 90),
     ("ENDED", 6, 100),
     ("SENT/s", 8, 0),
@@ -25,6 +26,8 @@ const COLUMNS: [(&str, usize, usize); 7] = [
     ("AGAIN", 6, 0),
     ("RTT", 7, 60),
     ("+QUEUE", 7, 130),
+    ("RWND", 6, 150),
+    ("SNDBUF", 6, 150),
 ];
 /// The place of the share that was sent again in them.
 const AGAIN: usize = 4;
@@ -144,10 +147,14 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
     let shown = |from: usize| columns + NAMED.0 >= from + room_for_name;
     let figures: usize = COLUMNS.iter().filter(|column| shown(column.2)).map(|(_, width, _)| width + 1).sum();
     let room = columns.saturating_sub(room_for_name + figures + 1);
+    let took_us = screen.interval.map_or(MINUTE_US / HISTORY as u64, |interval| interval.took_us.max(1));
+    let remembered = ((MINUTE_US + took_us / 2) / took_us).clamp(1, HISTORY as u64) as usize;
     let spark = match room.saturating_sub(VERDICT + 1) {
         0..SPARKLINE => 0,
-        width => width.min(HISTORY),
+        width => width.min(remembered.max(SPARKLINE)),
     };
+    // A character stands for several intervals where there is less room: it has the highest level of them.
+    let group = remembered.div_ceil(spark.max(1));
     let verdict = if spark > 0 { room - spark - 1 } else { room };
     frame.line();
     let mut titles = title(by, room_for_name);
@@ -156,7 +163,9 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
     }
     titles += &format!(" {:<verdict$}", "VERDICT");
     if spark > 0 {
-        titles += &format!(" {:<spark$}", "AGAIN, OVER TIME");
+        let seconds = (remembered as u64 * took_us + 500_000) / 1_000_000;
+        let again = if spark < "AGAIN, LAST 60 s".len() { "" } else { "AGAIN, " };
+        titles += &format!(" {:<spark$}", format!("{again}LAST {seconds} s"));
     }
     frame.put(REVERSE, &titles);
 
@@ -178,9 +187,10 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
         frame.put(plain, &format!(" {:<verdict$}", cells.verdict(verdict)));
         if spark > 0 {
             let levels = if style.blocks { BLOCKS } else { ASCII };
-            let history = line.history[HISTORY - spark..].iter();
-            let history: String = history.filter_map(|level| levels.get(usize::from(*level))).collect();
-            frame.put(plain, &format!(" {history}"));
+            let highest =
+                line.history[HISTORY - remembered..].rchunks(group).rev().filter_map(|levels| levels.iter().max());
+            let history: String = highest.filter_map(|level| levels.get(usize::from(*level))).collect();
+            frame.put(plain, &format!(" {history:>spark$}"));
         }
     }
     let more = lines.count();
@@ -268,10 +278,12 @@ mod tests {
 
     #[test]
     fn a_wide_screen_has_every_column_and_a_sparkline() {
-        let lines =
-            lines((40, 120), 1, |line| line.history[HISTORY - 9..].copy_from_slice(&[0, 1, 2, 3, 4, 5, 6, 7, 8]));
+        let levels = |line: &mut Line| {
+            line.history[HISTORY - 18..].copy_from_slice(&[0, 0, 1, 1, 2, 0, 0, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8]);
+        };
+        let lines = lines((40, 120), 1, levels);
         let titles = "    PID COMM              OPEN  ENDED   SENT/s   RECV/s  AGAIN     RTT VERDICT                          \
-                      AGAIN, OVER TIME";
+                      AGAIN, LAST 60 s";
         assert_eq!(lines[3], format!("<7>{titles}<>"));
         let line = "      1 fifteen-letters 123456      7   5.0 MB      0 B<31>   10 %<>    99 s loss 10 %, \
                     mark..MB, queue +99 s         ▁▂▃▄▅▆▇█";

@@ -70,10 +70,10 @@ pub(super) struct Cells {
     name: String,
     /// The network namespace of a connection, if a reader must tell several apart.
     netns: String,
-    /// Open and ended connections, bytes sent and received a second, the share that was sent again, the RTT, and how far that is
-    /// above its least, which blocks leave out. None: the
-    /// ledger of this interval has no such row. The process only repeated SYN-ACKs, or there is no ledger.
-    pub(super) figures: Option<[String; 7]>,
+    /// Open and ended connections, bytes sent and received a second, the share that was sent again, and the RTT. Blocks leave out the
+    /// rest: how far the RTT is above its least, and the shares of the busy time that the receiver and the send buffer limited. None:
+    /// the ledger of this interval has no such row. The process only repeated SYN-ACKs, or there is no ledger.
+    pub(super) figures: Option<[String; 9]>,
     /// The verdict.
     pub(super) said: String,
 }
@@ -111,7 +111,8 @@ impl Cells {
         let again = share(tcp.bytes_retrans, tcp.bytes_sent);
         let (open, ended) = (fates.open.to_string(), fates.ended.to_string());
         let (sent, received) = (rate(tcp.bytes_sent), rate(tcp.bytes_received));
-        let figures = Some([open, ended, sent, received, again, shown(rtt.srtt_us), shown(above)]);
+        let [rwnd, sndbuf] = [tcp.rwnd_limited_us, tcp.sndbuf_limited_us].map(|us| share(us, tcp.busy_us));
+        let figures = Some([open, ended, sent, received, again, shown(rtt.srtt_us), shown(above), rwnd, sndbuf]);
         let mut said = say_slowness(&process.ledger);
         said.extend(judged.as_ref().map(|verdict| say_verdict(tcp, rtt, verdict)));
         Self { pid, name, netns, figures, said: said.join("; ") }
@@ -144,7 +145,7 @@ pub(super) fn block(
     for process in processes.iter().take(WORST) {
         let cells = Cells::new(process, by, interval.took_us);
         let mut first = format!("{} ", cells.named(named));
-        if let Some([open, ended, sent, received, again, rtt, _]) = &cells.figures {
+        if let Some([open, ended, sent, received, again, rtt, ..]) = &cells.figures {
             first += &format!("{open:>6} {ended:>6} {sent:>10} {received:>10} {again:>7}  {rtt:>8} ");
         }
         let room = if width < WIDTH { width.saturating_sub(BELOW) } else { width - named - FIGURES };
