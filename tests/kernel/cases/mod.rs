@@ -51,6 +51,7 @@ mod stale_entry;
 mod stats;
 mod status;
 mod stopped_reader;
+mod styles;
 mod text;
 mod time_namespace;
 mod top;
@@ -167,6 +168,7 @@ pub const ALL: &[Case] = &[
     case!("screen",               AUTO,        V4,     OLDEST,   screen::run),
     case!("status_line",          AUTO,        V4,     OLDEST,   status::run),
     case!("progress",             AUTO,        V4,     OLDEST,   status::progress),
+    case!("styles",               AUTO,        V4,     OLDEST,   styles::run),
     case!("mounted_over",         AUTO,        V4,     HERE,     sockets::mounted_over),
     case!("seeded_from_proc",     AUTO,        EITHER, HERE,     already_open::seeded_from_proc),
     case!("verify",               Set::ALL,    EITHER, KERNELS,  verify::run),
