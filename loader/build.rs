@@ -22,7 +22,8 @@ fn main() {
     let script = Path::new(&manifest).join("no-unwind.ld");
     println!("cargo:rerun-if-changed={}", script.display());
     println!("cargo:rustc-link-arg-bins=-Wl,-T,{}", script.display());
-    // Of two definitions the first counts: src/kernel/unwind.rs before the unwinder of the C library.
+    // The linker takes the first of two definitions: src/kernel/unwind.rs comes before the unwinder, other parts of which the
+    // standard library refers to.
     println!("cargo:rustc-link-arg-bins=-Wl,-z,muldefs");
     // LLVM's linker, which Rust takes on x86_64, cannot tell libraries apart in what it discards.
     println!("cargo:rustc-link-arg-bins=-fuse-ld=bfd");

@@ -46,9 +46,9 @@ pub fn expect_status() {
 }
 
 /// Show how far a long step is, on the last line of standard error, if that is a terminal which can erase it. The next message takes
-/// its place.
+/// its place. A terminal that was stopped (Ctrl-S) does not get it.
 pub fn show_progress(line: impl Display) {
-    if terminal::moves_cursor(&io::stderr()) {
+    if terminal::moves_cursor(&io::stderr()) && Stderr.has_room() {
         HAS_STATUS.store(true, Ordering::Relaxed);
         let _ = Stderr.write_all(format!("{ERASE}xctl: {line}").as_bytes());
     }

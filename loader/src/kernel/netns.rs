@@ -1,5 +1,6 @@
 //! The network namespaces of this host, and running code inside one.
 
+use std::collections::HashMap;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
@@ -137,12 +138,11 @@ pub fn open(path: &Path) -> io::Result<(File, u32)> {
 /// The folder of the names that `ip netns` gives to network namespaces.
 const NAMED: &str = "/run/netns";
 
-/// A namespace that had this name when the folder was read.
+/// The name of a namespace when the folder was read.
 #[derive(Debug)]
-struct Named {
-    inum: u32,
+struct NamedNetns {
     name: String,
-    /// Whether it still has the name: asked once, until [`Names::forget`].
+    /// Whether the namespace still has the name: asked once, until [`Names::forget`].
     holds: Option<bool>,
 }
 
@@ -152,7 +152,8 @@ pub struct Names {
     /// The first namespace that was noted.
     first: Option<u32>,
     several: bool,
-    known: Vec<Named>,
+    /// By inode number.
+    known: HashMap<u32, NamedNetns>,
     /// When the folder was read last.
     read: Option<Instant>,
 }
@@ -169,31 +170,29 @@ impl Names {
 
     /// Note that time has passed: a name may have gone, or mean another namespace by now.
     pub fn forget(&mut self) {
-        self.known.iter_mut().for_each(|known| known.holds = None);
+        self.known.values_mut().for_each(|known| known.holds = None);
     }
 
     /// The name of the namespace with this inode number. None: no name was found when the folder was read last, at most one second
     /// ago.
     pub fn of(&mut self, inum: u32) -> Option<&str> {
-        let mut place = self.found(inum);
-        if place.is_none() && self.read.is_none_or(|read| read.elapsed() >= Self::EVERY) {
+        if !self.has(inum) && self.read.is_none_or(|read| read.elapsed() >= Self::EVERY) {
             let files = fs::read_dir(NAMED).into_iter().flatten().flatten();
             let names = files.filter_map(|file| file.file_name().into_string().ok());
-            let named =
-                |name: String| Some(Named { inum: inode(&Path::new(NAMED).join(&name)).ok()?, name, holds: None });
-            self.known = names.filter_map(named).collect();
+            let known =
+                |name: String| Some((inode(&Path::new(NAMED).join(&name)).ok()?, NamedNetns { name, holds: None }));
+            self.known = names.filter_map(known).collect();
             self.read = Some(Instant::now());
-            place = self.found(inum);
+            self.has(inum);
         }
-        place.map(|place| self.known[place].name.as_str())
+        self.known.get(&inum).filter(|known| known.holds == Some(true)).map(|known| known.name.as_str())
     }
 
-    /// The place of a name that the namespace still has.
-    fn found(&mut self, inum: u32) -> Option<usize> {
-        let holds = |name: &str| inode(&Path::new(NAMED).join(name)).is_ok_and(|now| now == inum);
-        self.known
-            .iter_mut()
-            .position(|known| known.inum == inum && *known.holds.get_or_insert_with(|| holds(&known.name)))
+    /// Whether the namespace still has the name that is known.
+    fn has(&mut self, inum: u32) -> bool {
+        self.known.get_mut(&inum).is_some_and(|NamedNetns { name, holds }| {
+            *holds.get_or_insert_with(|| inode(&Path::new(NAMED).join(&*name)).is_ok_and(|now| now == inum))
+        })
     }
 }
 

@@ -7,12 +7,15 @@
 
 use std::ffi::{c_int, c_void};
 
-/// `_URC_END_OF_STACK` of the Itanium C++ ABI.
+/// `_URC_END_OF_STACK`: no frame is left.
 const END_OF_STACK: c_int = 5;
 
-/// Takes the place of the C library's function, and calls `trace` for no frame.
-// SAFETY: the signature and the result are those of the Itanium C++ ABI.
+/// Takes the place of the unwinder's function (of libgcc, or of LLVM's libunwind), and calls `trace` for no frame.
+// SAFETY: the name, the signature and the result are those of unwind.h, and nothing else here defines the name.
 #[unsafe(no_mangle)]
-extern "C" fn _Unwind_Backtrace(_trace: *const c_void, _argument: *mut c_void) -> c_int {
+extern "C" fn _Unwind_Backtrace(
+    _trace: extern "C" fn(*mut c_void, *mut c_void) -> c_int,
+    _argument: *mut c_void,
+) -> c_int {
     END_OF_STACK
 }

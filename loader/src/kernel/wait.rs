@@ -190,9 +190,7 @@ impl Waiter {
     /// Whether standard output takes bytes now, so that writing a few does not wait.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        let stdout = io::stdout();
-        let mut room = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
-        poll(&mut room, PollTimeout::ZERO).is_ok_and(|count| count == 1)
+        has_room(io::stdout().as_fd())
     }
 
     /// Wait for `time`, even if records arrive meanwhile.
@@ -202,6 +200,12 @@ impl Waiter {
     pub fn pause(&self, time: Duration) -> Result<Woken> {
         until(&self.pause, Some(Instant::now() + time))
     }
+}
+
+/// Whether a descriptor takes bytes now.
+fn has_room(to: BorrowedFd<'_>) -> bool {
+    let mut room = [PollFd::new(to, PollFlags::POLLOUT)];
+    poll(&mut room, PollTimeout::ZERO).is_ok_and(|count| count == 1)
 }
 
 /// The time for which the reader of the output may read nothing, once a signal asked to end.
@@ -299,6 +303,14 @@ impl Write for Stdout<'_> {
 
 /// Standard error. A write waits for room: without limit if a signal would end the process, otherwise at most for `GRACE`.
 pub struct Stderr;
+
+impl Stderr {
+    /// Whether standard error takes bytes now, so that writing a few does not wait.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        has_room(io::stderr().as_fd())
+    }
+}
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

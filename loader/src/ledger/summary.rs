@@ -50,7 +50,7 @@ pub struct Process {
     pub cgroup: Option<u64>,
     /// The path of this cgroup; none: not known.
     pub cgroup_path: Option<String>,
-    /// The name or number of the network namespace of the connection that the row stands for; none: it does not matter.
+    /// The name of the network namespace of the connection that the row stands for; none: there is no name, or nobody asked.
     #[serde(skip)]
     pub netns_name: Option<String>,
     /// What its connections have counted.

@@ -120,11 +120,14 @@ impl Columns {
             ESTABLISHED => "",
             state => state,
         };
-        // The local address is what a reader misses least.
-        let room = self.terminal.unwrap_or(usize::MAX).saturating_sub(columns(&first));
-        let shorter = from_port(flow);
-        if self.is_short() && columns(&ends) > room && columns(&shorter) <= room {
-            ends = shorter;
+        // The remote address and the local port tell connections apart best.
+        if let Some(terminal) = self.terminal.filter(|_| self.is_short()) {
+            let shorter = from_port(flow);
+            let room = terminal.saturating_sub(columns(&first));
+            let below = terminal.saturating_sub(time + 1);
+            if columns(&ends) > room && (columns(&shorter) <= room || columns(&ends) > below) {
+                ends = shorter;
+            }
         }
         fitted(out, self.terminal, time + 1, &first, &[&ends, state, note])
     }

@@ -175,10 +175,10 @@ pub fn text(
     explain: bool,
     mut name_of: impl FnMut(u32) -> Option<String>,
 ) -> io::Result<()> {
-    /// The width of the columns before the addresses, of those between them and the verdict, and of the gap before it.
+    /// The width of the columns before the addresses.
     const BEFORE: usize = 24;
-    const BETWEEN: usize = 28;
-    const GAP: usize = 2;
+    /// The width of the columns between the addresses and the verdict, with the gaps.
+    const BETWEEN: usize = 30;
     if explain {
         for word in Word::ALL {
             writeln!(out, "{:<9} {}", word.name(), word.rule())?;
@@ -193,7 +193,7 @@ pub fn text(
     };
     let several = are_of_several_netns(listing);
     let title = if several { padded("NETNS", NETNS) + " " } else { String::new() };
-    let besides = BEFORE + title.len() + BETWEEN + GAP;
+    let besides = BEFORE + title.len() + BETWEEN;
     let line = terminal.unwrap_or(WIDTH + title.len());
     // On a narrow terminal a row has two lines.
     let is_narrow = line < WIDTH + title.len();
@@ -202,11 +202,11 @@ pub fn text(
     let room = if is_narrow { line.saturating_sub(BEFORE + title.len()) } else { line - besides - said };
     let least = "LOCAL -> REMOTE".len();
     let width = rows.iter().map(|row| ends(row).len()).max().unwrap_or(0).clamp(least, room.max(least));
-    let (between, aligned) = if is_narrow { ("\n       ", 0) } else { ("", width) };
+    let (between, indent, aligned) = if is_narrow { ("\n", 7, 0) } else { ("", 0, width) };
     writeln!(
         out,
-        "{:>7} {:<15} {title}{:<aligned$}{between} {:>8} {:>9} {:>8}  VERDICT",
-        "PID", "COMM", "LOCAL -> REMOTE", "RTT", "SENT", "RECEIVED"
+        "{:>7} {:<15} {title}{:<aligned$}{between}{:indent$} {:>8} {:>9} {:>8}  VERDICT",
+        "PID", "COMM", "LOCAL -> REMOTE", "", "RTT", "SENT", "RECEIVED"
     )?;
     let mut words = BTreeSet::new();
     for row in &rows {
@@ -227,9 +227,10 @@ pub fn text(
             ends = from_port(&socket.flow);
         }
         let ends = shorten(&ends, width);
-        let verdict =
-            shorten(&row.said, line.saturating_sub(if is_narrow { 7 + BETWEEN + GAP } else { besides + width }));
-        writeln!(out, "{pid:>7} {owner} {netns}{ends:<aligned$}{between} {rtt:>8} {sent:>9} {received:>8}  {verdict}")?;
+        write!(out, "{pid:>7} {owner} {netns}{ends:<aligned$}{between}")?;
+        let figures = format!("{:indent$} {rtt:>8} {sent:>9} {received:>8}  ", "");
+        let verdict = if is_narrow { &row.said } else { &shorten(&row.said, line - besides - width) };
+        fitted(out, terminal.filter(|_| is_narrow), indent + 1, &figures, &[verdict])?;
         if explain && let Some(Figures { verdict: Some(verdict), .. }) = &row.figures {
             explained(out, verdict)?;
         }

@@ -78,6 +78,8 @@ pub struct Interval {
     pub took_us: u64,
     /// The meaning of its rows.
     pub by: By,
+    /// Whether there were connections of several network namespaces so far, which a reader must tell apart.
+    pub several_netns: bool,
     /// What happened in it. Losses are those since the run began.
     pub summary: Summary,
 }

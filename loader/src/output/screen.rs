@@ -89,6 +89,8 @@ pub struct Screen<'a> {
     pub lines: &'a [Line],
     /// Only names with this text are shown.
     pub filter: &'a str,
+    /// The length of an interval, microseconds.
+    pub every_us: u64,
     /// How the lines are ordered, and the like.
     pub state: &'a str,
     /// A line to show in place of the last.
@@ -147,14 +149,16 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
     let shown = |from: usize| columns + NAMED.0 >= from + room_for_name;
     let figures: usize = COLUMNS.iter().filter(|column| shown(column.2)).map(|(_, width, _)| width + 1).sum();
     let room = columns.saturating_sub(room_for_name + figures + 1);
-    let took_us = screen.interval.map_or(MINUTE_US / HISTORY as u64, |interval| interval.took_us.max(1));
-    let remembered = ((MINUTE_US + took_us / 2) / took_us).clamp(1, HISTORY as u64) as usize;
-    let spark = match room.saturating_sub(VERDICT + 1) {
-        0..SPARKLINE => 0,
-        width => width.min(remembered.max(SPARKLINE)),
-    };
+    let every_us = screen.every_us.max(1);
+    let remembered = ((MINUTE_US + every_us / 2) / every_us).clamp(1, HISTORY as u64) as usize;
     // A character stands for several intervals where there is less room: it has the highest level of them.
-    let group = remembered.div_ceil(spark.max(1));
+    let (spark, group) = match room.saturating_sub(VERDICT + 1) {
+        0..SPARKLINE => (0, 1),
+        room => {
+            let group = remembered.div_ceil(room);
+            (remembered.div_ceil(group).max(SPARKLINE), group)
+        }
+    };
     let verdict = if spark > 0 { room - spark - 1 } else { room };
     frame.line();
     let mut titles = title(by, room_for_name);
@@ -163,18 +167,19 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
     }
     titles += &format!(" {:<verdict$}", "VERDICT");
     if spark > 0 {
-        let seconds = (remembered as u64 * took_us + 500_000) / 1_000_000;
-        let again = if spark < "AGAIN, LAST 60 s".len() { "" } else { "AGAIN, " };
-        titles += &format!(" {:<spark$}", format!("{again}LAST {seconds} s"));
+        let seconds = (remembered as u64 * every_us + 500_000) / 1_000_000;
+        let again = if spark < "AGAIN, 60 s".len() { "" } else { "AGAIN, " };
+        titles += &format!(" {:<spark$}", format!("{again}{seconds} s"));
     }
     frame.put(REVERSE, &titles);
 
+    let several_netns = screen.interval.is_some_and(|interval| interval.several_netns);
     let mut lines = screen
         .lines
         .iter()
         .filter(|line| screen.filter.is_empty() || named(&line.process, by).1.contains(screen.filter));
     for line in lines.by_ref().take(rows.saturating_sub(5)) {
-        let cells = Cells::new(&line.process, by, line.took_us);
+        let cells = Cells::new(&line.process, by, line.took_us, several_netns);
         let now = screen.interval.is_some_and(|interval| interval.mono_ns == line.seen_ns);
         let plain = if now { "" } else { DIM };
         frame.line();
@@ -188,7 +193,7 @@ pub fn draw(screen: &Screen<'_>, calendar: &mut Calendar, style: Style) -> Vec<u
         if spark > 0 {
             let levels = if style.blocks { BLOCKS } else { ASCII };
             let highest =
-                line.history[HISTORY - remembered..].rchunks(group).rev().filter_map(|levels| levels.iter().max());
+                line.history[HISTORY - remembered..].rchunks(group).rev().filter_map(|part| part.iter().max());
             let history: String = highest.filter_map(|level| levels.get(usize::from(*level))).collect();
             frame.put(plain, &format!(" {history:>spark$}"));
         }
@@ -255,7 +260,7 @@ mod tests {
         lines.iter_mut().for_each(change);
         interval.by = by;
         let (about, state, interval) = ("Linux 6.1  kprobe, proven", "by again", Some(&interval));
-        let screen = Screen { about, by, interval, lines: &lines, filter: "", state, help: None };
+        let screen = Screen { about, by, interval, lines: &lines, filter: "", every_us: 2_000_000, state, help: None };
         let style = Style { size, colours: true, blocks: true };
         shown(&draw(&screen, &mut Calendar::default(), style), size)
     }
@@ -282,11 +287,11 @@ mod tests {
             line.history[HISTORY - 18..].copy_from_slice(&[0, 0, 1, 1, 2, 0, 0, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8]);
         };
         let lines = lines((40, 120), 1, levels);
-        let titles = "    PID COMM              OPEN  ENDED   SENT/s   RECV/s  AGAIN     RTT VERDICT                          \
-                      AGAIN, LAST 60 s";
+        let titles = "    PID COMM              OPEN  ENDED   SENT/s   RECV/s  AGAIN     RTT VERDICT                           \
+                      AGAIN, 60 s    ";
         assert_eq!(lines[3], format!("<7>{titles}<>"));
         let line = "      1 fifteen-letters 123456      7   5.0 MB      0 B<31>   10 %<>    99 s loss 10 %, \
-                    mark..MB, queue +99 s         ▁▂▃▄▅▆▇█";
+                    mark.. MB, queue +99 s        ▁▂▃▄▅▆▇█";
         assert_eq!(lines[4], line);
         let shares = [(0, 0), (1, 1_000_000), (1, 1000), (3, 1000), (1, 100), (3, 100), (1, 10), (3, 10), (7, 7)];
         assert_eq!(shares.map(|(part, whole)| level(part, whole)), [0, 1, 2, 3, 4, 5, 6, 7, 8]);

@@ -11,7 +11,7 @@ use super::json::{FlowFields, HoldersFields, SCHEMA, name_of};
 use super::line::Line;
 use super::names::{NETNS, name, netns, pid};
 use super::stats::Stats;
-use super::width::{fitted, padded};
+use super::width::{fitted, padded, shorten};
 use crate::model::events::{Owner, SocketRecord, address, state_name};
 use crate::trace::seed::listing::{Listed, Listing};
 
@@ -93,7 +93,7 @@ pub fn json(
 }
 
 /// Print a table. Each column is as wide as its widest entry. If that is too wide for a terminal of this width, addresses are not
-/// aligned, and what does not fit begins a line of its own. If the sockets are of several network namespaces, a column has the name of
+/// aligned, and the rest of a row begins a new line. If the sockets are of several network namespaces, a column has the name of
 /// each, which `name_of` tells, or its number.
 ///
 /// # Errors
@@ -104,23 +104,26 @@ pub fn text(
     terminal: Option<usize>,
     mut name_of: impl FnMut(u32) -> Option<String>,
 ) -> io::Result<()> {
-    /// The widths of the columns before the addresses, and of the longest kind of owner.
+    /// The width of the columns before the addresses.
     const BEFORE: usize = 37;
+    /// The width of the longest kind of owner.
     const OWNER: usize = 7;
+    /// The column of what begins a new line.
+    const BELOW: usize = 8;
     let sockets = || listing.sockets.iter().map(|listed| &listed.socket);
     let rows: Vec<_> = sockets().map(addresses).collect();
     let local = rows.iter().map(|(local, _)| local.len()).max().unwrap_or(0).max("LOCAL".len());
     let remote = rows.iter().map(|(_, remote)| remote.len()).max().unwrap_or(0).max("REMOTE".len());
     let several = are_of_several_netns(listing);
     let title = if several { padded("NETNS", NETNS) + " " } else { String::new() };
-    let fits = |columns| BEFORE + local + " -> ".len() + remote + 1 + title.len() + OWNER <= columns;
+    let fits = |columns| BEFORE + local + " -> ".len() + remote + 2 + title.len() + OWNER <= columns;
     let (terminal, local, remote) = match terminal {
         Some(columns) if !fits(columns) => (terminal, 0, 0),
         _ => (None, local, remote),
     };
     let first = format!("{:>7} {:<15} {:<12} ", "PID", "COMM", "STATE");
     let ends = format!("{:<local$} -> {:<remote$}", "LOCAL", "REMOTE");
-    fitted(out, terminal, BEFORE, &first, &[&ends, &format!("{title}OWNER")])?;
+    fitted(out, terminal, BELOW, &first, &[&ends, &format!("{title}OWNER")])?;
     let mut line = Line::default();
     for (socket, (from, to)) in sockets().zip(rows) {
         let netns = match several {
@@ -128,9 +131,9 @@ pub fn text(
             false => String::new(),
         };
         let (pid, name) = (pid(&socket.owner), name(&socket.owner, false, listing.holders.of(socket.owner.holders)));
-        let first = format!("{pid:>7} {} {:<12} ", padded(&name, 15), state_name(socket.state));
+        let first = format!("{pid:>7} {} {:<12} ", padded(&shorten(&name, 15), 15), state_name(socket.state));
         let ends = format!("{from:<local$} -> {to:<remote$}");
-        fitted(&mut line, terminal, BEFORE, &first, &[&ends, &(netns + socket.owner.how().name())])?;
+        fitted(&mut line, terminal, BELOW, &first, &[&ends, &(netns + socket.owner.how().name())])?;
         out.write_all(line.take())?;
     }
     Ok(())
@@ -222,9 +225,12 @@ mod tests {
         let arrows: Vec<_> = text.lines().map(|line| line.find(" -> ")).collect();
         assert!(arrows.len() == 3 && arrows.iter().all(|at| *at == arrows[0]), "{text}");
         let mut out = Vec::new();
-        super::text(&mut out, &listing(), Some(70), |_| None).unwrap();
+        super::text(&mut out, &listing(), Some(60), |_| None).unwrap();
         let narrow = String::from_utf8(out).unwrap();
-        assert!(narrow.lines().all(|line| line.len() <= 70) && narrow.contains("\n                  "), "{narrow}");
+        assert!(
+            narrow.lines().all(|line| line.len() <= 60) && narrow.contains("\n        [fd99::1]:80 -> "),
+            "{narrow}"
+        );
         assert!(text.contains("10.0.0.1:80") && text.contains("-> * ") && text.contains("[fd99::2]:9"), "{text}");
     }
 }

@@ -262,7 +262,11 @@ impl<W: Write> Output for Text<W> {
         let lost = top::lost(&lost).unwrap_or_else(|| nothing.into());
         let sockets = sockets.map(|sockets| format!("{sockets} sockets known, ")).unwrap_or_default();
         let line = format!("{time}  {sockets}{segs} segments sent again, {lost}");
-        write!(self.out, "{ERASE}{}", shorten(&line, NARROW))?;
+        write!(
+            self.out,
+            "{ERASE}{}",
+            shorten(&line, self.terminal.map_or(NARROW, |columns| NARROW.min(columns.saturating_sub(1))))
+        )?;
         self.has_status = true;
         self.out.flush()
     }

@@ -9,7 +9,7 @@ use super::width::{fitted, padded, shorten, width};
 use crate::kernel::calendar::Calendar;
 use crate::ledger::counters::Rtt;
 use crate::ledger::figures::Ledger;
-use crate::ledger::group::By;
+use crate::ledger::group::{By, Group};
 use crate::ledger::summary::Process;
 use crate::model::events::Kind;
 use crate::model::lost::Lost;
@@ -97,9 +97,14 @@ impl Cells {
     }
 
     /// The columns of a row in an interval of this length.
-    pub(super) fn new(process: &Process, by: By, took_us: u64) -> Self {
+    pub(super) fn new(process: &Process, by: By, took_us: u64, several_netns: bool) -> Self {
         let (pid, name) = named(process, by);
-        let netns = process.netns_name.as_ref().map(|name| format!(" ({})", printable(name))).unwrap_or_default();
+        let netns = match process.group {
+            Some(Group::Connection(flow, _)) if several_netns => {
+                format!(" ({})", process.netns_name.as_deref().map_or_else(|| flow.netns.to_string(), printable))
+            }
+            _ => String::new(),
+        };
         let Ledger { connections: Some(fates), tcp: Some(tcp), judged, rtt, .. } = &process.ledger else {
             return Self { pid, name, netns, figures: None, said: format!("{} segments sent again", process.segs) };
         };
@@ -134,16 +139,16 @@ pub(super) fn block(
     let width = terminal.unwrap_or(WIDTH);
     let (again, lost) = heading(calendar, interval);
     for line in [Some(again), lost].iter().flatten() {
-        writeln!(out, "{}", shorten(line, width))?;
+        writeln!(out, "{}", shorten(line, width.max(WIDTH)))?;
     }
     let by = interval.by;
-    let named = if by == By::Process { NAMED.0 } else { NAMED.1 };
+    let named = if by == By::Process { NAMED.0 } else { NAMED.1.min(width.saturating_sub(FIGURES)).max(NAMED.0) };
     let figures =
         format!("{:>6} {:>6} {:>10} {:>10} {:>7}  {:>8} ", "OPEN", "ENDED", "SENT/s", "RECEIVED/s", "AGAIN", "RTT");
     fitted(out, terminal, BELOW, &format!("{} {figures}", title(by, named)), &["VERDICT"])?;
     let processes = &interval.summary.processes;
     for process in processes.iter().take(WORST) {
-        let cells = Cells::new(process, by, interval.took_us);
+        let cells = Cells::new(process, by, interval.took_us, interval.several_netns);
         let mut first = format!("{} ", cells.named(named));
         if let Some([open, ended, sent, received, again, rtt, ..]) = &cells.figures {
             first += &format!("{open:>6} {ended:>6} {sent:>10} {received:>10} {again:>7}  {rtt:>8} ");
@@ -191,7 +196,14 @@ pub(super) mod tests {
         let mut summary = Summary::new(&ByProcess::from([(key(1), totals)]), &Others::default(), lost, Seen::default());
         summary.add_ledger(&rows, &Folded::default(), 2_000_000_000);
         let by = By::Process;
-        Interval { realtime_ns: 3_723_000_000_000, mono_ns: 2_000_000_000, took_us: 2_000_000, by, summary }
+        Interval {
+            realtime_ns: 3_723_000_000_000,
+            mono_ns: 2_000_000_000,
+            took_us: 2_000_000,
+            by,
+            several_netns: false,
+            summary,
+        }
     }
 
     fn printed(interval: &Interval) -> String {

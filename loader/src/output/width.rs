@@ -44,8 +44,9 @@ pub(super) fn shorten(text: &str, most: usize) -> String {
     format!("{}..{}", beginning(text, head), &text[from..])
 }
 
-/// Write a line that begins with `first`, to which the other parts are added, with two spaces between them. On a terminal of this width, a part
-/// that does not fit begins a line of its own, behind `indent` spaces. Empty parts are left out.
+/// Write a line that begins with `first`, to which the other parts are added, with two spaces between them. The spaces before the first
+/// part are those at the end of `first`. On a terminal of this width, a part that does not fit begins a line of its own, behind `indent`
+/// spaces. Empty parts are left out.
 pub(super) fn fitted(
     out: &mut impl Write,
     terminal: Option<usize>,

@@ -38,7 +38,8 @@ pub struct Running {
     in_flight: u64,
 }
 
-/// Attach the programs of a plan, and learn the owners of sockets that are open already, which `progress` hears of ([`seed::seed`]).
+/// Attach the programs of a plan, and learn the owners of sockets that are open already. `progress` is told how many sockets were read
+/// ([`seed::seed`]).
 ///
 /// # Errors
 /// [`crate::error::Exit::Host`]; the message names the obstacle.

@@ -244,19 +244,21 @@ impl Report {
         let differ: Vec<_> = self.records.iter().filter(|record| record.verdict == Verdict::Differs).collect();
         let worst = differ.first()?;
         let (&Comparison { netns, check, xctl, .. }, kernel) = (worst, range(worst.kernel));
+        let name = worst.netns_name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
         let more = if differ.len() > 1 { format!(", and {} more differ", differ.len() - 1) } else { String::new() };
         let why = worst.note.as_ref().map_or_else(String::new, |note| format!(" ({note})"));
         Some(format!(
-            "{} of network namespace {}: the kernel counted {kernel}, xctl {xctl}{why}{more}",
+            "{} of network namespace {}{name}: the kernel counted {kernel}, xctl {xctl}{why}{more}",
             check.name(),
             netns.inum
         ))
     }
 
-    /// Adds the names of network namespaces.
+    /// Adds the names of network namespaces. One that is gone has none: another may have its number by now.
     pub fn name(&mut self, mut name_of: impl FnMut(u32) -> Option<String>) {
         for of_netns in self.records.chunk_by_mut(|one, next| one.netns == next.netns) {
-            let name = name_of(of_netns[0].netns.inum);
+            let is_gone = of_netns.iter().any(|record| record.verdict == Verdict::Gone);
+            let name = if is_gone { None } else { name_of(of_netns[0].netns.inum) };
             of_netns.iter_mut().for_each(|record| record.netns_name.clone_from(&name));
         }
     }

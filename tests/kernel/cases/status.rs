@@ -80,7 +80,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
 /// there is none.
 pub fn progress(set: Set, _: Family) -> Outcome {
     const CONNECTIONS: usize = 2100;
-    const PROGRESS: &str = "reading the sockets that are open already: 4096";
+    const PROGRESS: &str = "reading open sockets: 4096";
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, soft.max(8192), hard.max(8192))?;
     let listener = TcpListener::bind("127.0.0.1:0")?;

@@ -3,8 +3,9 @@
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::sys::signal::Signal;
 
 use super::ends::one_sender;
 use super::hosts::by_shell;
@@ -14,8 +15,9 @@ use crate::process::{PATIENCE, Process};
 use crate::workers::send_all;
 use crate::{Family, Outcome, Verdict};
 
-/// What begins a full screen, and the red of a share that is high.
+/// The sequence that begins a full screen.
 const SCREEN: &str = "\x1b[?1049h";
+/// The red of a share that is high.
 const RED: &str = "\x1b[31m";
 
 const COLUMNS: u16 = 80;
@@ -34,8 +36,7 @@ impl Terminal {
         let ends = openpty(&size, None).context("making a terminal")?;
         let path = format!("/proc/{}/fd/{}", std::process::id(), ends.slave.as_raw_fd());
         let set = set.to_string();
-        let args =
-            [&["top", "--interval", "0.5", "--duration", "4", "--attach", &set, "--netns", netns], more].concat();
+        let args = [&["top", "--interval", "0.5", "--attach", &set, "--netns", netns], more].concat();
         let command = by_shell(&format!("TERM=xterm {environment}"), &args, &format!("<{path} >{path}"))?;
         Ok(Terminal { ends, xctl: Process::start("xctl top on a terminal", command)?, seen: String::new() })
     }
@@ -51,11 +52,25 @@ impl Terminal {
     }
 }
 
+/// Reads all terminals until each shows what is wanted.
+fn read_until(terminals: &mut [(Terminal, bool, bool)], wanted: &dyn Fn(&Terminal) -> bool) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while !terminals.iter().all(|(terminal, ..)| wanted(terminal)) {
+        if Instant::now() > end {
+            let missing =
+                terminals.iter().find(|(terminal, ..)| !wanted(terminal)).map(|(terminal, ..)| &terminal.seen);
+            bail!("a terminal never shows that: {missing:?}");
+        }
+        terminals.iter_mut().try_for_each(|(terminal, ..)| terminal.read())?;
+    }
+    Ok(())
+}
+
 pub fn run(set: Set, family: Family) -> Outcome {
     let (link, receiver, sender) = one_sender(family)?;
     let netns = link.a.path().display().to_string();
     let start = |environment: &str, more: &[&str]| Terminal::start(set, &netns, environment, more);
-    // Each with whether it shows a full screen, and whether it uses red.
+    // For each terminal: does it show a full screen, and does it use red?
     let mut terminals = [
         (start("", &[])?, true, true),
         (start("NO_COLOR=1", &[])?, true, false),
@@ -63,22 +78,16 @@ pub fn run(set: Set, family: Family) -> Outcome {
         (start("", &["--color", "never"])?, true, false),
         (start("", &["--batch"])?, false, false),
         (start("", &["--batch", "--color", "always"])?, false, false),
+        (start("", &["--batch", "--by", "connection"])?, false, false),
     ];
-    let begun = Instant::now();
-    let mut read_until = |done: &dyn Fn(&Terminal) -> bool| -> Result<()> {
-        while !terminals.iter().all(|(terminal, ..)| done(terminal)) {
-            ensure!(begun.elapsed() < PATIENCE, "a terminal never shows that");
-            terminals.iter_mut().try_for_each(|(terminal, ..)| terminal.read())?;
-        }
-        Ok(())
-    };
-    read_until(&|terminal| terminal.seen.contains("segments sent again"))?;
+    read_until(&mut terminals, &|terminal| terminal.seen.contains("segments sent again"))?;
     send_all(vec![sender])?;
-    read_until(&Terminal::is_done)?;
+    read_until(&mut terminals, &|terminal| terminal.seen.contains(" sender"))?;
+    terminals.iter().try_for_each(|(terminal, ..)| terminal.xctl.signal(Signal::SIGINT))?;
+    read_until(&mut terminals, &Terminal::is_done)?;
     drop((receiver, link));
     for (Terminal { xctl, seen, .. }, is_screen, is_red) in &mut terminals {
         xctl.succeed()?;
-        ensure!(seen.contains(" sender "), "the sender is not there: {seen:?}");
         ensure!(seen.contains(SCREEN) == *is_screen, "a full screen: {}, {seen:?}", !*is_screen);
         ensure!(seen.contains(RED) == *is_red, "red: {}, {seen:?}", !*is_red);
         if !*is_screen {

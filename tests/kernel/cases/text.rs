@@ -40,11 +40,14 @@ pub fn namespaces(set: Set, family: Family) -> Outcome {
     json.signal(Signal::SIGINT)?;
     let records = json.rest()?.iter().map(|line| schema::record(line)).collect::<Result<Vec<Value>>>()?;
     json.succeed()?;
+    let mut of_each = [0; 2];
     for record in records.iter().filter(|record| record["type"] == "retransmit") {
-        let (name, _) =
-            addresses.iter().find(|(_, ip)| record["saddr"] == ip.to_string()).context("another address")?;
-        ensure!(record["netns_name"] == *name, "the namespace is {name}: {record}");
+        let is_of = |(_, ip): &(&str, std::net::IpAddr)| record["saddr"] == ip.to_string();
+        let end = addresses.iter().position(is_of).context("another address")?;
+        ensure!(record["netns_name"] == addresses[end].0, "the namespace is {}: {record}", addresses[end].0);
+        of_each[end] += 1;
     }
+    ensure!(of_each.iter().all(|records| *records > 0), "records of both namespaces: {of_each:?}");
     // Listeners of both namespaces are still there.
     let mut sockets = Process::start("xctl sockets", command(&["sockets", "--stats", "--netns", &a, "--netns", &b])?)?;
     let listed = sockets.rest()?;

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::env::var_os;
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::Result;
 use bpf_object::sort;
@@ -157,6 +158,8 @@ pub struct View<'w> {
     out: Named<Stdout<'w>>,
     about: String,
     calendar: Calendar,
+    /// The length of an interval, microseconds.
+    every_us: u64,
     colours: bool,
     blocks: bool,
     state: State,
@@ -178,17 +181,18 @@ fn is_utf8() -> bool {
 }
 
 impl<'w> View<'w> {
-    /// A view on this process's terminal; none if it has none. Nothing is drawn yet.
+    /// A view on this process's terminal, of intervals of this length; none if it has no terminal. Nothing is drawn yet.
     ///
     /// # Errors
     /// If the kernel does not let us watch the terminal.
-    pub fn open(waiter: &'w Waiter, by: By, colours: Option<bool>) -> Result<Option<Self>> {
+    pub fn open(waiter: &'w Waiter, every: Duration, by: By, colours: Option<bool>) -> Result<Option<Self>> {
         let Some(terminal) = Terminal::open(waiter)? else { return Ok(None) };
         Ok(Some(Self {
             terminal,
             out: Named(Stdout::new(waiter)),
             about: format!("Linux {}", host::release()?),
             calendar: Calendar::default(),
+            every_us: u64::try_from(every.as_micros()).unwrap_or(u64::MAX / 64),
             colours: colours.unwrap_or_else(|| var_os("NO_COLOR").is_none_or(|value| value.is_empty())),
             blocks: is_utf8(),
             state: State { by, ..State::default() },
@@ -263,7 +267,8 @@ impl<'w> View<'w> {
         let style = Style { size: self.terminal.size(), colours: self.colours, blocks: self.blocks };
         let (by, State { interval, lines, filter, help, .. }) = (self.state.lines_by(), &self.state);
         let (interval, help, state) = (interval.as_ref(), help.then_some(HELP), &self.state.words());
-        let screen = Screen { about: &self.about, by, interval, lines, filter, state, help };
+        let every_us = self.every_us;
+        let screen = Screen { about: &self.about, by, interval, lines, filter, every_us, state, help };
         Ok(self.out.write_all(&draw(&screen, &mut self.calendar, style))?)
     }
 }
@@ -285,7 +290,14 @@ mod tests {
         };
         let summary = Summary { processes: processes.iter().map(process).collect(), ..Summary::default() };
         let by = By::Process;
-        Interval { realtime_ns: 0, mono_ns: second * 1_000_000_000, took_us: 1_000_000, by, summary }
+        Interval {
+            realtime_ns: 0,
+            mono_ns: second * 1_000_000_000,
+            took_us: 1_000_000,
+            by,
+            several_netns: false,
+            summary,
+        }
     }
 
     fn pids(state: &State) -> Vec<u32> {

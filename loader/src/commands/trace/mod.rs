@@ -301,8 +301,10 @@ fn follow_to_end(
         None
     };
 
-    let on_terminal = options.interval.is_some() && !options.json && !options.batch;
-    let view = if on_terminal { View::open(waiter, options.by, options.colours)? } else { None };
+    let view = match options.interval {
+        Some(every) if !options.json && !options.batch => View::open(waiter, every, options.by, options.colours)?,
+        _ => None,
+    };
     let told = AboutMetrics { attach: running.set.name, proven: about.proven };
     let metrics = Metrics::begin(options, server, told)?;
     if let Some(server) = metrics.as_ref().and_then(Metrics::server) {

@@ -17,7 +17,7 @@ use crate::kernel::netns::Names;
 use crate::kernel::terminal::moves_cursor;
 use crate::kernel::wait::Waiter;
 use crate::ledger::group::{By, Group};
-use crate::ledger::summary::{self, ByProcess, Process, Summary};
+use crate::ledger::summary::{self, ByProcess, Summary};
 use crate::model::event::Event;
 use crate::model::events::{Owner, ProcessKey};
 use crate::output::{Interval, Moment, Output, Status};
@@ -90,18 +90,13 @@ impl Waits {
 }
 
 impl Printer<'_> {
-    /// Add the names of network namespaces to rows of connections. Text has them, or numbers, once there are several namespaces.
-    fn name_namespaces(&mut self, summary: &mut Summary) {
-        let names = &mut self.namespaces;
-        let netns = |process: &Process| match process.group {
-            Some(Group::Connection(flow, _)) => Some(flow.netns),
-            _ => None,
-        };
-        let several = summary.processes.iter().filter_map(netns).fold(false, |_, netns| names.note(netns));
-        for process in &mut summary.processes {
-            let Some(netns) = netns(process).filter(|_| several || self.json) else { continue };
-            let name = names.of(netns).map(str::to_owned);
-            process.netns_name = name.or_else(|| (!self.json).then(|| netns.to_string()));
+    /// Add the names of network namespaces to rows of connections.
+    fn name_namespaces(&mut self, interval: &mut Interval) {
+        for process in &mut interval.summary.processes {
+            if let Some(Group::Connection(flow, _)) = process.group {
+                interval.several_netns = self.namespaces.note(flow.netns);
+                process.netns_name = self.namespaces.of(flow.netns).map(str::to_owned);
+            }
         }
     }
 
@@ -120,7 +115,7 @@ impl Printer<'_> {
     /// If standard output does not take it.
     pub fn interval(&mut self, mut interval: Interval) -> Result<()> {
         self.name_cgroups(&mut interval.summary, interval.by);
-        self.name_namespaces(&mut interval.summary);
+        self.name_namespaces(&mut interval);
         if let Some(view) = &mut self.view {
             return view.add(interval);
         }

@@ -85,6 +85,6 @@ impl Ticks {
         while self.due <= now {
             self.due += self.every;
         }
-        Ok(Interval { realtime_ns: realtime_ns()?, mono_ns: now_ns, took_us, by, summary })
+        Ok(Interval { realtime_ns: realtime_ns()?, mono_ns: now_ns, took_us, by, several_netns: false, summary })
     }
 }

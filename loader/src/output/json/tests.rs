@@ -60,7 +60,7 @@ fn a_row_that_stands_for_no_process_has_the_fields_of_its_kind_and_the_schema_kn
         };
         let summary = Summary { processes: vec![row], ..Summary::default() };
         let mut json = Json::new(Vec::new());
-        json.interval(&Interval { realtime_ns: 0, mono_ns: 1, took_us: 2, by, summary }).unwrap();
+        json.interval(&Interval { realtime_ns: 0, mono_ns: 1, took_us: 2, by, several_netns: false, summary }).unwrap();
         let group: Value = serde_json::from_slice(json.out.split(|byte| *byte == b'\n').nth(1).unwrap()).unwrap();
         let fields = group.as_object().unwrap();
         assert!(fields.keys().all(|field| known.contains_key(field)), "{group}");

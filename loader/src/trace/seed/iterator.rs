@@ -14,7 +14,7 @@ use crate::model::maps::SOCKETS;
 /// The program that remembers the holders of open sockets.
 pub const SEED: &str = "it_seed";
 
-/// Let [`SEED`] remember the owners of sockets that are open already. `progress` is told how many were read so far.
+/// Let [`SEED`] remember the owners of sockets that are open already. `progress` is told how many holders were read so far.
 ///
 /// # Errors
 /// If the kernel does not let us read.

@@ -25,7 +25,7 @@ pub enum Source {
 }
 
 /// Remember the owners of sockets that are open already. `cgroups` has the ids of the cgroups that the user asked for, and zeros.
-/// `progress` is told how many sockets were read so far; a socket counts once for each process that holds it.
+/// `progress` is told how many sockets were read so far. The iterator counts a socket once for each process that holds it.
 ///
 /// # Errors
 /// If the kernel does not let us read.
