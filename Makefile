@@ -261,7 +261,7 @@ else
   BENCH_CC = $(CC)
 endif
 
-.PHONY: test-corpus test-store test-demo test-top test-fleet bench bench-sockets bench-start bench-bpftrace bench-reader bench-inspect bench-send bench-ledger bench-vm bench-vm-send
+.PHONY: test-corpus test-store test-demo test-top test-fleet bench bench-sockets bench-start bench-bpftrace bench-reader bench-inspect bench-send bench-call bench-churn bench-storm bench-ledger bench-vm bench-vm-send
 # A C program with the libbpf that xctl is linked with.
 define with_libbpf
 	$(say) CC $@
@@ -269,7 +269,7 @@ define with_libbpf
 	$(BENCH_CC) -O2 -Wall -Wextra -D_GNU_SOURCE -static -I"$$libbpf/include" $< -o $@ "$$libbpf"/lib{bpf,elf,z}.a $(BENCH_LIBC)
 endef
 
-target/bench-start target/bench-reader target/bench-send target/bench-ledger: target/bench-%: tests/bench/%.c tests/bench/die.h tests/bench/median.h tests/bench/row.h bpf-src/events.h $(BIN)
+$(addprefix target/bench-,start reader send call churn sets ledger): target/bench-%: tests/bench/%.c $(wildcard tests/bench/*.h) bpf-src/events.h $(BIN)
 	$(with_libbpf)
 
 target/corpus-load: tests/corpus/load.c $(BIN)
@@ -304,7 +304,7 @@ test-fleet: $(BIN) ## The metrics of a run over a lossy link in Prometheus, with
 
 bench: ## All benchmarks of this machine, and one table of them, also as target/bench.json; wants an idle machine
 	$(Q)rm -f target/bench.json
-	$(Q)failed=0; for what in start bpftrace reader send ledger sockets inspect; do \
+	$(Q)failed=0; for what in start bpftrace reader send call churn storm ledger sockets inspect; do \
 		BENCH_ROWS=$(CURDIR)/target/bench.json $(MAKE) --no-print-directory bench-$$what || failed=1; \
 	done; ./tests/bench/table target/bench.json; exit $$failed
 
@@ -336,7 +336,19 @@ bench-inspect: $(BIN) target/hostile/make ## What inspect costs with objects of 
 
 bench-send: $(BIN) target/bench-send ## What a send costs in xctl's programs, beside an empty program, with the hooks of ATTACH (6.3 or newer, root)
 	$(say) BENCH send
-	$(Q)target/bench-send $(BIN) 100000 trace --json --attach $(ATTACH)
+	$(Q)target/bench-send 25 $(BIN) trace --json --attach $(ATTACH)
+
+bench-call: $(BIN) target/bench-call ## Time of send() with nothing, with xctl and with bpftrace, on one CPU and on all (root)
+	$(say) BENCH call
+	$(Q)./scripts/with-tracefs target/bench-call 25 $(BIN) trace --json --attach $(ATTACH)
+
+bench-churn: $(BIN) target/bench-churn ## Connections a second with nothing, with xctl and with bpftrace, on one CPU and on all (root)
+	$(say) BENCH churn
+	$(Q)./scripts/with-tracefs target/bench-churn 25 $(BIN) trace --json --attach $(ATTACH)
+
+bench-storm: $(BIN) ## As many retransmits as the kernel can do, with nothing, with xctl and with bpftrace: rate, delays, losses, totals (root, nft)
+	$(say) BENCH storm
+	$(Q)./scripts/with-tracefs ./tests/bench/storm 5 $(BIN) --attach $(ATTACH)
 
 bench-ledger: $(BPF_OBJECT) target/bench-ledger ## What the ledger costs at a change of state, at an end, and for each open socket at a tick (root)
 	$(say) BENCH ledger
@@ -346,9 +358,9 @@ bench-vm: $(BIN) $(BPF_OBJECT) target/bench-start ## Time to start and memory wi
 	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(CURDIR)/target/bench-start KERNELS='$(KERNELS)' VM_LABEL=-bench \
 	./tests/vm/run -f $(CURDIR)/$(BPF_OBJECT) -- /usr/bin/xctl /tests/xctl.bpf.o 15 --attach kprobe+tracepoint
 
-bench-vm-send: $(BIN) target/bench-send ## Instructions of a send in each set of hooks, on a Debian kernel in a virtual machine (KERNELS='6.12')
-	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(CURDIR)/target/bench-send KERNELS='$(KERNELS)' VM_LABEL=-bench-send VM_ACCEL=icount VM_CPUS=1 \
-	./tests/vm/run -- --sets /usr/bin/xctl 20000 $(SETS)
+bench-vm-send: $(BIN) target/bench-sets ## Instructions of a send in each set of hooks, on a Debian kernel in a virtual machine (KERNELS='6.12'); fails if they do not repeat
+	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(CURDIR)/target/bench-sets KERNELS='$(KERNELS)' VM_LABEL=-bench-send VM_ACCEL=icount VM_CPUS=1 \
+	./tests/vm/run -- /usr/bin/xctl 20000 $(SETS)
 
 ##@ Ship
 

@@ -1,33 +1,42 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /*
- * What xctl's programs cost at each send, beside an empty program: send XCTL SENDS [OPTION...]
- * What a send costs in sets of hooks, beside a send without xctl: send --sets XCTL SENDS SET...
+ * What xctl's programs cost at each send, beside an empty program: send ROUNDS XCTL [OPTION...]
  *
- * Sends over loopback while `xctl trace OPTION...` runs, on 1 and on 1,000 sockets in turn. The kernel's statistics tell how
- * long each program ran (BPF_STATS_RUN_TIME). An empty program, at a tracepoint of every send, runs in the same sends.
- *
- * With --sets, the time of a send includes the way to the programs: probes and trampolines. The emulator's clock counts
- * instructions if it runs with `-icount shift=0`.
+ * Sends over loopback while `XCTL OPTION...` runs: on 1 and on 1,000 sockets in turn, on one CPU and on all CPUs at once; then on
+ * 100,000 sockets in turn. The kernel's statistics tell how long each program ran (BPF_STATS_RUN_TIME). An empty program, at a
+ * tracepoint of every send, runs in the same sends.
  */
-#include <errno.h>
-#include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <unistd.h>
 #include <linux/bpf.h>
 #include <bpf/bpf.h>
+#include "median.h"
 #include "row.h"
+#include "senders.h"
+#include "tools.h"
 
-#define SOCKETS 1000
 #define MOST_PROGRAMS 256
-#define ROUNDS 5
+#define MOST_ROUNDS 99
+#define MANY 100000
+#define WINDOW 50000000	/* ns of sends in each round */
+#define WITHIN 1.2	/* the most time on all CPUs at once, of that on one CPU */
+
+static const struct measure {
+	const char *name;
+	int used;
+	bool all;	/* on all CPUs at once, beside the measure before it */
+} few[] = {
+	{ "1 socket, one CPU", 1, false },
+	{ "1 socket, all CPUs", 1, true },
+	{ "1,000 sockets, one CPU", HERE, false },
+	{ "1,000 sockets each, all CPUs", HERE, true },
+}, many[] = {
+	{ "100,000 sockets, one CPU", MANY, false },
+};
+
+#define MOST_MEASURES 4
+
+static int senders[MOST_CPUS], cpus;
+static struct crowd crowd;
 
 static int attach_empty(const char *tracepoint)
 {
@@ -42,101 +51,46 @@ static int attach_empty(const char *tracepoint)
 	return bpf_raw_tracepoint_open(tracepoint, program) < 0 ? -1 : program;
 }
 
-/* Its output, which ends with it. */
-static int output;
-
-static pid_t start(char **argv)
-{
-	int out[2];
-	char ready;
-	pid_t pid;
-
-	if (pipe(out))
-		die("pipe");
-	pid = fork();
-	if (!pid) {
-		dup2(out[1], 1);
-		execv(argv[0], argv);
-		die(argv[0]);
-	}
-	close(out[1]);
-	output = out[0];
-	if (read(output, &ready, 1) != 1)
-		die("xctl ended without `ready`");
-	return pid;
-}
-
-static int sockets[SOCKETS], peers[SOCKETS];
-
-static void connect_all(void)
-{
-	struct sockaddr_in at = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	int listener = socket(AF_INET, SOCK_STREAM, 0), one = 1, i;
-	socklen_t len = sizeof(at);
-
-	if (bind(listener, (void *)&at, len) || listen(listener, 128) || getsockname(listener, (void *)&at, &len))
-		die("cannot listen");
-	for (i = 0; i < SOCKETS; i++) {
-		sockets[i] = socket(AF_INET, SOCK_STREAM, 0);
-		if (sockets[i] < 0 || connect(sockets[i], (void *)&at, len))
-			die("cannot connect");
-		setsockopt(sockets[i], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-		peers[i] = accept(listener, NULL, NULL);
-		if (peers[i] < 0)
-			die("cannot accept");
-	}
-}
-
-/* Some sends, then some reads, so that nothing blocks. */
-static void send_in_turn(int used, long sends)
-{
-	static char bytes[1 << 16];
-	long sent, i;
-
-	for (sent = 0; sent < sends; sent += SOCKETS) {
-		for (i = 0; i < SOCKETS; i++)
-			if (send(sockets[i % used], bytes, 64, 0) != 64)
-				die("send");
-		for (i = 0; i < used; i++)
-			while (recv(peers[i], bytes, sizeof(bytes), MSG_DONTWAIT) > 0)
-				;
-	}
-}
-
 struct program {
 	char name[BPF_OBJ_NAME_LEN];
 	int fd;
 	__u64 ns, runs;		/* since the last look */
 	__u64 all_ns, all_runs;
-	double each[ROUNDS];
+	double each[MOST_MEASURES][MOST_ROUNDS];	/* ns a run */
 };
 
+/* The empty program is the first. */
 static struct program programs[MOST_PROGRAMS];
 static int count;
 
-/* The programs that were loaded since the last call. */
-static void find_programs(void)
+static void add_program(int fd)
 {
-	static __u32 id;
+	struct program *program = &programs[count];
+	struct bpf_prog_info info = {};
+	__u32 len = sizeof(info);
 
-	while (count < MOST_PROGRAMS && !bpf_prog_get_next_id(id, &id)) {
-		struct program *program = &programs[count];
-		struct bpf_prog_info info = {};
-		__u32 len = sizeof(info);
-
-		program->fd = bpf_prog_get_fd_by_id(id);
-		if (program->fd < 0 || bpf_obj_get_info_by_fd(program->fd, &info, &len))
-			continue;
-		memcpy(program->name, info.name, sizeof(info.name));
+	if (fd < 0 || bpf_obj_get_info_by_fd(fd, &info, &len))
+		return;
+	*program = (struct program){ .fd = fd };
+	memcpy(program->name, info.name, sizeof(info.name));
+	/* others run for reads or changes of state */
+	if (!count || strstr(program->name, "send"))
 		count++;
-	}
+	else
+		close(fd);
 }
 
+static __u32 last_program(__u32 id)
+{
+	while (!bpf_prog_get_next_id(id, &id))
+		;
+	return id;
+}
+
+/* How long the programs have run since the last look. */
 static void look(void)
 {
-	int i;
-
-	for (i = 0; i < count; i++) {
+	for (int i = 0; i < count; i++) {
 		struct program *program = &programs[i];
 		struct bpf_prog_info info = {};
 		__u32 len = sizeof(info);
@@ -150,140 +104,111 @@ static void look(void)
 	}
 }
 
-static int in_order(const void *a, const void *b)
+static void once(const struct measure *measure)
 {
-	return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
+	struct order warm_up = { .used = measure->used };
+
+	if (measure->used == MANY) {
+		send_once(&crowd);
+		look();
+		send_once(&crowd);
+	} else {
+		tell(senders, measure->all ? cpus : 1, &warm_up);
+		look();
+		tell_for(senders, measure->all ? cpus : 1, measure->used, WINDOW);
+	}
+	look();
 }
 
-static void measure(int used, long sends)
+/* Prints the figures of a measure, and returns the time of all xctl's programs together, ns. */
+static double say(const struct measure *measure, int place, int rounds)
 {
-	double empty = 0, above = 0;
-	int round, i;
-	char what[64];
+	double empty = median(programs[0].each[place], rounds), above = 0, together = 0;
+	char what[80];
 
-	send_in_turn(used, 2 * SOCKETS);
-	look();
-	for (round = 0; round < ROUNDS; round++) {
-		send_in_turn(used, sends);
-		look();
-		for (i = 0; i < count; i++)
-			programs[i].each[round] = programs[i].runs ? (double)programs[i].ns / programs[i].runs : 0;
-	}
-	for (i = 0; i < count; i++) {
-		qsort(programs[i].each, ROUNDS, sizeof(double), in_order);
-		if (!strcmp(programs[i].name, "empty"))
-			empty = programs[i].each[ROUNDS / 2];
-	}
-	printf("%d socket%s: empty program %.1f ns", used, used > 1 ? "s in turn" : "", empty);
-	for (i = 0; i < count; i++) {
-		/* others run for reads or changes of state */
-		if (!strstr(programs[i].name, "send") || !programs[i].runs)
+	printf("%-28s  empty program %.1f ns", measure->name, empty);
+	for (int i = 1; i < count; i++) {
+		double ns = median(programs[i].each[place], rounds);
+
+		/* the other programs of the set do not run at this kernel's sends */
+		if (!ns)
 			continue;
-		printf(", %s %.1f", programs[i].name, programs[i].each[ROUNDS / 2]);
-		above += programs[i].each[ROUNDS / 2] - empty;
+		printf(", %s %.1f", programs[i].name, ns);
+		above += ns - empty;
+		together += ns;
 	}
 	printf("; above empty %.1f ns, %.2f of an empty program\n", above, above / empty);
-	snprintf(what, sizeof(what), "a send above empty, %d socket%s", used, used > 1 ? "s in turn" : "");
+	snprintf(what, sizeof(what), "a send above empty, %s", measure->name);
 	add_row(what, "ns", above, "empty program", empty, -1);
+	return together;
 }
 
-static void end(pid_t xctl)
+/* Returns whether a budget was exceeded. */
+static bool measure(const struct measure *measures, int number, int rounds, char *const *xctl)
 {
-	char rest[4096];
+	__u32 before = last_program(0);
+	struct tool tool;
+	bool beyond = false;
+	double alone = 0;
 
-	kill(xctl, SIGINT);
-	while (read(output, rest, sizeof(rest)) > 0)
-		;
-	close(output);
-	waitpid(xctl, NULL, 0);
-}
-
-static long long now(void)
-{
-	struct timespec time;
-
-	if (clock_gettime(CLOCK_MONOTONIC_RAW, &time))
-		die("clock_gettime");
-	return time.tv_sec * 1000000000LL + time.tv_nsec;
-}
-
-/* The median, in ns a send, of rounds of a few sends on one socket: most rounds have no interrupt of the timer in them. */
-static double middle(long sends)
-{
-	enum { EACH = 10, MOST = 10000 };
-	static char bytes[1 << 16];
-	static double rounds[MOST];
-	int round, used = sends / EACH < MOST ? sends / EACH : MOST, i;
-
-	for (round = -used / 4; round < used; round++) {	/* the first ones warm up */
-		long long began = now();
-
-		for (i = 0; i < EACH; i++)
-			if (send(sockets[0], bytes, 64, 0) != 64)
-				die("send");
-		if (round >= 0)
-			rounds[round] = (double)(now() - began) / EACH;
-		while (recv(peers[0], bytes, sizeof(bytes), MSG_DONTWAIT) > 0)
-			;
+	enter(XCTL, &tool, xctl);
+	count = 1;
+	while (count < MOST_PROGRAMS && !bpf_prog_get_next_id(before, &before))
+		add_program(bpf_prog_get_fd_by_id(before));
+	for (int round = 0; round < rounds; round++) {
+		for (int i = 0; i < number; i++) {
+			once(&measures[i]);
+			for (int j = 0; j < count; j++)
+				programs[j].each[i][round] = programs[j].runs ? (double)programs[j].ns / programs[j].runs : 0;
+		}
 	}
-	qsort(rounds, used, sizeof(double), in_order);
-	return rounds[used / 2];
-}
+	for (int i = 0; i < number; i++) {
+		double time;
+		char what[80];
 
-static int measure_sets(char *xctl, long sends, char **sets)
-{
-	char *command[] = { xctl, "trace", "--json", "--attach", NULL, NULL };
-	double alone;
-
-	connect_all();
-	alone = middle(sends);
-	printf("without xctl: %.1f ns a send\n", alone);
-	for (; *sets; sets++) {
-		pid_t pid;
-		double with;
-
-		command[4] = *sets;
-		pid = start(command);
-		with = middle(sends);
-		end(pid);
-		printf("%s: %.1f ns a send, %.1f more\n", *sets, with, with - alone);
+		if (measures[i].all && cpus == 1) {
+			printf("skip %s: there is one CPU\n", measures[i].name);
+			continue;
+		}
+		time = say(&measures[i], i, rounds);
+		if (measures[i].all) {
+			printf("  all CPUs: %.1f ns together, %.2f of one CPU%s\n", time, time / alone,
+			       time / alone > WITHIN ? ": TOO MUCH" : "");
+			snprintf(what, sizeof(what), "programs of a send, %s", measures[i].name);
+			add_row(what, "ns", time, "one CPU", alone, WITHIN);
+			beyond |= time / alone > WITHIN;
+		}
+		alone = time;
 	}
-	alone = middle(sends);
-	printf("without xctl: %.1f ns a send\n", alone);
-	return 0;
+	leave(XCTL, &tool);
+	while (count > 1)
+		close(programs[--count].fd);
+	return beyond;
 }
 
 int main(int argc, char **argv)
 {
-	struct rlimit files = { 4096, 4096 };
-	long sends;
-	pid_t xctl;
+	int rounds = argc > 2 ? atoi(argv[1]) : 0, empty;
+	bool beyond;
 
-	if (argc > 2 && !strcmp(argv[1], "--on")) {	/* tests/vm/run: the name of the machine */
-		argv += 2;
-		argc -= 2;
-	}
-	setvbuf(stdout, NULL, _IOLBF, 0);
-	setrlimit(RLIMIT_NOFILE, &files);
-	if (argc > 4 && !strcmp(argv[1], "--sets") && (sends = atol(argv[3])) > 0)
-		return measure_sets(argv[2], sends, argv + 4);
-
-	if (argc < 3 || (sends = atol(argv[2])) <= 0) {
-		fprintf(stderr, "usage: send XCTL SENDS [OPTION...], or send --sets XCTL SENDS SET...\n");
+	if (rounds < 1 || rounds > MOST_ROUNDS) {
+		fprintf(stderr, "usage: send ROUNDS XCTL [OPTION...] (at most %d rounds)\n", MOST_ROUNDS);
 		return 2;
 	}
-	find_programs();
-	count = 0;
-	if (attach_empty("sock_send_length") < 0)
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	raise_files();
+	cpus = start_senders(senders);
+	empty = attach_empty("sock_send_length");
+	if (empty < 0)
 		die("this kernel has no tracepoint sock_send_length");
+	add_program(empty);
 	if (bpf_enable_stats(BPF_STATS_RUN_TIME) < 0)
 		die("cannot turn the kernel's statistics on");
-	argv[2] = argv[1];
-	xctl = start(argv + 2);
-	connect_all();
-	find_programs();
-	measure(1, sends);
-	measure(SOCKETS, sends);
-	end(xctl);
-	return 0;
+	printf("medians of %d rounds by turns; %d CPUs\n", rounds, cpus);
+	beyond = measure(few, 4, rounds, argv + 2);
+	if (start_crowd(&crowd, MANY))
+		beyond |= measure(many, 1, (rounds + 4) / 5, argv + 2);
+	else
+		printf("skip %s: a process may not open enough files\n", many[0].name);
+	return beyond;
 }
