@@ -16,6 +16,9 @@ endif
 
 PREFIX ?= /usr/local
 DESTDIR ?=
+# These two are not for the makefiles of the C libraries that cargo builds: they would install there.
+unexport PREFIX DESTDIR
+MAKEOVERRIDES := $(filter-out PREFIX=% DESTDIR=%,$(MAKEOVERRIDES))
 CLANG ?= clang
 LLVM_STRIP ?= llvm-strip
 CARGO ?= cargo
@@ -111,7 +114,7 @@ demo-svg: $(BIN) ## Record the demonstration for the README: docs/demo.svg and d
 	$(Q)./scripts/demo-svg $(BIN) docs
 
 .PHONY: install
-install: $(BIN) ## Install the binary, man pages, completions and the systemd units (PREFIX, DESTDIR)
+install: $(BIN) ## Install the binary, man pages, completions, systemd units and changelog (PREFIX, DESTDIR)
 	$(Q)$(CARGO) build --profile quick --locked --quiet --target $(HOST_ARCH)-unknown-linux-$(LIBC) --example docs
 	$(say) INSTALL $(DESTDIR)$(PREFIX)
 	$(Q)./dist/parts $(BIN) target/$(HOST_ARCH)-unknown-linux-$(LIBC)/quick/examples/docs target/parts
@@ -382,10 +385,15 @@ dist: setup-dist ## Tarballs, deb, rpm, apk and a container image for x86_64 and
 	$(Q)./dist/image $(VERSION) target/dist $(DIST_ARCHS)
 	$(Q)./dist/sums target/dist
 
-test-dist: dist ## Check what is in target/dist
+# Each run makes a new Debian: target/debian.tar.
+test-dist: dist ## Check what is in target/dist, and what `make install` installs (root for all of it)
 	$(say) TEST dist
+	$(Q)rm -f target/debian.tar
 	$(Q)./tests/dist/contents $(DIST_ARCHS)
+	$(Q)./tests/dist/install
 	$(Q)./tests/dist/packages $(DIST_ARCHS)
+	$(Q)./tests/dist/newcomer
+	$(Q)./tests/dist/boot
 	$(Q)./tests/dist/image $(DIST_ARCHS)
 
 test-reproducible: setup-dist ## Build all that twice, in two places: is it the same to the byte? (takes a while)
