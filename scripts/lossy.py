@@ -110,7 +110,7 @@ JOBS = {
     "serve": lambda: serve(PORT),
     "serve-slowly": lambda: serve(SLOW_PORT, 20_000),
     "few": lambda: send(PORT, 3, 60, 2000, 0.005),
-    "bulk": lambda: send(PORT, None, None, 1 << 14, 0.02),
+    "bulk": lambda: send(PORT, None, None, 1 << 15, 0.02),
     "short": lambda: send(PORT, None, 10, 2000, 0.01),
     "feed": lambda: send(SLOW_PORT, None, None, 1 << 16, 0),
     "spin": spin,
