@@ -75,9 +75,9 @@ class Crowd:
         command = ["ip", "netns", "exec", self.namespace, sys.executable, __file__, str(self.count), str(self.file)]
         self.processes = subprocess.Popen(command, start_new_session=True)
         end = time.monotonic() + PATIENCE
-        while not self.file.exists() and time.monotonic() < end:
+        while not self.file.exists() and self.processes.poll() is None and time.monotonic() < end:
             time.sleep(0.2)
-        said = self.file.read_text() if self.file.exists() else f"they are not there after {PATIENCE} s"
+        said = self.file.read_text() if self.file.exists() else f"they are not there after {time.monotonic() - end + PATIENCE:.0f} s"
         self.error = None if said.startswith("ready\n") else said
         if not self.error:
             for line in said.splitlines()[1:]:

@@ -11,7 +11,7 @@ use super::json::{FlowFields, HoldersFields, SCHEMA, name_of};
 use super::line::Line;
 use super::names::{NETNS, name, netns, pid};
 use super::stats::Stats;
-use super::width::{fitted, padded, shorten};
+use super::width::{fitted, padded, width};
 use crate::model::events::{Owner, SocketRecord, address, state_name};
 use crate::trace::seed::listing::{Listed, Listing};
 
@@ -104,24 +104,28 @@ pub fn text(
     terminal: Option<usize>,
     mut name_of: impl FnMut(u32) -> Option<String>,
 ) -> io::Result<()> {
-    /// The width of the columns before the addresses.
-    const BEFORE: usize = 37;
+    /// The width of the columns before the addresses, without names.
+    const BEFORE: usize = 22;
+    /// The least width of names.
+    const NAMES: usize = 15;
     /// The width of the longest kind of owner.
     const OWNER: usize = 7;
     /// The column of what begins a new line.
     const BELOW: usize = 8;
     let sockets = || listing.sockets.iter().map(|listed| &listed.socket);
     let rows: Vec<_> = sockets().map(addresses).collect();
+    let name = |socket: &SocketRecord| name(&socket.owner, false, listing.holders.of(socket.owner.holders));
+    let names = sockets().map(|socket| width(&name(socket))).max().unwrap_or(0).max(NAMES);
     let local = rows.iter().map(|(local, _)| local.len()).max().unwrap_or(0).max("LOCAL".len());
     let remote = rows.iter().map(|(_, remote)| remote.len()).max().unwrap_or(0).max("REMOTE".len());
     let several = are_of_several_netns(listing);
     let title = if several { padded("NETNS", NETNS) + " " } else { String::new() };
-    let fits = |columns| BEFORE + local + " -> ".len() + remote + 2 + title.len() + OWNER <= columns;
+    let fits = |columns| BEFORE + names + local + " -> ".len() + remote + 2 + title.len() + OWNER <= columns;
     let (terminal, local, remote) = match terminal {
         Some(columns) if !fits(columns) => (terminal, 0, 0),
         _ => (None, local, remote),
     };
-    let first = format!("{:>7} {:<15} {:<12} ", "PID", "COMM", "STATE");
+    let first = format!("{:>7} {:<names$} {:<12} ", "PID", "COMM", "STATE");
     let ends = format!("{:<local$} -> {:<remote$}", "LOCAL", "REMOTE");
     fitted(out, terminal, BELOW, &first, &[&ends, &format!("{title}OWNER")])?;
     let mut line = Line::default();
@@ -130,8 +134,8 @@ pub fn text(
             true => netns(socket.flow.netns, name_of(socket.flow.netns).as_deref()) + " ",
             false => String::new(),
         };
-        let (pid, name) = (pid(&socket.owner), name(&socket.owner, false, listing.holders.of(socket.owner.holders)));
-        let first = format!("{pid:>7} {} {:<12} ", padded(&shorten(&name, 15), 15), state_name(socket.state));
+        let (pid, name) = (pid(&socket.owner), padded(&name(socket), names));
+        let first = format!("{pid:>7} {name} {:<12} ", state_name(socket.state));
         let ends = format!("{from:<local$} -> {to:<remote$}");
         fitted(&mut line, terminal, BELOW, &first, &[&ends, &(netns + socket.owner.how().name())])?;
         out.write_all(line.take())?;
