@@ -61,6 +61,10 @@ def run(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+class NoRoom(Exception):
+    """This host has not enough memory or time for so many processes."""
+
+
 class Crowd:
     """So many processes, while they are there, and one more that holds the other ends of their connections."""
 
@@ -71,19 +75,19 @@ class Crowd:
         self.owners = {}  # the PID and the number of a process, by the ports of its connection; the reader has no number
 
     def __enter__(self):
-        """Starts them. `self.error` says why they did not start."""
         command = ["ip", "netns", "exec", self.namespace, sys.executable, __file__, str(self.count), str(self.file)]
         self.processes = subprocess.Popen(command, start_new_session=True)
         end = time.monotonic() + PATIENCE
         while not self.file.exists() and self.processes.poll() is None and time.monotonic() < end:
             time.sleep(0.2)
-        said = self.file.read_text() if self.file.exists() else f"they are not there after {time.monotonic() - end + PATIENCE:.0f} s"
-        self.error = None if said.startswith("ready\n") else said
-        if not self.error:
-            for line in said.splitlines()[1:]:
-                here, there, pid, number = (int(word) for word in line.split())
-                self.owners[here, there] = pid, number
-                self.owners[there, here] = self.processes.pid, None
+        said = self.file.read_text() if self.file.exists() else f"they are not there after {PATIENCE} s, or have ended"
+        if not said.startswith("ready\n"):
+            self.__exit__()
+            raise NoRoom(said)
+        for line in said.splitlines()[1:]:
+            here, there, pid, number = (int(word) for word in line.split())
+            self.owners[here, there] = pid, number
+            self.owners[there, here] = self.processes.pid, None
         return self
 
     def __exit__(self, *_):

@@ -3,7 +3,7 @@
 import re
 
 # The columns, each with the least width of a screen that shows it.
-HISTORY = "AGAIN, 60 s"
+HISTORY = "AGAIN, over time"
 COLUMNS = {"PID": 0, "COMM": 0, "OPEN": 90, "ENDED": 100, "SENT/s": 0, "RECV/s": 72, "AGAIN": 0, "RTT": 60, "+QUEUE": 130}
 COLUMNS = {**COLUMNS, "RWND": 150, "SNDBUF": 150, "VERDICT": 0, HISTORY: 120}
 COMM_WIDTH = 15
@@ -11,26 +11,25 @@ UNITS = {"B": 1, "kB": 1e3, "MB": 1e6}
 IDLE = 0.1  # a process that is busy for less than this share is idle
 
 
+def places(titles, width):
+    """Where the cells of each column are, below this line of titles. A figure ends where its title ends; a name or verdict begins where
+    its title begins. The title of the sparkline says its time."""
+    found, end = {}, 0
+    for match in re.finditer(r"((AGAIN, )?\d+ s) *$|\S+", titles):
+        title = HISTORY if match[1] else match[0]
+        begin = match.start() if title in ("COMM", "VERDICT", HISTORY) else end
+        end = begin + COMM_WIDTH if title == "COMM" else match.end()
+        found[title] = slice(begin, end)
+    last = list(found)[-1]
+    found[last] = slice(found[last].start, width)
+    if HISTORY in found:
+        found["VERDICT"] = slice(found["VERDICT"].start, found[HISTORY].start - 1)
+    return found
+
+
 def columns(width):
-    """The titles on a screen of this width."""
+    """The columns that a screen of this width must have."""
     return [title for title, least in COLUMNS.items() if width >= least]
-
-
-def cells(titles, line):
-    """The text of a row by title, and the width of the verdict. A figure ends where its title ends; a name or verdict begins where its
-    title begins."""
-    shown, end = {}, 0
-    for title in re.findall(rf"{HISTORY}|\S+", titles):
-        begin = titles.index(title)
-        if title == "COMM":
-            end = begin + COMM_WIDTH
-        elif title == "VERDICT":
-            end = titles.index(HISTORY) - 1 if HISTORY in titles else len(titles)
-            width = end - begin
-        else:
-            begin, end = end, len(titles) if title == HISTORY else begin + len(title)
-        shown[title] = line.ljust(len(titles))[begin:end]
-    return shown, width
 
 
 def share(part, whole):
@@ -98,10 +97,11 @@ def shortened(said, width):
     return said[:head] + ".." + said[head - (width - 2) :]
 
 
-def wrong_in(titles, line, pid, counted, took):
-    """What is wrong in a row; none: nothing."""
-    shown, width = cells(titles, line)
+def wrong_in(cells, line, pid, counted, took):
+    """What is wrong in a row with its cells at these places; none: nothing."""
+    shown = {title: line.ljust(place.stop)[place] for title, place in cells.items()}
     text = {title: cell.strip() for title, cell in shown.items()}
+    width = cells["VERDICT"].stop - cells["VERDICT"].start
     is_right = {
         "PID": lambda text: text == str(pid),
         "COMM": lambda text: text == counted.name,
