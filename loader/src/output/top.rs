@@ -139,7 +139,12 @@ pub(super) fn block(
     let width = terminal.unwrap_or(WIDTH);
     let (again, lost) = heading(calendar, interval);
     for line in [Some(again), lost].iter().flatten() {
-        writeln!(out, "{}", shorten(line, width.max(WIDTH)))?;
+        // The kinds of segments, in parentheses, may begin a line of their own.
+        let (first, kinds) = line.split_at(line.find('(').unwrap_or(line.len()));
+        match terminal {
+            Some(_) => fitted(out, terminal, BELOW, first, &[kinds])?,
+            None => writeln!(out, "{}", shorten(line, WIDTH))?,
+        }
     }
     let by = interval.by;
     let named = if by == By::Process { NAMED.0 } else { NAMED.1.min(width.saturating_sub(FIGURES)).max(NAMED.0) };
