@@ -292,9 +292,10 @@ struct account {
 struct holder {
 	__u64 socket;	/* the socket's address, which is owner.holders too */
 	__u32 tgid;
-	__u8 first;	/* 1: the socket was not remembered before */
-	__u8 zero[3];
+	__u32 netns;	/* inode number of the connection's network namespace; 0 for a listener */
 	char comm[COMM_LEN];
+	__u8 first;	/* 1: the socket was not remembered before */
+	__u8 zero[7];
 };
 
 #define KINDS 8		/* the number of kinds, rounded up to a power of two */

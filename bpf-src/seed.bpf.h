@@ -70,6 +70,7 @@ static __always_inline bool seed(struct task_struct *task, struct file *file, st
 
 	if (!sk || !seed_key(sk, &key))
 		return false;
+	holder->netns = key.netns;
 	describe(&owner, task, sk, HOW_SEED);
 	err = bpf_map_update_elem(&SOCKET_TO_PID, &key, &owner, BPF_NOEXIST);
 	if (err == -EEXIST && key.known_by == BY_FLOW && has_twin(sk, &key)) {

@@ -25,7 +25,7 @@
 #include "row.h"
 
 #define MOST_RUNS 1000
-#define MOST_RATIO 1.5
+#define MOST_RATIO 1.2
 #define MOST_RESIDENT_KB 4000	/* beyond the rings and maps, with all attached */
 #define MOST_PEAK_KB 12000
 

@@ -12,7 +12,7 @@ use xctl::object::relo::{Outcome, RelocationKind};
 use xctl::object::{Btf, ObjectFile};
 use xctl::trace::check::check_object;
 use xctl::trace::hooks::{self, Attach};
-use xctl::trace::target::{ASKED, Target};
+use xctl::trace::target::{ASKED, Target, read_types};
 
 use crate::Scratch;
 use crate::compared::{Ours, compare, relocate, same};
@@ -23,7 +23,7 @@ use crate::random::{Noise, any_access, object_of};
 /// The hooks that the loader would choose with these types, all of them or why not.
 pub fn plans(btf: &Path) -> Vec<String> {
     let object = embedded::object().unwrap();
-    let target = Target::ask(btf, &check_object(&object).unwrap()).unwrap();
+    let target = Target::ask(btf, read_types(btf).unwrap(), &check_object(&object).unwrap()).unwrap();
     let all = [Attach::Auto, Attach::Kprobe, Attach::Tracepoint, Attach::Fentry, Attach::Mixed, Attach::Lsm];
     all.iter()
         .flat_map(|attach| [false, true].map(|sends| format!("{:?}", hooks::choose(*attach, sends, &target))))

@@ -29,7 +29,8 @@
  * this kernel cannot; "failed WHY".
  *
  * With more arguments, `to-trace PROGRAM ARGUMENT...`, it becomes that program at the first line that it reads, which calls
- * who traces it at every bpf(2), perf_event_open(2) and ioctl(2), and at no other system call.
+ * who traces it at every bpf(2), perf_event_open(2) and ioctl(2), and at no other system call. It may use one CPU only, so that
+ * xctl makes all these calls in one thread.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -791,13 +792,18 @@ static int to_trace(char **program)
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRACE),
 	};
 	struct sock_fprog filter = { sizeof(insns) / sizeof(*insns), insns };
+	cpu_set_t here;
 	char byte = 0;
 
 	/* what follows the line is the program's to read */
 	while (byte != '\n')
 		if (read(STDIN_FILENO, &byte, 1) != 1)
 			return 1;
-	if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter))
+	CPU_ZERO(&here);
+	CPU_SET(sched_getcpu(), &here);
+	if (sched_setaffinity(0, sizeof(here), &here))
+		perror("sched_setaffinity");
+	else if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter))
 		perror("prctl(PR_SET_SECCOMP)");
 	else if (execvp(program[0], program))
 		perror(program[0]);

@@ -24,10 +24,8 @@ mod translated;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
-use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 
@@ -38,6 +36,7 @@ use crate::kernel::calls::Recording;
 use crate::kernel::host::kprobe_pmu;
 use crate::kernel::loaded::LoadedObject;
 use crate::kernel::symbols;
+use crate::kernel::thread::at_once;
 use crate::model::hooks::Hook;
 use crate::object::Btf;
 use crate::object::elf::INSN_SIZE;
@@ -310,17 +309,4 @@ impl Audit {
             (Err(record), Err(error)) => Err(error.context(format!("{record:#}; the run had failed before that"))),
         }
     }
-}
-
-/// Run two functions at once, `aside` in a thread of its own. If no thread can be made, `aside` runs afterwards.
-fn at_once<A: Send, B>(aside: impl Fn() -> A + Sync, here: impl FnOnce() -> B) -> (A, B) {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().spawn_scoped(scope, &aside);
-        let here = here();
-        let aside = match thread {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-            Err(_) => aside(),
-        };
-        (aside, here)
-    })
 }

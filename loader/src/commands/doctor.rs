@@ -19,7 +19,7 @@ use crate::trace::load::{self, load_programs};
 use crate::trace::plan::{Request, first_accepted};
 use crate::trace::rings;
 use crate::trace::session;
-use crate::trace::target::{Feature, KernelFeatures, Target};
+use crate::trace::target::{Feature, KernelFeatures, Target, read_types};
 
 /// The outcome of one check.
 #[derive(Debug, Serialize)]
@@ -134,7 +134,9 @@ fn examine(options: &DoctorOptions) -> Result<Report> {
         return Ok(report);
     }
     report.note("kernel", host::release()?);
-    let target = Target::ask(btf, &object).and_then(|target| target.check(&object).map(|()| target));
+    let target = read_types(btf)
+        .and_then(|types| Target::ask(btf, types, &object))
+        .and_then(|target| target.check(&object).map(|()| target));
     let target = match target {
         Ok(target) => {
             report.yes("btf", btf.display().to_string());

@@ -16,11 +16,10 @@ use crate::kernel::terminal::columns;
 use crate::kernel::{clock, libbpf, privilege};
 use crate::model::events::Owner;
 use crate::output::{connections, sockets};
-use crate::trace::check::check_object;
 use crate::trace::load::{Options, load_programs};
 use crate::trace::seed::SEED;
 use crate::trace::seed::listing::{Listed, list, program};
-use crate::trace::target::{Feature, Target};
+use crate::trace::target::{Feature, Target, check_and_read};
 
 /// Run the command.
 ///
@@ -38,10 +37,11 @@ pub fn run(options: &SocketsOptions) -> Result<()> {
 
 fn print(options: &SocketsOptions, filters: &Filters) -> Result<()> {
     let (bytes, shown) = super::object(None)?;
-    let object = check_object(&bytes).context(shown)?;
-    check_privilege()?;
     let btf = btf_path(options.btf.as_deref());
-    let target = Target::ask(&btf, &object)?;
+    let (object, types) = check_and_read(&bytes, &btf);
+    let object = object.context(shown)?;
+    check_privilege()?;
+    let target = Target::ask(&btf, types?, &object)?;
     target.check(&object)?;
     if !target.has_iterators(&[Feature::FileIterator, Feature::SocketIterator]) {
         return Err(anyhow!(

@@ -16,6 +16,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::call::By;
 use super::calls::Account;
 use super::loaded::LoadedObject;
+use super::programs::{Common, Prepared, elements, load_all};
 use crate::error::Exit;
 use crate::object::TypeId;
 
@@ -94,6 +95,10 @@ fn attach_types() -> MutexGuard<'static, Vec<(String, TypeId)>> {
     ATTACH_TYPES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn attach_type_of(program: &CStr) -> Option<TypeId> {
+    attach_types().iter().find(|(name, _)| name.as_bytes() == program.to_bytes()).map(|(_, id)| *id)
+}
+
 /// Let libbpf ask [`attach_to_type`] for the types that programs attach to. libbpf itself would read all types of the
 /// kernel as soon as it sees a program of such a type. So the programs have another type until they are loaded.
 fn attach_by_type() {
@@ -122,10 +127,7 @@ unsafe extern "C" fn attach_to_type(
 ) -> c_int {
     // SAFETY: libbpf passes a program of an open object; its name is NUL-terminated.
     let name = unsafe { CStr::from_ptr(sys::bpf_program__name(program)) };
-    let types = attach_types();
-    let Some((_, id)) = types.iter().find(|(program, _)| program.as_bytes() == name.to_bytes()) else {
-        return -libc::ESRCH;
-    };
+    let Some(id) = attach_type_of(name) else { return -libc::ESRCH };
     // SAFETY: the program is not loaded yet, and libbpf passes the options of its load.
     unsafe {
         (*options).attach_btf_id = id.0;
@@ -285,24 +287,51 @@ impl OpenObject {
     ///
     /// # Errors
     /// The kernel's errno; [`take_messages`] then holds the verifier log.
-    pub fn load(self) -> Result<LoadedObject, io::Error> {
+    pub fn load(self, license: &CStr) -> Result<LoadedObject, io::Error> {
         let _account = Account::of(By::Libbpf);
+        let errno = |result: c_int| if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) };
         // SAFETY: the object is open and was not loaded before.
-        let result = unsafe { sys::bpf_object__load(self.object.as_ptr()) };
-        if result < 0 {
-            return Err(io::Error::from_raw_os_error(-result));
-        }
+        errno(unsafe { sys::bpf_object__prepare(self.object.as_ptr()) })?;
         // SAFETY: the programs belong to this object.
-        let program_fd = |program| unsafe { sys::bpf_program__fd(program) };
+        let selected = |program| unsafe { sys::bpf_program__autoload(program) };
+        let selected: Vec<_> = programs(&self.object).into_iter().filter(|(program, _)| selected(*program)).collect();
+        let prepared: Vec<_> = selected.iter().map(|(program, _)| prepared(&self.object, *program)).collect();
+        // SAFETY: the object is open.
+        let btf_fd = unsafe { sys::bpf_object__btf_fd(self.object.as_ptr()) };
+        let loaded = load_all(&prepared, &Common { license, btf_fd }).or_else(|error| {
+            // libbpf loads one program after the other, and has words for the one that the kernel refuses.
+            // SAFETY: the object is prepared and was not loaded before. Nobody reads the prepared programs after this.
+            errno(unsafe { sys::bpf_object__load(self.object.as_ptr()) })?;
+            Err(error)
+        })?;
+        let programs = selected.into_iter().map(|(_, name)| name).zip(loaded).collect();
         // libbpf holds a placeholder for a map that was left out.
         // SAFETY: the maps belong to this object.
         let map_fd = |map| unsafe { if sys::bpf_map__autocreate(map) { sys::bpf_map__fd(map) } else { -1 } };
         let open = |number: c_int| (number >= 0).then_some(number);
-        // A program without a descriptor was not selected.
-        let all = programs(&self.object).into_iter();
-        let programs = all.filter_map(|(program, name)| Some((name, open(program_fd(program))?))).collect();
         let maps = maps(&self.object).map(|(map, name)| (name, open(map_fd(map)))).collect();
         Ok(LoadedObject::new(programs, maps, self.object))
+    }
+}
+
+/// What the kernel needs of a program of a prepared object.
+fn prepared(_object: &Object, program: *mut sys::bpf_program) -> Prepared<'_> {
+    // SAFETY: the program belongs to the object, which is prepared. libbpf changes nothing of what it hands out here before the
+    // object is loaded or closed. Its strings are NUL-terminated.
+    unsafe {
+        let section = CStr::from_ptr(sys::bpf_program__section_name(program)).to_bytes();
+        let name = CStr::from_ptr(sys::bpf_program__name(program));
+        let by_type = BY_TYPE.iter().find(|(prefix, ..)| section.starts_with(prefix.to_bytes()));
+        Prepared {
+            name: name.to_owned(),
+            program_type: by_type.map_or_else(|| sys::bpf_program__type(program), |(_, own, _)| *own),
+            attach_type: sys::bpf_program__expected_attach_type(program),
+            attach_btf_id: attach_type_of(name).map_or(0, |id| id.0),
+            insns: elements(sys::bpf_program__insns(program), sys::bpf_program__insn_cnt(program) as u32),
+            func_info: elements(sys::bpf_program__func_info(program), sys::bpf_program__func_info_cnt(program)),
+            line_info: elements(sys::bpf_program__line_info(program), sys::bpf_program__line_info_cnt(program)),
+            log_level: sys::bpf_program__log_level(program),
+        }
     }
 }
 

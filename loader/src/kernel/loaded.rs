@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result, anyhow};
 use nix::fcntl::OFlag;
@@ -14,18 +14,18 @@ use super::map::Map;
 /// An object that is loaded into the kernel. Dropping it unloads the programs and maps that nothing else holds.
 pub struct LoadedObject {
     /// The programs that were selected, in the order of the object.
-    programs: Vec<(String, RawFd)>,
+    programs: Vec<(String, OwnedFd)>,
     /// The maps, in libbpf's order; those without a descriptor were left out.
     maps: Vec<(String, Option<RawFd>)>,
-    /// libbpf's object, the owner of the descriptors until [`Self::leave_libbpf`]. Dropping it closes them.
+    /// libbpf's object, the owner of the maps' descriptors until [`Self::leave_libbpf`]. Dropping it closes them.
     libbpf: Option<Box<dyn Any>>,
-    /// The owners of the descriptors from then on.
+    /// The owners of the maps' descriptors from then on.
     own: Vec<OwnedFd>,
 }
 
 impl LoadedObject {
-    /// The descriptors are open as long as `libbpf` lives.
-    pub(super) fn new(programs: Vec<(String, RawFd)>, maps: Vec<(String, Option<RawFd>)>, libbpf: impl Any) -> Self {
+    /// The maps' descriptors are open as long as `libbpf` lives.
+    pub(super) fn new(programs: Vec<(String, OwnedFd)>, maps: Vec<(String, Option<RawFd>)>, libbpf: impl Any) -> Self {
         Self { programs, maps, libbpf: Some(Box::new(libbpf)), own: vec![] }
     }
 
@@ -34,20 +34,16 @@ impl LoadedObject {
     /// meanwhile: libbpf closes its descriptors before the numbers are taken again.
     ///
     /// # Errors
-    /// If the process may not have two descriptors for each program and map.
+    /// If the process may not have two descriptors for each map.
     pub fn leave_libbpf(mut self) -> Result<Self> {
-        let copied: io::Result<Vec<_>> = self.fds().map(|fd| Ok((fd.as_raw_fd(), fd.try_clone_to_owned()?))).collect();
-        let copied = copied.context("cannot copy the descriptors of programs and maps")?;
+        let copied: io::Result<Vec<_>> =
+            self.maps().map(|(_, fd)| Ok((fd.as_raw_fd(), fd.try_clone_to_owned()?))).collect();
+        let copied = copied.context("cannot copy the descriptors of the maps")?;
         self.libbpf = None;
         // SAFETY: the number is not in use. libbpf has just closed its descriptor of that number.
         let moved = copied.into_iter().map(|(number, copy)| unsafe { dup3_raw(copy, number, OFlag::O_CLOEXEC) });
         self.own = moved.collect::<nix::Result<_>>().context("cannot move the descriptors")?;
         Ok(self)
-    }
-
-    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let maps = self.maps.iter().filter_map(|(_, number)| *number);
-        self.programs.iter().map(|(_, number)| *number).chain(maps).map(|number| self.borrow(number))
     }
 
     fn borrow(&self, number: RawFd) -> BorrowedFd<'_> {
@@ -61,13 +57,13 @@ impl LoadedObject {
     /// If the program was not loaded.
     pub fn program(&self, name: &str) -> Result<BorrowedFd<'_>> {
         let found = self.programs.iter().find(|(program, _)| program == name);
-        let (_, number) = found.ok_or_else(|| anyhow!("program {name} is not in the kernel"))?;
-        Ok(self.borrow(*number))
+        let (_, fd) = found.ok_or_else(|| anyhow!("program {name} is not in the kernel"))?;
+        Ok(fd.as_fd())
     }
 
     /// The programs that are in the kernel, with their names, in the order of the object.
     pub fn programs(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
-        self.programs.iter().map(|(name, number)| (name.as_str(), self.borrow(*number)))
+        self.programs.iter().map(|(name, fd)| (name.as_str(), fd.as_fd()))
     }
 
     /// The maps in the kernel, with their names in the object. The name of a map for variables is the name of its section.

@@ -219,12 +219,14 @@ mirror! {
         socket: u64,
         /// The process id.
         tgid: u32,
+        /// The inode number of the connection's network namespace; 0 for a listener.
+        netns: u32,
+        /// The process's name, NUL-terminated.
+        comm: [u8; COMM_LEN],
         /// 1: the socket was not remembered before.
         first: u8,
         /// Padding.
-        zero: [u8; 3],
-        /// The process's name, NUL-terminated.
-        comm: [u8; COMM_LEN],
+        zero: [u8; 7],
     }
 }
 

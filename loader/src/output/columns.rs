@@ -20,7 +20,9 @@ pub(super) struct Columns {
 
 /// The width of the columns that are always there, with most pairs of IPv4 addresses.
 const ALL: usize = 79 + 42;
-/// The widths of the columns that may be added.
+/// The width of the kind, the segments and the PID, and of the spaces around them.
+const OTHERS: usize = 26;
+/// The width of the column that may be added.
 const CURRENT: usize = 26;
 
 /// The state of most connections, which few columns leave out.
@@ -60,6 +62,14 @@ impl Columns {
         self.terminal.is_some_and(|width| width < ALL + current + netns)
     }
 
+    /// Whether the namespace begins the second part of the line, since it does not fit into the first.
+    fn netns_is_below(&self) -> bool {
+        let (time, name) = self.widths();
+        let current = if self.current { CURRENT + 1 } else { 0 };
+        let first = time + OTHERS + name + current;
+        self.netns && self.terminal.is_some_and(|width| width < first + NETNS)
+    }
+
     /// Print the titles.
     pub(super) fn titles(&self, out: &mut impl Write) -> io::Result<()> {
         let (time, name) = self.widths();
@@ -68,11 +78,11 @@ impl Columns {
         if self.current {
             first += &format!("{:<CURRENT$} ", "CURRENT (not the owner)");
         }
-        if self.netns {
-            first += &format!("{:<NETNS$} ", "NETNS");
-        }
+        let netns = if self.netns { format!("{:<NETNS$} ", "NETNS") } else { String::new() };
         let ends = if self.is_short() { "LOCAL -> REMOTE" } else { "STATE        LOCAL -> REMOTE" };
-        fitted(out, self.terminal, time + 1, &first, &[ends])
+        let (first, ends) =
+            if self.netns_is_below() { (first, netns + ends) } else { (first + &netns, ends.to_owned()) };
+        fitted(out, self.terminal, time + 1, &first, &[&ends])
     }
 
     /// The widths of the time, and of the name.
@@ -107,9 +117,9 @@ impl Columns {
             first += &padded(current, CURRENT);
             first.push(' ');
         }
-        if self.netns {
-            first += &netns(flow.netns, moment.netns);
-            first.push(' ');
+        let mut second = if self.netns { netns(flow.netns, moment.netns) + " " } else { String::new() };
+        if !self.netns_is_below() {
+            first += &std::mem::take(&mut second);
         }
         let mut ends = addresses(flow);
         let state = match state {
@@ -123,13 +133,13 @@ impl Columns {
         // The remote address and the local port tell connections apart best.
         if let Some(terminal) = self.terminal.filter(|_| self.is_short()) {
             let shorter = from_port(flow);
-            let room = terminal.saturating_sub(columns(&first));
-            let below = terminal.saturating_sub(time + 1);
+            let room = terminal.saturating_sub(columns(&first) + columns(&second));
+            let below = terminal.saturating_sub(time + 1 + columns(&second));
             if columns(&ends) > room && (columns(&shorter) <= room || columns(&ends) > below) {
                 ends = shorter;
             }
         }
-        fitted(out, self.terminal, time + 1, &first, &[&ends, state, note])
+        fitted(out, self.terminal, time + 1, &first, &[&(second + &ends), state, note])
     }
 }
 
@@ -186,6 +196,9 @@ mod tests {
         assert_eq!(narrow[2], "         a note", "{narrow:?}");
         let narrower = lines(Columns::new(false).within(Some(79)), &events);
         assert!(whole(&narrower, 79) && narrower[1].contains(" :55384 -> 10.1.0.1:5432"), "{narrower:?}");
+        let current = lines(Columns::new(true).within(Some(80)), &[events[0], (2, Some("blue"), ESTABLISHED)]);
+        assert!(whole(&current, 80) && current[5].starts_with("         NETNS            LOCAL"), "{current:?}");
+        assert!(current[7].starts_with("         blue             10.1.0.1:55384 -> 10.1.0.1:5432"), "{current:?}");
         let narrowest = lines(Columns::new(false).within(Some(60)), &events);
         assert!(whole(&narrowest, 60) && narrowest[3].starts_with("         10.1.0.1:55384 ->"), "{narrowest:?}");
     }

@@ -1,5 +1,7 @@
 //! Checks that the object is sane and is one of ours. The kernel is not asked.
 
+use std::ffi::{CStr, CString};
+
 use anyhow::{Context, Error, Result, anyhow};
 
 use crate::error::Exit;
@@ -13,6 +15,7 @@ use crate::object::{self, Btf, BtfExt, ObjectFile, Relocations};
 /// An object that passed the checks, and may be given to libbpf.
 pub struct CheckedObject<'a> {
     bytes: &'a [u8],
+    license: CString,
     programs: Vec<&'a str>,
     /// The hook of each program, as the name of its section says.
     hooks: Vec<Hook<'a>>,
@@ -45,6 +48,7 @@ pub fn check_object(bytes: &[u8]) -> Result<CheckedObject<'_>> {
     maps::check(&btf)?;
     Ok(CheckedObject {
         bytes,
+        license: CString::new(file.license.unwrap_or_default()).unwrap_or_default(), // its text ends before a NUL
         programs: file.programs.iter().map(|program| program.name).collect(),
         hooks: file.programs.iter().map(|program| hook(program.section)).collect(),
         roots: Roots::of(&btf, &ext),
@@ -56,6 +60,12 @@ impl<'a> CheckedObject<'a> {
     #[must_use]
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
+    }
+
+    /// Its license, as the kernel will see it; empty for none.
+    #[must_use]
+    pub fn license(&self) -> &CStr {
+        &self.license
     }
 
     /// The names of its programs.

@@ -197,7 +197,7 @@ fn load_with(object: &CheckedObject<'_>, needs: &Needs<'_>, options: &Options) -
     if options.statistics {
         open.ask_for_statistics()?;
     }
-    open.load().map_err(|error| {
+    open.load(object.license()).map_err(|error| {
         let messages = libbpf::take_messages();
         if may_not_read(&messages) {
             return Blocked::new("this kernel lets no program read its memory", limits::LOCKED_DOWN).by_host();

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Error, Result, anyhow};
 
-use super::check::CheckedObject;
+use super::check::{CheckedObject, check_object};
 use crate::error::{Blocked, Exit};
 use crate::kernel::host::{self, KprobePmu};
 use crate::kernel::source::KERNEL_BTF;
+use crate::kernel::thread::at_once;
 use crate::kernel::{self, bpf, lsm, symbols};
 use crate::model::hooks::{self, HookKind};
 use crate::object::cut::Asked;
@@ -118,12 +119,11 @@ pub struct Target {
 }
 
 impl Target {
-    /// Ask the kernel about the hooks of this object: sysfs for the kprobe PMU, BTF for the rest.
+    /// Ask the kernel about the hooks of this object: sysfs for the kprobe PMU, the types in the file `btf_path` for the rest.
     ///
     /// # Errors
-    /// [`Exit::Host`] if there is no BTF.
-    pub fn ask(btf_path: &Path, object: &CheckedObject<'_>) -> Result<Self> {
-        let btf = read_types(btf_path)?;
+    /// [`Exit::Host`] if sysfs is not the kernel's own.
+    pub fn ask(btf_path: &Path, btf: Btf, object: &CheckedObject<'_>) -> Result<Self> {
         let types = find_all(&btf, object);
         let pmu = host::kprobe_pmu().map_err(|error| {
             Blocked::new(format!("{error:#}"), "mount the kernel's own /sys (mount -t sysfs sysfs /sys)").by_host()
@@ -277,8 +277,17 @@ fn find_all(btf: &Btf, object: &CheckedObject<'_>) -> HashMap<(Kind, String), Op
     names.into_iter().map(|name| (found.get(&name).copied(), name)).map(|(id, name)| (name, id)).collect()
 }
 
+/// Check an object, and meanwhile read the types in the file `btf`.
+pub fn check_and_read<'a>(object: &'a [u8], btf: &Path) -> (Result<CheckedObject<'a>>, Result<Btf>) {
+    let (types, object) = at_once(|| read_types(btf), || check_object(object));
+    (object, types)
+}
+
 /// Read the types in a file.
-fn read_types(btf: &Path) -> Result<Btf> {
+///
+/// # Errors
+/// [`Exit::Host`] if the file cannot be read, or has no types.
+pub fn read_types(btf: &Path) -> Result<Btf> {
     let blocked = |found: String| {
         let remedy = match btf == Path::new(KERNEL_BTF) || host::own_btf().as_deref() == Some(btf) {
             true => "the kernel needs CONFIG_DEBUG_INFO_BTF=y, or give the BTF of exactly this kernel with --btf FILE",

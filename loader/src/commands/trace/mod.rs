@@ -48,16 +48,15 @@ use crate::output::metrics::About as AboutMetrics;
 use crate::output::text::Text;
 use crate::output::{Output, Ready};
 use crate::ring::order::Order;
-use crate::trace::check::{CheckedObject, check_object};
+use crate::trace::check::CheckedObject;
 use crate::trace::hooks::{self, HookSet};
 use crate::trace::load::{self, Loaded};
 use crate::trace::plan::{Plan, Request, first_accepted};
 use crate::trace::reasons::DropReasons;
 use crate::trace::seed::holders::Seeded;
 use crate::trace::session::{self, Running};
-use crate::trace::target::{Feature, Target};
-use crate::verify::report::Report;
-use crate::verify::{Shown, Verifier};
+use crate::trace::target::{Feature, Target, check_and_read, read_types};
+use crate::verify::{Shown, Verifier, report::Report};
 
 /// Bytes of output that gather before they are written: those of some hundred records.
 const OUTPUT: usize = 1 << 16;
@@ -92,10 +91,11 @@ fn find_user(text: &str) -> Result<User> {
 fn trace(options: &TraceOptions, filters: &Filters, user: Option<User>, audit: &mut Audit) -> Result<()> {
     let (bytes, shown) = super::object(options.object.as_deref())?;
     audit.object(options.object.as_deref(), &bytes);
-    let object = check_object(&bytes).context(shown)?;
-    check_privilege()?;
     let btf = &btf_path(options.btf.as_deref());
-    let target = Target::ask(btf, &object)?;
+    let (object, types) = check_and_read(&bytes, btf);
+    let object = object.context(shown)?;
+    check_privilege()?;
+    let target = Target::ask(btf, types?, &object)?;
     target.check(&object)?;
     audit.btf(btf, target.btf());
     if target.shows(Feature::ChargedMaps) {
@@ -185,7 +185,7 @@ fn load_and_attach(
     let plan = Plan { has_alternative: plan.has_alternative && !options.dry_run, ..plan };
     let known = match target.known.take() {
         Some(known) => known,
-        None => Target::ask(target.btf, object)?,
+        None => Target::ask(target.btf, read_types(target.btf)?, object)?,
     };
     if let Err(refused) = load::try_first(object, &plan, &known) {
         target.known = Some(known);

@@ -42,6 +42,8 @@ impl Holders {
 pub struct Seeded {
     /// The number of sockets that have an owner now.
     pub sockets: usize,
+    /// The number of those that are connections, by the inode number of their network namespace; empty if /proc was read.
+    pub by_netns: HashMap<u32, usize>,
     /// Sockets for which SOCKET_TO_PID had no room, except those that the programs count themselves.
     pub no_room: u64,
     /// Network namespaces that xctl may not enter: their sockets have no owner yet.

@@ -1,5 +1,6 @@
 //! The kernel's iterators: programs that the kernel runs once for each object, and whose output is read like a file.
 
+use std::collections::{HashMap, HashSet};
 use std::io::{ErrorKind, Read};
 use std::os::fd::BorrowedFd;
 
@@ -8,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::holders::{Holders, Seeded};
 use crate::kernel::bpf;
 use crate::kernel::loaded::LoadedObject;
-use crate::model::events::{Flow, Holder, Plain};
+use crate::model::events::{Flow, Holder, KnownBy, Plain};
 use crate::model::maps::SOCKETS;
 
 /// The program that remembers the holders of open sockets.
@@ -25,26 +26,35 @@ pub fn seed(object: &LoadedObject, progress: &mut dyn FnMut(usize)) -> Result<Se
         progress(records.len());
     };
     self::records(object.program(SEED)?, each).context("cannot read open files")?;
-    let sockets = records.iter().filter(|record| record.first != 0).count();
-    Ok(Seeded { sockets, holders: Holders::new(records.into_iter()), ..Seeded::default() })
+    let (mut sockets, mut by_netns) = (0, HashMap::new());
+    for record in records.iter().filter(|record| record.first != 0) {
+        sockets += 1;
+        if record.netns != 0 {
+            *by_netns.entry(record.netns).or_default() += 1;
+        }
+    }
+    Ok(Seeded { sockets, by_netns, holders: Holders::new(records.into_iter()), ..Seeded::default() })
 }
 
-/// The sockets that open files lead to now, by their kernel addresses. SOCKET_TO_PID is emptied first, so that no entry of a socket
-/// that has ended stands for another.
+/// Whether an open file leads to one of these sockets now. SOCKET_TO_PID has no owner of them. An entry under the key of one of them
+/// belongs to another socket, which may have ended, and is removed first.
 ///
 /// # Errors
 /// If the kernel does not let us read or write.
-pub(super) fn held_now(object: &LoadedObject) -> Result<Vec<u64>> {
-    let sockets = object.contents(SOCKETS)?;
-    let mut keys = Vec::new();
-    sockets.for_each(|key, _| keys.push(Flow::get(key))).context("cannot read the map SOCKET_TO_PID")?;
+pub(super) fn held_now(object: &LoadedObject, sockets: &HashSet<Flow>) -> Result<bool> {
+    let owners = object.contents(SOCKETS)?;
     let mut bytes = [0; size_of::<Flow>()];
-    for key in keys {
-        key.put(&mut bytes);
-        sockets.remove(&bytes).context("cannot empty the map SOCKET_TO_PID")?;
+    for by_address in sockets {
+        let by_flow = Flow { socket: 0, known_by: KnownBy::Flow as u8, ..*by_address };
+        let by_address = Flow { socket: by_address.socket, known_by: KnownBy::Address as u8, ..Flow::default() };
+        for key in [by_flow, by_address] {
+            key.put(&mut bytes);
+            owners.remove(&bytes).context("cannot change the map SOCKET_TO_PID")?;
+        }
     }
-    let mut held = Vec::new();
-    self::records(object.program(SEED)?, |record: Holder| held.push(record.socket))
+    let addresses: HashSet<u64> = sockets.iter().map(|flow| flow.socket).collect();
+    let mut held = false;
+    records(object.program(SEED)?, |record: Holder| held |= addresses.contains(&record.socket))
         .context("cannot read open files")?;
     Ok(held)
 }

@@ -11,7 +11,6 @@ use super::iterator::{self, records};
 use crate::kernel::loaded::LoadedObject;
 use crate::kernel::netns;
 use crate::model::events::{Flow, How, Owner, Plain, SocketRecord};
-use crate::model::maps::SOCKETS;
 use crate::model::reading::Reading;
 
 /// The program that lists the sockets of a network namespace.
@@ -100,8 +99,7 @@ pub fn list(with_readings: bool, load: impl Fn() -> Result<LoadedObject>) -> Res
         let unknown = sockets.filter(|socket| socket.held != 0 && socket.owner.how() == How::Unknown);
         let unknown: HashSet<Flow> = unknown.map(|socket| socket.flow).collect();
         // Reading the files once more takes less time than listing all once more.
-        let is_unknown = |held: &u64| unknown.iter().any(|flow| flow.socket == *held);
-        if unknown.is_subset(&older) || !iterator::held_now(&object)?.iter().any(is_unknown) {
+        if unknown.is_subset(&older) || !iterator::held_now(&object, &unknown)? {
             break;
         }
         older = unknown;
@@ -118,7 +116,7 @@ fn order(owner: &Owner, flow: &Flow) -> impl Ord + use<> {
 
 fn list_once(object: &LoadedObject, with_readings: bool) -> Result<Listing> {
     let program = object.program(program(with_readings))?;
-    let holders = iterator::seed(object, &mut |_| ())?.holders;
+    let seeded = iterator::seed(object, &mut |_| ())?;
     let (mut sockets, mut visited, mut seen) = (Vec::new(), HashSet::new(), HashSet::new());
     // The process or mount that leads to a namespace can end before we enter it, while another still leads there.
     for _ in 0..ATTEMPTS {
@@ -138,13 +136,9 @@ fn list_once(object: &LoadedObject, with_readings: bool) -> Result<Listing> {
             sockets.extend(found.into_iter().filter(|Listed { socket, .. }| seen.insert(socket.flow)));
         }
     }
-    let mut unreachable = 0;
-    let count = |key: &[u8], _: &[u8]| {
-        let netns = Flow::get(key).netns;
-        unreachable += usize::from(netns != 0 && !visited.contains(&netns));
-    };
-    object.contents(SOCKETS)?.for_each(count).context("cannot read the map SOCKET_TO_PID")?;
-    Ok(Listing { sockets, namespaces: visited.len(), unreachable, holders })
+    let unreachable =
+        seeded.by_netns.iter().filter(|(netns, _)| !visited.contains(netns)).map(|(_, count)| count).sum();
+    Ok(Listing { sockets, namespaces: visited.len(), unreachable, holders: seeded.holders })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
@@ -186,32 +187,42 @@ fn calls_without_symbols(set: Set) -> Outcome {
     )))
 }
 
-/// The record has every call that strace sees, if there is a strace.
+/// The record has every call that strace sees, if there is a strace. Without a record, several threads load the same programs.
 pub fn by_strace(_set: Set, _family: Family) -> Outcome {
     let Some(strace) = installed("strace") else { return Ok(Verdict::Skipped("this host has no strace".into())) };
     let scratch = Folder::new("record")?;
     let (path, file) = scratch.file("calls.json");
+    let recorded = by_thread(&strace, &arguments("auto", &["--duration", "0.1", "--record", &file]))?;
+    let record = read(&path)?;
+    let ours: Vec<_> = list(&record, "calls")?.iter().map(of_record).collect();
+    ensure!(recorded.len() == 1, "{} threads made calls", recorded.len());
+    same(&ours, &recorded.concat(), "strace")?;
+
+    let loads = |calls: &[Seen]| calls.iter().filter(|(_, command, ..)| command == "BPF_PROG_LOAD").count();
+    let plain = by_thread(&strace, &arguments("auto", &["--duration", "0.1"]))?;
+    let each: Vec<usize> = plain.iter().map(|calls| loads(calls)).filter(|&count| count > 0).collect();
+    let several = thread::available_parallelism()?.get() > 1;
+    ensure!(each.iter().sum::<usize>() == loads(&ours) && (each.len() > 1) == several, "loads by thread: {each:?}");
+    Ok(Verdict::Passed(format!("{} calls as strace saw them; loads by thread: {each:?}", ours.len())))
+}
+
+/// The calls of each thread that made any, as strace sees them.
+fn by_thread(strace: &Path, arguments: &[&str]) -> Result<Vec<Vec<Seen>>> {
+    let scratch = Folder::new("strace")?;
     let (seen, log) = scratch.file("strace");
-    let xctl = command(&arguments("auto", &["--duration", "0.1", "--record", &file]))?;
+    let xctl = command(arguments)?;
     let mut traced = Command::new(strace);
     // a file for each thread: otherwise strace splits a line when another thread makes a call
     traced.args(["-ff", "-e", "trace=bpf,perf_event_open,ioctl", "-o", &log]);
     traced.arg(xctl.get_program()).args(xctl.get_args());
     Process::start("strace", traced)?.succeed()?;
-    let record = read(&path)?;
-    let ours: Vec<_> = list(&record, "calls")?.iter().map(of_record).collect();
-    let folder = fs::read_dir(seen.parent().context("a file in no folder")?)?;
-    let logs = folder.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    let logs = logs.iter().filter(|log| log.file_stem() == seen.file_stem() && log.extension() != seen.extension());
     let mut threads = vec![];
-    for log in logs {
-        let log = fs::read_to_string(log)?;
+    for log in fs::read_dir(seen.parent().context("a file in no folder")?)? {
+        let log = fs::read_to_string(log?.path())?;
         let calls = log.lines().filter_map(|line| of_strace(line).transpose()).collect::<Result<Vec<_>>>()?;
         threads.extend((!calls.is_empty()).then_some(calls));
     }
-    ensure!(threads.len() == 1, "{} threads made calls", threads.len());
-    same(&ours, &threads.concat(), "strace")?;
-    Ok(Verdict::Passed(format!("{} calls as strace saw them", ours.len())))
+    Ok(threads)
 }
 
 /// Parses a line of strace: `bpf(BPF_MAP_FREEZE, {map_fd=15}, 4) = 0`. None for a call that does not matter here.
