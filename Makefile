@@ -358,7 +358,7 @@ bench-ledger: $(BPF_OBJECT) target/bench-ledger ## What the ledger costs at a ch
 	$(Q)target/bench-ledger $(BPF_OBJECT) 2000
 
 bench-vm: $(BIN) $(BPF_OBJECT) target/bench-start ## Time to start and memory with kprobes, on Debian kernels in virtual machines (KERNELS='6.12')
-	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(CURDIR)/target/bench-start KERNELS='$(KERNELS)' VM_LABEL=-bench \
+	$(Q)XCTL=$(CURDIR)/$(BIN) TESTS=$(CURDIR)/target/bench-start KERNELS='$(filter-out %-arm64,$(KERNELS))' VM_LABEL=-bench \
 	./tests/vm/run -f $(CURDIR)/$(BPF_OBJECT) -- /usr/bin/xctl /tests/xctl.bpf.o 15 --attach kprobe+tracepoint
 
 bench-vm-send: $(BIN) target/bench-sets ## Instructions of a send in each set of hooks, on a Debian kernel in a virtual machine (KERNELS='6.12'); fails if they do not repeat
