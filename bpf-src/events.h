@@ -292,7 +292,7 @@ struct account {
 struct holder {
 	__u64 socket;	/* the socket's address, which is owner.holders too */
 	__u32 tgid;
-	__u32 netns;	/* inode number of the connection's network namespace; 0 for a listener */
+	__u32 netns;	/* inode number of the connection's network namespace; 0 for a listener or MPTCP's parent */
 	char comm[COMM_LEN];
 	__u8 first;	/* 1: the socket was not remembered before */
 	__u8 zero[7];

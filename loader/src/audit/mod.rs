@@ -90,7 +90,9 @@ impl Audit {
         Ok(Self { recording, document, if_unproven, facts: Facts { capabilities, ..Facts::default() } })
     }
 
-    fn is_written(&self) -> bool {
+    /// Whether there is a file, which gets all calls.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
         self.document.is_some()
     }
 

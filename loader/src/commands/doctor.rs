@@ -355,6 +355,7 @@ fn try_hooks(all: &[Hook], object: &CheckedObject<'_>, target: &Target) -> Vec<R
         max_sockets: LEAST_SOCKETS,
         shared_ring: target.shows(Feature::RingBuffers),
         statistics: false,
+        at_once: true,
     };
     let load = |hooks: &[Hook]| {
         let wanted = |program: &str| hooks.iter().flat_map(Hook::programs).any(|own| own == program);

@@ -56,6 +56,7 @@ fn print(options: &SocketsOptions, filters: &Filters) -> Result<()> {
         settings: filters.settings(),
         shared_ring: false,
         statistics: false,
+        at_once: true,
     };
     say_absent(&filters.netns)?;
     let mut listing = list(options.stats, || load_programs(&object, wanted, &target, &load))?;

@@ -283,11 +283,12 @@ impl OpenObject {
         Ok(())
     }
 
-    /// Create the maps, relocate and load the selected programs.
+    /// Create the maps, relocate and load the selected programs: with `at_once`, in several threads.
     ///
     /// # Errors
-    /// The kernel's errno; [`take_messages`] then holds the verifier log.
-    pub fn load(self, license: &CStr) -> Result<LoadedObject, io::Error> {
+    /// The kernel's errno. [`take_messages`] then holds the verifier log, unless the kernel takes the refused program at the
+    /// second attempt.
+    pub fn load(self, license: &CStr, at_once: bool) -> Result<LoadedObject, io::Error> {
         let _account = Account::of(By::Libbpf);
         let errno = |result: c_int| if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) };
         // SAFETY: the object is open and was not loaded before.
@@ -298,8 +299,12 @@ impl OpenObject {
         let prepared: Vec<_> = selected.iter().map(|(program, _)| prepared(&self.object, *program)).collect();
         // SAFETY: the object is open.
         let btf_fd = unsafe { sys::bpf_object__btf_fd(self.object.as_ptr()) };
-        let loaded = load_all(&prepared, &Common { license, btf_fd }).or_else(|error| {
-            // libbpf loads one program after the other, and has words for the one that the kernel refuses.
+        let loaded = load_all(&prepared, &Common { license, btf_fd }, at_once).or_else(|(refused, error)| {
+            // libbpf has words for the program that the kernel refuses. It loads that one alone.
+            for (index, (program, _)) in selected.iter().enumerate() {
+                // SAFETY: the program belongs to this object, which is not loaded yet.
+                unsafe { sys::bpf_program__set_autoload(*program, index == refused) };
+            }
             // SAFETY: the object is prepared and was not loaded before. Nobody reads the prepared programs after this.
             errno(unsafe { sys::bpf_object__load(self.object.as_ptr()) })?;
             Err(error)

@@ -17,7 +17,7 @@ use super::call::By;
 use super::calls::Account;
 use crate::object::sort;
 
-/// The log that a program's load asks for has room for the verifier's statistics, which are a few lines.
+/// The size of a program's log. The verifier's statistics are a few lines.
 const LOG_BYTES: usize = 64 * 1024;
 
 /// A program that is ready for the kernel: relocated, and followed by the functions that it calls.
@@ -81,13 +81,33 @@ fn load(program: &Prepared<'_>, common: &Common<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Load all programs. On success the descriptors are in the order of the programs. Each CPU that the process may use takes the
-/// longest program that is left. If no thread can be made, this thread loads all of them. It also does so if a program asks for
-/// a log: that is for the record of a run, whose calls are in the same order each time then.
+/// The most threads: the longest programs need that many, and each check takes memory of the kernel.
+const MOST_THREADS: usize = 4;
+
+/// Load all programs. On success the descriptors are in the order of the programs. With `at_once`, a thread for each CPU that the
+/// process may use takes the longest program that is left. Otherwise, or if no other thread can be made, this thread loads all.
 ///
 /// # Errors
-/// The kernel's errno, for one of the programs that it refused. Then none stays loaded.
-pub(super) fn load_all(programs: &[Prepared<'_>], common: &Common<'_>) -> io::Result<Vec<OwnedFd>> {
+/// The place of a program that the kernel refused, and the kernel's errno. Then none stays loaded.
+pub(super) fn load_all(
+    programs: &[Prepared<'_>],
+    common: &Common<'_>,
+    at_once: bool,
+) -> Result<Vec<OwnedFd>, (usize, io::Error)> {
+    match load_by_threads(programs, common, if at_once { MOST_THREADS } else { 1 }) {
+        // One check at a time takes less memory.
+        Err((_, error)) if at_once && error.raw_os_error() == Some(libc::ENOMEM) => {
+            load_by_threads(programs, common, 1)
+        }
+        result => result,
+    }
+}
+
+fn load_by_threads(
+    programs: &[Prepared<'_>],
+    common: &Common<'_>,
+    most: usize,
+) -> Result<Vec<OwnedFd>, (usize, io::Error)> {
     let mut longest_first: Vec<usize> = (0..programs.len()).collect();
     sort::by_key(&mut longest_first, |&index| Reverse(programs[index].insns.len()));
     let next = AtomicUsize::new(0);
@@ -102,9 +122,8 @@ pub(super) fn load_all(programs: &[Prepared<'_>], common: &Common<'_>) -> io::Re
         }
     };
     thread::scope(|scope| {
-        let in_order = programs.iter().any(|program| program.log_level != 0);
-        let cpus = if in_order { 1 } else { thread::available_parallelism().map_or(1, NonZero::get) };
-        for _ in 1..cpus.min(programs.len()) {
+        let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+        for _ in 1..cpus.min(most) {
             if Builder::new().spawn_scoped(scope, take).is_err() {
                 break;
             }
@@ -113,7 +132,7 @@ pub(super) fn load_all(programs: &[Prepared<'_>], common: &Common<'_>) -> io::Re
     });
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     sort::by_key(&mut results, |(index, _)| *index);
-    results.into_iter().map(|(_, result)| result).collect()
+    results.into_iter().map(|(index, result)| result.map_err(|error| (index, error))).collect()
 }
 
 /// As a slice; empty if libbpf has none.

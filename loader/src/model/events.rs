@@ -219,7 +219,7 @@ mirror! {
         socket: u64,
         /// The process id.
         tgid: u32,
-        /// The inode number of the connection's network namespace; 0 for a listener.
+        /// The inode number of the connection's network namespace; 0 for a listener or MPTCP's parent.
         netns: u32,
         /// The process's name, NUL-terminated.
         comm: [u8; COMM_LEN],

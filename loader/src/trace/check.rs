@@ -31,6 +31,9 @@ pub fn check_object(bytes: &[u8]) -> Result<CheckedObject<'_>> {
     let refused = |error: Error| error.context(Exit::Object);
     let file = ObjectFile::parse(bytes).map_err(|error| refused(error.into()))?;
     object::compare_parsers(bytes, &file).map_err(|error| refused(error.into()))?;
+    if file.is_little_endian != cfg!(target_endian = "little") {
+        return Err(refused(anyhow!("the object is for a machine with the other byte order")));
+    }
     let btf = file.btf.ok_or_else(|| refused(anyhow!("the object has no .BTF section: compile it with -g")))?;
     let btf = Btf::parse(btf).context("the object's BTF").map_err(refused)?;
     // libbpf follows a chain of modifiers without a limit.

@@ -59,7 +59,7 @@ pub fn load_watched<'a>(
     audit: &mut Audit,
 ) -> Result<(Loaded, Expected<'a>)> {
     let needs = Needs::of(object, |program| plan.loads(program), &target)?;
-    let options = options(&plan, &target);
+    let options = Options { at_once: !audit.is_written(), ..options(&plan, &target) };
     let load = |statistics| load_with(object, &needs, &Options { statistics, ..options });
     let (loaded, expected) = audit.watch(object.bytes(), target.into_btf(), &needs.programs, load)?;
     Ok((Loaded::new(loaded, plan, &options), expected))
@@ -112,6 +112,7 @@ fn options(plan: &Plan, target: &Target) -> Options {
         max_sockets: plan.max_sockets,
         shared_ring: target.shows(Feature::RingBuffers),
         statistics: false,
+        at_once: true,
     }
 }
 
@@ -126,6 +127,8 @@ pub struct Options {
     pub shared_ring: bool,
     /// Let the verifier report how much work each program was.
     pub statistics: bool,
+    /// Load in several threads. A record has its calls in the same order each time, so it needs one thread.
+    pub at_once: bool,
 }
 
 /// The programs to load, and what a target answers about them. Loading needs no other answer.
@@ -197,7 +200,7 @@ fn load_with(object: &CheckedObject<'_>, needs: &Needs<'_>, options: &Options) -
     if options.statistics {
         open.ask_for_statistics()?;
     }
-    open.load(object.license()).map_err(|error| {
+    open.load(object.license(), options.at_once).map_err(|error| {
         let messages = libbpf::take_messages();
         if may_not_read(&messages) {
             return Blocked::new("this kernel lets no program read its memory", limits::LOCKED_DOWN).by_host();

@@ -37,7 +37,7 @@ pub fn seed(object: &LoadedObject, progress: &mut dyn FnMut(usize)) -> Result<Se
 }
 
 /// Whether an open file leads to one of these sockets now. SOCKET_TO_PID has no owner of them. An entry under the key of one of them
-/// belongs to another socket, which may have ended, and is removed first.
+/// may belong to another socket, which has ended, and is removed first. If the map is full, no such socket counts as held.
 ///
 /// # Errors
 /// If the kernel does not let us read or write.

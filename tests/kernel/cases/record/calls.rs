@@ -199,10 +199,18 @@ pub fn by_strace(_set: Set, _family: Family) -> Outcome {
     same(&ours, &recorded.concat(), "strace")?;
 
     let loads = |calls: &[Seen]| calls.iter().filter(|(_, command, ..)| command == "BPF_PROG_LOAD").count();
-    let plain = by_thread(&strace, &arguments("auto", &["--duration", "0.1"]))?;
-    let each: Vec<usize> = plain.iter().map(|calls| loads(calls)).filter(|&count| count > 0).collect();
     let several = thread::available_parallelism()?.get() > 1;
-    ensure!(each.iter().sum::<usize>() == loads(&ours) && (each.len() > 1) == several, "loads by thread: {each:?}");
+    let mut each = vec![];
+    // On a busy machine a thread may find nothing left to do.
+    for _ in 0..3 {
+        let plain = by_thread(&strace, &arguments("auto", &["--duration", "0.1"]))?;
+        each = plain.iter().map(|calls| loads(calls)).filter(|&count| count > 0).collect::<Vec<_>>();
+        ensure!(each.iter().sum::<usize>() == loads(&ours), "loads by thread: {each:?}, in a record {}", loads(&ours));
+        if (each.len() > 1) == several {
+            break;
+        }
+    }
+    ensure!((each.len() > 1) == several, "loads by thread: {each:?}");
     Ok(Verdict::Passed(format!("{} calls as strace saw them; loads by thread: {each:?}", ours.len())))
 }
 
