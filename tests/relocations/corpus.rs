@@ -8,6 +8,7 @@ use std::process::Command;
 use xctl::model::embedded;
 use xctl::object::relo::{Outcome, RelocationKind};
 use xctl::object::{Btf, ObjectFile};
+use xctl::trace::check::check_object;
 
 use crate::Scratch;
 use crate::compared::{compare, relocate};
@@ -69,6 +70,9 @@ fn the_corpus_comes_out_as_computed_by_hand_and_as_by_libbpf() {
             let target = compile(&source, big_endian, true, &scratch.0.join("target.o"));
             let target = Btf::parse(ObjectFile::parse(&target).unwrap().btf.unwrap()).unwrap();
             let mut bytes = compile(&source, big_endian, false, &scratch.0.join("object.o"));
+            // None of them is xctl's own object, but only those of the other byte order are refused for that.
+            let refusal = format!("{:#}", check_object(&bytes).err().unwrap());
+            assert_eq!(refusal.contains("byte order"), big_endian != cfg!(target_endian = "big"), "{what}: {refusal}");
             if name == "matches" {
                 ask_instead(&mut bytes, RelocationKind::TypeExists, RelocationKind::TypeMatches);
             }
