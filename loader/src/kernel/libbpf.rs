@@ -319,7 +319,7 @@ impl OpenObject {
     }
 }
 
-/// What the kernel needs of a program of a prepared object.
+/// A program of a prepared object, as the kernel needs it. The result borrows from the object.
 fn prepared(_object: &Object, program: *mut sys::bpf_program) -> Prepared<'_> {
     // SAFETY: the program belongs to the object, which is prepared. libbpf changes nothing of what it hands out here before the
     // object is loaded or closed. Its strings are NUL-terminated.

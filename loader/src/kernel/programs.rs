@@ -33,7 +33,7 @@ pub(super) struct Prepared<'a> {
     pub(super) log_level: u32,
 }
 
-/// What all programs of an object share.
+/// The license and the types, which all programs of an object share.
 pub(super) struct Common<'a> {
     pub(super) license: &'a CStr,
     /// The descriptor of the object's types; negative for none.
@@ -85,7 +85,8 @@ fn load(program: &Prepared<'_>, common: &Common<'_>) -> io::Result<OwnedFd> {
 const MOST_THREADS: usize = 4;
 
 /// Load all programs. On success the descriptors are in the order of the programs. With `at_once`, a thread for each CPU that the
-/// process may use takes the longest program that is left. Otherwise, or if no other thread can be made, this thread loads all.
+/// process may use, but at most [`MOST_THREADS`], takes the longest program that is left. Otherwise, or if no other thread can be
+/// made, this thread loads all.
 ///
 /// # Errors
 /// The place of a program that the kernel refused, and the kernel's errno. Then none stays loaded.

@@ -55,18 +55,21 @@ impl Columns {
         Self { terminal, ..self }
     }
 
+    /// The width of the column that may be added, with the space behind it.
+    fn current_width(&self) -> usize {
+        if self.current { CURRENT + 1 } else { 0 }
+    }
+
     /// Whether only the shorter form of a line fits the terminal: times without fractions, shorter names, and no column for the state.
     fn is_short(&self) -> bool {
-        let current = if self.current { CURRENT + 1 } else { 0 };
         let netns = if self.netns { NETNS + 1 } else { 0 };
-        self.terminal.is_some_and(|width| width < ALL + current + netns)
+        self.terminal.is_some_and(|width| width < ALL + self.current_width() + netns)
     }
 
     /// Whether the namespace begins the second part of the line, since it does not fit into the first.
     fn netns_is_below(&self) -> bool {
         let (time, name) = self.widths();
-        let current = if self.current { CURRENT + 1 } else { 0 };
-        let first = time + OTHERS + name + current;
+        let first = time + OTHERS + name + self.current_width();
         self.netns && self.terminal.is_some_and(|width| width < first + NETNS)
     }
 
