@@ -519,6 +519,10 @@ impl Trace {
     fn adds_up(&self) -> Result<()> {
         let Summary { retransmits, segs, failed, kinds, processes, lost, .. } = &self.summary;
         let (mut told, mut all): (BTreeMap<_, Sums>, _) = (BTreeMap::new(), Sums::default());
+        // Exited processes without a row of their own are summed in one row without a PID. There were so many that some can have had
+        // the same PID: their names distinguish them.
+        let has_folded = processes.iter().any(|process| process.others.is_some());
+        let who = |pid: Option<u32>, comm: &Option<String>| (pid, comm.clone().filter(|_| has_folded));
         for process in processes {
             ensure!(
                 process.pid.is_some() == process.comm.is_some(),
@@ -526,7 +530,7 @@ impl Trace {
             );
             let &OfProcess { segs, bytes, retransmits, .. } = process;
             ensure!(segs == process.kinds.values().sum::<u64>(), "its segments by kind are others: {process:?}");
-            for sums in [told.entry(process.pid).or_default(), &mut all] {
+            for sums in [told.entry(who(process.pid, &process.comm)).or_default(), &mut all] {
                 let kinds = process.kinds.iter().filter(|(_, segs)| **segs > 0);
                 kinds.for_each(|(kind, segs)| *sums.kinds.entry(*kind).or_default() += segs);
                 (sums.segs, sums.bytes) = (sums.segs + segs, sums.bytes + bytes);
@@ -541,13 +545,12 @@ impl Trace {
             .retransmits
             .iter()
             .filter(|record| record.err == 0)
-            .partition(|record| lost.totals == 0 || told.contains_key(&record.at.pid));
+            .partition(|record| lost.totals == 0 || told.contains_key(&who(record.at.pid, &record.at.comm)));
         ensure!(uncounted.len() as u64 <= lost.totals, "{} are not in the totals, {lost:?}", uncounted.len());
         let count = counted.len() as u64;
-        // Exited processes without a row of their own are summed in one row without a PID.
-        let has_folded = processes.iter().any(|process| process.others.is_some());
         for record in counted {
-            let row = record.at.pid.filter(|_| !has_folded || told.contains_key(&record.at.pid));
+            let own = who(record.at.pid, &record.at.comm);
+            let row = if has_folded && !told.contains_key(&own) { (None, None) } else { own };
             let sums = printed.entry(row).or_default();
             *sums.kinds.entry(record.kind).or_default() += record.segs;
             (sums.segs, sums.bytes) = (sums.segs + record.segs, sums.bytes + record.bytes);
@@ -574,16 +577,22 @@ impl Trace {
         if unprinted > 0 {
             // the kernel counts the totals: they include retransmits that were not printed
             ensure!((count..=count + unprinted).contains(retransmits), "{retransmits} retransmits, printed: {count}");
-            for (pid, printed) in &printed {
-                let told = told.get(pid).with_context(|| format!("{pid:?} is not in the summary"))?;
+            for (who, printed) in &printed {
+                let told = told.get(who).with_context(|| format!("{who:?} is not in the summary"))?;
                 let kinds = |(kind, segs): (&Kind, &u64)| told.kinds.get(kind).is_some_and(|told| told >= segs);
                 let holds = told.retransmits >= printed.retransmits && printed.kinds.iter().all(kinds);
-                ensure!(holds && told.segs >= printed.segs, "of {pid:?} {told:?}, printed: {printed:?}");
+                ensure!(holds && told.segs >= printed.segs, "of {who:?} {told:?}, printed: {printed:?}");
             }
             return Ok(());
         }
         ensure!(*retransmits == count, "summary: {retransmits} retransmits, printed: {count}");
-        ensure!(told == printed, "by pid; summary: {told:?}, printed: {printed:?}");
+        let differs = told.iter().find(|(who, sums)| printed.get(who) != Some(sums));
+        ensure!(
+            differs.is_none(),
+            "summary: {differs:?}, printed: {:?}",
+            differs.and_then(|(who, _)| printed.get(who))
+        );
+        ensure!(told.len() == printed.len(), "summary: {:?}, printed: {:?}", told.keys(), printed.keys());
         Ok(())
     }
 

@@ -7,7 +7,6 @@ use super::connection::Connection;
 use super::counters::Counters;
 use super::group::{By, Gains, Groups};
 use super::row::{Fates, Folded, Row};
-use super::rows::Limit;
 use crate::model::events::{How, Owner, ProcessKey};
 use crate::model::reading::{Account, AccountWhy, ReadingOf};
 
@@ -64,7 +63,8 @@ pub struct Balance {
     pub rows: HashMap<ProcessKey, Row>,
     /// The rows that were folded.
     pub folded: Folded,
-    limit: Limit,
+    /// The start of the youngest process that was folded; none: no process was.
+    youngest_folded: Option<u64>,
     /// The rows by something else, if somebody asks for them.
     groups: Groups,
     /// If more connections than this are remembered, those that ended more than [`LATE_NS`] ago are forgotten.
@@ -77,8 +77,8 @@ impl Balance {
     #[must_use]
     pub fn new(hz: u64) -> Self {
         let (before, subflows, rows) = (HashMap::new(), HashMap::new(), HashMap::new());
-        let (folded, limit, groups) = (Folded::default(), Limit::default(), Groups::default());
-        Self { hz, stage: Stage::Opening, tick: 0, before, subflows, rows, folded, limit, groups, many: MANY }
+        let (folded, youngest_folded, groups) = (Folded::default(), None, Groups::default());
+        Self { hz, stage: Stage::Opening, tick: 0, before, subflows, rows, folded, youngest_folded, groups, many: MANY }
     }
 
     /// From now on, also keep rows that stand for something other than processes. A connection counts from its last account on.
@@ -198,7 +198,12 @@ impl Balance {
         let fates = if is_listener { Fates::default() } else { fates };
         let row = Row::of(account, gained, fates, self.begun_ns());
         let closes = account.why() == AccountWhy::Ended && counted_open && !is_listener;
-        let of_process = self.rows.entry(ProcessKey::of(&account.owner)).or_default();
+        let key = ProcessKey::of(&account.owner);
+        let of_process = self.rows.entry(key).or_insert_with(|| {
+            // A connection that goes on after its process's exit can count after the process was folded.
+            let was_folded = key.nobody == 0 && self.youngest_folded.is_some_and(|youngest| key.born <= youngest);
+            Row { complete: !was_folded, ..Row::default() }
+        });
         let of_group = self.groups.row_of(account, row.fates != Fates::default());
         for sums in [Some(of_process), of_group].into_iter().flatten() {
             sums.add(&row);
@@ -246,11 +251,13 @@ impl Balance {
         }
     }
 
-    /// Fold rows of exited processes if there are too many: those that sent least.
-    pub fn fold(&mut self, has_exited: impl Fn(&ProcessKey) -> bool) {
-        for row in self.limit.take_surplus(&mut self.rows, |row| row.counters.bytes_sent, has_exited) {
-            self.folded.add(&row);
-        }
+    /// Fold the row of this process, which has exited. Returns whether it had one with figures.
+    pub(super) fn fold(&mut self, key: &ProcessKey) -> bool {
+        self.youngest_folded = self.youngest_folded.max(Some(key.born));
+        let row = self.rows.remove(key);
+        let has_figures = row.as_ref().is_some_and(|row| !row.is_quiet());
+        row.iter().for_each(|row| self.folded.add(row));
+        has_figures
     }
 }
 

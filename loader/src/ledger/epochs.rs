@@ -13,9 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use bpf_object::sort;
 
-use crate::kernel::host;
-use crate::ledger::rows::Limit;
-use crate::ledger::summary::{ByProcess, Others, add_totals, growth};
+use crate::ledger::summary::{ByProcess, Others, add_totals, growth, has_row};
 use crate::model::events::{ProcessKey, Totals};
 
 /// The duration of an epoch, while events arrive.
@@ -50,7 +48,9 @@ pub trait Table {
 /// The sums so far, and the current epoch.
 #[derive(Debug)]
 pub struct Moving {
-    rows: Rows,
+    by_process: ByProcess,
+    /// The sum of the rows that were folded.
+    others: Others,
     epoch: u32,
     /// The start of the epoch; none if nothing was counted under it and no entries of the other epoch are left.
     since: Option<Instant>,
@@ -58,8 +58,6 @@ pub struct Moving {
     events: usize,
     /// Whether entries of the other epoch are still to be moved.
     other: bool,
-    /// Whether /proc tells which processes exist.
-    sees_processes: bool,
     /// The gain of each process since [`Moving::gain`] was last called; none: nobody calls it.
     gained: Option<Gained>,
 }
@@ -89,9 +87,26 @@ impl Gained {
 impl Moving {
     /// Start with no sums. With `by_interval`, [`Moving::gain`] is called from time to time.
     #[must_use]
-    pub fn new(sees_processes: bool, by_interval: bool) -> Self {
-        let gained = by_interval.then(Gained::default);
-        Self { rows: Rows::default(), epoch: 0, since: None, events: 0, other: false, sees_processes, gained }
+    pub fn new(by_interval: bool) -> Self {
+        let (by_process, others, gained) = (ByProcess::new(), Others::default(), by_interval.then(Gained::default));
+        Self { by_process, others, epoch: 0, since: None, events: 0, other: false, gained }
+    }
+
+    /// The sums of the entries that were moved.
+    pub(super) fn by_process(&self) -> &ByProcess {
+        &self.by_process
+    }
+
+    pub(super) fn add(&mut self, key: &ProcessKey, totals: &Totals) {
+        add(&mut self.by_process, key, totals);
+    }
+
+    /// Add this process's row, if there is one, to those of the others. `counts`: the process has a row elsewhere that is folded
+    /// with it.
+    pub(super) fn fold(&mut self, key: &ProcessKey, counts: bool) {
+        let totals = self.by_process.remove(key).unwrap_or_default();
+        add_totals(&mut self.others.totals, &totals);
+        self.others.rows += u64::from(counts || has_row(&totals));
     }
 
     /// Note that events of processes arrived, which the programs have counted.
@@ -124,11 +139,8 @@ impl Moving {
                     gained.add(key, totals);
                     gained.seen.remove(key);
                 }
-                self.rows.add(key, totals);
+                self.add(key, totals);
             }
-            // In another PID namespace, /proc does not tell which processes exist, so any row may be folded.
-            let has_exited = |key: &ProcessKey| !self.sees_processes || !host::is_alive(key.tgid, key.born);
-            self.rows.fold(has_exited);
         }
         self.since = None;
         if self.events > 0 {
@@ -162,31 +174,8 @@ impl Moving {
         let mut left = table.by_process()?;
         // A row keeps the name that was added last, so the older epoch is added first.
         sort::by_key(&mut left, |(key, _)| key.epoch == self.epoch);
-        left.iter().for_each(|(key, totals)| self.rows.add(key, totals));
-        Ok((self.rows.by_process, self.rows.others))
-    }
-}
-
-/// Sums by process, and one common sum of some processes that have exited.
-#[derive(Debug, Default)]
-struct Rows {
-    by_process: ByProcess,
-    others: Others,
-    limit: Limit,
-}
-
-impl Rows {
-    fn add(&mut self, key: &ProcessKey, totals: &Totals) {
-        add(&mut self.by_process, key, totals);
-    }
-
-    /// Fold rows of exited processes if there are too many ([`Limit`]).
-    fn fold(&mut self, has_exited: impl Fn(&ProcessKey) -> bool) {
-        let size = |totals: &Totals| (totals.segs.iter().sum::<u64>(), totals.bytes);
-        for totals in self.limit.take_surplus(&mut self.by_process, size, has_exited) {
-            add_totals(&mut self.others.totals, &totals);
-            self.others.rows += 1;
-        }
+        left.iter().for_each(|(key, totals)| self.add(key, totals));
+        Ok((self.by_process, self.others))
     }
 }
 
@@ -195,39 +184,9 @@ mod tests {
     use std::cell::{Cell, RefCell};
 
     use super::*;
-    use crate::ledger::rows::ROWS;
 
     fn key(tgid: u32) -> ProcessKey {
         ProcessKey { tgid, ..ProcessKey::default() }
-    }
-
-    fn sum(rows: &Rows) -> (u64, u64) {
-        let all = rows.by_process.values().chain([&rows.others.totals]);
-        all.fold((0, 0), |(segs, failures), totals| (segs + totals.segs[1], failures + totals.failures))
-    }
-
-    #[test]
-    fn the_smallest_exited_rows_are_folded_and_sums_stay() {
-        let mut rows = Rows::default();
-        let nobody = ProcessKey { nobody: 1, ..ProcessKey::default() };
-        rows.add(&nobody, &Totals::default());
-        let (mut segs, mut failures) = (0, 0);
-        for tgid in 1..=3 * ROWS as u32 {
-            let mut totals = Totals { retransmits: 1, failures: 2, ..Totals::default() };
-            totals.segs[1] = tgid.into();
-            for epoch in [0, 1] {
-                rows.add(&ProcessKey { epoch, ..key(tgid) }, &totals);
-                (segs, failures) = (segs + totals.segs[1], failures + 2);
-            }
-            // One process in a hundred is alive.
-            rows.fold(|key| key.tgid % 100 != 0);
-            assert!(rows.by_process.len() <= ROWS);
-        }
-        assert_eq!(sum(&rows), (segs, failures));
-        assert_eq!(rows.by_process.len() as u64 + rows.others.rows, 3 * ROWS as u64 + 1);
-        assert!(rows.by_process.contains_key(&nobody), "who owns nothing has not exited");
-        assert!(rows.by_process.contains_key(&key(100)) && !rows.by_process.contains_key(&key(101)));
-        assert_eq!(rows.by_process[&key(100)].segs[1], 200, "one row, whatever the epoch");
     }
 
     /// A table in memory, which counts under an epoch.
@@ -264,7 +223,7 @@ mod tests {
 
     #[test]
     fn gains_add_up_whenever_they_are_asked_for_and_entries_move() {
-        let (table, mut moving) = (Memory::default(), Moving::new(false, true));
+        let (table, mut moving) = (Memory::default(), Moving::new(true));
         let mut gained = HashMap::<u32, u64>::new();
         for step in 0..2000_u32 {
             table.count(step % 7);
@@ -290,14 +249,5 @@ mod tests {
             assert_eq!(gained[&key.tgid], totals.segs[1]);
         }
         assert_eq!(sums.values().map(|totals| totals.segs[1]).sum::<u64>(), 2000);
-    }
-
-    #[test]
-    fn living_processes_are_not_folded() {
-        let mut rows = Rows::default();
-        (0..2 * ROWS as u32).for_each(|tgid| rows.add(&key(tgid), &Totals::default()));
-        rows.fold(|_| false);
-        assert_eq!((rows.by_process.len(), rows.others.rows), (2 * ROWS, 0));
-        assert_eq!(rows.limit.most, 2 * ROWS / 4 * 5);
     }
 }

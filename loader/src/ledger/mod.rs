@@ -1,6 +1,6 @@
 //! What connections and processes have counted: retransmissions of a run by process, the counters of each connection,
 //! and the verdict about them. `summary`, `counters` and `verdict` only compute. `epochs` moves totals out of the
-//! kernel's table, and asks /proc which processes exist.
+//! kernel's table.
 
 pub mod balance;
 pub mod connection;
@@ -10,7 +10,7 @@ pub mod figures;
 pub mod group;
 pub mod owners;
 pub mod row;
-mod rows;
+pub mod rows;
 pub mod saved;
 pub mod summary;
 pub mod timeline;

@@ -1,18 +1,25 @@
-//! The limit of a table with a row for each process, for a run of any length: rows of exited processes leave the table.
+//! The limit of the tables with a row for each process, for a run of any length: rows of exited processes leave the tables.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use crate::model::events::ProcessKey;
+use anyhow::Result;
 use bpf_object::sort;
 
-/// The number of rows from which on rows of exited processes leave.
-pub(super) const ROWS: usize = 4096;
+use super::balance::Balance;
+use super::epochs::{Moving, Table};
+use crate::model::events::ProcessKey;
 
-/// The limit of one table.
+/// The number of rows from which on rows of exited processes leave.
+pub(super) const ROWS: usize = 1024;
+
+/// The size of a process's rows: retransmitted segments, retransmitted payload bytes, and bytes sent.
+type Size = (u64, u64, u64);
+
+/// The limit of both tables of a run. A process leaves both at once, so that no row has only a part of its figures.
 #[derive(Debug)]
-pub(super) struct Limit {
-    /// The number of rows above which rows leave.
-    pub(super) most: usize,
+pub struct Limit {
+    /// The number of rows of a table above which rows leave.
+    most: usize,
 }
 
 impl Default for Limit {
@@ -22,24 +29,170 @@ impl Default for Limit {
 }
 
 impl Limit {
-    /// If there are too many rows, take out the smallest rows of exited processes, until a quarter of the table is free. Rows of
-    /// living processes stay; the number of these is limited by the number of processes on the host.
-    pub(super) fn take_surplus<Row, Size: Ord + Copy>(
-        &mut self,
-        rows: &mut HashMap<ProcessKey, Row>,
-        size: impl Fn(&Row) -> Size,
+    /// The exited processes, those with the least first; none: the tables have room. Their rows leave in [`Limit::fold`]. Add
+    /// all accounts that were written to the balance between the two.
+    pub fn exited(
+        &self,
+        moving: &Moving,
+        balance: Option<&Balance>,
         has_exited: impl Fn(&ProcessKey) -> bool,
-    ) -> Vec<Row> {
-        if rows.len() <= self.most {
-            return Vec::new();
+    ) -> Option<Vec<ProcessKey>> {
+        if rows(moving, balance) <= self.most {
+            return None;
         }
-        let exited = rows.iter().filter(|(key, _)| key.nobody == 0 && has_exited(key));
-        let mut exited: Vec<_> = exited.map(|(key, row)| (size(row), *key)).collect();
-        sort::by_key(&mut exited, |(size, key)| (*size, key.born, key.tgid));
-        let surplus = rows.len() - ROWS / 4 * 3;
-        let taken = exited.iter().take(surplus).filter_map(|(_, key)| rows.remove(key)).collect();
+        let mut sizes: HashMap<ProcessKey, Size> = HashMap::new();
+        for (key, totals) in moving.by_process() {
+            sizes.insert(*key, (totals.segs.iter().sum(), totals.bytes, 0));
+        }
+        for (key, row) in balance.iter().flat_map(|balance| &balance.rows) {
+            sizes.entry(*key).or_default().2 = row.counters.bytes_sent;
+        }
+        let mut exited: Vec<_> = sizes.into_iter().filter(|(key, _)| key.nobody == 0 && has_exited(key)).collect();
+        sort::by_key(&mut exited, |(key, size)| (*size, key.born, key.tgid));
+        Some(exited.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// If a table has too many rows, fold those of the first of these processes, until a quarter of the table is free. Rows of
+    /// living processes stay; the number of these is limited by the number of processes on the host.
+    ///
+    /// # Errors
+    /// If the programs' table cannot be read.
+    pub fn fold(
+        &mut self,
+        exited: Vec<ProcessKey>,
+        moving: &mut Moving,
+        mut balance: Option<&mut Balance>,
+        table: &impl Table,
+    ) -> Result<()> {
+        // What a process counted last before its exit may still be in the programs' table.
+        let left: HashSet<_> = table.by_process()?.into_iter().map(|(key, _)| ProcessKey { epoch: 0, ..key }).collect();
+        let mut surplus = rows(moving, balance.as_deref()).saturating_sub(ROWS / 4 * 3);
+        for key in exited.iter().filter(|key| !left.contains(key)) {
+            if surplus == 0 {
+                break;
+            }
+            let in_balance = balance.as_mut().is_some_and(|balance| balance.fold(key));
+            moving.fold(key, in_balance);
+            surplus -= 1;
+        }
         // Looking at each process again takes time, so this happens only once there are a quarter more rows.
-        self.most = ROWS.max(rows.len() / 4 * 5);
-        taken
+        self.most = ROWS.max(rows(moving, balance.as_deref()) / 4 * 5);
+        Ok(())
+    }
+}
+
+/// The number of rows of the larger table.
+fn rows(moving: &Moving, balance: Option<&Balance>) -> usize {
+    moving.by_process().len().max(balance.map_or(0, |balance| balance.rows.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::counters::Counters;
+    use crate::ledger::row::{Fates, Row};
+    use crate::model::events::Totals;
+
+    /// Entries that the programs hold.
+    struct Held(Vec<(ProcessKey, Totals)>);
+
+    impl Table for Held {
+        fn count_under(&self, _epoch: u32) -> Result<()> {
+            Ok(())
+        }
+
+        fn by_process(&self) -> Result<Vec<(ProcessKey, Totals)>> {
+            Ok(self.0.clone())
+        }
+
+        fn take(&self, _epoch: u32) -> Result<Vec<(ProcessKey, Totals)>> {
+            Ok(Vec::new())
+        }
+    }
+
+    fn key(tgid: u32) -> ProcessKey {
+        ProcessKey { tgid, born: tgid.into(), ..ProcessKey::default() }
+    }
+
+    fn segs(count: u32) -> Totals {
+        let mut totals = Totals { retransmits: 1, failures: 2, ..Totals::default() };
+        totals.segs[1] = count.into();
+        totals
+    }
+
+    /// A row with one connection that has ended.
+    fn sent(bytes: u32) -> Row {
+        let counters = Counters { bytes_sent: bytes.into(), ..Counters::ZERO };
+        Row { counters, fates: Fates { ended: 1, ..Fates::default() }, ..Row::default() }
+    }
+
+    struct Tables {
+        limit: Limit,
+        moving: Moving,
+        balance: Balance,
+    }
+
+    impl Tables {
+        fn new() -> Self {
+            Self { limit: Limit::default(), moving: Moving::new(false), balance: Balance::new(250) }
+        }
+
+        fn fold(&mut self, held: Vec<(ProcessKey, Totals)>, has_exited: impl Fn(&ProcessKey) -> bool) {
+            let Self { limit, moving, balance } = self;
+            if let Some(exited) = limit.exited(moving, Some(balance), has_exited) {
+                limit.fold(exited, moving, Some(balance), &Held(held)).unwrap();
+            }
+        }
+
+        /// The row by both tables.
+        fn has(&self, key: ProcessKey) -> (bool, bool) {
+            (self.moving.by_process().contains_key(&key), self.balance.rows.contains_key(&key))
+        }
+    }
+
+    #[test]
+    fn exited_processes_with_the_least_leave_both_tables_and_sums_stay() {
+        let mut tables = Tables::new();
+        let nobody = ProcessKey { nobody: 1, ..ProcessKey::default() };
+        tables.moving.add(&nobody, &Totals::default());
+        let (mut all, processes) = ((0, 0, 0), 3 * ROWS as u32);
+        for tgid in 1..=processes {
+            for epoch in [0, 1] {
+                tables.moving.add(&ProcessKey { epoch, ..key(tgid) }, &segs(tgid));
+            }
+            // Every second process has a connection.
+            if tgid % 2 == 0 {
+                tables.balance.rows.insert(key(tgid), sent(tgid));
+                all.2 += u64::from(tgid);
+            }
+            all = (all.0 + 2 * u64::from(tgid), all.1 + 4, all.2);
+            // One process in a hundred is alive.
+            tables.fold(vec![], |key| key.tgid % 100 != 0);
+            assert!(tables.moving.by_process().len() <= ROWS && tables.balance.rows.len() <= ROWS);
+        }
+        assert_eq!(tables.has(nobody), (true, false), "who owns nothing has not exited");
+        assert_eq!((tables.has(key(100)), tables.has(key(101))), ((true, true), (false, false)));
+        assert_eq!(tables.moving.by_process()[&key(100)].segs[1], 200, "one row, whatever the epoch");
+        assert!(tables.balance.rows.keys().all(|key| tables.has(*key).0), "a process leaves both");
+        let Tables { moving, balance, .. } = tables;
+        let sent = balance.rows.values().chain([&balance.folded.row]).map(|row| row.counters.bytes_sent).sum();
+        let (by_process, others) = moving.finish(&Held(vec![])).unwrap();
+        assert_eq!(by_process.len() as u64 + others.rows, u64::from(processes) + 1);
+        let totals = by_process.values().chain([&others.totals]);
+        let (segs, failures) = totals.fold((0, 0), |(segs, failures), of| (segs + of.segs[1], failures + of.failures));
+        assert_eq!((segs, failures, sent), all);
+    }
+
+    #[test]
+    fn living_processes_and_those_with_entries_in_the_programs_table_keep_their_rows() {
+        let mut tables = Tables::new();
+        let many = 2 * ROWS as u32;
+        (1..=many).for_each(|tgid| tables.moving.add(&key(tgid), &segs(tgid)));
+        tables.fold(vec![], |_| false);
+        assert_eq!((tables.moving.by_process().len(), tables.limit.most), (2 * ROWS, 2 * ROWS / 4 * 5));
+        tables.limit.most = ROWS;
+        tables.fold((1..=7).map(|tgid| (ProcessKey { epoch: 1, ..key(tgid) }, segs(1))).collect(), |_| true);
+        let kept: Vec<_> = (1..=9).filter(|tgid| tables.has(key(*tgid)).0).collect();
+        assert_eq!((tables.moving.by_process().len(), kept), (ROWS / 4 * 3, vec![1, 2, 3, 4, 5, 6, 7]));
     }
 }

@@ -230,9 +230,15 @@ impl Summary {
             }
         }
         if folded.rows > 0 {
-            let ledger = ledger_of(&folded.row, no_cuts);
-            let others = Some(folded.rows);
-            self.processes.push(Process { ledger, others, drops: no_drops, ..Process::default() });
+            // The totals of these processes are in one row, too, which also counts processes that the ledger does not have.
+            match self.processes.iter_mut().find(|process| process.others.is_some()) {
+                Some(others) => others.ledger = ledger_of(&folded.row, std::mem::take(&mut others.ledger.cuts)),
+                None => {
+                    let ledger = ledger_of(&folded.row, no_cuts);
+                    let others = Some(folded.rows);
+                    self.processes.push(Process { ledger, others, drops: no_drops, ..Process::default() });
+                }
+            }
         }
         self.sort();
     }
@@ -285,7 +291,7 @@ impl Summary {
 }
 
 /// Whether a process retransmitted something, had a window cut, or had a packet dropped.
-fn has_row(totals: &Totals) -> bool {
+pub(super) fn has_row(totals: &Totals) -> bool {
     totals.retransmits > 0 || totals.drops > 0 || totals.cuts != [0; CUTS]
 }
 

@@ -72,7 +72,7 @@ impl Accounts {
     ///
     /// # Errors
     /// If the ring or a record in it is malformed.
-    pub(super) fn drain(&mut self) -> Result<bool> {
+    pub fn drain(&mut self) -> Result<bool> {
         let Self { balance, ended: events, all, .. } = self;
         let mut wrong = None;
         let whole = self.ring.drain(|bytes| match bytes.get(..size_of::<Account>()) {
@@ -179,9 +179,15 @@ impl Accounts {
         self.balance.take_groups(since_ns)
     }
 
-    /// Fold rows if there are too many ([`Balance::fold`]).
-    pub fn fold(&mut self, has_exited: impl Fn(&ProcessKey) -> bool) {
-        self.balance.fold(has_exited);
+    /// The sums so far.
+    #[must_use]
+    pub fn balance(&self) -> &Balance {
+        &self.balance
+    }
+
+    /// The sums so far.
+    pub fn balance_mut(&mut self) -> &mut Balance {
+        &mut self.balance
     }
 
     /// The sums.

@@ -17,9 +17,11 @@ use crate::kernel::hotplug::Change;
 use crate::kernel::tcp_counters::{self, Reading};
 use crate::kernel::wait::{Waiter, Woken};
 use crate::ledger::epochs::Moving;
+use crate::ledger::rows::Limit;
 use crate::model::event::Event;
-use crate::model::events::{NetnsKey, Totals};
+use crate::model::events::{NetnsKey, ProcessKey, Totals};
 use crate::ring::order::Order;
+use crate::trace::accounts::Accounts;
 use crate::trace::rings::{Drained, Rings};
 use crate::trace::session::{Ended, Record, Running};
 use crate::verify::{Ledger, Source};
@@ -45,6 +47,7 @@ pub(super) fn follow(
     deadline: Option<Instant>,
 ) -> Result<Woken> {
     let mut look = GATHER;
+    let mut limit = Limit::default();
     loop {
         let drained = round(running, order)?;
         printer.exits.forget();
@@ -60,10 +63,7 @@ pub(super) fn follow(
         }
         moving.note(counted);
         moving.go_on(&running.tables)?;
-        if let Some(accounts) = &mut running.accounts {
-            // As for totals: in another PID namespace /proc does not tell which processes exist.
-            accounts.fold(|key| !printer.exits.sees_processes() || !host::is_alive(key.tgid, key.born));
-        }
+        fold(running, printer, moving, &mut limit)?;
         printer.output.flush()?;
         tick(running, printer, moving)?;
         let read = printer.metrics.as_mut().map_or(Ok(false), |metrics| metrics.go_on(running, moving))?;
@@ -94,6 +94,21 @@ pub(super) fn follow(
             _ => return Ok(woken),
         }
     }
+}
+
+/// Fold rows of exited processes if there are too many.
+fn fold(running: &mut Running, printer: &Printer<'_>, moving: &mut Moving, limit: &mut Limit) -> Result<()> {
+    let Running { accounts, tables, .. } = running;
+    let balance = accounts.as_ref().map(Accounts::balance);
+    // In another PID namespace, /proc does not tell which processes exist, so any may be folded.
+    let sees_processes = printer.exits.sees_processes();
+    let has_exited = |key: &ProcessKey| !sees_processes || !host::is_alive(key.tgid, key.born);
+    let Some(exited) = limit.exited(moving, balance, has_exited) else { return Ok(()) };
+    // The accounts of their last connections have been written.
+    if let Some(accounts) = accounts {
+        accounts.drain()?;
+    }
+    limit.fold(exited, moving, accounts.as_mut().map(Accounts::balance_mut), tables)
 }
 
 /// If an interval of `xctl top` is over, show it.

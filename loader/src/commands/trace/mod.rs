@@ -342,7 +342,7 @@ fn follow_to_end(
     if let Some(view) = &mut printer.view {
         view.begin(&ready)?;
     }
-    let mut moving = Moving::new(sees_processes, printer.ticks.is_some() || printer.metrics.is_some());
+    let mut moving = Moving::new(printer.ticks.is_some() || printer.metrics.is_some());
     let ended = follow(&mut running, &mut order, waiter, &mut printer, &mut moving, deadline)?;
     // The summary is of the whole run, so the view does not need the last interval.
     let viewed = printer.view.take().is_some();

@@ -1,5 +1,4 @@
 use super::*;
-use crate::ledger::rows::ROWS;
 use crate::model::events::{How, Owner};
 use crate::model::reading::Reading;
 use crate::model::tcp::state::{ESTABLISHED, SYN_RECV};
@@ -142,13 +141,15 @@ fn a_connection_that_ends_while_the_open_ones_are_read_counts_once() {
 fn an_interval_has_what_rows_gained_that_were_folded_in_it() {
     let mut balance = Balance::new(HZ);
     balance.begin(BEGUN);
-    let rows = 2 * ROWS as u64;
+    let rows = 100;
     let mut all = 0;
     for round in 0..2 {
         for tgid in 1..=rows {
             let time = BEGUN + (round * rows + tgid) * LATE_NS / 100;
             balance.note(&account(tgid, time - 1, tgid as u32, AccountWhy::Ended, tgid, time));
-            balance.fold(|_| true);
+            if balance.rows.len() > 7 {
+                balance.fold(&ProcessKey { tgid: tgid as u32, ..ProcessKey::default() });
+            }
         }
         let (taken, folded) = balance.take_interval(0);
         let gained: u64 = taken.values().chain([&folded.row]).map(|row| row.counters.bytes_sent).sum();
@@ -264,17 +265,32 @@ fn a_connection_seeded_from_proc_has_no_figures_and_a_lost_race_is_no_connection
 }
 
 #[test]
-fn sums_survive_folding_and_ended_connections_are_forgotten() {
+fn ended_connections_are_forgotten() {
     let mut balance = Balance::new(HZ);
     balance.begin(BEGUN);
-    let processes = 3 * ROWS as u64;
-    for tgid in 1..=processes {
+    for tgid in 1..=3 * MANY as u64 {
         let time = BEGUN + tgid * LATE_NS / 100;
         balance.note(&account(tgid, time - 1, tgid as u32, AccountWhy::Ended, tgid, time));
-        balance.fold(|key| key.tgid % 100 != 0);
     }
-    assert!(balance.rows.len() <= ROWS && balance.before.len() <= 2 * MANY, "{}", balance.before.len());
-    assert_eq!(balance.rows.len() as u64 + balance.folded.rows, processes);
-    let rows = balance.rows.values().chain([&balance.folded.row]);
-    assert_eq!(rows.map(|row| row.counters.bytes_sent).sum::<u64>(), processes * (processes + 1) / 2);
+    assert!(balance.before.len() <= 2 * MANY, "{}", balance.before.len());
+}
+
+#[test]
+fn a_row_is_not_complete_if_its_process_can_have_been_folded_before() {
+    let mut balance = Balance::new(HZ);
+    balance.begin(BEGUN);
+    let ended = |tgid: u32, born| {
+        let account = account(tgid.into(), 1500, tgid, AccountWhy::Ended, 5, 2000);
+        Account { owner: Owner { born, ..account.owner }, ..account }
+    };
+    let key = |tgid, born| ProcessKey { tgid, born, ..ProcessKey::default() };
+    balance.note(&ended(7, 100));
+    balance.note(&ended(8, 90));
+    assert!(balance.fold(&key(7, 100)) && !balance.fold(&key(9, 50)));
+    for (tgid, born) in [(7, 100), (8, 90), (9, 50), (10, 101)] {
+        balance.note(&ended(tgid, born));
+    }
+    let complete = [7, 8, 9, 10].map(|tgid| sent(&balance, tgid).unwrap().2);
+    assert_eq!(complete, [false, true, false, true]);
+    assert_eq!((balance.folded.rows, balance.folded.row.counters.bytes_sent), (1, 5));
 }
