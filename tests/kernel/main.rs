@@ -25,6 +25,7 @@ mod link;
 mod machine;
 mod map;
 mod missed;
+mod packets;
 mod process;
 mod router;
 mod schema;

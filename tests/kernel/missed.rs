@@ -142,6 +142,13 @@ impl Witness {
         Ok(tids.filter(|tid| Path::new("/proc/1/task").join(tid).exists()).count() as u64)
     }
 
+    /// The number of sockets with this local port that went from a state to the end ([`Witness::of_ends`]).
+    pub fn ends_from(&self, state: &str, port: u16) -> Result<usize> {
+        let trace = tracefs::with(|tracing| read(&self.instance(tracing).join("trace")))?;
+        let (port, change) = (format!(" sport={port} "), format!(" oldstate={state} newstate=TCP_CLOSE"));
+        Ok(trace.lines().filter(|line| line.contains(&port) && line.contains(&change)).count())
+    }
+
     /// Why a case that needs every single event proves nothing: some events were hidden. None if no event was hidden.
     pub fn hidden(&self) -> Result<Option<String>> {
         let hidden = self.above_pid_1()?;

@@ -25,7 +25,7 @@ const COUNTERS: &[(&str, usize, usize)] = &[
     ("total_rto", 240, 2),
 ];
 /// In milliseconds there.
-const RTO_TIME: (&str, usize, usize) = ("total_rto_time_us", 244, 4);
+pub const RTO_TIME: (&str, usize, usize) = ("total_rto_time_us", 244, 4);
 const GAUGES: &[(&str, usize, usize)] = &[
     ("rtt.srtt_us", 68, 4),
     ("rtt.var_us", 72, 4),
@@ -87,6 +87,20 @@ impl TcpInfo {
             unacked,
             bytes_acked: number(&info, 120, 8).context("tcpi_bytes_acked")?,
         })
+    }
+
+    /// This reading of a connection at rest, without the time in recovery if that has grown since the earlier reading: it goes on as
+    /// long as no new data ends the recovery, also after the connection's end.
+    pub fn since(mut self, earlier: &TcpInfo) -> TcpInfo {
+        if self.counters.get(RTO_TIME.0) != earlier.counters.get(RTO_TIME.0) {
+            self.counters.remove(RTO_TIME.0);
+        }
+        self
+    }
+
+    /// Whether the time in recovery cannot be compared: see [`TcpInfo::since`].
+    pub fn recovers(&self) -> bool {
+        self.counters.contains_key("total_rto") && !self.counters.contains_key(RTO_TIME.0)
     }
 
     pub fn counter(&self, name: &str) -> u64 {

@@ -308,14 +308,17 @@ pub fn unanswered(link: &Link, family: Family, comm: &str) -> Result<(Receiver, 
 
 /// Pins one busy process to each CPU: "the current process" of a softirq is then a plausible wrong one.
 pub fn keep_cpus_busy(ns: &Netns) -> Result<Vec<Process>> {
+    let spin = |cpu| {
+        let comm = format!("busy-{cpu}");
+        start(ns, &comm, &Job::Spin { comm: comm.clone(), cpu }).map(|(process, _)| process)
+    };
+    cpus()?.into_iter().map(spin).collect()
+}
+
+/// The CPUs on which this process may run.
+pub fn cpus() -> Result<Vec<usize>> {
     let allowed = sched_getaffinity(Pid::from_raw(0)).context("asking which CPUs there are")?;
-    (0..CpuSet::count())
-        .filter(|cpu| allowed.is_set(*cpu).unwrap_or(false))
-        .map(|cpu| {
-            let comm = format!("busy-{cpu}");
-            start(ns, &comm, &Job::Spin { comm: comm.clone(), cpu }).map(|(process, _)| process)
-        })
-        .collect()
+    Ok((0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect())
 }
 
 /// Starts a worker in `ns` and reads its first report.

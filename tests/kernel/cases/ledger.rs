@@ -14,7 +14,7 @@ use super::top::Top;
 use crate::counters::Counters;
 use crate::host::{Set, crowd};
 use crate::process::{PATIENCE, poll};
-use crate::tcp_info::TcpInfo;
+use crate::tcp_info::{RTO_TIME, TcpInfo};
 use crate::ways::{How, Order, RawActor};
 use crate::workers::{FAST, connect_fast};
 use crate::xctl::{Xctl, with_object};
@@ -22,8 +22,8 @@ use crate::{Family, Outcome, Verdict, without};
 
 /// TCP_CLOSE.
 pub const CLOSED: u64 = 7;
-/// As long as the recovery from a timeout lasts, its time grows in TCP_INFO, even of a connection at rest.
-const GROWS: &str = "total_rto_time_us";
+/// In this time a time that the kernel counts in milliseconds grows, if it does.
+pub const MILLISECONDS: Duration = Duration::from_millis(3);
 
 /// Linux 5.10 counts the ACK that ends a connection as dropped, after the end (`tcp_rcv_state_process()`).
 const DROPPED: &str = "rcv_dropped";
@@ -38,19 +38,26 @@ pub struct Expected {
     pub open: u64,
     pub ended: u64,
     reset: u64,
+    /// Whether the time in recovery of one of the connections grew when its process was told of it.
+    recovers: bool,
 }
 
 impl Expected {
     /// Counts a connection from one TCP_INFO to another.
     pub fn count(&mut self, after: &TcpInfo, before: Option<&TcpInfo>) {
+        self.recovers |= after.recovers() || before.is_some_and(TcpInfo::recovers);
         for (name, value) in &after.counters {
             let before = before.map_or(0, |before| before.counter(name));
             *self.sums.entry(name).or_default() += *value as i64 - before as i64;
         }
     }
 
+    pub fn sum(&self, name: &str) -> i64 {
+        self.sums.get(name).copied().unwrap_or_default()
+    }
+
     pub fn equals(&self, row: &Value, complete: bool) -> Result<()> {
-        for (name, told) in self.sums.iter().filter(|(name, _)| **name != GROWS) {
+        for (name, told) in self.sums.iter().filter(|(name, _)| **name != RTO_TIME.0 || !self.recovers) {
             let ours = number(row, &format!("tcp.{name}")).map(|ours| ours as i64);
             let late = if *name == DROPPED { self.ended as i64 } else { 0 };
             ensure!(
@@ -83,7 +90,10 @@ fn told_at_end(stage: &mut Stage, connection: &Connection) -> Result<[TcpInfo; 2
         Ok(closed)
     })?;
     ensure!(closed, "it never ends: {last:?}");
-    last.context("nothing was told")
+    let [writer, reader] = last.context("nothing was told")?;
+    sleep(MILLISECONDS);
+    let [writer_now, reader_now] = stage.told(connection)?;
+    Ok([writer_now.since(&writer), reader_now.since(&reader)])
 }
 
 /// Connections that are open before xctl, made meanwhile, ended, still open at the end, and handed over.
@@ -194,7 +204,9 @@ pub fn run(set: Set, family: Family) -> Outcome {
     ensure!(pids == expected, "the processes with connections in the namespace are {pids:?}, not {expected:?}");
     let retrans = writes.sums["retrans"];
     ensure!(retrans > 0, "nothing was retransmitted");
-    Ok(Verdict::Passed(format!("{retrans} segments of {} again", writes.sums["data_segs_out"])))
+    let recovery = if writes.recovers { None } else { writes.sums.get(RTO_TIME.0) };
+    let sent = writes.sums["data_segs_out"];
+    Ok(Verdict::Passed(format!("{retrans} segments of {sent} again, {recovery:?} us of recovery")))
 }
 
 /// A copy of xctl's object whose first programs for changes of state do nothing, as if the kernel always skipped them.
@@ -260,7 +272,8 @@ pub fn short(set: Set, family: Family) -> Outcome {
     }
     let retrans = writes.sums["retrans"] + reads.sums["retrans"];
     ensure!(retrans > 0, "nothing was retransmitted");
-    Ok(Verdict::Passed(format!("{} connections, {retrans} segments again", writes.ended)))
+    let recovery = if writes.recovers { None } else { writes.sums.get(RTO_TIME.0) };
+    Ok(Verdict::Passed(format!("{} connections, {retrans} segments again, {recovery:?} us of recovery", writes.ended)))
 }
 
 /// The SYN carries data, and the peer takes them (TCP Fast Open): its connection is not established yet when it has them.

@@ -31,6 +31,7 @@ mod ledger;
 mod listeners;
 mod lossy_link;
 mod lost;
+mod lost_race;
 mod lost_syn;
 mod metrics;
 mod mptcp;
@@ -133,6 +134,7 @@ pub const ALL: &[Case] = &[
     case!("migrated_synack",      Set::ALL,    EITHER, OLDEST,   listeners::migrated),
     case!("smc_fallback",         Set::ALL,    EITHER, OLDEST,   senders::smc),
     case!("mptcp_subflows",       Set::ALL,    EITHER, OLDEST,   mptcp::subflows),
+    case!("mptcp_reset",          AUTO,        EITHER, KERNELS,  mptcp::reset),
     case!("mptcp_ledger",         Set::ALL,    EITHER, KERNELS,  mptcp::ledger),
     case!("filters",              AUTO,        V4,     OLDEST,    filters::run),
     case!("filters_full",         AUTO,        V4,     OLDEST,   filters::full),
@@ -155,6 +157,7 @@ pub const ALL: &[Case] = &[
     case!("top_by",               AUTO,        BOTH,   KERNELS,  top_by::run),
     case!("ledger_backed_up",     WITH_STATES, EITHER, SETS,     ledger::backed_up),
     case!("ledger_fast_open",     AUTO,        BOTH,   KERNELS,  ledger::fast_open),
+    case!("ledger_lost_race",     AUTO,        EITHER, KERNELS,  lost_race::run),
     case!("short_connections",    AUTO,        BOTH,   KERNELS,  ledger::short),
     case!("cuts",                 Set::ALL,    BOTH,   SETS,     cuts::run),
     case!("drops",                Set::ALL,    BOTH,   SETS,     drops::run),

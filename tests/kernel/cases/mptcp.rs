@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::ss;
+use super::stats::number;
 use super::top::Top;
 
 use crate::actors::{Actor, Id, Protocols};
@@ -147,70 +148,94 @@ pub fn subflows(set: Set, family: Family) -> Outcome {
     claims.judge(xctl, "")
 }
 
-/// The ledger counts the subflows of connections that stay open: what each has counted according to `ss`. A connection has two
-/// subflows: the server announces a second address.
-pub fn ledger(set: Set, family: Family) -> Outcome {
-    const NAMES: [&str; 6] = ["bytes_sent", "bytes_received", "segs_out", "segs_in", "data_segs_out", "data_segs_in"];
-    let (second, bits): (IpAddr, _) = match family {
-        Family::V4 => (Ipv4Addr::new(10, 99, 0, 50).into(), 32),
-        Family::V6 => (Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0x50).into(), 128),
-    };
-    let link = Link::up()?;
-    let (a, b) = (&link.a, &link.b);
-    let mut server = Actor::new(b, "server")?;
-    let mut client = Actor::new(a, "client")?;
-    let (listener, at) = match server.listen_mptcp((link.address(b, family), 0).into())? {
-        Ok(listener) => listener,
-        Err(why) => return Ok(Verdict::Skipped(why)),
-    };
-    // the option for an IPv6 address with a port needs the room that timestamps take in the header
-    [a, b].into_iter().try_for_each(|ns| ns.set("tcp_timestamps", "0"))?;
-    ip(a, &format!("route add {second} dev veth0"))?;
-    ip(a, &format!("neigh replace {second} lladdr {} nud permanent dev veth0", link.hardware(b)))?;
-    ip(b, &format!("addr add {second}/{bits} dev veth0 nodad"))?;
-    ip(a, "mptcp limits set subflows 4 add_addr_accepted 4")?;
-    ip(b, "mptcp limits set subflows 4 add_addr_accepted 4")?;
-    // with a port, the kernel listens for the subflow
-    ip(b, &format!("mptcp endpoint add {second} port 5205 signal"))?;
-    let connect = |client: &mut Actor, server: &mut Actor| -> Result<_> {
-        Ok((client.connect(at, Protocols::Mptcp)?.0, server.accept(listener)?.0))
-    };
-    let exchange = |client: &mut Actor, server: &mut Actor, (ours, theirs): (Id, Id), sends: u32| -> Result<()> {
+/// Both ends of connections with two subflows each: the server announces a second address.
+struct TwoWays {
+    link: Link,
+    server: Actor,
+    client: Actor,
+    listener: Id,
+    at: SocketAddr,
+}
+
+/// The figures of subflows that `ss` has, too.
+const NAMES: [&str; 6] = ["bytes_sent", "bytes_received", "segs_out", "segs_in", "data_segs_out", "data_segs_in"];
+
+impl TwoWays {
+    /// The inner error says that the kernel has no MPTCP.
+    fn new(family: Family) -> Result<Result<TwoWays, String>> {
+        let (second, bits): (IpAddr, _) = match family {
+            Family::V4 => (Ipv4Addr::new(10, 99, 0, 50).into(), 32),
+            Family::V6 => (Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0x50).into(), 128),
+        };
+        let link = Link::up()?;
+        let (a, b) = (&link.a, &link.b);
+        let mut server = Actor::new(b, "server")?;
+        let client = Actor::new(a, "client")?;
+        let (listener, at) = match server.listen_mptcp((link.address(b, family), 0).into())? {
+            Ok(listener) => listener,
+            Err(why) => return Ok(Err(why)),
+        };
+        // the option for an IPv6 address with a port needs the room that timestamps take in the header
+        [a, b].into_iter().try_for_each(|ns| ns.set("tcp_timestamps", "0"))?;
+        ip(a, &format!("route add {second} dev veth0"))?;
+        ip(a, &format!("neigh replace {second} lladdr {} nud permanent dev veth0", link.hardware(b)))?;
+        ip(b, &format!("addr add {second}/{bits} dev veth0 nodad"))?;
+        ip(a, "mptcp limits set subflows 4 add_addr_accepted 4")?;
+        ip(b, "mptcp limits set subflows 4 add_addr_accepted 4")?;
+        // with a port, the kernel listens for the subflow
+        ip(b, &format!("mptcp endpoint add {second} port 5205 signal"))?;
+        Ok(Ok(TwoWays { link, server, client, listener, at }))
+    }
+
+    fn connect(&mut self) -> Result<(Id, Id)> {
+        Ok((self.client.connect(self.at, Protocols::Mptcp)?.0, self.server.accept(self.listener)?.0))
+    }
+
+    fn exchange(&mut self, (ours, theirs): (Id, Id), sends: u32) -> Result<()> {
         for _ in 0..sends {
-            client.send(ours)?;
-            server.drain(theirs)?;
-            server.send(theirs)?;
-            client.drain(ours)?;
+            self.client.send(ours)?;
+            self.server.drain(theirs)?;
+            self.server.send(theirs)?;
+            self.client.drain(ours)?;
         }
         Ok(())
-    };
-    // The sums of all subflows, once nothing changes: also not by a delayed acknowledgement.
-    let told = |subflows: usize| -> Result<[[u64; 6]; 2]> {
+    }
+
+    /// The sums of all subflows at each end, once nothing changes: also not by a delayed acknowledgement.
+    fn told(&self, subflows: usize) -> Result<[[u64; 6]; 2]> {
         let (mut before, mut now) = (None, None);
         let settled = poll(PATIENCE, || {
             sleep(Duration::from_millis(300));
-            let all = [ss::sums(a, NAMES)?, ss::sums(b, NAMES)?];
+            let all = [ss::sums(&self.link.a, NAMES)?, ss::sums(&self.link.b, NAMES)?];
             let whole = all.iter().all(|(count, _)| *count == subflows);
             before = now.replace(all.map(|(_, sums)| sums));
             Ok(whole && before == now)
         })?;
         ensure!(settled, "never {subflows} subflows at rest: {now:?}");
         now.context("nothing was told")
+    }
+}
+
+/// The ledger counts the subflows of connections that stay open: what each has counted according to `ss`.
+pub fn ledger(set: Set, family: Family) -> Outcome {
+    let mut ways = match TwoWays::new(family)? {
+        Ok(ways) => ways,
+        Err(why) => return Ok(Verdict::Skipped(why)),
     };
-    let old = connect(&mut client, &mut server)?;
-    exchange(&mut client, &mut server, old, 3)?;
-    let before = told(2)?;
+    let old = ways.connect()?;
+    ways.exchange(old, 3)?;
+    let before = ways.told(2)?;
     let xctl = Xctl::start(set, &[])?;
     let top = Top::start(set)?;
-    let new = connect(&mut client, &mut server)?;
-    exchange(&mut client, &mut server, old, 5)?;
-    exchange(&mut client, &mut server, new, 7)?;
-    let after = told(4)?;
+    let new = ways.connect()?;
+    ways.exchange(old, 5)?;
+    ways.exchange(new, 7)?;
+    let after = ways.told(4)?;
     let top = top.finish()?;
     let trace = xctl.stop(Signal::SIGINT)?;
     trace.nothing_lost()?;
     ensure!(trace.summary.lost.ledger == 0, "the ledger lacks {}", trace.summary.lost.ledger);
-    for (end, who) in [&client.who, &server.who].into_iter().enumerate() {
+    for (end, who) in [&ways.client.who, &ways.server.who].into_iter().enumerate() {
         let row = trace.summary.ledger.iter().find(|row| row.pid == Some(who.pid));
         let row = &row.with_context(|| format!("no row of {who:?}"))?.ledger;
         ensure!(row["connections"]["open"] == 4 && row["complete"] == false, "four are open, two are older: {row}");
@@ -228,6 +253,52 @@ pub fn ledger(set: Set, family: Family) -> Outcome {
     Ok(Verdict::Passed(format!("{:?} before, {:?} after", before[0], after[0])))
 }
 
+/// A process ends without having read all: the kernel resets the connection, whose socket of MPTCP ends before its subflows, and
+/// their owner with it. An xctl that has read the subflows before knows their owner. Another one does not, and says so.
+pub fn reset(set: Set, family: Family) -> Outcome {
+    let mut ways = match TwoWays::new(family)? {
+        Ok(ways) => ways,
+        Err(why) => return Ok(Verdict::Skipped(why)),
+    };
+    let [a, b] = [&ways.link.a, &ways.link.b].map(|netns| netns.inode.to_string());
+    let here = ["--netns", &a, "--netns", &b];
+    let early = Xctl::start(set, &here)?;
+    let connection = ways.connect()?;
+    ways.exchange(connection, 3)?;
+    let before = ways.told(2)?;
+    let late = Xctl::start(set, &here)?;
+    ways.exchange(connection, 5)?;
+    ways.server.send(connection.1)?;
+    let after = ways.told(2)?;
+    let TwoWays { link, server, client, .. } = ways;
+    let pids = [client.who.pid, server.who.pid];
+    drop(client);
+    drop(server);
+    link.quiet()?;
+    // older kernels do not reset
+    let resets = counter(&link.a, "MPFastcloseTx").unwrap_or(0);
+    for (xctl, before) in [(early, [[0; 6]; 2]), (late, before)] {
+        let is_early = before == [[0; 6]; 2];
+        let trace = xctl.stop(Signal::SIGINT)?;
+        trace.nothing_lost()?;
+        let rows = &trace.summary.ledger;
+        for (end, pid) in pids.into_iter().enumerate() {
+            let own = rows.iter().find(|row| row.pid == Some(pid));
+            let unknown = rows.iter().find(|row| row.pid.is_none() && is_early && end == 0 && resets > 0);
+            let row = &own.or(unknown).with_context(|| format!("no row of {pid}: {rows:?}"))?.ledger;
+            ensure!(row["connections"]["open"] == 0 && row["connections"]["ended"] == 2, "two have ended: {row}");
+            ensure!(row["complete"] == (is_early && own.is_some()), "complete: {row}");
+            for (place, name) in NAMES.into_iter().enumerate().filter(|(_, name)| !name.starts_with("segs")) {
+                let expected = after[end][place] - before[end][place];
+                ensure!(expected > 0 && row["tcp"][name] == expected, "{name} of {pid} is not {expected}: {row}");
+            }
+        }
+        let ended = |row: &crate::xctl::OfProcess| number(&row.ledger, "connections.ended").unwrap_or(0);
+        ensure!(rows.iter().map(ended).sum::<u64>() == 4, "four subflows have ended: {rows:?}");
+    }
+    Ok(Verdict::Passed(format!("{:?} bytes and segments; resets: {resets}", after[0])))
+}
+
 /// Waits for a retransmitted SYN whose flow `which` accepts, and returns the flow.
 fn wait_for_syn(xctl: &mut Xctl, ns: &Netns, which: impl Fn(Flow) -> bool) -> Result<Flow> {
     let found =
@@ -243,10 +314,15 @@ fn ip(ns: &Netns, arguments: &str) -> Result<()> {
 
 /// The number of connections for which the peer has agreed to MPTCP.
 fn made_by_mptcp(ns: &Netns) -> Result<u64> {
+    counter(ns, "MPCapableSYNACKRX")
+}
+
+/// A counter of the namespace's MPTCP.
+fn counter(ns: &Netns, which: &str) -> Result<u64> {
     let text = ns.enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/netstat")?))?;
     let mut lines = text.lines().filter(|line| line.starts_with("MPTcpExt:"));
     let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
     let mut pairs = names.split_whitespace().zip(values.split_whitespace());
-    let (_, value) = pairs.find(|(name, _)| *name == "MPCapableSYNACKRX").context("no counter MPCapableSYNACKRX")?;
-    value.parse().with_context(|| format!("MPCapableSYNACKRX is {value}"))
+    let (_, value) = pairs.find(|(name, _)| *name == which).with_context(|| format!("no counter {which}"))?;
+    value.parse().with_context(|| format!("{which} is {value}"))
 }

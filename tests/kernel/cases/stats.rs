@@ -11,7 +11,7 @@ use crate::host::{Set, tool};
 use crate::link::{Link, Netns, run};
 use crate::process::{PATIENCE, poll};
 use crate::schema;
-use crate::tcp_info::TcpInfo;
+use crate::tcp_info::{RTO_TIME, TcpInfo};
 use crate::ways::{How, Order, RawActor};
 use crate::workers::{Flow, Who};
 use crate::xctl::command;
@@ -83,14 +83,16 @@ impl Stage {
         })
     }
 
-    /// What both processes are told, once that no longer changes: delayed acknowledgements and timers are over.
+    /// What both processes are told, once that no longer changes: delayed acknowledgements and timers are over. Without the time in
+    /// recovery if that still grows ([`TcpInfo::since`]).
     pub fn settled(&mut self, connection: &Connection) -> Result<[TcpInfo; 2]> {
         for _ in 0..20 {
             let before = self.told(connection)?;
             thread::sleep(Duration::from_millis(100));
             let after = self.told(connection)?;
             if before.each_ref().map(settled) == after.each_ref().map(settled) {
-                return Ok(after);
+                let [writer, reader] = after;
+                return Ok([writer.since(&before[0]), reader.since(&before[1])]);
             }
         }
         anyhow::bail!("the connection never rests: {:?}", self.told(connection)?)
@@ -124,7 +126,7 @@ impl Stage {
 /// What the process is told, without the time in recovery: it goes on as long as no new data ends the recovery.
 fn settled(told: &TcpInfo) -> TcpInfo {
     let mut told = told.clone();
-    told.counters.remove("total_rto_time_us");
+    told.counters.remove(RTO_TIME.0);
     told
 }
 
@@ -144,7 +146,7 @@ fn between(record: &Value, who: &Who, before: &TcpInfo, after: &TcpInfo) -> Resu
     ensure!(record["complete"] == true && record["observed_us"].is_null(), "not a snapshot: {record}");
     for (name, before) in &before.counters {
         // While a recovery lasts, its time counts up to now; at its end, up to the time that the peer echoed. So it may fall.
-        if *name == "total_rto_time_us" && *before != after.counter(name) {
+        if *name == RTO_TIME.0 && *before != after.counter(name) {
             continue;
         }
         let ours = number(record, &format!("tcp.{name}")).with_context(|| format!("no {name}: {record}"))?;

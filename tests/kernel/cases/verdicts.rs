@@ -2,11 +2,13 @@
 //! `stats_verdicts` and `stats_netem` do the same for open connections.
 
 use std::path::Path;
+use std::rc::Rc;
+use std::thread::sleep;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
-use super::ledger::{CLOSED, Expected, end};
+use super::ledger::{CLOSED, Expected, MILLISECONDS, end};
 use super::stats::{Connection, Stage, number, shape, shape_of};
 use crate::host::Set;
 use crate::process::{PATIENCE, poll};
@@ -17,7 +19,7 @@ use crate::{Family, Outcome, Verdict};
 
 /// A connection that has ended, and what must be said about it.
 struct Expects {
-    stage: Stage,
+    stage: Rc<Stage>,
     connection: Connection,
     told: TcpInfo,
     /// Words of the verdict that must be there.
@@ -30,13 +32,13 @@ struct Expects {
 
 impl Expects {
     fn new(
-        stage: Stage,
+        stage: impl Into<Rc<Stage>>,
         connection: Connection,
         told: TcpInfo,
         says: &'static [&'static str],
         never: &'static [&'static str],
     ) -> Self {
-        Self { stage, connection, told, says, never, least_busy: None }
+        Self { stage: stage.into(), connection, told, says, never, least_busy: None }
     }
 }
 
@@ -97,13 +99,15 @@ fn ecn(family: Family, mode: &str) -> Result<Expects> {
     Ok(Expects::new(stage, connection, told, &["network", "ecn"], &["needless", "local", "path"]))
 }
 
-/// A connection that sends little, behind another one that fills a queue.
-fn victim(family: Family) -> Result<Expects> {
+/// A connection that sends little, behind another one that fills a queue. Returns both, the little one first.
+fn victim(family: Family) -> Result<[Expects; 2]> {
+    /// What the other one sends: more than the queue lets through in this time.
+    const BULK: u32 = 30_000_000;
     let mut stage = Stage::new(family)?;
     let (bulk, victim) = (connect(&mut stage)?, connect(&mut stage)?);
     pour(&mut stage, &victim, 1000, 100, 1000)?;
     shape(&stage, "rate 8mbit limit 10000")?;
-    stage.writer.done(Order::Pour(bulk.writes.0, 300_000_000, 100_000))?;
+    stage.writer.done(Order::Pour(bulk.writes.0, BULK, 100_000))?;
     // until the time behind the queue is most of the connection's time
     let mut all = 1000;
     for _ in 0..100 {
@@ -114,8 +118,16 @@ fn victim(family: Family) -> Result<Expects> {
     }
     let [told, _] = end(&mut stage, &victim)?;
     ensure!(told.counter("retrans") == 0, "something was sent again: {told:?}");
+    let amid = stage.writer.tcp_info(bulk.writes.0)?;
+    ensure!(amid.counter("bytes_sent") < BULK.into(), "it was no longer behind a queue: {amid:?}");
+    shape(&stage, "rate 10gbit limit 10000")?;
+    stage.rest(&bulk, BULK.into())?;
+    let [bulk_told, _] = end(&mut stage, &bulk)?;
     let never = &["loss", "needless", "ecn", "local", "path"];
-    Ok(Expects::new(stage, victim, told, &["network", "queue"], never))
+    let stage = Rc::new(stage);
+    let little = Expects::new(stage.clone(), victim, told, &["network", "queue"], never);
+    // Its queue is gone at its end. What waited there can have been sent again in vain.
+    Ok([little, Expects::new(stage, bulk, bulk_told, &["network"], &["loss", "ecn", "local"])])
 }
 
 /// A process that may hand over only a few kilobytes at a time, on a long way. The kernel counts time as limited by the send buffer
@@ -206,15 +218,11 @@ fn gone(family: Family) -> Result<Expects> {
         told = stage.writer.tcp_info(connection.writes.0)?;
         Ok(told.state == CLOSED)
     })?;
+    sleep(MILLISECONDS);
+    told = stage.writer.tcp_info(connection.writes.0)?.since(&told);
     ensure!(gave_up && told.counter("retrans") > 2, "it does not give up: {told:?}");
-    Ok(Expects {
-        stage,
-        connection,
-        told,
-        says: &["network", "loss"],
-        never: &["idle", "needless", "path"],
-        least_busy,
-    })
+    let expects = Expects::new(stage, connection, told, &["network", "loss"], &["idle", "needless", "path"]);
+    Ok(Expects { least_busy, ..expects })
 }
 
 /// The record of the connection agrees with its process and with what was set up. Returns why.
@@ -252,13 +260,13 @@ pub fn run(set: Set, family: Family) -> Outcome {
         path(family)?,
         needless(family)?,
         ecn(family, "1")?,
-        victim(family)?,
         full_queue(family)?,
         duplicated(family)?,
         reordered(family)?,
         slow_reader(family)?,
         gone(family)?,
     ];
+    all.extend(victim(family)?);
     if std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control")?.contains("bbr") {
         all.push(small_buffer(family)?);
     }

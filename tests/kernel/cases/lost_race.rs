@@ -1,0 +1,124 @@
+//! Two ACKs that end one handshake arrive on two CPUs at once. Each CPU makes a connection, and one of the two loses the race for
+//! the request (`inet_ehash_nolisten()`): it ends at once, and nobody can accept it. It carries the retransmitted SYN-ACKs of the
+//! request, as the other one does. The ledger counts each connection once.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::ledger::Expected;
+use super::stats::Stage;
+use crate::host::{Set, tool};
+use crate::link::{DEAD_V4, DEAD_V6, Netns};
+use crate::missed::Witness;
+use crate::packets::{Packets, SynAck};
+use crate::process::{PATIENCE, poll};
+use crate::ways::{How, Order};
+use crate::workers::cpus;
+use crate::xctl::Xctl;
+use crate::{Family, Outcome, Verdict};
+
+/// Requests of a round. The listener's backlog is 64.
+const AT_ONCE: u16 = 32;
+/// The most rounds. In each, some ten of a hundred requests have a race.
+const ROUNDS: u16 = 20;
+
+pub fn run(set: Set, family: Family) -> Outcome {
+    let two: Vec<usize> = cpus()?.into_iter().take(2).collect();
+    let [one, other] = two[..] else { return Ok(Verdict::Skipped("this machine has one CPU".into())) };
+    let mut stage = Stage::new(family)?;
+    let absent = match family {
+        Family::V4 => DEAD_V4,
+        Family::V6 => DEAD_V6,
+    };
+    stage
+        .link
+        .b
+        .ip(&format!("neigh replace {absent} lladdr {} nud permanent dev veth0", stage.link.hardware(&stage.link.a)))?;
+    let (listener, at) = stage.listener;
+    let packets = Packets::new(&stage.link.a, absent, at)?;
+    let witness = Witness::of_ends()?;
+    let xctl = Xctl::start(set, &["--netns", &stage.link.b.inode.to_string()])?;
+    let (mut accepted, mut races) = (vec![], 0);
+    for round in 0..ROUNDS {
+        let first = 10_000 + round * AT_ONCE;
+        for answer in asked_twice(&packets, first..first + AT_ONCE)? {
+            twice_at_once(&packets, &packets.ack(answer), [one, other])?;
+            let (fd, _) = stage.reader.socket(Order::Accept(listener, How::Call))?;
+            // where no hook shows accept(), a read shows the owner
+            stage.reader.done(Order::Drain(fd, 1 << 16, 0))?;
+            accepted.push(fd);
+        }
+        races = witness.ends_from("TCP_SYN_RECV", at.port())?;
+        if races > 0 {
+            break;
+        }
+    }
+    ensure!(poll(PATIENCE, || nothing_unread(&stage.link.b))?, "not all was read");
+    let mut expected = Expected::default();
+    expected.open = accepted.len() as u64;
+    for fd in &accepted {
+        expected.count(&stage.reader.tcp_info(*fd)?, None);
+    }
+    let trace = xctl.stop(Signal::SIGINT)?;
+    if let Some(why) = witness.hidden()? {
+        return Ok(Verdict::Skipped(why));
+    }
+    if races == 0 {
+        return Ok(Verdict::Skipped(format!("no race in {} handshakes", accepted.len())));
+    }
+    trace.nothing_lost()?;
+    let row = trace.summary.ledger.iter().find(|row| row.pid == Some(stage.reader.who.pid)).context("no row")?;
+    expected.equals(&row.ledger, true)?;
+    ensure!(expected.sum("retrans") >= accepted.len() as i64, "not each SYN-ACK was sent twice: {}", row.ledger);
+    Ok(Verdict::Passed(format!("{races} races in {} handshakes", accepted.len())))
+}
+
+/// Whether the processes of a namespace have read all data that have arrived.
+fn nothing_unread(ns: &Netns) -> Result<bool> {
+    let output = ns.enter(|| tool("ss").args(["-Htn", "state", "established"]).output().context("starting ss"))?;
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.lines().all(|line| line.split_whitespace().next() == Some("0")))
+}
+
+/// Asks for connections from these ports, and waits until each answer has come twice.
+fn asked_twice(packets: &Packets, ports: std::ops::Range<u16>) -> Result<Vec<SynAck>> {
+    ports.clone().try_for_each(|port| packets.send(&packets.syn(port)))?;
+    let mut answers: BTreeMap<u16, (SynAck, u32)> = BTreeMap::new();
+    let all = poll(PATIENCE, || {
+        for answer in packets.answers()? {
+            answers.entry(answer.port).or_insert((answer, 0)).1 += 1;
+        }
+        Ok(ports.clone().all(|port| answers.get(&port).is_some_and(|(_, times)| *times > 1)))
+    })?;
+    ensure!(all, "not each SYN-ACK came twice: {answers:?}");
+    Ok(ports.filter_map(|port| answers.get(&port)).map(|(answer, _)| *answer).collect())
+}
+
+/// Sends a packet from both CPUs at the same time. A packet on a veth pair arrives on the CPU that sends it.
+fn twice_at_once(packets: &Packets, packet: &[u8], [one, other]: [usize; 2]) -> Result<()> {
+    /// The number of threads that are ready.
+    const BOTH: u32 = 2;
+    let ready = AtomicU32::new(0);
+    let send = |cpu: usize| -> Result<()> {
+        let mut only = CpuSet::new();
+        let moved = only.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));
+        let sender = packets.sender();
+        // also after a failure: the other one waits
+        ready.fetch_add(1, Ordering::SeqCst);
+        moved.with_context(|| format!("moving to CPU {cpu}"))?;
+        while ready.load(Ordering::SeqCst) < BOTH {
+            std::hint::spin_loop();
+        }
+        packets.send_by(&sender?, packet)
+    };
+    thread::scope(|scope| {
+        let threads = [one, other].map(|cpu| scope.spawn(move || send(cpu)));
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
+    })
+}
