@@ -107,6 +107,7 @@ const SKIPS: &[(&[&str], &str, &str)] = &[
     (&["5.10"], "mptcp", "this kernel has no MPTCP"),
     (&["5.10"], "mptcp_subflows", "this kernel has no MPTCP"),
     (&["5.10"], "mptcp_ledger", "this kernel has no MPTCP"),
+    (&["5.10"], "mptcp_reset", "this kernel has no MPTCP"),
     (&["5.10"], "ktls_worker", "this kernel has no kTLS"),
     (&[], "listens_again", "no tracepoint shows listen()"),
     (&["newest"], "smc_fallback", "this kernel has no SMC"),
