@@ -89,7 +89,8 @@ impl Packets {
             SocketAddr::V6(_) => 40,
         };
         let tcp = packet.get(header..)?;
-        let ours = packet.get(header - octets(self.address).len()..header)? == octets(self.address);
+        let address = octets(self.address);
+        let ours = packet.get(header.checked_sub(address.len())?..header)? == address;
         let [from, to] = [0, 2].map(|at| Some(u16::from_be_bytes(tcp.get(at..at + 2)?.try_into().ok()?)));
         let is_it = ours && from? == self.server.port() && *tcp.get(13)? == SYN | ACK;
         let sequence = u32::from_be_bytes(tcp.get(4..8)?.try_into().ok()?);

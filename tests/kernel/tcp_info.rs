@@ -89,7 +89,7 @@ impl TcpInfo {
         })
     }
 
-    /// This reading of a connection at rest, without the time in recovery if that has grown since the earlier reading: it goes on as
+    /// This reading of a connection at rest, without the time in recovery if that is another than in the earlier reading: it goes on as
     /// long as no new data ends the recovery, also after the connection's end.
     pub fn since(mut self, earlier: &TcpInfo) -> TcpInfo {
         if self.counters.get(RTO_TIME.0) != earlier.counters.get(RTO_TIME.0) {

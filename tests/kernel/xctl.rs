@@ -521,7 +521,9 @@ impl Trace {
         let (mut told, mut all): (BTreeMap<_, Sums>, _) = (BTreeMap::new(), Sums::default());
         // Exited processes without a row of their own are summed in one row without a PID. There were so many that some can have had
         // the same PID: their names distinguish them.
-        let has_folded = processes.iter().any(|process| process.others.is_some());
+        let folded = processes.iter().filter(|process| process.others.is_some()).count();
+        ensure!(folded <= 1, "{folded} rows of processes without a row of their own");
+        let has_folded = folded > 0;
         let who = |pid: Option<u32>, comm: &Option<String>| (pid, comm.clone().filter(|_| has_folded));
         for process in processes {
             ensure!(

@@ -13,7 +13,7 @@ use crate::ledger::timeline::Timeline;
 use crate::output::text::{Text, result_of_verify};
 use crate::output::{Output, svg};
 
-/// The longest line that is read, in bytes. A summary with 4,096 rows has six million.
+/// The longest line that is read, in bytes. A summary with 1,024 rows has two million.
 const LONGEST: u64 = 64 << 20;
 
 /// Print the runs in each of these files; `-` is standard input.

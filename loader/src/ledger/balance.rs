@@ -63,7 +63,7 @@ pub struct Balance {
     pub rows: HashMap<ProcessKey, Row>,
     /// The rows that were folded.
     pub folded: Folded,
-    /// The start of the youngest process that was folded; none: no process was.
+    /// The start of the youngest process that was folded though it may still live; none: no process was.
     youngest_folded: Option<u64>,
     /// The rows by something else, if somebody asks for them.
     groups: Groups,
@@ -200,9 +200,8 @@ impl Balance {
         let closes = account.why() == AccountWhy::Ended && counted_open && !is_listener;
         let key = ProcessKey::of(&account.owner);
         let of_process = self.rows.entry(key).or_insert_with(|| {
-            // A connection that goes on after its process's exit can count after the process was folded.
-            let was_folded = key.nobody == 0 && self.youngest_folded.is_some_and(|youngest| key.born <= youngest);
-            Row { complete: !was_folded, ..Row::default() }
+            let may_lack = key.nobody == 0 && self.youngest_folded.is_some_and(|youngest| key.born <= youngest);
+            Row { complete: !may_lack, ..Row::default() }
         });
         let of_group = self.groups.row_of(account, row.fates != Fates::default());
         for sums in [Some(of_process), of_group].into_iter().flatten() {
@@ -251,9 +250,11 @@ impl Balance {
         }
     }
 
-    /// Fold the row of this process, which has exited. Returns whether it had one with figures.
-    pub(super) fn fold(&mut self, key: &ProcessKey) -> bool {
-        self.youngest_folded = self.youngest_folded.max(Some(key.born));
+    /// Fold the row of this process. Returns whether it had one with figures. `may_live`: the process may get a row again.
+    pub(super) fn fold(&mut self, key: &ProcessKey, may_live: bool) -> bool {
+        if may_live {
+            self.youngest_folded = self.youngest_folded.max(Some(key.born));
+        }
         let row = self.rows.remove(key);
         let has_figures = row.as_ref().is_some_and(|row| !row.is_quiet());
         row.iter().for_each(|row| self.folded.add(row));

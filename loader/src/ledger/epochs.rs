@@ -7,7 +7,7 @@
 //! do so inside an RCU read-side section, and such a section does not last that long either. A virtual CPU that stands still
 //! for longer than that, between these two steps of a program, can lose what this program adds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -38,6 +38,11 @@ pub trait Table {
     /// # Errors
     /// If a map cannot be read.
     fn by_process(&self) -> Result<Vec<(ProcessKey, Totals)>>;
+    /// The PIDs of the owners of open sockets.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    fn owners(&self) -> Result<HashSet<u32>>;
     /// Take the entries of this epoch out of the table. The programs must count under the other epoch.
     ///
     /// # Errors
@@ -101,12 +106,11 @@ impl Moving {
         add(&mut self.by_process, key, totals);
     }
 
-    /// Add this process's row, if there is one, to those of the others. `counts`: the process has a row elsewhere that is folded
-    /// with it.
-    pub(super) fn fold(&mut self, key: &ProcessKey, counts: bool) {
+    /// Add this process's row, if there is one, to those of the others. `in_ledger`: the process also has figures in the ledger.
+    pub(super) fn fold(&mut self, key: &ProcessKey, in_ledger: bool) {
         let totals = self.by_process.remove(key).unwrap_or_default();
         add_totals(&mut self.others.totals, &totals);
-        self.others.rows += u64::from(counts || has_row(&totals));
+        self.others.rows += u64::from(in_ledger || has_row(&totals));
     }
 
     /// Note that events of processes arrived, which the programs have counted.
@@ -212,6 +216,10 @@ mod tests {
 
         fn by_process(&self) -> Result<Vec<(ProcessKey, Totals)>> {
             Ok(self.entries.borrow().iter().map(|(key, totals)| (*key, *totals)).collect())
+        }
+
+        fn owners(&self) -> Result<HashSet<u32>> {
+            Ok(HashSet::new())
         }
 
         fn take(&self, epoch: u32) -> Result<Vec<(ProcessKey, Totals)>> {

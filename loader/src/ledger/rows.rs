@@ -15,30 +15,39 @@ pub(super) const ROWS: usize = 1024;
 /// The size of a process's rows: retransmitted segments, retransmitted payload bytes, and bytes sent.
 type Size = (u64, u64, u64);
 
-/// The limit of both tables of a run. A process leaves both at once, so that no row has only a part of its figures.
+/// The limit of both tables of a run. A process leaves both at once, and only when it can count no more. So no row of the summary
+/// has only a part of its process's figures.
 #[derive(Debug)]
 pub struct Limit {
     /// The number of rows of a table above which rows leave.
     most: usize,
-}
-
-impl Default for Limit {
-    fn default() -> Self {
-        Self { most: ROWS }
-    }
+    /// Whether /proc tells which processes exist. It does not in another PID namespace. There a living process without sockets may
+    /// leave.
+    sees_processes: bool,
 }
 
 impl Limit {
-    /// The exited processes, those with the least first; none: the tables have room. Their rows leave in [`Limit::fold`]. Add
-    /// all accounts that were written to the balance between the two.
+    /// No process has left yet.
+    #[must_use]
+    pub fn new(sees_processes: bool) -> Self {
+        Self { most: ROWS, sees_processes }
+    }
+
+    /// The processes that have exited and own no socket any more, those with the least segments and bytes first; none: the tables
+    /// have room. Their rows leave in [`Limit::fold`]. Before that, add all accounts that were written to the balance: those of
+    /// their last sockets may be among them.
+    ///
+    /// # Errors
+    /// If a table of the programs cannot be read.
     pub fn exited(
         &self,
         moving: &Moving,
         balance: Option<&Balance>,
-        has_exited: impl Fn(&ProcessKey) -> bool,
-    ) -> Option<Vec<ProcessKey>> {
+        table: &impl Table,
+        is_alive: impl Fn(&ProcessKey) -> bool,
+    ) -> Result<Option<Vec<ProcessKey>>> {
         if rows(moving, balance) <= self.most {
-            return None;
+            return Ok(None);
         }
         let mut sizes: HashMap<ProcessKey, Size> = HashMap::new();
         for (key, totals) in moving.by_process() {
@@ -47,16 +56,20 @@ impl Limit {
         for (key, row) in balance.iter().flat_map(|balance| &balance.rows) {
             sizes.entry(*key).or_default().2 = row.counters.bytes_sent;
         }
-        let mut exited: Vec<_> = sizes.into_iter().filter(|(key, _)| key.nobody == 0 && has_exited(key)).collect();
+        let has_exited = |key: &ProcessKey| key.nobody == 0 && !(self.sees_processes && is_alive(key));
+        let mut exited: Vec<_> = sizes.into_iter().filter(|(key, _)| has_exited(key)).collect();
+        // A connection can outlive its process.
+        let owners = table.owners()?;
+        exited.retain(|(key, _)| !owners.contains(&key.tgid));
         sort::by_key(&mut exited, |(key, size)| (*size, key.born, key.tgid));
-        Some(exited.into_iter().map(|(key, _)| key).collect())
+        Ok(Some(exited.into_iter().map(|(key, _)| key).collect()))
     }
 
     /// If a table has too many rows, fold those of the first of these processes, until a quarter of the table is free. Rows of
     /// living processes stay; the number of these is limited by the number of processes on the host.
     ///
     /// # Errors
-    /// If the programs' table cannot be read.
+    /// If a table of the programs cannot be read.
     pub fn fold(
         &mut self,
         exited: Vec<ProcessKey>,
@@ -64,16 +77,17 @@ impl Limit {
         mut balance: Option<&mut Balance>,
         table: &impl Table,
     ) -> Result<()> {
-        // What a process counted last before its exit may still be in the programs' table.
-        let left: HashSet<_> = table.by_process()?.into_iter().map(|(key, _)| ProcessKey { epoch: 0, ..key }).collect();
-        let mut surplus = rows(moving, balance.as_deref()).saturating_sub(ROWS / 4 * 3);
-        for key in exited.iter().filter(|key| !left.contains(key)) {
-            if surplus == 0 {
-                break;
+        const ENOUGH: usize = ROWS / 4 * 3;
+        // The row of a process stays until its last counts have moved here.
+        let counted: HashSet<_> = table.by_process()?.iter().map(|(key, _)| key.tgid).collect();
+        for key in exited.iter().filter(|key| !counted.contains(&key.tgid)) {
+            let in_moving = moving.by_process().len() > ENOUGH && moving.by_process().contains_key(key);
+            let in_ledger =
+                balance.as_ref().is_some_and(|balance| balance.rows.len() > ENOUGH && balance.rows.contains_key(key));
+            if in_moving || in_ledger {
+                let in_ledger = balance.as_mut().is_some_and(|balance| balance.fold(key, !self.sees_processes));
+                moving.fold(key, in_ledger);
             }
-            let in_balance = balance.as_mut().is_some_and(|balance| balance.fold(key));
-            moving.fold(key, in_balance);
-            surplus -= 1;
         }
         // Looking at each process again takes time, so this happens only once there are a quarter more rows.
         self.most = ROWS.max(rows(moving, balance.as_deref()) / 4 * 5);
@@ -93,8 +107,9 @@ mod tests {
     use crate::ledger::row::{Fates, Row};
     use crate::model::events::Totals;
 
-    /// Entries that the programs hold.
-    struct Held(Vec<(ProcessKey, Totals)>);
+    /// The entries of processes in the programs' table, and the processes with open sockets.
+    #[derive(Default)]
+    struct Held(Vec<(ProcessKey, Totals)>, HashSet<u32>);
 
     impl Table for Held {
         fn count_under(&self, _epoch: u32) -> Result<()> {
@@ -103,6 +118,10 @@ mod tests {
 
         fn by_process(&self) -> Result<Vec<(ProcessKey, Totals)>> {
             Ok(self.0.clone())
+        }
+
+        fn owners(&self) -> Result<HashSet<u32>> {
+            Ok(self.1.clone())
         }
 
         fn take(&self, _epoch: u32) -> Result<Vec<(ProcessKey, Totals)>> {
@@ -134,13 +153,13 @@ mod tests {
 
     impl Tables {
         fn new() -> Self {
-            Self { limit: Limit::default(), moving: Moving::new(false), balance: Balance::new(250) }
+            Self { limit: Limit::new(true), moving: Moving::new(false), balance: Balance::new(250) }
         }
 
-        fn fold(&mut self, held: Vec<(ProcessKey, Totals)>, has_exited: impl Fn(&ProcessKey) -> bool) {
+        fn fold(&mut self, held: &Held, is_alive: impl Fn(&ProcessKey) -> bool) {
             let Self { limit, moving, balance } = self;
-            if let Some(exited) = limit.exited(moving, Some(balance), has_exited) {
-                limit.fold(exited, moving, Some(balance), &Held(held)).unwrap();
+            if let Some(exited) = limit.exited(moving, Some(balance), held, is_alive).unwrap() {
+                limit.fold(exited, moving, Some(balance), held).unwrap();
             }
         }
 
@@ -167,7 +186,7 @@ mod tests {
             }
             all = (all.0 + 2 * u64::from(tgid), all.1 + 4, all.2);
             // One process in a hundred is alive.
-            tables.fold(vec![], |key| key.tgid % 100 != 0);
+            tables.fold(&Held::default(), |key| key.tgid % 100 == 0);
             assert!(tables.moving.by_process().len() <= ROWS && tables.balance.rows.len() <= ROWS);
         }
         assert_eq!(tables.has(nobody), (true, false), "who owns nothing has not exited");
@@ -176,7 +195,7 @@ mod tests {
         assert!(tables.balance.rows.keys().all(|key| tables.has(*key).0), "a process leaves both");
         let Tables { moving, balance, .. } = tables;
         let sent = balance.rows.values().chain([&balance.folded.row]).map(|row| row.counters.bytes_sent).sum();
-        let (by_process, others) = moving.finish(&Held(vec![])).unwrap();
+        let (by_process, others) = moving.finish(&Held::default()).unwrap();
         assert_eq!(by_process.len() as u64 + others.rows, u64::from(processes) + 1);
         let totals = by_process.values().chain([&others.totals]);
         let (segs, failures) = totals.fold((0, 0), |(segs, failures), of| (segs + of.segs[1], failures + of.failures));
@@ -184,15 +203,25 @@ mod tests {
     }
 
     #[test]
-    fn living_processes_and_those_with_entries_in_the_programs_table_keep_their_rows() {
+    fn processes_that_can_count_keep_their_rows() {
         let mut tables = Tables::new();
         let many = 2 * ROWS as u32;
         (1..=many).for_each(|tgid| tables.moving.add(&key(tgid), &segs(tgid)));
-        tables.fold(vec![], |_| false);
+        tables.fold(&Held::default(), |_| true);
         assert_eq!((tables.moving.by_process().len(), tables.limit.most), (2 * ROWS, 2 * ROWS / 4 * 5));
         tables.limit.most = ROWS;
-        tables.fold((1..=7).map(|tgid| (ProcessKey { epoch: 1, ..key(tgid) }, segs(1))).collect(), |_| true);
+        let entries = (1..=4).map(|tgid| (ProcessKey { epoch: 1, ..key(tgid) }, segs(1))).collect();
+        tables.fold(&Held(entries, (5..=7).collect()), |_| false);
         let kept: Vec<_> = (1..=9).filter(|tgid| tables.has(key(*tgid)).0).collect();
         assert_eq!((tables.moving.by_process().len(), kept), (ROWS / 4 * 3, vec![1, 2, 3, 4, 5, 6, 7]));
+    }
+
+    #[test]
+    fn only_rows_of_the_table_without_room_are_folded() {
+        let mut tables = Tables::new();
+        (1..=2 * ROWS as u32).for_each(|tgid| tables.moving.add(&key(tgid), &segs(tgid)));
+        (1..=7).for_each(|tgid| _ = tables.balance.rows.insert(key(9000 + tgid), sent(1)));
+        tables.fold(&Held::default(), |_| false);
+        assert_eq!((tables.moving.by_process().len(), tables.balance.rows.len()), (ROWS / 4 * 3, 7));
     }
 }

@@ -355,6 +355,21 @@ mod tests {
     }
 
     #[test]
+    fn folded_processes_have_one_row_with_their_totals_and_counters() {
+        let totals = Totals { retransmits: 2, segs: [1; KINDS], ..Totals::default() };
+        let row = Row { fates: Fates { ended: 5, ..Fates::default() }, ..Row::default() };
+        let folded = Folded { rows: 3, row };
+        let others = Others { rows: 4, totals };
+        for (others, expected) in [(others, (Some(4), KINDS as u64)), (Others::default(), (Some(3), 0))] {
+            let mut summary = Summary::new(&ByProcess::new(), &others, Lost::default(), Seen::default());
+            summary.add_ledger(&HashMap::new(), &folded, 1);
+            let [process] = &summary.processes[..] else { panic!("{:?}", summary.processes) };
+            assert_eq!((process.others, process.segs), expected);
+            assert_eq!(process.ledger.connections.map(|fates| fates.ended), Some(5));
+        }
+    }
+
+    #[test]
     fn no_row_is_complete_if_an_account_was_lost() {
         let mut balance = Balance::new(250);
         let row = Row { fates: Fates { open: 1, ..Fates::default() }, ..Row::default() };

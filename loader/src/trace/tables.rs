@@ -1,6 +1,6 @@
 //! The maps of the loaded programs, as tables to read and change.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
 
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::kernel::loaded::LoadedObject;
 use crate::kernel::map::Map;
 use crate::ledger::epochs::Table;
-use crate::model::events::{NetnsKey, Plain, ProcessKey, Totals};
+use crate::model::events::{NetnsKey, Owner, Plain, ProcessKey, Totals};
 use crate::model::lost::{COUNTERS, Counts};
 use crate::model::maps::{EPOCH, LOST, NETNS_TOTALS, PROCESS_TOTALS, SOCKETS};
 
@@ -66,6 +66,15 @@ impl Table for Tables {
 
     fn by_process(&self) -> Result<Vec<(ProcessKey, Totals)>> {
         read_map(&self.object.contents(PROCESS_TOTALS)?).context("cannot read the map PROCESS_TOTALS")
+    }
+
+    fn owners(&self) -> Result<HashSet<u32>> {
+        let mut owners = HashSet::new();
+        let sockets = self.object.contents(SOCKETS)?;
+        sockets
+            .for_each(|_, value| _ = owners.insert(Owner::get(value).tgid))
+            .context("cannot read the map SOCKET_TO_PID")?;
+        Ok(owners)
     }
 
     fn take(&self, epoch: u32) -> Result<Vec<(ProcessKey, Totals)>> {

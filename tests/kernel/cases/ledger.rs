@@ -22,8 +22,8 @@ use crate::{Family, Outcome, Verdict, without};
 
 /// TCP_CLOSE.
 pub const CLOSED: u64 = 7;
-/// In this time a time that the kernel counts in milliseconds grows, if it does.
-pub const MILLISECONDS: Duration = Duration::from_millis(3);
+/// Long enough for a counter of milliseconds to grow.
+pub const SOME_MILLISECONDS: Duration = Duration::from_millis(3);
 
 /// Linux 5.10 counts the ACK that ends a connection as dropped, after the end (`tcp_rcv_state_process()`).
 const DROPPED: &str = "rcv_dropped";
@@ -91,7 +91,7 @@ fn told_at_end(stage: &mut Stage, connection: &Connection) -> Result<[TcpInfo; 2
     })?;
     ensure!(closed, "it never ends: {last:?}");
     let [writer, reader] = last.context("nothing was told")?;
-    sleep(MILLISECONDS);
+    sleep(SOME_MILLISECONDS);
     let [writer_now, reader_now] = stage.told(connection)?;
     Ok([writer_now.since(&writer), reader_now.since(&reader)])
 }
@@ -272,7 +272,13 @@ pub fn short(set: Set, family: Family) -> Outcome {
     }
     let retrans = writes.sums["retrans"] + reads.sums["retrans"];
     ensure!(retrans > 0, "nothing was retransmitted");
+    // The FIN, which is acknowledged, ended each recovery.
     let recovery = if writes.recovers { None } else { writes.sums.get(RTO_TIME.0) };
+    let timeouts = writes.sum("total_rto");
+    ensure!(
+        timeouts == 0 || recovery.is_some_and(|us| *us > 0),
+        "{timeouts} timeouts, and {recovery:?} us of recovery"
+    );
     Ok(Verdict::Passed(format!("{} connections, {retrans} segments again, {recovery:?} us of recovery", writes.ended)))
 }
 

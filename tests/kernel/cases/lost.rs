@@ -18,7 +18,7 @@ use crate::missed::Witness;
 use crate::process::{PATIENCE, nameless_file, poll};
 use crate::ways::{Order, RawActor};
 use crate::without;
-use crate::workers::{Plan, Puppet, Receiver, Sender, crowd_in_vain, send_all, unanswered};
+use crate::workers::{Plan, Puppet, Receiver, Sender, Who, crowd_in_vain, send_all, unanswered};
 use crate::xctl::{Kind, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
@@ -181,7 +181,11 @@ pub fn totals_that_last(set: Set, family: Family) -> Outcome {
     let mut truths = Vec::new();
     while truths.len() < processes {
         steady.send()?;
-        truths.extend(crowd_in_vain(&link.a, (DEAD_V4, 443).into(), (0..at_once).map(|_| "short-lived".into()))?);
+        truths.extend(crowd_in_vain(
+            &link.a,
+            (DEAD_V4, 443).into(),
+            (truths.len()..truths.len() + at_once).map(|number| format!("short-{number}")),
+        )?);
     }
     link.lose(0)?;
     let goes_on = steady.truth.who.clone();
@@ -195,12 +199,17 @@ pub fn totals_that_last(set: Set, family: Family) -> Outcome {
     }
 
     trace.nothing_lost()?;
-    let rows = |pid| trace.summary.processes.iter().filter(move |process| process.pid == Some(pid));
-    let told = |pid| rows(pid).map(|process| process.segs).collect::<Vec<_>>();
-    let printed = |pid| trace.segs(|record| record.at.pid == Some(pid));
+    // There are so many processes that two may have had the same PID.
+    let is_of =
+        |pid: Option<u32>, comm: &Option<String>, who: &Who| pid == Some(who.pid) && comm.as_ref() == Some(&who.comm);
+    let told = |who: &Who| {
+        let rows = trace.summary.processes.iter().filter(|row| is_of(row.pid, &row.comm, who));
+        rows.map(|row| row.segs).collect::<Vec<_>>()
+    };
+    let printed = |who: &Who| trace.segs(|record| is_of(record.at.pid, &record.at.comm, who));
     let mut without_row = (0, 0);
     for who in truths.iter().map(|truth| &truth.who).chain([&goes_on]) {
-        let (told, printed) = (told(who.pid), printed(who.pid));
+        let (told, printed) = (told(who), printed(who));
         ensure!(printed > 0, "{who:?} has no retransmit");
         if told.is_empty() {
             without_row = (without_row.0 + 1, without_row.1 + printed);
@@ -210,13 +219,12 @@ pub fn totals_that_last(set: Set, family: Family) -> Outcome {
     }
     let folded = trace.summary.processes.iter().find_map(|process| Some((process.others?, process.segs)));
     ensure!(folded.unwrap_or_default() == without_row, "{folded:?} folded, and {without_row:?} without a row");
-    let pid = goes_on.pid;
-    ensure!(rows(pid).count() == 1, "not one row: {:?}", rows(pid).collect::<Vec<_>>());
+    ensure!(told(&goes_on).len() == 1, "not one row: {:?}", told(&goes_on));
     let kernel = after.since(&before, "RetransSegs")? - after.since(&before, "TCPRetransFail")?;
     let segs = trace.summary.segs;
     ensure!(i64::try_from(segs)? == kernel, "the kernel counted {kernel} segments, the summary {segs}");
-    // xctl keeps at most 1,280 rows. The hash tables then have 2,048 places, of 216 bytes for the totals and of 864 for the ledger,
-    // which is 2.2 MB. It remembers connections that have ended for a second.
+    // xctl keeps 1,024 rows, and for a moment those that come at once. The hash tables then have 2,048 places, of 216 bytes for the
+    // totals and of 864 for the ledger, which is 2.2 MB. It remembers connections that have ended for a second.
     let bound = if is_full() { 4096 } else { 1024 };
     ensure!(grown < bound, "it took {grown} KiB more");
     Ok(Verdict::Passed(format!(

@@ -19,7 +19,7 @@ use crate::map;
 use crate::missed::program_misses;
 use crate::process::{PATIENCE, now, poll};
 use crate::workers::Flow;
-use crate::xctl::{Kind, Owner, Xctl};
+use crate::xctl::{Kind, OfProcess, Owner, Xctl};
 use crate::{Family, Outcome, Verdict};
 
 /// Connections of MPTCP at both ends, one of them handed over, and connections where one end speaks only TCP.
@@ -254,7 +254,8 @@ pub fn ledger(set: Set, family: Family) -> Outcome {
 }
 
 /// A process ends without having read all: the kernel resets the connection, whose socket of MPTCP ends before its subflows, and
-/// their owner with it. An xctl that has read the subflows before knows their owner. Another one does not, and says so.
+/// their owner with it. The xctl that starts late has read the subflows at its start, and knows their owner. The other one
+/// counts them in the row without a PID.
 pub fn reset(set: Set, family: Family) -> Outcome {
     let mut ways = match TwoWays::new(family)? {
         Ok(ways) => ways,
@@ -275,16 +276,17 @@ pub fn reset(set: Set, family: Family) -> Outcome {
     drop(client);
     drop(server);
     link.quiet()?;
-    // older kernels do not reset
-    let resets = counter(&link.a, "MPFastcloseTx").unwrap_or(0);
-    for (xctl, before) in [(early, [[0; 6]; 2]), (late, before)] {
-        let is_early = before == [[0; 6]; 2];
+    let resets = counter(&link.a, "MPFastcloseTx")?;
+    ensure!(resets > 0, "the kernel did not reset the connection");
+    for (xctl, is_early, before) in [(early, true, [[0; 6]; 2]), (late, false, before)] {
         let trace = xctl.stop(Signal::SIGINT)?;
         trace.nothing_lost()?;
         let rows = &trace.summary.ledger;
+        let is_unknown =
+            |row: &OfProcess| row.pid.is_none() && row.ledger["kernel"] == false && row.ledger["shared"] == false;
         for (end, pid) in pids.into_iter().enumerate() {
             let own = rows.iter().find(|row| row.pid == Some(pid));
-            let unknown = rows.iter().find(|row| row.pid.is_none() && is_early && end == 0 && resets > 0);
+            let unknown = rows.iter().find(|row| is_early && end == 0 && is_unknown(row));
             let row = &own.or(unknown).with_context(|| format!("no row of {pid}: {rows:?}"))?.ledger;
             ensure!(row["connections"]["open"] == 0 && row["connections"]["ended"] == 2, "two have ended: {row}");
             ensure!(row["complete"] == (is_early && own.is_some()), "complete: {row}");
@@ -293,7 +295,7 @@ pub fn reset(set: Set, family: Family) -> Outcome {
                 ensure!(expected > 0 && row["tcp"][name] == expected, "{name} of {pid} is not {expected}: {row}");
             }
         }
-        let ended = |row: &crate::xctl::OfProcess| number(&row.ledger, "connections.ended").unwrap_or(0);
+        let ended = |row: &OfProcess| number(&row.ledger, "connections.ended").unwrap_or(0);
         ensure!(rows.iter().map(ended).sum::<u64>() == 4, "four subflows have ended: {rows:?}");
     }
     Ok(Verdict::Passed(format!("{:?} bytes and segments; resets: {resets}", after[0])))

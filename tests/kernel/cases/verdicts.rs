@@ -8,7 +8,7 @@ use std::thread::sleep;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
-use super::ledger::{CLOSED, Expected, MILLISECONDS, end};
+use super::ledger::{CLOSED, Expected, SOME_MILLISECONDS, end};
 use super::stats::{Connection, Stage, number, shape, shape_of};
 use crate::host::Set;
 use crate::process::{PATIENCE, poll};
@@ -101,7 +101,7 @@ fn ecn(family: Family, mode: &str) -> Result<Expects> {
 
 /// A connection that sends little, behind another one that fills a queue. Returns both, the little one first.
 fn victim(family: Family) -> Result<[Expects; 2]> {
-    /// What the other one sends: more than the queue lets through in this time.
+    /// The bytes of the other one: more than the queue lets through meanwhile.
     const BULK: u32 = 30_000_000;
     let mut stage = Stage::new(family)?;
     let (bulk, victim) = (connect(&mut stage)?, connect(&mut stage)?);
@@ -126,7 +126,7 @@ fn victim(family: Family) -> Result<[Expects; 2]> {
     let never = &["loss", "needless", "ecn", "local", "path"];
     let stage = Rc::new(stage);
     let little = Expects::new(stage.clone(), victim, told, &["network", "queue"], never);
-    // Its queue is gone at its end. What waited there can have been sent again in vain.
+    // Segments that waited in the queue may have been retransmitted needlessly. At the end there is no queue.
     Ok([little, Expects::new(stage, bulk, bulk_told, &["network"], &["loss", "ecn", "local"])])
 }
 
@@ -218,7 +218,7 @@ fn gone(family: Family) -> Result<Expects> {
         told = stage.writer.tcp_info(connection.writes.0)?;
         Ok(told.state == CLOSED)
     })?;
-    sleep(MILLISECONDS);
+    sleep(SOME_MILLISECONDS);
     told = stage.writer.tcp_info(connection.writes.0)?.since(&told);
     ensure!(gave_up && told.counter("retrans") > 2, "it does not give up: {told:?}");
     let expects = Expects::new(stage, connection, told, &["network", "loss"], &["idle", "needless", "path"]);

@@ -19,7 +19,7 @@ use crate::kernel::wait::{Waiter, Woken};
 use crate::ledger::epochs::Moving;
 use crate::ledger::rows::Limit;
 use crate::model::event::Event;
-use crate::model::events::{NetnsKey, ProcessKey, Totals};
+use crate::model::events::{NetnsKey, Totals};
 use crate::ring::order::Order;
 use crate::trace::accounts::Accounts;
 use crate::trace::rings::{Drained, Rings};
@@ -47,7 +47,7 @@ pub(super) fn follow(
     deadline: Option<Instant>,
 ) -> Result<Woken> {
     let mut look = GATHER;
-    let mut limit = Limit::default();
+    let mut limit = Limit::new(printer.exits.sees_processes());
     loop {
         let drained = round(running, order)?;
         printer.exits.forget();
@@ -63,7 +63,7 @@ pub(super) fn follow(
         }
         moving.note(counted);
         moving.go_on(&running.tables)?;
-        fold(running, printer, moving, &mut limit)?;
+        let folded = fold(running, moving, &mut limit)?;
         printer.output.flush()?;
         tick(running, printer, moving)?;
         let read = printer.metrics.as_mut().map_or(Ok(false), |metrics| metrics.go_on(running, moving))?;
@@ -73,7 +73,7 @@ pub(super) fn follow(
         let status = printer.waits.as_ref().map(Waits::due);
         let due = deadline.into_iter().chain(moving.due()).chain(ticks).chain(metrics).chain(status);
         // The next round prints the connections that ended meanwhile.
-        let due = due.chain(read.then(Instant::now)).min();
+        let due = due.chain((read || folded).then(Instant::now)).min();
         let woken = match printer.left {
             Some(0) => Woken::Timeout,
             _ => match next_round(waiter, drained, order.is_settled(), &mut look, due)? {
@@ -96,19 +96,17 @@ pub(super) fn follow(
     }
 }
 
-/// Fold rows of exited processes if there are too many.
-fn fold(running: &mut Running, printer: &Printer<'_>, moving: &mut Moving, limit: &mut Limit) -> Result<()> {
+/// Fold rows of exited processes if there are too many. True: accounts were read, so connections that ended may be printed.
+fn fold(running: &mut Running, moving: &mut Moving, limit: &mut Limit) -> Result<bool> {
     let Running { accounts, tables, .. } = running;
     let balance = accounts.as_ref().map(Accounts::balance);
-    // In another PID namespace, /proc does not tell which processes exist, so any may be folded.
-    let sees_processes = printer.exits.sees_processes();
-    let has_exited = |key: &ProcessKey| !sees_processes || !host::is_alive(key.tgid, key.born);
-    let Some(exited) = limit.exited(moving, balance, has_exited) else { return Ok(()) };
-    // The accounts of their last connections have been written.
+    let exited = limit.exited(moving, balance, tables, |key| host::is_alive(key.tgid, key.born))?;
+    let Some(exited) = exited else { return Ok(false) };
     if let Some(accounts) = accounts {
         accounts.drain()?;
     }
-    limit.fold(exited, moving, accounts.as_mut().map(Accounts::balance_mut), tables)
+    limit.fold(exited, moving, accounts.as_mut().map(Accounts::balance_mut), tables)?;
+    Ok(true)
 }
 
 /// If an interval of `xctl top` is over, show it.

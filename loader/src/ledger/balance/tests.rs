@@ -148,7 +148,7 @@ fn an_interval_has_what_rows_gained_that_were_folded_in_it() {
             let time = BEGUN + (round * rows + tgid) * LATE_NS / 100;
             balance.note(&account(tgid, time - 1, tgid as u32, AccountWhy::Ended, tgid, time));
             if balance.rows.len() > 7 {
-                balance.fold(&ProcessKey { tgid: tgid as u32, ..ProcessKey::default() });
+                balance.fold(&ProcessKey { tgid: tgid as u32, ..ProcessKey::default() }, false);
             }
         }
         let (taken, folded) = balance.take_interval(0);
@@ -286,11 +286,12 @@ fn a_row_is_not_complete_if_its_process_can_have_been_folded_before() {
     let key = |tgid, born| ProcessKey { tgid, born, ..ProcessKey::default() };
     balance.note(&ended(7, 100));
     balance.note(&ended(8, 90));
-    assert!(balance.fold(&key(7, 100)) && !balance.fold(&key(9, 50)));
+    balance.note(&ended(11, 200));
+    assert!(balance.fold(&key(7, 100), true) && !balance.fold(&key(9, 50), true) && balance.fold(&key(11, 200), false));
     for (tgid, born) in [(7, 100), (8, 90), (9, 50), (10, 101)] {
         balance.note(&ended(tgid, born));
     }
     let complete = [7, 8, 9, 10].map(|tgid| sent(&balance, tgid).unwrap().2);
     assert_eq!(complete, [false, true, false, true]);
-    assert_eq!((balance.folded.rows, balance.folded.row.counters.bytes_sent), (1, 5));
+    assert_eq!((balance.folded.rows, balance.folded.row.counters.bytes_sent), (2, 10));
 }
