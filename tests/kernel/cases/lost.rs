@@ -10,7 +10,7 @@ use super::ends::bpf_objects;
 use super::stats::number;
 use super::stopped_reader::stopped;
 use crate::claims::{Claims, Whose};
-use crate::counters::Counters;
+use crate::counters::{Counters, wait_until_grown};
 use crate::host::{Set, is_full, tool};
 use crate::link::{DEAD_V4, Link, quiet};
 use crate::map;
@@ -176,18 +176,21 @@ pub fn totals_that_last(set: Set, family: Family) -> Outcome {
     let witness = Witness::of(&[])?;
     let xctl = Xctl::start(set, &["--object", &object, "--netns", &link.a.path().to_string_lossy()])?;
     let mut steady = Puppet::new(&link.a, "steady", receiver.at)?;
-    link.lose(100)?;
     let memory = memory_kb(xctl.process.pid())?;
     let mut truths = Vec::new();
     while truths.len() < processes {
+        // The link is whole meanwhile, so that the time between two retransmits does not grow from round to round.
+        let counted = Counters::of(&link.a)?;
+        link.lose(100)?;
         steady.send()?;
+        wait_until_grown(&link.a, &counted, "RetransSegs", 1)?;
+        link.lose(0)?;
         truths.extend(crowd_in_vain(
             &link.a,
             (DEAD_V4, 443).into(),
             (truths.len()..truths.len() + at_once).map(|number| format!("short-{number}")),
         )?);
     }
-    link.lose(0)?;
     let goes_on = steady.truth.who.clone();
     steady.exit()?;
     link.quiet()?;
