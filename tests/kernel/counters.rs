@@ -10,7 +10,7 @@ use crate::process::{PATIENCE, poll};
 /// `/proc/self/net` shows the namespace of the main thread; this path shows the namespace of the reading thread.
 const NET: &str = "/proc/thread-self/net";
 
-/// TCP counters since the namespace was made.
+/// The counters of TCP and MPTCP since the namespace was made.
 pub struct Counters(HashMap<String, i64>);
 
 impl Counters {
@@ -21,19 +21,23 @@ impl Counters {
         // each group is two lines, "Tcp: RtoAlgorithm ..." and "Tcp: 1 ..."
         while let (Some(names), Some(numbers)) = (lines.next(), lines.next()) {
             let pairs = names.split_whitespace().zip(numbers.split_whitespace()).skip(1);
-            if names.starts_with("Tcp") {
-                values.extend(pairs.filter_map(|(name, number)| Some((name.to_owned(), number.parse().ok()?))));
+            if names.starts_with("Tcp") || names.starts_with("MPTcp") {
+                for (name, number) in pairs.filter_map(|(name, number)| Some((name, number.parse().ok()?))) {
+                    // TCP comes first: MPTCP has some of its names, too
+                    values.entry(name.to_owned()).or_insert(number);
+                }
             }
         }
         Ok(Counters(values))
     }
 
+    pub fn value(&self, name: &str) -> Result<i64> {
+        self.0.get(name).copied().with_context(|| format!("this kernel has no counter {name}"))
+    }
+
     /// The growth of the counter since `earlier`.
     pub fn since(&self, earlier: &Counters, name: &str) -> Result<i64> {
-        let value = |counters: &Counters| {
-            counters.0.get(name).copied().with_context(|| format!("this kernel has no counter {name}"))
-        };
-        Ok(value(self)? - value(earlier)?)
+        Ok(self.value(name)? - earlier.value(name)?)
     }
 }
 

@@ -31,6 +31,14 @@ pub const SECOND_MTU: u64 = 1400;
 pub const DEAD_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 99));
 pub const DEAD_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0x99));
 
+/// The address of this family at which nobody answers.
+pub fn dead(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => DEAD_V4,
+        Family::V6 => DEAD_V6,
+    }
+}
+
 /// A named network namespace.
 pub struct Netns {
     pub name: String,

@@ -136,7 +136,7 @@ impl Witness {
         if is_guest() {
             return Ok(0);
         }
-        let trace = tracefs::with(|tracing| read(&self.instance(tracing).join("trace")))?;
+        let trace = self.trace()?;
         let tasks = trace.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(" [").next());
         let tids = tasks.filter_map(|task| task.trim_end().rsplit('-').next());
         Ok(tids.filter(|tid| Path::new("/proc/1/task").join(tid).exists()).count() as u64)
@@ -144,7 +144,7 @@ impl Witness {
 
     /// The number of sockets with this local port that went from a state to the end ([`Witness::of_ends`]).
     pub fn ends_from(&self, state: &str, port: u16) -> Result<usize> {
-        let trace = tracefs::with(|tracing| read(&self.instance(tracing).join("trace")))?;
+        let trace = self.trace()?;
         let (port, change) = (format!(" sport={port} "), format!(" oldstate={state} newstate=TCP_CLOSE"));
         Ok(trace.lines().filter(|line| line.contains(&port) && line.contains(&change)).count())
     }
@@ -154,6 +154,11 @@ impl Witness {
         let hidden = self.above_pid_1()?;
         Ok((hidden > 0)
             .then(|| format!("{hidden} retransmits interrupted PID 1, where this kernel runs no BPF program")))
+    }
+
+    /// The events that the trace instance has recorded.
+    fn trace(&self) -> Result<String> {
+        tracefs::with(|tracing| read(&self.instance(tracing).join("trace")))
     }
 
     fn instance(&self, tracing: &Path) -> PathBuf {

@@ -43,11 +43,6 @@ impl Packets {
         Ok(Packets { sends, sees, address, server })
     }
 
-    /// A socket to send with from another thread.
-    pub fn sender(&self) -> Result<Socket> {
-        Ok(self.sends.try_clone()?)
-    }
-
     pub fn syn(&self, port: u16) -> Vec<u8> {
         self.segment(port, 0, 0, SYN, b"")
     }
@@ -58,13 +53,9 @@ impl Packets {
     }
 
     pub fn send(&self, packet: &[u8]) -> Result<()> {
-        self.send_by(&self.sends, packet)
-    }
-
-    /// Sends by this socket of [`Packets::sender`].
-    pub fn send_by(&self, sender: &Socket, packet: &[u8]) -> Result<()> {
         // the packet has the port, and IPv6 wants none here
-        let sent = sender.send_to(packet, &SocketAddr::new(self.server.ip(), 0).into()).context("sending a packet")?;
+        let sent =
+            self.sends.send_to(packet, &SocketAddr::new(self.server.ip(), 0).into()).context("sending a packet")?;
         ensure!(sent == packet.len(), "{sent} of {} bytes sent", packet.len());
         Ok(())
     }

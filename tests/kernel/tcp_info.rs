@@ -91,14 +91,14 @@ impl TcpInfo {
 
     /// This reading of a connection at rest, without the time in recovery if that is another than in the earlier reading: it goes on as
     /// long as no new data ends the recovery, also after the connection's end.
-    pub fn since(mut self, earlier: &TcpInfo) -> TcpInfo {
+    pub fn at_rest(mut self, earlier: &TcpInfo) -> TcpInfo {
         if self.counters.get(RTO_TIME.0) != earlier.counters.get(RTO_TIME.0) {
             self.counters.remove(RTO_TIME.0);
         }
         self
     }
 
-    /// Whether the time in recovery cannot be compared: see [`TcpInfo::since`].
+    /// Whether the time in recovery cannot be compared: see [`TcpInfo::at_rest`].
     pub fn recovers(&self) -> bool {
         self.counters.contains_key("total_rto") && !self.counters.contains_key(RTO_TIME.0)
     }

@@ -321,6 +321,13 @@ pub fn cpus() -> Result<Vec<usize>> {
     Ok((0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect())
 }
 
+/// Moves the calling thread to this CPU, where it stays.
+pub fn move_to(cpu: usize) -> Result<()> {
+    let mut only = CpuSet::new();
+    only.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &only).with_context(|| format!("moving to CPU {cpu}"))
+}
+
 /// Starts a worker in `ns` and reads its first report.
 fn start(ns: &Netns, comm: &str, job: &Job) -> Result<(Process, Truth)> {
     let command = worker(job)?;
@@ -425,9 +432,7 @@ fn work(job: Job) -> Result<()> {
             Err(Command::new(program).args(arguments).exec().into())
         }
         Job::Spin { comm, cpu } => {
-            let mut only = CpuSet::new();
-            only.set(cpu)?;
-            sched_setaffinity(Pid::from_raw(0), &only).with_context(|| format!("moving to CPU {cpu}"))?;
+            move_to(cpu)?;
             take_name(&comm)?;
             say(&comm, vec![])?;
             end_with_parent();

@@ -26,7 +26,7 @@ const SOONEST: Duration = Duration::from_millis(100);
 /// has room for 4,096 entries.
 const MANY: usize = 1024;
 
-/// The table of totals that the programs write.
+/// The tables that the programs write: the totals by process, and the owners of sockets.
 pub trait Table {
     /// Let the programs count under this epoch from now on.
     ///

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 
 use super::hosts::by_shell;
 use super::idle::switches;
@@ -19,7 +17,7 @@ use crate::host::{Set, is_guest};
 use crate::link::{Link, Netns};
 use crate::process::{PATIENCE, Process, poll};
 use crate::tracefs::with_private_mounts;
-use crate::workers::{Puppet, Receiver, keep_cpus_busy, send_all};
+use crate::workers::{Puppet, Receiver, keep_cpus_busy, move_to, send_all};
 use crate::xctl::{Trace, Xctl};
 use crate::{Family, Outcome, Verdict};
 
@@ -262,9 +260,7 @@ fn sent_again(ns: &Netns, before: &Counters, count: i64) -> Result<i64> {
 /// Runs `work`, and all that it starts, on that CPU.
 fn on_cpu<T: Send>(cpu: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let there = || {
-        let mut only = CpuSet::new();
-        only.set(cpu)?;
-        sched_setaffinity(Pid::from_raw(0), &only).context("moving there")?;
+        move_to(cpu)?;
         work()
     };
     thread::scope(|scope| scope.spawn(there).join()).map_err(|_| anyhow!("the thread panicked"))?

@@ -9,7 +9,7 @@ use crate::actors::{Actor, Protocols};
 use crate::claims::{Claims, Whose};
 use crate::counters::unacknowledged;
 use crate::host::Set;
-use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
+use crate::link::{Link, Netns, dead};
 use crate::process::{PATIENCE, poll};
 use crate::ways::{How, Order, RawActor};
 use crate::workers::{Flow, Receiver, mount_in_vain};
@@ -94,7 +94,7 @@ pub fn mount(set: Set, family: Family) -> Outcome {
             |record: &Retransmit| record.at.netns == ns.inode && record.at.flow().remote == to && record.kind == kind;
         Ok(xctl.wait_for(wanted)?.with_context(|| format!("nothing of kind {kind:?} to {to}"))?.at.flow())
     };
-    let dead = if family == Family::V4 { DEAD_V4 } else { DEAD_V6 };
+    let dead = dead(family);
     let mounting = mount_in_vain(&link.a, "mounting", dead)?;
     let flow = wait(&link.a, dead, Kind::Syn)?;
     if set == Set::Auto {

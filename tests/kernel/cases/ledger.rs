@@ -93,7 +93,7 @@ fn told_at_end(stage: &mut Stage, connection: &Connection) -> Result<[TcpInfo; 2
     let [writer, reader] = last.context("nothing was told")?;
     sleep(SOME_MILLISECONDS);
     let [writer_now, reader_now] = stage.told(connection)?;
-    Ok([writer_now.since(&writer), reader_now.since(&reader)])
+    Ok([writer_now.at_rest(&writer), reader_now.at_rest(&reader)])
 }
 
 /// Connections that are open before xctl, made meanwhile, ended, still open at the end, and handed over.

@@ -8,19 +8,17 @@ use std::thread::{self, sleep};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 
 use super::ledger::Expected;
 use super::stats::Stage;
 use crate::host::{Set, tool};
-use crate::link::{DEAD_V4, DEAD_V6, Netns};
+use crate::link::{Netns, dead};
 use crate::missed::Witness;
 use crate::packets::{Packets, SynAck};
 use crate::process::{PATIENCE, poll};
 use crate::ways::{How, Order};
-use crate::workers::cpus;
+use crate::workers::{cpus, move_to};
 use crate::xctl::Xctl;
 use crate::{Family, Outcome, Verdict};
 
@@ -33,10 +31,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let two: Vec<usize> = cpus()?.into_iter().take(2).collect();
     let [one, other] = two[..] else { return Ok(Verdict::Skipped("this machine has one CPU".into())) };
     let mut stage = Stage::new(family)?;
-    let absent = match family {
-        Family::V4 => DEAD_V4,
-        Family::V6 => DEAD_V6,
-    };
+    let absent = dead(family);
     stage
         .link
         .b
@@ -112,16 +107,14 @@ fn twice_at_once(packets: &Packets, packet: &[u8], [one, other]: [usize; 2]) -> 
     const BOTH: u32 = 2;
     let ready = AtomicU32::new(0);
     let send = |cpu: usize| -> Result<()> {
-        let mut only = CpuSet::new();
-        let moved = only.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));
-        let sender = packets.sender();
+        let moved = move_to(cpu);
         // also after a failure: the other one waits
         ready.fetch_add(1, Ordering::SeqCst);
-        moved.with_context(|| format!("moving to CPU {cpu}"))?;
+        moved?;
         while ready.load(Ordering::SeqCst) < BOTH {
             std::hint::spin_loop();
         }
-        packets.send_by(&sender?, packet)
+        packets.send(packet)
     };
     thread::scope(|scope| {
         let threads = [one, other].map(|cpu| scope.spawn(move || send(cpu)));

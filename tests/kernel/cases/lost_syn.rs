@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::counters::Counters;
 use crate::host::Set;
-use crate::link::{DEAD_V4, DEAD_V6, Link};
+use crate::link::{Link, dead};
 use crate::missed::Witness;
 use crate::workers::connect_in_vain;
 use crate::xctl::{Kind, Owner, Xctl};
@@ -15,7 +15,7 @@ use crate::{Family, Outcome, Verdict};
 
 pub fn run(set: Set, family: Family) -> Outcome {
     let link = Link::up()?;
-    let to = SocketAddr::new(if family == Family::V4 { DEAD_V4 } else { DEAD_V6 }, 443);
+    let to = SocketAddr::new(dead(family), 443);
     let xctl = Xctl::start(set, &[])?;
     let witness = Witness::of(&xctl.ready.hooks)?;
     let before = Counters::of(&link.a)?;

@@ -13,8 +13,9 @@ use super::top::Top;
 
 use crate::actors::{Actor, Id, Protocols};
 use crate::claims::{Claims, Whose};
+use crate::counters::Counters;
 use crate::host::{Set, tool};
-use crate::link::{DEAD_V4, DEAD_V6, Link, Netns};
+use crate::link::{Link, Netns, dead};
 use crate::map;
 use crate::missed::program_misses;
 use crate::process::{PATIENCE, now, poll};
@@ -46,7 +47,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
     let (to_tcp, _) = connect(at_plain, plain, Protocols::Mptcp)?;
     let given = client.give(handed.0, &mut heir)?;
     let idle_given = client.give(idle.0, &mut heir)?;
-    let made = made_by_mptcp(&link.a)?;
+    let made = Counters::of(&link.a)?.value("MPCapableSYNACKRX")?;
     ensure!(made == 3, "{made} connections of MPTCP, where the test made 3");
 
     // xctl remembers nothing of a connection that has ended, nor of its parent
@@ -97,10 +98,7 @@ pub fn run(set: Set, family: Family) -> Outcome {
 pub fn subflows(set: Set, family: Family) -> Outcome {
     const PORT: u16 = 5204;
     // a second address of the server; the route to it starts at a dead address of the client
-    let (announced, dead, bits): (IpAddr, _, _) = match family {
-        Family::V4 => (Ipv4Addr::new(10, 99, 0, 50).into(), DEAD_V4, 32),
-        Family::V6 => (Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0x50).into(), DEAD_V6, 128),
-    };
+    let (announced, dead) = (second_address(family), dead(family));
     let link = Link::up()?;
     let (a, b) = (&link.a, &link.b);
     let mut server = Actor::new(b, "server")?;
@@ -110,17 +108,10 @@ pub fn subflows(set: Set, family: Family) -> Outcome {
         Ok(listener) => listener,
         Err(why) => return Ok(Verdict::Skipped(why)),
     };
-    // the option for an IPv6 address with a port needs the room that timestamps take in the header
-    [a, b].into_iter().try_for_each(|ns| ns.set("tcp_timestamps", "0"))?;
     // other connections must not choose this address as their source
-    ip(a, &format!("addr add {dead}/{bits} dev veth0 nodad preferred_lft 0"))?;
+    ip(a, &format!("addr add {dead} dev veth0 nodad preferred_lft 0"))?;
     ip(a, &format!("route add {announced} dev veth0 src {dead}"))?;
-    // neighbour discovery from the dead address would get no answer
-    ip(a, &format!("neigh replace {announced} lladdr {} nud permanent dev veth0", link.hardware(b)))?;
-    ip(b, &format!("addr add {announced}/{bits} dev veth0 nodad"))?;
-    ip(a, "mptcp limits set subflows 4 add_addr_accepted 4")?;
-    ip(b, "mptcp limits set subflows 4 add_addr_accepted 4")?;
-    ip(b, &format!("mptcp endpoint add {announced} port {PORT} signal"))?;
+    announce(&link, announced, PORT)?;
 
     let (ours, _) = client.connect(at, Protocols::Mptcp)?;
     let (theirs, _) = server.accept(listener)?;
@@ -148,6 +139,27 @@ pub fn subflows(set: Set, family: Family) -> Outcome {
     claims.judge(xctl, "")
 }
 
+/// An address that the server announces besides its first one.
+fn second_address(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 99, 0, 50).into(),
+        Family::V6 => Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0x50).into(),
+    }
+}
+
+/// Gives `b` a second address, which its MPTCP announces. Since a port is announced with it, the kernel listens for the subflow.
+/// `a` must have a route to the address.
+fn announce(link: &Link, second: IpAddr, port: u16) -> Result<()> {
+    let (a, b) = (&link.a, &link.b);
+    // the option for an IPv6 address with a port needs the room that timestamps take in the header
+    [a, b].into_iter().try_for_each(|ns| ns.set("tcp_timestamps", "0"))?;
+    // neighbour discovery from a dead address would get no answer
+    ip(a, &format!("neigh replace {second} lladdr {} nud permanent dev veth0", link.hardware(b)))?;
+    ip(b, &format!("addr add {second} dev veth0 nodad"))?;
+    [a, b].into_iter().try_for_each(|ns| ip(ns, "mptcp limits set subflows 4 add_addr_accepted 4"))?;
+    ip(b, &format!("mptcp endpoint add {second} port {port} signal"))
+}
+
 /// Both ends of connections with two subflows each: the server announces a second address.
 struct TwoWays {
     link: Link,
@@ -163,10 +175,6 @@ const NAMES: [&str; 6] = ["bytes_sent", "bytes_received", "segs_out", "segs_in",
 impl TwoWays {
     /// The inner error says that the kernel has no MPTCP.
     fn new(family: Family) -> Result<Result<TwoWays, String>> {
-        let (second, bits): (IpAddr, _) = match family {
-            Family::V4 => (Ipv4Addr::new(10, 99, 0, 50).into(), 32),
-            Family::V6 => (Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0x50).into(), 128),
-        };
         let link = Link::up()?;
         let (a, b) = (&link.a, &link.b);
         let mut server = Actor::new(b, "server")?;
@@ -175,15 +183,9 @@ impl TwoWays {
             Ok(listener) => listener,
             Err(why) => return Ok(Err(why)),
         };
-        // the option for an IPv6 address with a port needs the room that timestamps take in the header
-        [a, b].into_iter().try_for_each(|ns| ns.set("tcp_timestamps", "0"))?;
+        let second = second_address(family);
         ip(a, &format!("route add {second} dev veth0"))?;
-        ip(a, &format!("neigh replace {second} lladdr {} nud permanent dev veth0", link.hardware(b)))?;
-        ip(b, &format!("addr add {second}/{bits} dev veth0 nodad"))?;
-        ip(a, "mptcp limits set subflows 4 add_addr_accepted 4")?;
-        ip(b, "mptcp limits set subflows 4 add_addr_accepted 4")?;
-        // with a port, the kernel listens for the subflow
-        ip(b, &format!("mptcp endpoint add {second} port 5205 signal"))?;
+        announce(&link, second, 5205)?;
         Ok(Ok(TwoWays { link, server, client, listener, at }))
     }
 
@@ -276,7 +278,7 @@ pub fn reset(set: Set, family: Family) -> Outcome {
     drop(client);
     drop(server);
     link.quiet()?;
-    let resets = counter(&link.a, "MPFastcloseTx")?;
+    let resets = Counters::of(&link.a)?.value("MPFastcloseTx")?;
     ensure!(resets > 0, "the kernel did not reset the connection");
     for (xctl, is_early, before) in [(early, true, [[0; 6]; 2]), (late, false, before)] {
         let trace = xctl.stop(Signal::SIGINT)?;
@@ -312,19 +314,4 @@ fn ip(ns: &Netns, arguments: &str) -> Result<()> {
     let output = ns.enter(|| tool("ip").args(arguments.split(' ')).output().context("starting ip"))?;
     ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(())
-}
-
-/// The number of connections for which the peer has agreed to MPTCP.
-fn made_by_mptcp(ns: &Netns) -> Result<u64> {
-    counter(ns, "MPCapableSYNACKRX")
-}
-
-/// A counter of the namespace's MPTCP.
-fn counter(ns: &Netns, which: &str) -> Result<u64> {
-    let text = ns.enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/netstat")?))?;
-    let mut lines = text.lines().filter(|line| line.starts_with("MPTcpExt:"));
-    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
-    let (_, value) = pairs.find(|(name, _)| *name == which).with_context(|| format!("no counter {which}"))?;
-    value.parse().with_context(|| format!("{which} is {value}"))
 }

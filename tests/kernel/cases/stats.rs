@@ -83,8 +83,8 @@ impl Stage {
         })
     }
 
-    /// What both processes are told, once that no longer changes: delayed acknowledgements and timers are over. Without the time in
-    /// recovery if that still grows ([`TcpInfo::since`]).
+    /// The TCP_INFO of both processes, once it no longer changes: delayed acknowledgements and timers are over. It lacks the time in
+    /// recovery if that still grows ([`TcpInfo::at_rest`]).
     pub fn settled(&mut self, connection: &Connection) -> Result<[TcpInfo; 2]> {
         for _ in 0..20 {
             let before = self.told(connection)?;
@@ -92,7 +92,7 @@ impl Stage {
             let after = self.told(connection)?;
             if before.each_ref().map(settled) == after.each_ref().map(settled) {
                 let [writer, reader] = after;
-                return Ok([writer.since(&before[0]), reader.since(&before[1])]);
+                return Ok([writer.at_rest(&before[0]), reader.at_rest(&before[1])]);
             }
         }
         anyhow::bail!("the connection never rests: {:?}", self.told(connection)?)

@@ -219,7 +219,7 @@ fn gone(family: Family) -> Result<Expects> {
         Ok(told.state == CLOSED)
     })?;
     sleep(SOME_MILLISECONDS);
-    told = stage.writer.tcp_info(connection.writes.0)?.since(&told);
+    told = stage.writer.tcp_info(connection.writes.0)?.at_rest(&told);
     ensure!(gave_up && told.counter("retrans") > 2, "it does not give up: {told:?}");
     let expects = Expects::new(stage, connection, told, &["network", "loss"], &["idle", "needless", "path"]);
     Ok(Expects { least_busy, ..expects })
